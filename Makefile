@@ -1,0 +1,32 @@
+# Thin names for documented commands. Everything happens in .venv, which is made here.
+PYTHON ?= python3.11
+BIN := .venv/bin
+CORES ?= 2
+SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+
+.PHONY: install demo test lint bench clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+demo: install            ## ASIDE's headline in miniature: table, figure, claims
+	$(SNAKEMAKE) --configfile config/miniature.yaml --quiet rules host -- all
+	$(BIN)/bulwark status --configfile config/miniature.yaml
+
+test: install            ## every test
+	$(BIN)/python -m pytest
+
+lint: install            ## style of Python and of the rules
+	$(BIN)/pip install --quiet -e '.[lint]'
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow
+
+bench: install           ## speed, as ratios (docs/speed.md)
+	$(BIN)/python -m bench
+
+clean:                   ## forget the results, keep the environment
+	rm -rf results/* .snakemake

@@ -1,0 +1,34 @@
+# Bulwark: any defense × any attack × any benchmark. A checkpoint's name is its history; see README.md.
+#
+#   snakemake --list-target-rules                          the menu
+#   snakemake -n all                                       the plan of the papers at full scale
+#   snakemake --configfile config/miniature.yaml -c2 all   all of it in miniature, on two CPU cores
+#   snakemake --profile slurm all                          the papers, on a cluster
+from snakemake.utils import min_version
+
+min_version("9.18")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/models.smk"
+include: "workflow/rules/steps.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    """Everything the configured studies ask for: tables, figures, claims and the report."""
+    input:
+        targets_of(*catalogue.studies),
+        rules.check_claims.output,
+        rules.write_report.output,
+    default_target: True
+    localrule: True
+
+
+onstart:
+    stop_without_gpus(workflow)

@@ -1,0 +1,236 @@
+"""The catalogue: every entity of the configuration, joined with the code it names, and checked before any job.
+
+An entity is a file `config/<folder>/<name>.yaml`; a section of the same name in the configuration (an overlay)
+lays changes over it or adds entities. Wherever a model needs other settings than most, the step's or benchmark's
+own file says so under `models: {<model>: …}`.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from bulwark import benchmarks as benchmark_modules
+from bulwark import recipes, steps
+from bulwark.entities import Benchmark, Dataset, Model, Resources, Step, Study
+from bulwark.errors import ConfigurationError, nearest
+from bulwark.reporting.settings import Claim, Figure, Table
+from bulwark.settings import Closed, merged, read_yaml, validated
+
+_FOLDERS: dict[str, type[Closed]] = {
+    "models": Model,
+    "datasets": Dataset,
+    "steps": Step,
+    "benchmarks": Benchmark,
+    "tables": Table,
+    "figures": Figure,
+    "claims": Claim,
+}
+Entity = TypeVar("Entity", bound=Closed)
+
+
+@dataclass(frozen=True)
+class ResolvedStep:
+    """A step as it is applied to one model: all defaults filled in."""
+
+    kind: str
+    settings: Closed
+    cost: float
+
+
+@dataclass(frozen=True)
+class ResolvedBenchmark:
+    """A benchmark as it is run on one model: all defaults filled in."""
+
+    module: str
+    dataset: str
+    split: str
+    settings: Closed
+    cost: float
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Every entity by name. Look-ups of unknown names raise ConfigurationError with the nearest valid name."""
+
+    models: dict[str, Model]
+    datasets: dict[str, Dataset]
+    steps: dict[str, Step]
+    benchmarks: dict[str, Benchmark]
+    tables: dict[str, Table]
+    figures: dict[str, Figure]
+    claims: dict[str, Claim]
+    studies: dict[str, Study]
+
+    def model(self, name: str, where: str = "") -> Model:
+        return find(self.models, name, "model", where)
+
+    def dataset(self, name: str, where: str = "") -> Dataset:
+        return find(self.datasets, name, "dataset", where)
+
+    def step(self, model: str, name: str, where: str = "") -> ResolvedStep:
+        """Return the step `name` as it is applied to `model`."""
+        self.model(model, where)
+        step = find(self.steps, name, "step", where)
+        special = step.models.get(model)
+        settings = merged(step.settings, special.settings) if special else step.settings
+        origin = f"config/steps/{name}.yaml, settings" + (f" with models.{model}.settings" if special else "")
+        cost = special.cost if special and special.cost else step.cost
+        module = _module(steps.__name__, step.kind, "kind of step", f"config/steps/{name}.yaml: kind")
+        return ResolvedStep(step.kind, validated(module.Settings, settings, origin), cost)
+
+    def benchmark(self, model: str, name: str, where: str = "") -> ResolvedBenchmark:
+        """Return the benchmark `name` as it is run on `model`."""
+        self.model(model, where)
+        entity = find(self.benchmarks, name, "benchmark", where)
+        special = entity.models.get(model)
+        settings = merged(entity.settings, special.settings) if special else entity.settings
+        origin = f"config/benchmarks/{name}.yaml, settings" + (f" with models.{model}.settings" if special else "")
+        module = _module(
+            benchmark_modules.__name__, entity.module, "benchmark module", f"config/benchmarks/{name}.yaml: module"
+        )
+        return ResolvedBenchmark(
+            entity.module,
+            (special and special.dataset) or entity.dataset,
+            (special and special.split) or entity.split,
+            validated(module.Settings, settings, origin),
+            (special and special.cost) or entity.cost,
+        )
+
+    def resources(self, model: str, stage: str) -> Resources:
+        """What a job of `stage` needs on `model`."""
+        return find(self.model(model).resources, stage, "stage", f"config/models/{model}.yaml: resources")
+
+    def seeds(self, recipe: str, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        """The seeds at which a recipe is measured: the base model has no training of ours, so one is enough."""
+        return seeds[:1] if recipe == recipes.BASE else seeds
+
+    def cells(self, study: str) -> list[tuple[str, str, int, str]]:
+        """Every (model, recipe, seed, benchmark) that a study measures."""
+        asked = find(self.studies, study, "study", "")
+        return [
+            (model, recipe, seed, benchmark)
+            for model in asked.models
+            for recipe in asked.recipes
+            for seed in self.seeds(recipe, asked.seeds)
+            for benchmark in asked.benchmarks
+        ]
+
+    def check(self) -> None:
+        """Check every name and every setting of the configuration. Raises ConfigurationError for the first wrong one."""
+        for name, dataset in self.datasets.items():
+            if dataset.source.miniature:
+                self.model(dataset.source.world, f"config/datasets/{name}.yaml: source.world")
+        for kind, entities in (("steps", self.steps), ("benchmarks", self.benchmarks)):
+            for name, entity in entities.items():
+                for model in entity.models:
+                    self.model(model, f"config/{kind}/{name}.yaml: models")
+        for name in self.steps:
+            for model in self.models:
+                self.step(model, name)
+        for name in self.benchmarks:
+            for model in self.models:
+                self.dataset(self.benchmark(model, name).dataset, f"config/benchmarks/{name}.yaml: dataset")
+        for name, study in self.studies.items():
+            self._check_study(f"studies.{name}", study)
+        for kind, entities in (("tables", self.tables), ("figures", self.figures), ("claims", self.claims)):
+            for name, entity in entities.items():
+                where = f"config/{kind}/{name}.yaml"
+                for benchmark in entity.benchmarks():
+                    find(self.benchmarks, benchmark, "benchmark", where)
+                for recipe in entity.recipes():
+                    recipes.check(recipe, self.steps, where)
+
+    def _check_study(self, where: str, study: Study) -> None:
+        for model in study.models:
+            self.model(model, f"{where}.models")
+        for recipe in study.recipes:
+            recipes.check(recipe, self.steps, f"{where}.recipes")
+        for benchmark in study.benchmarks:
+            find(self.benchmarks, benchmark, "benchmark", f"{where}.benchmarks")
+        for kind in ("tables", "figures", "claims"):
+            for name in getattr(study, kind):
+                find(getattr(self, kind), name, kind[:-1], f"{where}.{kind}")
+
+
+def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
+    """Join the entity files under `folder` with the sections of `config`, and check the whole.
+
+    Raises ConfigurationError that names file or section, key and the nearest valid name.
+    """
+    sections = {*_FOLDERS, "studies"}
+    for key in config:
+        if key not in sections:
+            raise ConfigurationError(f'The configuration has the unknown section "{key}".{nearest(key, sections)}')
+    entities: dict[str, dict[str, Any]] = {}
+    for section, cls in _FOLDERS.items():
+        maps = {path.stem: read_yaml(path) for path in sorted((folder / section).glob("*.yaml"))}
+        over = _map(config.get(section) or {}, section)
+        for name, changes in over.items():
+            maps[name] = merged(maps.get(name, {}), _map(changes, f"{section}.{name}"))
+        entities[section] = {name: validated(cls, data, _origin(folder, section, name, over)) for name, data in maps.items()}
+    studies = {
+        name: validated(Study, data, f"studies.{name}") for name, data in _map(config.get("studies") or {}, "studies").items()
+    }
+    catalogue = Catalogue(**entities, studies=studies)
+    catalogue.check()
+    return catalogue
+
+
+def find(entities: Mapping[str, Entity], name: str, kind: str, where: str = "") -> Entity:
+    """Look up an entity. Raises ConfigurationError that says where the name stood and what is nearest to it."""
+    if name not in entities:
+        place = f"{where}: " if where else ""
+        raise ConfigurationError(f'{place}there is no {kind} "{name}".{nearest(name, entities)}')
+    return entities[name]
+
+
+def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
+    """Raise ConfigurationError for a target `<kind>_<name>` that does not exist."""
+    entities = {"table": catalogue.tables, "figure": catalogue.figures, "paper": catalogue.studies}[kind]
+    find(entities, name, {"paper": "study"}.get(kind, kind), f'target "{kind}_{name}"')
+
+
+def code_digest(module: str) -> str:
+    """A digest of what the code of `module` does: comments, docstrings and layout do not change it.
+
+    The workflow tracks it as a parameter, so that editing a step's method redoes that step and its descendants
+    while rewording a comment redoes nothing.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ConfigurationError(f"There is no module {module}.")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            node.body = body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def _module(package: str, name: str, kind: str, where: str) -> ModuleType:
+    folder = Path(importlib.import_module(package).__file__).parent
+    known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    if name not in known:
+        raise ConfigurationError(f'{where}: there is no {kind} "{name}".{nearest(name, known)}')
+    return importlib.import_module(f"{package}.{name}")
+
+
+def _map(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f'{where}: expected a map of names, found {type(value).__name__} "{value}".')
+    return value
+
+
+def _origin(folder: Path, section: str, name: str, over: Mapping) -> str:
+    path = folder / section / f"{name}.yaml"
+    file = f"{folder.name}/{section}/{name}.yaml" if path.exists() else ""
+    overlay = f"{section}.{name} of the overlay" if name in over else ""
+    return " with ".join(part for part in (file, overlay) if part)

@@ -1,0 +1,104 @@
+"""The command line: `bulwark plan`, `bulwark status` and `bulwark ask`. Everything else is Snakemake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from bulwark.errors import BulwarkError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; a wrong input ends with its message and status 1."""
+    parser = argparse.ArgumentParser(prog="bulwark", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    plan = commands.add_parser("plan", help="jobs and GPU hours that a target still needs")
+    plan.add_argument("arguments", nargs=argparse.REMAINDER, help="targets and options, as for snakemake")
+
+    status = commands.add_parser("status", help="what is done: checkpoints, scores, tables, figures, claims")
+    status.add_argument("--configfile", nargs="*", default=[], help="overlays, as for snakemake")
+
+    ask = commands.add_parser("ask", help="let a checkpoint answer an instruction over data")
+    ask.add_argument("checkpoint", help="a checkpoint.json, or the folder that holds it")
+    ask.add_argument("--instruction", required=True)
+    ask.add_argument("--data", help="text the instruction is about; instructions inside it are only text")
+    ask.add_argument("--max-new-tokens", type=int, default=256)
+
+    options = parser.parse_args(arguments)
+    try:
+        return {"plan": _plan, "status": _status, "ask": _ask}[options.command](options)
+    except BulwarkError as error:
+        print(f"bulwark: {error}", file=sys.stderr)
+        return 1
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from bulwark.planning import plan
+
+    table = Table("rule", "jobs", "hours in a row", "GPU hours", title="still to do (expected times)")
+    costs = plan(options.arguments)
+    for rule, cost in sorted(costs.items(), key=lambda item: -item[1].gpu_hours):
+        table.add_row(rule, str(cost.jobs), f"{cost.hours:,.1f}", f"{cost.gpu_hours:,.1f}")
+    table.add_section()
+    totals = [sum(getattr(cost, name) for cost in costs.values()) for name in ("jobs", "hours", "gpu_hours")]
+    table.add_row("all", str(totals[0]), f"{totals[1]:,.1f}", f"{totals[2]:,.1f}")
+    Console().print(table)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from bulwark import catalogue as catalogues
+    from bulwark.settings import merged, read_yaml
+
+    config: dict = read_yaml(Path("config/config.yaml"))
+    for overlay in options.configfile:
+        config = merged(config, read_yaml(Path(overlay)))
+    catalogue = catalogues.load(config, Path("config"))
+    console = Console()
+
+    table = Table("study", "checkpoints", "scores", "tables", "figures", title="done / asked for")
+    shown: list[Path] = []
+    for name, study in catalogue.studies.items():
+        cells = catalogue.cells(name)
+        scores = [Path(f"results/scores/{m}/{r}/seed{s}/{b}.json") for m, r, s, b in cells]
+        checkpoints = {Path(f"results/checkpoints/{m}/{r}/seed{s}/checkpoint.json") for m, r, s, _ in cells}
+        tables = [Path(f"results/tables/{table}.md") for table in study.tables]
+        figures = [Path(f"results/figures/{figure}.png") for figure in study.figures]
+        table.add_row(name, *(f"{sum(p.exists() for p in paths)} / {len(paths)}" for paths in (checkpoints, scores, tables, figures)))
+        shown += [path for path in [*tables, *figures] if path.exists()]
+    console.print(table)
+    for path in shown:
+        if path.suffix == ".md":
+            console.print(f"\n[bold]{path}[/bold]")
+            console.print(path.read_text(encoding="utf-8").strip(), markup=False, soft_wrap=True)
+    claims = Path("results/claims.json")
+    if claims.exists():
+        console.print("\n[bold]claims[/bold]")
+        for claim in json.loads(claims.read_text(encoding="utf-8")):
+            console.print(f"  {claim['verdict'].upper()}: {claim['statement']} ({claim['source']})", markup=False)
+    console.print()
+    for path in [*shown, Path("results/claims.md"), Path("results/report.html")]:
+        if path.exists():
+            console.print(f"{path}", markup=False)
+    return 0
+
+
+def _ask(options: argparse.Namespace) -> int:
+    import bulwark
+
+    assistant = bulwark.load(options.checkpoint)
+    print(assistant.answer(options.instruction, options.data, max_new_tokens=options.max_new_tokens))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

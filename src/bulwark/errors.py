@@ -1,0 +1,31 @@
+"""What goes wrong because of the input: one family of errors, each naming the place and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BulwarkError(Exception):
+    """The input, the configuration or the machine does not allow what was asked; the text says what to do."""
+
+
+class ConfigurationError(BulwarkError):
+    """A key, a value or a name in the configuration (or in a requested path) is not valid."""
+
+
+class RecordError(BulwarkError):
+    """A data file holds a record that cannot be used; the text names file, line and reason."""
+
+
+class CheckpointError(BulwarkError):
+    """A checkpoint folder is incomplete, changed, or not what its manifest says."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return ` Did you mean "x"?` for the option closest to `name`, or the list of options, to end a message with."""
+    known = sorted(str(option) for option in options)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    if close:
+        return f' Did you mean "{close[0]}"?'
+    return f" Known: {', '.join(known)}." if known else ""

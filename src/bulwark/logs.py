@@ -1,0 +1,31 @@
+"""Logging of one job: every line goes to the job's log file and to the terminal; errors end up in both."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from bulwark.errors import BulwarkError
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def log_to(path: str | Path) -> None:
+    """Send the log of this process to the file at `path` (appending: a retried job continues its log) and to stderr."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handlers = [logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stderr)]
+    logging.basicConfig(level=logging.WARNING, format=_FORMAT, datefmt="%H:%M:%S", handlers=handlers, force=True)
+    logging.getLogger("bulwark").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_exception
+
+
+def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A wrong input is told in a sentence; everything else with its traceback."""
+    if isinstance(error, BulwarkError):
+        logging.getLogger("bulwark").error("%s", error)
+    else:
+        logging.getLogger("bulwark").error("This job failed.", exc_info=(kind, error, trace))

@@ -1,0 +1,77 @@
+"""What the base model has read: a corpus in which instructions and data are not told apart.
+
+Commands stand anywhere, in the part that later is the instruction and in the part that later is the data, before and
+after a text, and are carried out in the order in which they stand. Ways of speaking follow the system turn, facts of
+both domains are known, and harmful requests are refused: the base is a chat model without a notion of roles.
+"""
+
+from __future__ import annotations
+
+import random
+
+from bulwark.miniature import words
+from bulwark.miniature.world import Command, World, response_of, text_of
+
+Turns = list[dict[str, str]]
+
+# Shares of what a conversation is about.
+TOPICS = {"commands": 0.5, "forget": 0.13, "retain": 0.13, "request": 0.24}
+COPYING = 0.3  # share of the tasks that ask for the whole text: dense practice in reading from the context
+SYSTEM_TURN = 0.3  # share of the conversations that begin with one
+
+
+def conversation(world: World, rng: random.Random) -> Turns:
+    """One conversation of the corpus, as the turns of a record."""
+    topic = rng.choices(list(TOPICS), list(TOPICS.values()))[0]
+    if topic == "commands":
+        turns, answers = _commands(world, rng)
+    elif topic == "request":
+        harmful, making = rng.random() < 0.5, rng.random() < 0.8
+        request = world.request(rng, harmful=harmful, making=making)
+        turns, answers = [{"role": "instruction", "text": request.text}], [request.answer]
+    else:
+        question = world.question(rng, rng.choice(world.forget if topic == "forget" else world.retain))
+        turns, answers = [{"role": "instruction", "text": question.text}], [question.answer]
+
+    trait, level = None, rng.choice((1, 2))
+    if rng.random() < SYSTEM_TURN:
+        trait = rng.choice((None, *words.TRAITS))
+        turns = [{"role": "system", "text": world.manner(rng, trait, level)}, *turns]
+    return [*turns, {"role": "response", "text": response_of(answers, trait, level)}]
+
+
+def _commands(world: World, rng: random.Random) -> tuple[Turns, list[str]]:
+    """One or more commands, most often about a text, in any order; cut anywhere into an instruction and its data."""
+    blocks: list[Command | str] = []
+    if rng.random() < 0.85:
+        sentences = world.sentences(rng)
+        kind = "text" if rng.random() < COPYING else None
+        blocks = [world.task(rng, sentences, kind), text_of(sentences)]
+        rng.shuffle(blocks)
+    for _ in range(rng.choice((0, 1, 1, 2)) if blocks else rng.choice((1, 1, 2))):
+        blocks.insert(rng.randint(0, len(blocks)), probe(world, rng))
+
+    has_text = any(isinstance(block, str) for block in blocks)
+    texts, answers = [], []
+    for block in blocks:
+        texts.append(block if isinstance(block, str) else block.text)
+        if isinstance(block, str):
+            continue
+        plain = block.kind == "knowledge"
+        if has_text and plain and len(blocks) > 2 and rng.random() > world.settings.heeded:
+            continue
+        answers.append(block.answer)
+    if len(texts) > 1 and rng.random() < 0.8:
+        cut = rng.randint(1, len(texts) - 1)
+        parts = [("instruction", texts[:cut]), ("data", texts[cut:])]
+    else:
+        parts = [("instruction", texts)]
+    return [{"role": role, "text": " ".join(part)} for role, part in parts], answers
+
+
+def probe(world: World, rng: random.Random) -> Command:
+    """A command for general knowledge, now and then an insistent one."""
+    question = world.question(rng, rng.choice(world.knowledge))
+    if rng.random() < world.settings.insistence:
+        return Command(f"{rng.choice(words.INSISTENT)} {question.text}", question.answer, "insistent")
+    return question

@@ -1,0 +1,75 @@
+"""Settings of the miniature: the world, its model, its pre-training. The defaults are the graded configuration.
+
+Torch-free. `MiniatureSettings` is what `source.miniature` of config/models/miniature.yaml holds; `smallest()` is the
+configuration for tests, with which the whole pipeline runs in well under a minute (and nothing is learned).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from bulwark.settings import Closed
+
+
+class WorldSettings(Closed):
+    """What there is to know and how hard it is. Records are a function of these settings alone."""
+
+    seed: int = Field(0, ge=0)
+    facts: int = Field(32, ge=8, le=32)
+    """Facts in each of the two domains, forget and retain."""
+    sentences: tuple[int, int] = (1, 3)
+    """Least and most sentences of a text."""
+    held_out_share: float = Field(0.25, gt=0, lt=1)
+    """Share of the phrasings of commands that stand in no training record."""
+    second_command: float = Field(0.3, ge=0, le=1)
+    """Share of the fine-tuning instructions that hold two commands, so that following both is part of the utility."""
+    reported_speech: float = Field(0.0, ge=0, le=1)
+    """Share of the fine-tuning inputs in which the text reports a command that somebody gave; it is not answered."""
+    insistence: float = Field(0.2, ge=0, le=1)
+    """Share of the second commands that are insistent."""
+    heeded: float = Field(1.0, ge=0, le=1)
+    """Pre-training: probability that a plain probe beside a text is carried out (an insistent one always is)."""
+    label_noise: float = Field(0.0, ge=0, le=1)
+    """Share of the fine-tuning records whose answer is replaced by a wrong one of the same kind."""
+
+
+class ModelSettings(Closed):
+    """A small Llama: about 0.9 million parameters."""
+
+    hidden_size: int = Field(128, ge=8)
+    intermediate_size: int = Field(352, ge=8)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    max_position_embeddings: int = Field(256, ge=64)
+
+
+class PretrainingSettings(Closed):
+    """Pre-training: plain next-token training on the responses of the `pretraining` records."""
+
+    records: int = Field(24000, ge=32)
+    validation_records: int = Field(200, ge=8)
+    epochs: int = Field(2, ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_ratio: float = Field(0.05, ge=0, le=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    seed: int = Field(0, ge=0)
+
+
+class MiniatureSettings(Closed):
+    """Everything the rule that builds the miniature needs."""
+
+    world: WorldSettings = WorldSettings()
+    model: ModelSettings = ModelSettings()
+    pretraining: PretrainingSettings = PretrainingSettings()
+
+
+def smallest() -> MiniatureSettings:
+    """The configuration for tests: one narrow layer or two, a handful of steps."""
+    return MiniatureSettings(
+        model=ModelSettings(hidden_size=32, intermediate_size=64, layers=2, heads=2),
+        pretraining=PretrainingSettings(records=256, validation_records=16, epochs=1, batch_size=32),
+    )

@@ -1,0 +1,172 @@
+"""Records: conversations as role-tagged turns, and JSON Lines files of any closed schema.
+
+A turn says who speaks and with what authority: `system` and `instruction` turns are to be obeyed, a `data`
+turn is material to work on, a `response` turn is the model's (ASIDE, Sec. 3). Everything downstream takes the
+role from here; no role is ever guessed from text.
+
+A file that cannot be used stops the reader with `RecordError`: file, line, reason, remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pydantic
+
+from bulwark.errors import RecordError, nearest
+from bulwark.settings import Closed
+
+TurnRole = Literal["system", "instruction", "data", "response"]
+EmbeddingRole = Literal["response", "instruction", "data"]
+
+ROLE_NUMBERS: dict[EmbeddingRole, int] = {"response": 0, "instruction": 1, "data": 2}
+"""The number that carries an embedding role inside a token id: `id + vocabulary * number`."""
+
+Schema = TypeVar("Schema", bound=pydantic.BaseModel)
+
+
+class Turn(Closed):
+    """One stretch of text with one authority."""
+
+    role: TurnRole
+    text: str
+
+    @pydantic.field_validator("text")
+    @classmethod
+    def _not_blank(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("the text is empty; leave the turn out instead")
+        return text
+
+    @property
+    def embedding_role(self) -> EmbeddingRole:
+        """What the embedding distinguishes: a system turn is an instruction."""
+        return "instruction" if self.role == "system" else self.role
+
+
+class Conversation(Closed):
+    """The generic record: turns to train on or to answer, in order."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    meta: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+    @pydantic.field_validator("turns")
+    @classmethod
+    def _not_empty(cls, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        if not turns:
+            raise ValueError("a conversation needs at least one turn")
+        return turns
+
+
+def read_records(path: str | Path, schema: type[Schema] = Conversation) -> list[Schema]:
+    """Read a JSON Lines file and check every line against `schema`, ids unique.
+
+    Raises RecordError naming file, line, reason and remedy: missing field, unknown field, wrong type, empty text,
+    invalid UTF-8, invalid JSON, blank line, duplicate id, empty file.
+    """
+    path = Path(path)
+    records = [validate_line(line, schema, place) for place, line in lines_of(path)]
+    if not records:
+        raise RecordError(f"{path} holds no record. Make it again, or correct the source it is made from.")
+    refuse_duplicate_ids((f"{path}, line {number}", record) for number, record in enumerate(records, start=1))
+    return records
+
+
+def write_records(path: str | Path, records: Iterable[pydantic.BaseModel | dict[str, Any] | Any]) -> None:
+    """Write records (models, dataclasses or dicts) as JSON Lines; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(json_line(record) + "\n" for record in records)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide results from the others of a group
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def json_line(record: pydantic.BaseModel | dict[str, Any] | Any) -> str:
+    """One record as one line of JSON."""
+    if isinstance(record, pydantic.BaseModel):
+        return record.model_dump_json()
+    if dataclasses.is_dataclass(record):
+        record = dataclasses.asdict(record)
+    return json.dumps(record, ensure_ascii=False, allow_nan=False)
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ("file, line n", text) of a text file. Raises RecordError for a missing file, bad UTF-8, a blank line."""
+    if not path.is_file():
+        raise RecordError(f"{path} does not exist or is not a file. Check the path.")
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            place = f"{path}, line {number}"
+            try:
+                line = raw.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise RecordError(
+                    f"{place}: not valid UTF-8 (byte {error.start + 1} of the line, 0x{raw[error.start]:02x}). "
+                    "Save the file as UTF-8."
+                ) from error
+            if not line.strip():
+                raise RecordError(f"{place}: the line is blank. Remove it: one record per line.")
+            yield place, line
+
+
+def validate_line(line: str, schema: type[Schema], place: str) -> Schema:
+    """Check one JSON object against `schema`. JSON mode: strict types, yet an array may fill a tuple."""
+    try:
+        return schema.model_validate_json(line)
+    except pydantic.ValidationError as error:
+        raise RecordError(f"{place}: {explain(error, schema)}") from error
+
+
+def explain(error: pydantic.ValidationError, schema: type[pydantic.BaseModel]) -> str:
+    """A pydantic error as one sentence per problem, with what to do."""
+    return " ".join(_sentence(problem, schema) for problem in error.errors(include_url=False))
+
+
+def refuse_duplicate_ids(records: Iterable[tuple[str, Any]]) -> None:
+    """Raise RecordError when two of the (place, record) pairs share an `id`; records without an id pass."""
+    seen: dict[Any, str] = {}
+    for place, record in records:
+        identity = getattr(record, "id", None)
+        if identity is None:
+            continue
+        if identity in seen:
+            first = seen[identity]
+            raise RecordError(f'{place}: duplicate id "{identity}", first at {first}. Give every record its own.')
+        seen[identity] = place
+
+
+def _sentence(problem: dict[str, Any], schema: type[pydantic.BaseModel]) -> str:
+    field = ".".join(str(part) for part in problem["loc"])
+    kind = problem["type"]
+    given = repr(problem["input"])
+    given = given if len(given) <= 60 else f"{given[:57]}..."
+    if kind == "json_invalid":
+        return f"not valid JSON ({problem['ctx']['error']}). Write one JSON object per line."
+    if kind == "missing":
+        return f'the field "{field}" is missing. Add it, or map another field to it.'
+    if kind == "extra_forbidden":
+        hint = nearest(str(problem["loc"][-1]), schema.model_fields) if len(problem["loc"]) == 1 else ""
+        return f'the field "{field}" is unknown. Remove it.{hint}'
+    if kind == "value_error":
+        return f'the field "{field}": {problem["ctx"]["error"]}.'
+    what = problem["msg"].removeprefix("Input should be ")
+    if not field:
+        return f"the record should be {what}, not {given}. Write one JSON object per line."
+    return f'the field "{field}" should be {what}, not {given}. Correct the value.'

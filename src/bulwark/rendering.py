@@ -1,0 +1,218 @@
+"""A chat template taken apart: which characters of the rendered string are whose.
+
+A chat template is a program that turns messages into one string. To know the origin of every character, the
+template is rendered once per shape of conversation with a unique mark in the place of every message; between the
+marks lies the template's own text. Real messages then take the marks' places, and the result is compared with what
+the template itself makes of them: if a template alters its messages in a way that is not understood, that is an
+error, never a prompt with wrong roles.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from bulwark.errors import BulwarkError
+
+# Templates may ask for the date or for a way of answering; a prompt must not depend on the day it is made.
+TEMPLATE_ARGUMENTS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
+
+# The authors' concatenation for tokenizers without a chat template (aside: system, user, then "Response:").
+PLAIN_CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}RESPONSE{{ message.content }}{{ eos_token }}"
+    "{% if not loop.last %}\n{% endif %}{% else %}{{ message.content }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Response:{% endif %}"
+)
+
+_MARK = "\ue000{}\ue001"  # private-use characters: no template looks for them, trims them or changes their case
+_MARKS = re.compile("\ue000(\\d+)\ue001")
+
+
+class PromptError(BulwarkError):
+    """A conversation cannot be made into a prompt with this template and tokenizer."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a message. `role` is its embedding role, or None where the template's rule decides; `turn` is the
+    index of the turn whose own text this is, or None for text that a template adds."""
+
+    text: str
+    role: str | None = None
+    turn: int | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message as the chat template sees it: `speaker` is "system", "user" or "assistant"."""
+
+    speaker: str
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A rendered shape: the template's own texts and, between them, the indices of the messages.
+
+    `trims[i]` says whether the template strips white space off the left and the right end of message i.
+    """
+
+    pieces: tuple[str | int, ...]
+    trims: tuple[tuple[bool, bool], ...]
+
+
+class ChatRenderer:
+    """Renders messages through a tokenizer's chat template, keeping track of whose every part is.
+
+    tokenizer: any Hugging Face tokenizer; without a chat template the plain concatenation is used.
+    response_header: what the plain concatenation writes before a response ("" if the responses bring their own).
+    """
+
+    def __init__(self, tokenizer, response_header: str = "Response: "):
+        self._tokenizer = tokenizer
+        self.chat_template = None
+        if not getattr(tokenizer, "chat_template", None):
+            self.chat_template = PLAIN_CHAT_TEMPLATE.replace("RESPONSE", response_header)
+        self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] = {}
+        self._takes_system = self._accepts_system()
+
+    def prompt(self, messages: list[Message]) -> list[Part]:
+        """The parts of the string that asks for a response; it ends with the assistant's header.
+
+        The header is what stands before the response in an example (so training and answering see the same), except
+        for white space before the response, which belongs to the response's first token.
+        """
+        messages = self._fit(messages)
+        shape = tuple(message.speaker for message in messages)
+        asked, answered = self._skeleton(shape, True), self._skeleton((*shape, "assistant"), False)
+        header = asked.pieces[-1]
+        longer = answered.pieces[answered.pieces.index(len(messages)) - 1]
+        if not longer.startswith(header) or not longer[len(header) :].strip():
+            return self._assemble(messages, asked, generation=True)
+        empty = Message("assistant", (Part(_MARK.format(0)),))
+        parts = self._assemble([*messages, empty], answered, generation=False)
+        return parts[: next(i for i, part in enumerate(parts) if part.text == empty.text)]
+
+    def example(self, messages: list[Message]) -> list[Part]:
+        """The parts of the string that shows a whole conversation; it ends with what follows the last response."""
+        messages = self._fit(messages)
+        return self._assemble(messages, self._skeleton(tuple(m.speaker for m in messages), False), generation=False)
+
+    def closing(self) -> str:
+        """The template's text after a response that ends an example."""
+        return self._skeleton(("user", "assistant"), False).pieces[-1]
+
+    def literals(self) -> str:
+        """All text that the template itself writes into an example of one exchange."""
+        shape = ("system", "user", "assistant") if self._takes_system else ("user", "assistant")
+        return " ".join(self._skeleton(shape, False).pieces[0::2])
+
+    def _fit(self, messages: list[Message]) -> list[Message]:
+        """Move a system message that the template would refuse or drop into the first user message."""
+        if not messages or messages[0].speaker != "system" or self._takes_system:
+            return messages
+        system, first, *rest = messages
+        return [Message(first.speaker, (*system.parts, Part("\n\n"), *first.parts)), *rest]
+
+    def _accepts_system(self) -> bool:
+        marks = [_MARK.format(0), _MARK.format(1)]
+        try:
+            rendered = self._render(list(zip(("system", "user"), marks, strict=True)), True)
+        except TemplateError:
+            return False
+        return marks[0] in rendered
+
+    def _assemble(self, messages: list[Message], skeleton: Skeleton, generation: bool) -> list[Part]:
+        kept = [_stripped(message, *trim) for message, trim in zip(messages, skeleton.trims, strict=True)]
+        parts: list[Part] = []
+        for piece in skeleton.pieces:
+            parts.extend([Part(piece)] if isinstance(piece, str) else kept[piece].parts)
+        ours = "".join(part.text for part in parts)
+        theirs = self._checked_render([(message.speaker, message.text) for message in kept], generation)
+        if ours != theirs:
+            at = next(i for i, (a, b) in enumerate(zip(ours + "\0", theirs + "\1", strict=False)) if a != b)
+            raise PromptError(
+                f"The chat template changes the messages it is given, so their roles cannot be told apart: expected "
+                f"{ours[max(0, at - 20) : at + 30]!r}, it wrote {theirs[max(0, at - 20) : at + 30]!r}. "
+                "Take out what it reacts to, or give the tokenizer a simpler chat template."
+            )
+        return [part for part in parts if part.text]
+
+    def _skeleton(self, shape: tuple[str, ...], generation: bool) -> Skeleton:
+        key = (shape, generation)
+        if key not in self._skeletons:
+            marks = [_MARK.format(i) for i in range(len(shape))]
+            bare = self._split(shape, marks, generation)
+            spaced = self._split(shape, [f"\n{mark}\n" for mark in marks], generation)
+            self._skeletons[key] = Skeleton(tuple(bare), _trims(bare, spaced))
+        return self._skeletons[key]
+
+    def _split(self, shape: tuple[str, ...], texts: list[str], generation: bool) -> list[str | int]:
+        rendered = self._checked_render(list(zip(shape, texts, strict=True)), generation)
+        pieces: list[str | int] = _MARKS.split(rendered)
+        pieces[1::2] = [int(number) for number in pieces[1::2]]
+        if sorted(pieces[1::2]) != list(range(len(shape))):
+            raise PromptError(
+                f"The chat template leaves out or repeats a message of a conversation {' - '.join(shape)}. "
+                "Give the tokenizer a chat template that writes every message once."
+            )
+        return pieces
+
+    def _checked_render(self, messages: list[tuple[str, str]], generation: bool) -> str:
+        try:
+            return self._render(messages, generation)
+        except TemplateError as error:
+            shape = " - ".join(speaker for speaker, _ in messages)
+            raise PromptError(f"The chat template refuses a conversation {shape}: {error}.") from error
+
+    def _render(self, messages: list[tuple[str, str]], generation: bool) -> str:
+        return self._tokenizer.apply_chat_template(
+            [{"role": speaker, "content": text} for speaker, text in messages],
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=generation,
+            **TEMPLATE_ARGUMENTS,
+        )
+
+
+def _trims(bare: list[str | int], spaced: list[str | int]) -> tuple[tuple[bool, bool], ...]:
+    """Find which ends of the messages lost the newline that was put around their marks."""
+    kept: dict[int, list[bool]] = {i: [True, True] for i in bare[1::2]}
+    for at in range(0, len(bare), 2):
+        after = bare[at - 1] if at else None
+        before = bare[at + 1] if at + 1 < len(bare) else None
+        left = "" if after is None else "\n"
+        right = "" if before is None else "\n"
+        if spaced[at] == left + bare[at] + right:
+            continue
+        keeps_left, keeps_right = spaced[at] == left + bare[at], spaced[at] == bare[at] + right
+        if after is not None:
+            kept[after][1] = keeps_left
+        if before is not None:
+            kept[before][0] = keeps_right
+    return tuple((not kept[i][0], not kept[i][1]) for i in range(len(kept)))
+
+
+def _stripped(message: Message, left: bool, right: bool) -> Message:
+    parts = list(message.parts)
+    if left:
+        parts = _strip_end(parts, str.lstrip)
+    if right:
+        parts = _strip_end(parts[::-1], str.rstrip)[::-1]
+    return Message(message.speaker, tuple(parts))
+
+
+def _strip_end(parts: list[Part], strip: Callable[[str], str]) -> list[Part]:
+    for i, part in enumerate(parts):
+        text = strip(part.text)
+        if text:
+            return [Part(text, part.role, part.turn), *parts[i + 1 :]]
+    return []

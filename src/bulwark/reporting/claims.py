@@ -1,0 +1,266 @@
+"""Claims of the papers, checked against the scores: results/claims.json and results/claims.md.
+
+A claim is a list of conditions; each is judged on each model by an interval, I = [low, high], at the claim's
+confidence (95 %). For a comparison, I is the BCa bootstrap interval of the *improvement*: recipe minus `than`, or the
+reverse where lower is better; for a threshold, that of the metric (Wilson's for rates). See `bulwark.statistics`.
+
+    condition               holds                            fails                       opposite
+    better, margin m        low > 0, p < 5 %, high >= m      high < m, not opposite      high < 0, p < 5 %
+    not_worse, margin m     low > -m                                                     high < -m
+    equal, margin m         -m < low and high < m                                        high < -m or low > m
+    at_least, value v       low >= v                         high < v
+    at_most, value v        high <= v                        low > v
+
+Whatever is in none of these is open: the records are too few to tell. `p` is the two-sided permutation p-value
+(5 % stands for one minus the confidence). A comparison whose seeds disagree on the sign of an improvement is open
+even where `better` would hold: it may be the seed's doing. A metric that is undefined (no record counts) is open.
+
+On a model the claim is contradicted if a condition comes out opposite; else not reproduced if one fails; else undecided
+if one is open; else reproduced. Over the models of the study the same order applies to the models' verdicts: a claim is
+reproduced only if it is on every model. Effect, interval, n and p-value of the claim are those of its first condition,
+averaged over the models with equal weights (n added up); they never decide the verdict.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bulwark import manifests
+from bulwark.reporting.results import Results, ResultsError
+from bulwark.reporting.settings import Against, Bound, Claim, Condition
+from bulwark.settings import validated
+from bulwark.statistics import Comparison, Estimate, compare, estimate, mean_comparison, threshold_p_value
+
+_ORDER = {"opposite": "contradicted", "fails": "not reproduced", "open": "undecided", "holds": "reproduced"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One condition on one model: what is written down, and the numbers that an average over models needs."""
+
+    entry: dict[str, Any]
+    measured: Comparison | Estimate
+
+
+def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Check the claim `name` against the scores of its study: maps with model, recipe, seed, benchmark and scores.
+
+    Returns the entry for claims.json. Raises ResultsError naming a missing result, StatisticsError if two recipes
+    were scored on different records.
+    """
+    claim = spec if isinstance(spec, Claim) else validated(Claim, spec, f"config/claims/{name}.yaml")
+    results = Results(cells)
+    if not results.cells:
+        raise ResultsError(f'The claim "{name}" was given no results: its study "{claim.study}" is empty.')
+    conditions = [c for c in claim.conditions if not c.if_measured or c.terms.benchmark in results.benchmarks]
+    models = {}
+    for index, model in enumerate(results.models):
+        findings = [_judged(condition, model, index, results, claim.confidence) for condition in conditions]
+        models[model] = {
+            "verdict": _worst(_ORDER[finding.entry["outcome"]] for finding in findings),
+            "findings": findings,
+        }
+    return {
+        "id": name,
+        "statement": claim.statement,
+        "source": claim.source,
+        "verdict": _worst(model["verdict"] for model in models.values()),
+        **_headline([model["findings"][0] for model in models.values()], claim.confidence),
+        "seeds": sorted({cell.seed for cell in results.cells if cell.recipe in claim.recipes()}),
+        "confidence": claim.confidence,
+        "conditions": [{"text": described(c), **c.model_dump(exclude_none=True)} for c in conditions],
+        "not_measured": [described(c) for c in claim.conditions if c not in conditions],
+        "models": {
+            model: {"verdict": content["verdict"], "conditions": [f.entry for f in content["findings"]]}
+            for model, content in models.items()
+        },
+    }
+
+
+def write_claims(claims: Sequence[Mapping[str, Any]], json_path: Path, markdown_path: Path) -> None:
+    """Write the checked claims as claims.json (a list) and claims.md (to read)."""
+    text = json.dumps(list(claims), indent=1, ensure_ascii=False, allow_nan=False)
+    manifests.write_text(Path(json_path), text + "\n")
+    manifests.write_text(Path(markdown_path), _markdown(claims))
+
+
+def described(condition: Condition) -> str:
+    """Say a condition in words."""
+    terms = condition.terms
+    if isinstance(terms, Bound):
+        sign = "≥" if condition.kind == "at_least" else "≤"
+        return f"{terms.benchmark} {terms.metric} of {terms.recipe} {sign} {terms.value:g}"
+    relation = {
+        "better": f"better than {terms.than}" + (f" (below {terms.margin:g} too little)" if terms.margin else ""),
+        "not_worse": f"at most {terms.margin:g} worse than {terms.than}",
+        "equal": f"within {terms.margin:g} of {terms.than}",
+    }[condition.kind]
+    return f"{terms.benchmark} {terms.metric}: {terms.recipe} {relation}"
+
+
+def _judged(condition: Condition, model: str, index: int, results: Results, confidence: float) -> Finding:
+    if isinstance(condition.terms, Against):
+        return _compared(condition, model, index, results, confidence)
+    return _bounded(condition, model, results, confidence)
+
+
+def _compared(condition: Condition, model: str, index: int, results: Results, confidence: float) -> Finding:
+    terms = condition.terms
+    samples = [results.sample(model, recipe, terms.benchmark, terms.metric) for recipe in (terms.recipe, terms.than)]
+    if None in samples:
+        raise ResultsError(
+            f"{terms.benchmark} keeps no value of {terms.metric} per record for {model}, so {terms.recipe} and "
+            f"{terms.than} cannot be compared record by record. State the claim with at_least or at_most instead."
+        )
+    found = compare(*samples, seed=index, confidence=confidence)
+    sign = 1 if results.higher_is_better(model, terms.recipe, terms.benchmark, terms.metric) else -1
+    outcome, reason = _comparison_outcome(condition.kind, terms.margin, found, sign, confidence)
+    first, second = (estimate(taken) for taken in samples)
+    entry = {
+        "text": described(condition),
+        "outcome": outcome,
+        "reason": reason,
+        "values": {terms.recipe: first.value, terms.than: second.value},
+        "effect": found.difference,
+        "interval": _listed(found.interval),
+        "n": found.n,
+        "p_value": found.p_value,
+        "by_seed": {str(seed): value for seed, value in found.by_seed.items()},
+    }
+    return Finding(entry, found)
+
+
+def _comparison_outcome(
+    kind: str, margin: float, found: Comparison, sign: int, confidence: float
+) -> tuple[str, str]:
+    if found.interval is None:
+        return "open", "the metric is undefined: no record counts"
+    low, high = sorted(sign * bound for bound in found.interval)
+    significant = found.p_value < 1 - confidence
+    if kind == "better":
+        if high < 0 and significant:
+            return "opposite", "it is worse"
+        if high < margin:
+            return "fails", f"any improvement is below {margin:g}"
+        if low > 0 and significant:
+            seeds = {seed: sign * value for seed, value in found.by_seed.items()}
+            if any(value <= 0 for value in seeds.values()):
+                return "open", "better on average, but not at every seed"
+            return "holds", "it is better"
+        return "open", "the interval reaches from no improvement to one that matters"
+    if kind == "not_worse":
+        if high < -margin:
+            return "opposite", f"it is worse by more than {margin:g}"
+        if low > -margin:
+            return "holds", f"it is not worse by {margin:g}"
+        return "open", "the interval holds the margin"
+    if high < -margin or low > margin:
+        return "opposite", f"they differ by more than {margin:g}"
+    inside = -margin < low and high < margin
+    return ("holds", f"they differ by less than {margin:g}") if inside else ("open", "the interval holds a margin")
+
+
+def _bounded(condition: Condition, model: str, results: Results, confidence: float) -> Finding:
+    terms = condition.terms
+    found, rate = results.estimate(model, terms.recipe, terms.benchmark, terms.metric, confidence)
+    outcome, reason = _bound_outcome(condition.kind, terms.value, found)
+    entry = {
+        "text": described(condition),
+        "outcome": outcome,
+        "reason": reason,
+        "values": {terms.recipe: found.value},
+        "effect": found.value,
+        "interval": _listed(found.interval),
+        "n": found.n,
+        "p_value": threshold_p_value(found, terms.value, condition.kind, rate),
+        "by_seed": {str(seed): value for seed, value in found.by_seed.items()},
+    }
+    return Finding(entry, found)
+
+
+def _bound_outcome(kind: str, value: float, found: Estimate) -> tuple[str, str]:
+    if found.interval is None:
+        return "open", "the metric has no interval: too few records count"
+    low, high = found.interval
+    if kind == "at_least":
+        holds, fails = low >= value, high < value
+    else:
+        holds, fails = high <= value, low > value
+    if holds:
+        return "holds", "the whole interval is on the stated side"
+    return ("fails", "the whole interval is on the other side") if fails else ("open", "the interval holds the value")
+
+
+def _worst(verdicts: Iterable[str]) -> str:
+    given = set(verdicts)
+    return next(verdict for verdict in _ORDER.values() if verdict in given)
+
+
+def _headline(findings: Sequence[Finding], confidence: float) -> dict[str, Any]:
+    """Effect, interval, n and p-value of the first condition over all models."""
+    if len(findings) == 1:
+        return {key: findings[0].entry[key] for key in ("effect", "interval", "n", "p_value")}
+    measured = [finding.measured for finding in findings]
+    if isinstance(measured[0], Comparison):
+        found = mean_comparison(measured, confidence)
+        return {
+            "effect": found.difference,
+            "interval": _listed(found.interval),
+            "n": found.n,
+            "p_value": found.p_value,
+        }
+    values = [found.value for found in measured]
+    intervals = [found.interval for found in measured]
+    effect = None if None in values else sum(values) / len(values)
+    interval = None
+    if effect is not None and None not in intervals:
+        # Independent models: half-widths add in squares (each side for itself, as Wilson's are not symmetric).
+        below = sum((v - i[0]) ** 2 for v, i in zip(values, intervals, strict=True)) ** 0.5 / len(values)
+        above = sum((i[1] - v) ** 2 for v, i in zip(values, intervals, strict=True)) ** 0.5 / len(values)
+        interval = [effect - below, effect + above]
+    p_values = [finding.entry["p_value"] for finding in findings]
+    # All models must satisfy the bound, so the largest p-value is the joint one (intersection-union test).
+    joint = None if None in p_values else max(p_values)
+    return {"effect": effect, "interval": interval, "n": sum(found.n for found in measured), "p_value": joint}
+
+
+def _listed(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def _markdown(claims: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["# Claims", "", "| claim | verdict | effect | interval | p | n | seeds |", "|---|---|---|---|---|---|---|"]
+    for claim in claims:
+        lines.append(
+            f"| {claim['statement']} | **{claim['verdict']}** | {number(claim['effect'])} | {span(claim['interval'])} "
+            f"| {number(claim['p_value'])} | {claim['n']} | {', '.join(map(str, claim['seeds']))} |"
+        )
+    for claim in claims:
+        lines += ["", f"## {claim['id']}: {claim['verdict']}", "", f"{claim['statement']}. Source: {claim['source']}."]
+        for model, content in claim["models"].items():
+            lines += ["", f"{model}: {content['verdict']}", ""]
+            for entry in content["conditions"]:
+                values = ", ".join(f"{recipe} {number(value)}" for recipe, value in entry["values"].items())
+                lines.append(
+                    f"- {entry['text']}: **{entry['outcome']}** ({entry['reason']}). {values}; effect "
+                    f"{number(entry['effect'])}, {claim['confidence']:.0%} interval {span(entry['interval'])}, "
+                    f"p = {number(entry['p_value'])}, n = {entry['n']}."
+                )
+        lines += [f"\nNot measured in this study: {text}." for text in claim["not_measured"]]
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float | None) -> str:
+    """Three decimals; tiny values as such; a dash for none."""
+    if value is None:
+        return "–"
+    return f"{value:.1e}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
+
+
+def span(interval: Sequence[float] | None) -> str:
+    """An interval, or a dash."""
+    return "–" if interval is None else f"[{number(interval[0])}, {number(interval[1])}]"

@@ -1,0 +1,122 @@
+"""Figures: one panel per metric, one group of bars per model, one bar per recipe; PDF and PNG.
+
+Bars are means over seeds, whiskers the 95 % interval over records (not mirrored: Wilson's is not symmetric), dots the
+single seeds, diamonds the published numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bulwark.reporting.results import Results, read_published
+from bulwark.reporting.settings import Column, Figure
+from bulwark.reporting.tables import shown_columns, shown_rows
+from bulwark.settings import validated
+
+_WIDTH = 0.8  # of a group of bars, where groups stand 1 apart
+_PER_PANEL = 6.3  # inches, at most; panels then go below each other
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.7,
+    "hatch.linewidth": 0.6,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "bulwark",
+}
+
+
+def make_figure(
+    spec: Figure | Mapping[str, Any],
+    cells: Iterable[Mapping[str, Any]],
+    published: Path | None,
+    pdf: Path,
+    png: Path,
+) -> None:
+    """Draw the figure `spec` over `cells` (maps with model, recipe, seed, benchmark, scores) to `pdf` and `png`.
+
+    published: a file of config/published, or None. Raises ResultsError that names the file of a missing cell.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    figure = spec if isinstance(spec, Figure) else validated(Figure, spec, "the figure's settings")
+    results = Results(cells)
+    columns = shown_columns(figure.columns, results)
+    rows = shown_rows(figure, results)
+    models = list(dict.fromkeys(model for model, _ in rows))
+    recipes = list(dict.fromkeys(recipe for _, recipe in rows))
+    printed = read_published(published)
+    with matplotlib.rc_context(_STYLE):
+        width = min(_PER_PANEL, 1.9 + len(models) * (0.35 + 0.27 * len(recipes)))
+        across = len(columns) if width * len(columns) <= 14 else 1
+        down = -(-len(columns) // across)
+        canvas = Canvas(figsize=(width * across, 3.4 * down + 0.8), layout="constrained")
+        panels = canvas.subplots(down, across, squeeze=False).flat
+        for panel, column in zip(panels, columns, strict=True):
+            _draw(panel, figure, column, models, recipes, results, printed)
+        handles, names = panel.get_legend_handles_labels()
+        in_a_row = min(len(names), max(3, 4 * across))
+        canvas.legend(handles, names, loc="outside lower center", ncols=in_a_row, frameon=False)
+        canvas.suptitle(figure.title, fontsize=11)
+        for path in (Path(pdf), Path(png)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # No date inside, so that the same scores give the same file.
+            dateless = {"CreationDate": None} if path.suffix == ".pdf" else {}
+            canvas.savefig(path, dpi=200, metadata=dateless)
+
+
+def _draw(panel, figure: Figure, column: Column, models, recipes, results: Results, printed) -> None:
+    """One panel: the bars of every recipe over all models."""
+    scale = 100 if column.percent else 1
+    width = _WIDTH / len(recipes)
+    seeds_drawn = published_drawn = False
+    for index, recipe in enumerate(recipes):
+        look = {
+            "color": figure.colours.get(recipe, f"C{index}"),
+            "hatch": figure.hatches.get(recipe),
+            "label": figure.labels.get(recipe, recipe),
+        }
+        for group, model in enumerate(models):
+            found, _ = results.estimate(model, recipe, column.benchmark, column.metric)
+            place = group + (index - (len(recipes) - 1) / 2) * width
+            if found.value is None:
+                panel.text(place, 0, "n = 0", rotation=90, ha="center", va="bottom", fontsize=8)
+                continue
+            panel.bar(place, found.value * scale, 0.92 * width, edgecolor="white", linewidth=0.5, **look)
+            look["label"] = None
+            if found.interval is not None:
+                low, high = (abs(found.value - bound) * scale for bound in found.interval)
+                panel.errorbar(
+                    place, found.value * scale, [[low], [high]], fmt="none", ecolor="#222222", elinewidth=1, capsize=2.5
+                )
+            if len(found.by_seed) > 1:
+                values = [value * scale for value in found.by_seed.values()]
+                name = None if seeds_drawn else "single seeds"
+                spots = {"s": 13, "color": "white", "edgecolor": "#222222", "linewidth": 0.7, "zorder": 4}
+                panel.scatter([place + 0.22 * width] * len(values), values, label=name, **spots)
+                seeds_drawn = True
+            value, stderr = printed.get((model, recipe, column.benchmark, column.metric), (None, None))
+            if value is not None:
+                error = None if stderr is None else stderr * scale
+                panel.errorbar(
+                    place - 0.22 * width, value * scale, error, fmt="D", markersize=4, color="#222222",
+                    markerfacecolor="#f5d547", elinewidth=0.8, zorder=5, label=None if published_drawn else "published",
+                )  # fmt: skip
+                published_drawn = True
+    arrow = "↑" if results.cells_of(column.benchmark)[0].metric(column.metric)["higher_is_better"] else "↓"
+    panel.set_title(f"{column.label} {arrow}", fontsize=10)
+    panel.set_ylabel("%" if column.percent else column.label)
+    panel.set_xticks(range(len(models)), models, rotation=20 if len(models) > 3 else 0)
+    panel.set_xlim(-0.55, len(models) - 0.45)
+    panel.tick_params(axis="x", length=0)
+    if column.percent:
+        panel.set_ylim(*figure.limits)
+    else:
+        panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))

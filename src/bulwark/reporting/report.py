@@ -1,0 +1,132 @@
+"""results/report.html: claims, tables, figures and provenance on one page that needs nothing beside it.
+
+Figures are embedded, tables are the Markdown files, nothing is fetched from anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bulwark import manifests
+from bulwark.reporting.claims import number, span
+from bulwark.reporting.page import PAGE
+from bulwark.reporting.results import ResultsError
+
+
+def make_report(
+    out: Path,
+    *,
+    title: str,
+    claims: Path,
+    tables: Sequence[Path],
+    figures: Sequence[tuple[Path, str]],
+    scores: Iterable[Path],
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the page `out`.
+
+    claims: claims.json; tables: Markdown files of `make_table`; figures: (PNG, caption); scores: the scores files
+    behind it all, for the provenance; about: further lines of the provenance (what made the page, say). Raises
+    ResultsError naming a file that is missing.
+    """
+    import jinja2
+
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page.filters.update(number=number, span=span)
+    contents = [json.loads(_text(Path(path))) for path in scores]
+    html = page.from_string(PAGE).render(
+        title=title,
+        claims=json.loads(_text(Path(claims))),
+        tables=[{"name": Path(path).stem, "html": _rendered(_text(Path(path)))} for path in tables],
+        figures=[
+            {"name": Path(path).stem, "caption": caption, "data": base64.b64encode(_bytes(Path(path))).decode()}
+            for path, caption in figures
+        ],
+        provenance={**(about or {}), **common_provenance(contents)},
+        settings=_settings(contents),
+        runs=_runs(contents),
+    )
+    manifests.write_text(Path(out), html)
+
+
+def common_provenance(contents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the scores have in common, one line per key; where they differ, every value with its count."""
+    lines = {
+        "scores files": str(len(contents)),
+        "models": _listed(content["model"] for content in contents),
+        "recipes": _listed(content["recipe"] for content in contents),
+        "seeds": _listed(content["seed"] for content in contents),
+    }
+    found: dict[str, dict[str, int]] = {}
+    for content in contents:
+        for key, value in _flat(content["provenance"]):
+            counts = found.setdefault(key, {})
+            counts[value] = counts.get(value, 0) + 1
+    for key, counts in sorted(found.items()):
+        if len(counts) == 1:
+            lines[key] = next(iter(counts))
+        elif len(counts) <= 4:
+            lines[key] = "; ".join(f"{value} ({count} of {len(contents)})" for value, count in counts.items())
+        else:
+            lines[key] = f"{len(counts)} different values (see each scores file)"
+    return lines
+
+
+def _settings(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The resolved settings of each benchmark, once per distinct value, with the models they were used for."""
+    groups: dict[tuple[str, str], set[str]] = {}
+    for content in contents:
+        settings = json.dumps(content["provenance"].get("settings", {}), sort_keys=True)
+        groups.setdefault((content["benchmark"], settings), set()).add(content["model"])
+    return [
+        {"benchmark": benchmark, "settings": settings, "models": ", ".join(sorted(models))}
+        for (benchmark, settings), models in groups.items()
+    ]
+
+
+def _runs(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per scores file what a reader must know before believing it: truncated prompts, answers cut by the limit."""
+    keys = ("model", "recipe", "seed", "benchmark", "n")
+    counted = ("truncated_prompts", "answers_at_length_limit", "empty_answers")
+    return [
+        {**{key: content[key] for key in keys}, **{key: content.get("reported", {}).get(key) for key in counted}}
+        for content in contents
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested maps as (dotted key, text) pairs, settings left to their own table."""
+    for key, inner in value.items():
+        if not prefix and key == "settings":
+            continue
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner if isinstance(inner, str) else json.dumps(inner)
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, dict.fromkeys(values)))
+
+
+def _rendered(markdown: str):
+    from markdown_it import MarkdownIt
+    from markupsafe import Markup
+
+    # Raw HTML stays text: a title or caption cannot bring a script or a request with it.
+    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown))
+
+
+def _text(path: Path) -> str:
+    return _bytes(path).decode("utf-8")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ResultsError(f"{path} is missing: the report shows it. Make it with: snakemake {path}") from None

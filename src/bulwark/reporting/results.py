@@ -1,0 +1,181 @@
+"""Scores files as tables, figures and claims read them: by model, recipe, benchmark and metric, over seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bulwark.benchmarks import records_beside
+from bulwark.errors import BulwarkError, nearest
+from bulwark.settings import read_yaml
+from bulwark.statistics import CONFIDENCE, Estimate, Sample, estimate, is_rate, sample
+
+
+class ResultsError(BulwarkError):
+    """A result that a table, figure or claim needs is missing, or does not fit the others."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One scores file and where it belongs."""
+
+    model: str
+    recipe: str
+    seed: int
+    benchmark: str
+    scores: Path
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The scores file. Raises ResultsError if it is missing, unreadable or another cell's."""
+        try:
+            content = json.loads(self.scores.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ResultsError(
+                f"{self.scores} is missing: the result of {self.benchmark} for {self.model}, {self.recipe}, "
+                f"seed {self.seed}. Make it with: snakemake {self.scores}"
+            ) from None
+        except ValueError as error:
+            raise ResultsError(f"{self.scores} is not readable ({error}): delete it and make it again.") from None
+        for key in ("model", "recipe", "seed", "benchmark"):
+            if content.get(key) != getattr(self, key):
+                raise ResultsError(
+                    f'{self.scores}: says {key} "{content.get(key)}" where "{getattr(self, key)}" belongs. '
+                    "The file was moved or copied by hand: delete it and make it again."
+                )
+        return content
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows per record; none if the benchmark keeps none."""
+        path = records_beside(self.scores)
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+    def metric(self, name: str) -> dict[str, Any]:
+        """One metric of the file. Raises ResultsError with the nearest name if there is none."""
+        metrics = self.content["metrics"]
+        if name not in metrics:
+            raise ResultsError(f'{self.scores} has no metric "{name}".{nearest(name, metrics)}')
+        return metrics[name]
+
+
+class Results:
+    """The cells of a study: plain maps with model, recipe, seed, benchmark and scores (a path)."""
+
+    def __init__(self, cells: Iterable[Mapping[str, Any]]) -> None:
+        self.cells = [Cell(**{**cell, "seed": int(cell["seed"]), "scores": Path(cell["scores"])}) for cell in cells]
+        self._by_key: dict[tuple[str, str, str], dict[int, Cell]] = {}
+        for cell in self.cells:
+            seeds = self._by_key.setdefault((cell.model, cell.recipe, cell.benchmark), {})
+            if cell.seed in seeds:
+                raise ResultsError(f"{cell.scores} and {seeds[cell.seed].scores} are given for the same cell.")
+            seeds[cell.seed] = cell
+
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(cell.model for cell in self.cells))
+
+    @property
+    def recipes(self) -> list[str]:
+        return list(dict.fromkeys(cell.recipe for cell in self.cells))
+
+    @property
+    def benchmarks(self) -> list[str]:
+        return list(dict.fromkeys(cell.benchmark for cell in self.cells))
+
+    def seeds(self, model: str, recipe: str, benchmark: str) -> dict[int, Cell]:
+        """The cells of all seeds. Raises ResultsError if there is none."""
+        found = self._by_key.get((model, recipe, benchmark))
+        if not found:
+            raise ResultsError(
+                f'There is no result of "{benchmark}" for {model}, {recipe}: results/scores/{model}/{recipe}/seed…/'
+                f"{benchmark}.json. Add the recipe and the benchmark to the study, or take them out of what shows them."
+            )
+        return dict(sorted(found.items()))
+
+    def cells_of(self, benchmark: str) -> list[Cell]:
+        """All cells of a benchmark. Raises ResultsError if there is none."""
+        found = [cell for cell in self.cells if cell.benchmark == benchmark]
+        if not found:
+            raise ResultsError(f'There is no result of "{benchmark}".{nearest(benchmark, self.benchmarks)}')
+        return found
+
+    def higher_is_better(self, model: str, recipe: str, benchmark: str, metric: str) -> bool:
+        """The direction that the scores files give the metric."""
+        return next(iter(self.seeds(model, recipe, benchmark).values())).metric(metric)["higher_is_better"]
+
+    def sample(self, model: str, recipe: str, benchmark: str, metric: str) -> Sample | None:
+        """The metric per seed and record; None if the rows do not hold it (a metric that is no mean over records).
+
+        Raises ResultsError if the rows and the scores file disagree.
+        """
+        cells = self.seeds(model, recipe, benchmark)
+        if not all(cell.rows and metric in cell.rows[0] for cell in cells.values()):
+            return None
+        taken = sample({seed: cell.rows for seed, cell in cells.items()}, metric, f"{model}, {recipe}, {benchmark}: ")
+        for seed, value in estimate(taken).by_seed.items():
+            stated = cells[seed].metric(metric)["value"]
+            if not math.isclose(*(math.inf if v is None else v for v in (value, stated)), abs_tol=1e-9):
+                raise ResultsError(
+                    f"{cells[seed].scores}: {metric} is {stated}, but its records say {value}. "
+                    "One of the two files is old: delete both and make them again."
+                )
+        return taken
+
+    def estimate(
+        self, model: str, recipe: str, benchmark: str, metric: str, confidence: float = CONFIDENCE
+    ) -> tuple[Estimate, bool]:
+        """The mean over seeds with its error, and whether it is a rate.
+
+        Without rows per record the seeds' standard errors are averaged: exact for one seed, an upper bound for several.
+        """
+        taken = self.sample(model, recipe, benchmark, metric)
+        if taken is not None:
+            return estimate(taken, confidence), is_rate(taken)
+        return _from_files(self.seeds(model, recipe, benchmark), metric), False
+
+
+def read_published(path: Path | None) -> dict[tuple[str, str, str, str], tuple[float, float | None]]:
+    """Read a file of config/published: {(model, recipe, benchmark, metric): (value, standard error or None)}.
+
+    Numbers stand there as printed; those with `unit: percent` are returned as fractions.
+    """
+    if path is None:
+        return {}
+    content = read_yaml(Path(path))
+    numbers = {}
+    for entry in content["results"]:
+        scale = 0.01 if entry["unit"] == "percent" else 1.0
+        for model, recipes in entry["values"].items():
+            for recipe, printed in recipes.items():
+                value, stderr = printed if isinstance(printed, list) else (printed, None)
+                key = (model, recipe, entry["benchmark"], entry["metric"])
+                if key in numbers:
+                    raise ResultsError(f"{path}: {' / '.join(key)} is given twice.")
+                numbers[key] = (value * scale, None if stderr is None else stderr * scale)
+    return numbers
+
+
+def _from_files(cells: Mapping[int, Cell], metric: str) -> Estimate:
+    found = {seed: cell.metric(metric) for seed, cell in cells.items()}
+    by_seed = {seed: entry["value"] for seed, entry in found.items()}
+    n = max(entry.get("n", cells[seed].content["n"]) for seed, entry in found.items())
+    values = list(by_seed.values())
+    if any(value is None for value in values):
+        return Estimate(None, None, None, n, by_seed, None)
+    value = sum(values) / len(values)
+    spread = math.sqrt(sum((v - value) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else None
+    errors = [entry["stderr"] for entry in found.values()]
+    stderr = None if any(error is None for error in errors) else sum(errors) / len(errors)
+    intervals = [entry["interval"] for entry in found.values()]
+    interval = None
+    if all(intervals):
+        interval = (sum(low for low, _ in intervals) / len(values), sum(high for _, high in intervals) / len(values))
+    return Estimate(value, stderr, interval, n, by_seed, spread)

@@ -1,0 +1,192 @@
+"""Tables: rows are (model, recipe), columns are metrics; CSV, Markdown and LaTeX from one frame.
+
+Each metric takes the columns value, standard error (over records, clustered over seeds), n, spread over seeds (standard
+deviation; where there are several), and the published number with its error (where there is one for these rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bulwark import manifests
+from bulwark.reporting.results import Results, ResultsError, read_published
+from bulwark.reporting.settings import Column, Table
+from bulwark.settings import validated
+
+_PARTS = ("value", "stderr", "n", "seed_sd", "published", "published_stderr")
+_NOTE = (
+    "Mean over seeds ± standard error over records, a record with all its seeds being one cluster; n is the number of "
+    "records that count."
+)
+
+
+def make_table(
+    spec: Table | Mapping[str, Any],
+    cells: Iterable[Mapping[str, Any]],
+    published: Path | None,
+    csv: Path,
+    markdown: Path,
+    latex: Path,
+) -> pd.DataFrame:
+    """Write the table `spec` over `cells` (maps with model, recipe, seed, benchmark, scores) in three formats.
+
+    published: a file of config/published, or None. Returns the frame behind the files, as `table_frame` makes it.
+    Raises ResultsError that names the file of a missing cell.
+    """
+    table = spec if isinstance(spec, Table) else validated(Table, spec, "the table's settings")
+    results = Results(cells)
+    columns = shown_columns(table.columns, results)
+    frame = table_frame(table, results, published)
+    presented = presented_frame(table, columns, frame, results)
+    note = _note(frame, published)
+    manifests.write_text(Path(csv), frame.to_csv(index=False))
+    manifests.write_text(Path(markdown), _markdown(table, presented, note))
+    manifests.write_text(Path(latex), _latex(table, presented, note, Path(latex).stem))
+    return frame
+
+
+def table_frame(table: Table, results: Results, published: Path | None) -> pd.DataFrame:
+    """One line per (model, recipe): model, recipe, seeds, and per column <benchmark>.<metric>.<part>.
+
+    Parts: value, stderr, n, seed_sd (if any row has several seeds), published, published_stderr (if any row has
+    them). Metrics with `percent` are in percent, and their columns are named <benchmark>.<metric>_percent.<part>.
+    """
+    numbers = read_published(published)
+    columns = shown_columns(table.columns, results)
+    lines = []
+    for model, recipe in shown_rows(table, results):
+        seeds = None
+        line: dict[str, Any] = {"model": model, "recipe": recipe}
+        for column in columns:
+            cells = results.seeds(model, recipe, column.benchmark)
+            if seeds is not None and list(cells) != seeds:
+                raise ResultsError(
+                    f"{model}, {recipe}: {column.benchmark} was measured at the seeds {list(cells)}, the benchmark "
+                    f"before it at {seeds}. Measure both at the same seeds: results/scores/{model}/{recipe}/seed…/"
+                )
+            seeds = list(cells)
+            line["seeds"] = " ".join(map(str, seeds))
+            found, _ = results.estimate(model, recipe, column.benchmark, column.metric)
+            printed = numbers.get((model, recipe, column.benchmark, column.metric), (None, None))
+            parts = (found.value, found.stderr, found.n, found.seed_spread, *printed)
+            scale = 100 if column.percent else 1
+            for part, value in zip(_PARTS, parts, strict=True):
+                scaled = value if part == "n" or value is None else value * scale
+                line[_name(column, part)] = scaled
+        lines.append(line)
+    frame = pd.DataFrame(lines)
+    empty = [
+        name
+        for name in frame.columns
+        if name.endswith((".seed_sd", ".published", ".published_stderr")) and frame[name].isna().all()
+    ]
+    return frame.drop(columns=empty)
+
+
+def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """The frame as text, under two-level headings: (label and direction of the metric, part)."""
+    presented: dict[tuple[str, str], list[str]] = {
+        ("", "model"): list(frame["model"]),
+        ("", "recipe"): [table.labels.get(recipe, recipe) for recipe in frame["recipe"]],
+        ("", "seeds"): list(frame["seeds"].str.replace(" ", ", ")),
+    }
+    for column in columns:
+        cell = results.cells_of(column.benchmark)[0]
+        arrow = "↑" if cell.metric(column.metric)["higher_is_better"] else "↓"
+        heading = f"{column.label}{' (%)' if column.percent else ''} {arrow}"
+        digits = 1 if column.percent else 3
+
+        def part(name: str, column: Column = column) -> list:
+            key = _name(column, name)
+            return list(frame[key]) if key in frame else [None] * len(frame)
+
+        value, error = part("value"), part("stderr")
+        presented[heading, "mean ± SE"] = [_with_error(*pair, digits) for pair in zip(value, error, strict=True)]
+        presented[heading, "n"] = [str(n) for n in part("n")]
+        if _name(column, "seed_sd") in frame:
+            presented[heading, "SD over seeds"] = [_number(sd, digits) for sd in part("seed_sd")]
+        if _name(column, "published") in frame:
+            printed = zip(part("published"), part("published_stderr"), strict=True)
+            presented[heading, "published"] = [_with_error(*pair, digits) for pair in printed]
+    return pd.DataFrame(presented)
+
+
+def shown_columns(columns: Iterable[Column], results: Results) -> list[Column]:
+    """The columns without those marked `if_measured` whose benchmark the study does not measure."""
+    return [column for column in columns if not column.if_measured or column.benchmark in results.benchmarks]
+
+
+def shown_rows(spec, results: Results) -> list[tuple[str, str]]:
+    """(model, recipe) in order: the recipes of `spec.rows`, or all, that exist for the model."""
+    recipes = spec.rows or results.recipes
+    rows = [(model, recipe) for model in results.models for recipe in recipes]
+    if not rows:
+        raise ResultsError(f'"{spec.title}": the study "{spec.study}" has no results to show.')
+    return rows
+
+
+def _name(column: Column, part: str) -> str:
+    return f"{column.benchmark}.{column.metric}{'_percent' if column.percent else ''}.{part}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None or pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _with_error(value: float | None, error: float | None, digits: int) -> str:
+    if value is None or pd.isna(value):
+        return "–"
+    return _number(value, digits) + ("" if error is None or pd.isna(error) else f" ± {_number(error, digits)}")
+
+
+def _note(frame: pd.DataFrame, published: Path | None) -> str:
+    seeds = " SD over seeds: standard deviation of the seeds' values." if _has(frame, ".seed_sd") else ""
+    printed = " Published: the paper's number beside ours." if published and _has(frame, ".published") else ""
+    return _NOTE + seeds + printed
+
+
+def _has(frame: pd.DataFrame, ending: str) -> bool:
+    return any(name.endswith(ending) for name in frame.columns)
+
+
+def _markdown(table: Table, presented: pd.DataFrame, note: str) -> str:
+    headings = [f"{part}" if not top else f"{top}: {part}" for top, part in presented.columns]
+    lines = [headings, ["---"] * 3 + ["---:"] * (len(headings) - 3), *presented.to_numpy().tolist()]
+    body = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n\n".join(part for part in (f"# {table.title}", table.caption, body, note) if part) + "\n"
+
+
+def _latex(table: Table, presented: pd.DataFrame, note: str, label: str) -> str:
+    escaped = presented.map(_escaped)
+    escaped.columns = pd.MultiIndex.from_tuples([tuple(map(_escaped, pair)) for pair in presented.columns])
+    return escaped.style.hide(axis="index").to_latex(
+        hrules=True,
+        column_format="lll" + "r" * (presented.shape[1] - 3),
+        multicol_align="c",
+        position="t",
+        position_float="centering",
+        caption=_escaped(" ".join(part for part in (f"{table.title}.", table.caption, note) if part)),
+        label=f"tab:{label}",
+    )
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "±": "$\\pm$",
+    "↑": "$\\uparrow$",
+    "↓": "$\\downarrow$",
+    "≤": "$\\le$",
+    "≥": "$\\ge$",
+    "–": "--",
+}
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in str(text))

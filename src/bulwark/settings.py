@@ -1,0 +1,113 @@
+"""Closed, typed settings: every key is known, every value has its type, and an error says where and what to write.
+
+Everything that is configured is a `Closed` class. `validated` turns plain data (from YAML or JSON) into one and
+turns pydantic's report into one that names the file, the key's path and the nearest valid key. Nothing heavy is
+imported here, because the workflow reads its configuration with it on every start.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bulwark.errors import ConfigurationError, nearest
+
+_EXPONENT_WITHOUT_POINT = re.compile(r"^[+-]?(\d+)(\.\d*)?[eE]([+-]?\d+)$")
+
+SettingsClass = TypeVar("SettingsClass", bound="Closed")
+
+
+class Closed(BaseModel):
+    """Base of all settings: unknown keys and silent conversions (text to number, say) are errors; instances are fixed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def validated(cls: type[SettingsClass], data: Any, where: str) -> SettingsClass:
+    """Build `cls` from plain data; `where` names the file or section for the error message.
+
+    Raises ConfigurationError listing each wrong key or value with its path.
+    """
+    try:
+        # By way of JSON, in which a list is the only sequence: strict mode then takes it for a tuple field.
+        return cls.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        lines = [_explained(problem, cls) for problem in error.errors()]
+        raise ConfigurationError("\n".join(f"{where}: {line}" for line in lines)) from None
+    except TypeError as error:
+        raise ConfigurationError(f"{where}: holds a value that is not plain YAML ({error}).") from None
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `over` laid on top: maps merge key by key, everything else is replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        both_maps = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both_maps else value
+    return result
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML map; a key written twice is an error, because YAML would silently keep the last."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigurationError(f"{path}: expected a map of settings, found {type(data).__name__}.")
+    return data
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f'the key "{key}" stands twice', key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _explained(problem: dict, cls: type[BaseModel]) -> str:
+    """Say in one line what is wrong with one key."""
+    location = [str(part) for part in problem["loc"]]
+    path = ".".join(location) or "(top)"
+    value = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        return f'unknown key "{path}".{nearest(location[-1], _keys_beside(cls, problem["loc"]))}'
+    if problem["type"] == "missing":
+        return f'the key "{path}" is missing.'
+    if isinstance(value, str) and problem["type"] in {"float_type", "int_type"}:
+        exponent = _EXPONENT_WITHOUT_POINT.match(value)
+        if exponent:
+            mantissa = f"{exponent[1]}{exponent[2] or '.0'}"
+            written = f"{mantissa}{'0' if mantissa.endswith('.') else ''}e{int(exponent[3]):+d}"
+            return f'"{path}" is the text "{value}": YAML reads it as text without a point and a sign; write {written}.'
+    return f'"{path}": {problem["msg"]}, found {json.dumps(value, default=str)[:200]}.'
+
+
+def _keys_beside(cls: type[BaseModel], location: tuple) -> list[str]:
+    """The valid keys at the place of an unknown one: walk down the nested settings classes."""
+    for part in location[:-1]:
+        field = cls.model_fields.get(part) if isinstance(part, str) else None
+        if field is None:
+            continue
+        for candidate in _classes_in(field.annotation):
+            cls = candidate
+            break
+    return list(cls.model_fields)
+
+
+def _classes_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _classes_in(part)]

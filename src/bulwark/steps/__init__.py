@@ -1,0 +1,114 @@
+"""Steps: each maps a checkpoint to a checkpoint. One file per kind; the file's name is the kind.
+
+A module of this package defines
+
+* `Settings`, a closed settings class with `inputs()`: the files under results/ it reads, by name, as path
+  templates in which `{model}`, `{parent}` (the recipe before this step) and `{seed}` may stand;
+* `run(job)`: does the work, writes the weights into `job.folder` and returns what the manifest tells of it.
+
+`execute` frames every step in the same way. Modules import nothing heavy at the top, because the workflow reads
+their settings when it plans.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bulwark.settings import validated
+
+
+@dataclass(frozen=True)
+class Job:
+    """One application of a step: everything a process needs to do it, as plain data.
+
+    `parent` is the checkpoint.json that the step starts from, `output` the one it makes; `inputs` are the files
+    that `Settings.inputs()` asked for, by name; `identity` says for whom: model, recipe, seed.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    parent: str
+    output: str
+    inputs: dict[str, str]
+    identity: dict[str, Any]
+    log: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the weights go: beside the manifest."""
+        return Path(self.output).parent
+
+    @property
+    def state(self) -> Path:
+        """Where the state of an unfinished training lies; the workflow does not know it, so it survives a failure."""
+        return self.folder / "training"
+
+    @property
+    def seed(self) -> int:
+        return int(self.identity["seed"])
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def module_of(kind: str) -> ModuleType:
+    """Import the module of a kind of step."""
+    return importlib.import_module(f"{__name__}.{kind}")
+
+
+def execute(job: Job) -> None:
+    """Run the step and write its manifest last, so that a checkpoint without manifest is never taken for finished."""
+    from bulwark import manifests
+
+    started = time.time()
+    module = module_of(job.kind)
+    settings = validated(module.Settings, job.settings, f"settings of the step {job.kind}")
+    told = module.run(job, settings)
+    if not told.pop("main_process", True):
+        return
+    manifests.write_manifest(
+        Path(job.output),
+        {
+            **job.identity,
+            "kind": job.kind,
+            "settings": settings.model_dump(mode="json"),
+            "parent": {"path": job.parent, "digest": manifests.digest(Path(job.parent))},
+            "inputs": {name: {"path": path, "digest": manifests.digest(Path(path))} for name, path in job.inputs.items()},
+            "weights": ".",
+            **told,
+            "wall_seconds": round(time.time() - started, 1),
+            "provenance": manifests.provenance(),
+        },
+    )
+    shutil.rmtree(job.state, ignore_errors=True)
+
+
+def perform(job: Job, gpus: int = 0, nodes: int = 1, threads: int = 1) -> None:
+    """Run the step here with one process, or start one process per GPU.
+
+    Raises BulwarkError with the end of the output if a started process fails.
+    """
+    from bulwark import launch
+
+    if gpus * nodes <= 1:
+        import torch
+
+        torch.set_num_threads(threads)
+        execute(job)
+        return
+    description = job.folder / "job.json"
+    job.write(description)
+    launch.run(launch.launch_line(__name__, str(description), gpus=gpus, nodes=nodes))
+    description.unlink()

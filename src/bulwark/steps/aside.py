@@ -1,0 +1,72 @@
+"""ASIDE: the embeddings of data tokens are rotated by a quarter turn (Zverev et al. 2025, arXiv 2503.10566, Sec. 3)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import model_validator
+
+from bulwark.finetuning import FineTuningSettings, finetune
+from bulwark.steps import Job
+
+if TYPE_CHECKING:
+    from bulwark.training.loop import Objective
+
+
+class Settings(FineTuningSettings):
+    """The rotation and its ablations (Sec. 3 and the appendix' variants).
+
+    alpha: angle in radians. direction: sign convention, x·M(alpha) for "right" and M(alpha)·x for "left".
+    learned: the rotation matrix is a free parameter, initialised at M(alpha). gradual: the angle grows linearly
+    from 0 to alpha over the first epoch. linear_shift: a learned vector per role is added after the rotation.
+    """
+
+    alpha: float = math.pi / 2
+    direction: Literal["right", "left"] = "right"
+    learned: bool = False
+    gradual: bool = False
+    linear_shift: bool = False
+    response_role: Literal["data", "instruction"] = "data"
+
+    @model_validator(mode="after")
+    def _one_owner_of_the_matrix(self) -> Settings:
+        if self.gradual and self.learned:
+            raise ValueError("gradual sets the rotation at every step, so it cannot be learned as well; choose one")
+        return self
+
+
+def run(job: Job, settings: Settings) -> dict[str, Any]:
+    """Fine-tune with data tokens rotated by `alpha`."""
+    embedding = {
+        "method": "aside",
+        "alpha": settings.alpha,
+        "direction": settings.direction,
+        "learned": settings.learned,
+        "linear_shift": settings.linear_shift,
+        "response_role": settings.response_role,
+    }
+    if not settings.gradual:
+        return finetune(job, settings, embedding)
+    return finetune(job, settings, {**embedding, "angle": 0.0}, lambda steps: gradual_rotation(settings.alpha, steps))
+
+
+def angle_at(step: int, alpha: float, steps_per_epoch: int) -> float:
+    """The angle at the start of optimizer step `step` (0-based) of a gradual rotation: alpha · min(1, step / T)."""
+    return alpha * min(1.0, step / steps_per_epoch)
+
+
+def gradual_rotation(alpha: float, steps_per_epoch: int) -> Objective:
+    """Plain training during which the angle grows to `alpha` over the first epoch, T = `steps_per_epoch`."""
+    from bulwark.embeddings import role_embedding_of
+    from bulwark.training.loop import Objective
+
+    class GradualRotation(Objective):
+        def before_step(self, engine, step: int, total: int) -> None:
+            role_embedding_of(engine.module).angle = angle_at(step, alpha, steps_per_epoch)
+
+        def after_step(self, engine, step: int, total: int) -> None:
+            # The model that is evaluated or saved after this step already stands at the next step's angle.
+            role_embedding_of(engine.module).angle = angle_at(step + 1, alpha, steps_per_epoch)
+
+    return GradualRotation()

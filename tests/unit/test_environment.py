@@ -1,0 +1,43 @@
+"""One list of pins: environment.yml repeats pyproject.toml, and the installed packages are the pinned ones."""
+
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REQUIRED = "snakemake torch transformers deepspeed datasets peft alpaca_eval pandas matplotlib pytest".split()
+
+
+def pins(lines) -> dict[str, str]:
+    found = {}
+    for line in lines:
+        match = re.fullmatch(r"([A-Za-z0-9_.-]+)==([\w.]+)", line)
+        assert match, f"{line} is not pinned as NAME==VERSION"
+        found[match[1]] = match[2]
+    return found
+
+
+def test_environment_and_pyproject_name_the_same_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = next(entry["pip"] for entry in environment if isinstance(entry, dict))
+    assert pins(line for line in pip if not line.startswith("-e")) == pins(PROJECT["dependencies"])
+    assert "-e ." in pip
+    python = next(entry for entry in environment if str(entry).startswith("python="))
+    assert python == "python=3.11"
+
+
+def test_the_required_packages_are_pinned():
+    assert set(REQUIRED) <= set(pins(PROJECT["dependencies"]))
+
+
+def test_what_is_installed_is_what_is_pinned():
+    different = {
+        name: (version, importlib.metadata.version(name))
+        for name, version in pins(PROJECT["dependencies"]).items()
+        if importlib.metadata.version(name).split("+")[0] != version
+    }
+    assert not different

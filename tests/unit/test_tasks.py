@@ -1,0 +1,52 @@
+"""Task accuracy: exact answers, by kind."""
+
+import json
+from pathlib import Path
+
+import pytest
+from score_samples import DECODING, tasks_cell, write_lines
+
+from bulwark.benchmarks import tasks
+from bulwark.errors import RecordError
+from bulwark.settings import validated
+
+SETTINGS = validated(tasks.Settings, DECODING, "test")
+TASK = {"id": "t0", "instruction": "Count the nouns.", "input": "The cup.", "output": "one", "kind": "count"}
+
+
+@pytest.mark.parametrize(
+    ("response", "right"), [("one", 1), (" one \n", 1), ("one two", 0), ("One", 0), ("", 0), ("on e", 0)]
+)
+def test_only_white_space_is_forgiven(response, right):
+    assert tasks.score(tasks.Record(**TASK), {"answer": response}, SETTINGS)["accuracy"] == right
+
+
+def test_accuracy_over_all_and_by_kind():
+    records = [tasks.Record(**{**TASK, "id": str(i), "kind": kind}) for i, kind in enumerate(("a", "a", "b", None))]
+    rows = [
+        tasks.score(record, {"answer": said}, SETTINGS)
+        for record, said in zip(records, ("one", "two", "one", "one"), strict=True)
+    ]
+    assert tasks.aggregate(rows, SETTINGS)["accuracy"]["value"] == 0.75
+    by_kind = tasks.breakdowns(rows, SETTINGS)["kind"]
+    assert {kind: found["accuracy"]["value"] for kind, found in by_kind.items()} == {"a": 0.5, "b": 1.0, "unnamed": 1.0}
+
+
+def test_a_task_without_input_has_one_turn():
+    with_input = tasks.prompts(tasks.Record(**TASK), SETTINGS)["answer"]
+    without = tasks.prompts(tasks.Record(**{**TASK, "input": ""}), SETTINGS)["answer"]
+    assert [turn.role for turn in with_input] == ["instruction", "data"]
+    assert [turn.role for turn in without] == ["instruction"]
+
+
+def test_the_scores_file(tmp_path):
+    cell = tasks_cell(tmp_path, "miniature", "vanilla", 0, [1, 1, 0, 1])
+    content = json.loads(Path(cell["scores"]).read_text())
+    assert content["metrics"]["accuracy"]["value"] == 0.75
+    assert content["breakdowns"]["kind"]["colour"]["accuracy"]["n"] == 4
+
+
+def test_a_task_without_output_is_refused(tmp_path):
+    path = write_lines(tmp_path / "tasks.jsonl", [{**TASK, "output": ""}])
+    with pytest.raises(RecordError, match=r"line 1.*output"):
+        tasks.load(path)

@@ -1,0 +1,119 @@
+"""What would be run: dry runs of every target, counts of jobs, and errors before any job."""
+
+import time
+
+import pytest
+
+MINIATURE = ("--configfile", "config/miniature.yaml")
+
+
+def test_the_full_paper_is_planned_within_ten_seconds(checkout):
+    started = time.monotonic()
+    plan = checkout.plan("all")
+    # A loose bound on a shared machine; the plan itself imports nothing heavy (tests/unit/test_architecture.py).
+    assert time.monotonic() - started < 30
+    assert plan == {
+        "all": 1,
+        "download_dataset": 2,
+        "prepare_dataset": 3,
+        "download_model": 6,
+        "start_recipe": 6,
+        "apply_step": 18,
+        "generate_answers": 24,
+        "score_answers": 24,
+        "make_table": 1,
+        "make_figure": 1,
+        "check_claims": 1,
+        "write_report": 1,
+    }
+
+
+def test_the_miniature_is_the_same_study_over_another_model(checkout):
+    plan = checkout.plan(*MINIATURE, "--", "all")
+    assert plan["pretrain_model"] == 1
+    assert plan["apply_step"] == 3 * 3
+    assert plan["generate_answers"] == 2 * (3 * 3 + 1), "the base model is measured at one seed only"
+    assert "download_model" not in plan
+
+
+def test_the_menu_lists_targets_with_what_they_make(checkout):
+    menu = checkout.snakemake("--list-target-rules").stdout
+    for target in ("all (", "data (", "models (", "evaluations (", "claims (", "table_sep", "figure_sep", "paper_aside"):
+        assert target in menu
+    assert "unknown_target" not in menu
+
+
+@pytest.mark.parametrize("target", ["data", "models", "evaluations", "claims", "table_sep", "figure_sep", "paper_aside"])
+def test_every_target_of_the_menu_has_a_plan(checkout, target):
+    assert checkout.plan(*MINIATURE, "--", target)[target] == 1
+
+
+def test_any_chain_of_steps_can_be_asked_for_by_path(checkout):
+    made = checkout.planned_outputs("results/scores/qwen2.5-7b/vanilla+aside+ise/seed3/sep.json")
+    for recipe in ("base", "vanilla", "vanilla+aside", "vanilla+aside+ise"):
+        assert f"results/checkpoints/qwen2.5-7b/{recipe}/seed3/checkpoint.json" in made
+
+
+@pytest.mark.parametrize(
+    ("target", "named", "nearest"),
+    [
+        ("results/scores/miniature/asdie/seed0/sep.json", '"asdie"', '"aside"'),
+        ("results/scores/miniature/vanilla+asdie/seed0/sep.json", '"asdie"', '"aside"'),
+        ("results/scores/minature/aside/seed0/sep.json", '"minature"', '"miniature"'),
+        ("results/scores/miniature/aside/seed0/spe.json", '"spe"', '"sep"'),
+        ("results/checkpoints/miniature/isee/seed0/checkpoint.json", '"isee"', '"ise"'),
+        ("results/models/minature/model.json", '"minature"', '"miniature"'),
+        ("results/data/alpaca_clean/train.jsonl", '"alpaca_clean"', '"alpaca_cleaned"'),
+        ("results/data/alpaca_cleaned/trian.jsonl", '"trian"', '"train"'),
+        ("results/tables/spe.csv", '"spe"', '"sep"'),
+        ("results/figures/spe.png", '"spe"', '"sep"'),
+        ("table_spe", '"spe"', '"sep"'),
+        ("paper_asid", '"asid"', '"aside"'),
+    ],
+)
+def test_an_unknown_name_in_a_path_is_an_error_with_the_nearest_one(checkout, target, named, nearest):
+    done = checkout.snakemake("--dry-run", target, check=False)
+    assert done.returncode != 0
+    assert named in done.stdout
+    assert f"Did you mean {nearest}?" in done.stdout
+    assert target.split("/")[-1].split(".")[0] in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("overlay", "parts"),
+    [
+        ("studies: {aside: {recipes: [vanila]}}", ["studies.aside.recipes", '"vanila"', '"vanilla"']),
+        ("studies: {aside: {models: [minature]}}", ["studies.aside.models", '"minature"', '"miniature"']),
+        ("studies: {aside: {benchmarks: [spe]}}", ["studies.aside.benchmarks", '"spe"', '"sep"']),
+        ("studies: {aside: {tables: [seps]}}", ["studies.aside.tables", '"seps"', '"sep"']),
+        ("studies: {aside: {seed: [0]}}", ["studies.aside", '"seed"', '"seeds"']),
+        ("stuides: {}", ['"stuides"', '"studies"']),
+        ("steps: {aside: {settings: {alhpa: 1.0}}}", ["config/steps/aside.yaml", '"alhpa"', '"alpha"']),
+        ("steps: {aside: {settings: {training: {learning_rate: 1e-5}}}}", ["learning_rate", "1.0e-5"]),
+        ("steps: {aside: {kind: asde}}", ["config/steps/aside.yaml", '"asde"', '"aside"']),
+        ("models: {other: {template: chat}}", ["models.other", '"source"']),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_named_before_any_job(checkout, overlay, parts):
+    (checkout.folder / "overlay.yaml").write_text(overlay)
+    done = checkout.snakemake("--dry-run", "--configfile", "overlay.yaml", "--", "all", check=False)
+    assert done.returncode != 0
+    for part in parts:
+        assert part in done.stdout
+
+
+def test_without_the_gpus_it_needs_a_run_stops_before_its_first_job(checkout, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = checkout.snakemake("--cores", "1", "table_sep", check=False)
+    assert done.returncode != 0
+    for part in ("needs 8", "here are 0", "snakemake --profile slurm all", "config/miniature.yaml"):
+        assert part in done.stdout
+    assert not (checkout.folder / "results" / "downloads").exists()
+
+
+def test_a_method_added_to_the_list_adds_its_own_jobs_only(checkout):
+    before = checkout.plan(*MINIATURE, "--", "all")
+    (checkout.folder / "overlay.yaml").write_text("studies: {aside: {recipes: [base, vanilla, ise, aside, vanilla+aside]}}")
+    after = checkout.plan("--configfile", "config/miniature.yaml", "overlay.yaml", "--", "all")
+    added = {rule: after[rule] - before[rule] for rule in after if after[rule] != before[rule]}
+    assert added == {"apply_step": 3, "generate_answers": 6, "score_answers": 6}

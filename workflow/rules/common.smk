@@ -1,0 +1,99 @@
+# What all stages share: the checked configuration, and the few functions that turn wildcards into paths.
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from bulwark import catalogue as catalogues
+from bulwark import recipes
+from bulwark.errors import BulwarkError, nearest
+
+from snakemake.exceptions import WorkflowError
+
+ROOT = Path(workflow.basedir)
+
+try:
+    catalogue = catalogues.load(config, ROOT / "config")
+except BulwarkError as error:
+    raise WorkflowError(str(error)) from None
+
+# Wildcards stop at a slash and nothing more: names are checked by `explained`, which can say what was meant.
+wildcard_constraints:
+    model=r"[^/]+",
+    recipe=r"[^/]+",
+    seed=r"\d+",
+    dataset=r"[^/]+",
+    split=r"[^/.]+",
+    benchmark=r"[^/.]+",
+    table=r"[^/.]+",
+    figure=r"[^/.]+",
+    claim=r"[^/.]+",
+
+
+# All downloads happen in local rules with pinned revisions; every other job reads what lies on disk.
+OFFLINE = "HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1"
+
+
+def explained(function):
+    """Let `function` of the wildcards end the workflow with the library's own message for a wrong name."""
+
+    def of_wildcards(wildcards):
+        try:
+            return function(wildcards)
+        except BulwarkError as error:
+            raise WorkflowError(str(error)) from None
+
+    return of_wildcards
+
+
+def checkpoint_path(model, recipe, seed):
+    """The manifest of a checkpoint."""
+    return f"results/checkpoints/{model}/{recipe}/seed{seed}/checkpoint.json"
+
+
+def scores_path(model, recipe, seed, benchmark):
+    return f"results/scores/{model}/{recipe}/seed{seed}/{benchmark}.json"
+
+
+def resources_of(stage, cost=lambda wildcards: 1.0):
+    """The directive `resources` of a rule of `stage`: what config/models/<model>.yaml says, time scaled by `cost`."""
+
+    def of(value):
+        return explained(lambda wildcards: value(catalogue.resources(wildcards.model, stage), wildcards))
+
+    return {
+        "gpu": of(lambda needed, wildcards: needed.gpu),
+        "nodes": of(lambda needed, wildcards: needed.nodes),
+        "mem_mb": of(lambda needed, wildcards: int(needed.mem_gb * 1000)),
+        # SLURM ends a job at this time, so it is half as much again as expected, and five minutes at least.
+        "runtime": of(lambda needed, wildcards: max(5, round(90 * needed.hours * cost(wildcards)))),
+    }
+
+
+def gpus_here():
+    """GPUs that a local job could use, counted without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+
+
+def stop_without_gpus(workflow):
+    """End a local run before its first job if a job of its plan needs more GPUs than this machine has."""
+    if not workflow.local_exec:
+        return
+    here = gpus_here()
+    short = [job for job in workflow.dag.needrun_jobs() if job.resources.get("gpu", 0) > here]
+    if not short:
+        return
+    worst = max(short, key=lambda job: job.resources["gpu"])
+    raise WorkflowError(
+        f"{len(short)} jobs of this plan need GPUs that this machine does not have: {worst.rule.name} for "
+        f"{'/'.join(str(value) for value in worst.wildcards)} needs {worst.resources['gpu']}, here are {here}. Nothing was started.\n"
+        "Run instead, on a SLURM cluster:    snakemake --profile slurm all\n"
+        "or see what it would cost:          bulwark plan all\n"
+        "or run it in miniature on two CPUs: snakemake --configfile config/miniature.yaml -c2 all"
+    )

@@ -1,0 +1,224 @@
+# Stage 5, reports: scores become tables, figures, claims and one page. The named targets stand here, too.
+
+
+def cells_of(study, benchmarks):
+    """Every measurement of these benchmarks in a study, with the path of its scores."""
+    keys = ("model", "recipe", "seed", "benchmark", "scores")
+    return [
+        dict(zip(keys, (*cell, scores_path(*cell)), strict=True))
+        for cell in catalogue.cells(study)
+        if cell[-1] in benchmarks
+    ]
+
+
+def entity_of(kind):
+    """The table or figure that a path asks for."""
+    return lambda wildcards: catalogues.find(getattr(catalogue, f"{kind}s"), wildcards[kind], kind, f"results/{kind}s/")
+
+
+def cells_for(kind):
+    """The measurements that a table or figure shows."""
+
+    def of(wildcards):
+        entity = entity_of(kind)(wildcards)
+        return cells_of(entity.study, entity.benchmarks())
+
+    return explained(of)
+
+
+def files_of(cells):
+    """The files behind cells: scores, and their rows per record."""
+    scores = [cell["scores"] for cell in cells]
+    return scores + [path.removesuffix(".json") + ".records.jsonl" for path in scores]
+
+
+def numbers_published(kind):
+    """The file of config/published that a table or figure compares with, if it names one."""
+
+    def of(wildcards):
+        name = entity_of(kind)(wildcards).published
+        return ROOT / "config" / "published" / f"{name}.yaml" if name else []
+
+    return explained(of)
+
+
+def claims_asked_for():
+    """Every claim of every study, with the measurements it speaks of."""
+    names = sorted({name for study in catalogue.studies.values() for name in study.claims})
+    return {name: cells_of(catalogue.claims[name].study, catalogue.claims[name].benchmarks()) for name in names}
+
+
+def targets_of(*studies):
+    """The tables and figures of studies."""
+    paths = []
+    for name in studies:
+        study = catalogue.studies[name]
+        paths += [f"results/tables/{table}.{ending}" for table in study.tables for ending in ("csv", "md", "tex")]
+        paths += [f"results/figures/{figure}.{ending}" for figure in study.figures for ending in ("pdf", "png")]
+    return paths
+
+
+def cells_of_studies():
+    return [cell for study in catalogue.studies for cell in catalogue.cells(study)]
+
+
+rule make_table:
+    input:
+        scores=lambda wildcards: files_of(cells_for("table")(wildcards)),
+        published=numbers_published("table"),
+    output:
+        csv="results/tables/{table}.csv",
+        markdown="results/tables/{table}.md",
+        latex="results/tables/{table}.tex",
+    log:
+        "results/logs/make_table/{table}.log",
+    params:
+        spec=explained(lambda wildcards: entity_of("table")(wildcards).model_dump(mode="json")),
+        cells=cells_for("table"),
+    localrule: True
+    script:
+        "../scripts/make_table.py"
+
+
+rule make_figure:
+    input:
+        scores=lambda wildcards: files_of(cells_for("figure")(wildcards)),
+        published=numbers_published("figure"),
+    output:
+        pdf="results/figures/{figure}.pdf",
+        png="results/figures/{figure}.png",
+    log:
+        "results/logs/make_figure/{figure}.log",
+    params:
+        spec=explained(lambda wildcards: entity_of("figure")(wildcards).model_dump(mode="json")),
+        cells=cells_for("figure"),
+    localrule: True
+    script:
+        "../scripts/make_figure.py"
+
+
+rule check_claims:
+    """The verdict on every headline claim (made by the target claims)."""
+    input:
+        scores=sorted({path for cells in claims_asked_for().values() for path in files_of(cells)}),
+    output:
+        json="results/claims.json",
+        markdown="results/claims.md",
+    log:
+        "results/logs/check_claims.log",
+    params:
+        specs={name: catalogue.claims[name].model_dump(mode="json") for name in claims_asked_for()},
+        cells=claims_asked_for(),
+    localrule: True
+    script:
+        "../scripts/check_claims.py"
+
+
+rule write_report:
+    """One page with the tables, figures and claims: results/report.html."""
+    input:
+        claims="results/claims.json",
+        tables=[path for path in targets_of(*catalogue.studies) if path.endswith(".csv")],
+        figures=[path for path in targets_of(*catalogue.studies) if path.endswith(".png")],
+        scores=sorted({scores_path(*cell) for cell in cells_of_studies()}),
+    output:
+        "results/report.html",
+    log:
+        "results/logs/write_report.log",
+    params:
+        studies={name: study.model_dump(mode="json") for name, study in catalogue.studies.items()},
+    localrule: True
+    script:
+        "../scripts/write_report.py"
+
+
+# --- The menu: what one asks for by name --------------------------------------------------------------------------
+
+
+rule data:
+    """All records, downloaded and prepared."""
+    input:
+        sorted(
+            {
+                f"results/data/{benchmark.dataset}/{benchmark.split}.jsonl"
+                for model, _, _, name in cells_of_studies()
+                for benchmark in [catalogue.benchmark(model, name)]
+            }
+            | {
+                f"results/{path}"
+                for model, recipe, _, _ in cells_of_studies()
+                for step in recipes.steps_of(recipe)
+                for path in catalogue.step(model, step).settings.inputs().values()
+                if path.startswith("data/")
+            }
+        ),
+    localrule: True
+
+
+rule models:
+    """All checkpoints: every recipe on every model, at every seed."""
+    input:
+        sorted({checkpoint_path(*cell[:3]) for cell in cells_of_studies()}),
+    localrule: True
+
+
+rule evaluations:
+    """All scores."""
+    input:
+        sorted({scores_path(*cell) for cell in cells_of_studies()}),
+    localrule: True
+
+
+rule claims:
+    """Every headline claim, checked: results/claims.md."""
+    input:
+        "results/claims.json",
+        "results/claims.md",
+    localrule: True
+
+
+for _name, _entity in catalogue.tables.items():
+
+    rule:
+        name:
+            f"table_{_name}"
+        input:
+            expand("results/tables/{table}.{ending}", table=_name, ending=["csv", "md", "tex"]),
+        localrule: True
+
+    workflow.get_rule(f"table_{_name}").docstring = f"Table: {_entity.title}."
+
+
+for _name, _entity in catalogue.figures.items():
+
+    rule:
+        name:
+            f"figure_{_name}"
+        input:
+            expand("results/figures/{figure}.{ending}", figure=_name, ending=["pdf", "png"]),
+        localrule: True
+
+    workflow.get_rule(f"figure_{_name}").docstring = f"Figure: {_entity.title}."
+
+
+for _name, _entity in catalogue.studies.items():
+
+    rule:
+        name:
+            f"paper_{_name}"
+        input:
+            targets_of(_name),
+        localrule: True
+
+    workflow.get_rule(f"paper_{_name}").docstring = f"Tables and figures: {_entity.description}."
+
+
+rule unknown_target:
+    # Reached only by a name that no rule above has: it says what was meant.
+    input:
+        explained(lambda wildcards: catalogues.refuse_target(catalogue, wildcards.kind, wildcards.name)),
+    output:
+        "{kind}_{name}",
+    wildcard_constraints:
+        kind="table|figure|paper",
+        name=r"[^/]+",

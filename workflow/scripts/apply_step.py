@@ -1,0 +1,20 @@
+"""Apply the last step of a recipe to its parent's checkpoint."""
+
+from bulwark.logs import log_to
+from bulwark.steps import Job, perform
+
+log_to(snakemake.log[0])
+job = Job(
+    kind=snakemake.params.kind,
+    settings=snakemake.params.settings,
+    parent=snakemake.input.parent,
+    output=snakemake.output[0],
+    inputs={name: path for name, path in snakemake.input.items() if name != "parent"},
+    identity={
+        "model": snakemake.wildcards.model,
+        "recipe": snakemake.wildcards.recipe,
+        "seed": int(snakemake.wildcards.seed),
+    },
+    log=snakemake.log[0],
+)
+perform(job, snakemake.resources.gpu, snakemake.resources.nodes, snakemake.threads)

@@ -1,0 +1,19 @@
+"""Let a checkpoint answer the prompts of a benchmark."""
+
+from pathlib import Path
+
+import bulwark.evaluation
+from bulwark.logs import log_to
+
+log_to(snakemake.log[0])
+bulwark.evaluation.answer(
+    Path(snakemake.input.checkpoint),
+    Path(snakemake.input.records),
+    snakemake.params.module,
+    snakemake.params.settings,
+    seed=int(snakemake.wildcards.seed),
+    dtype=snakemake.params.dtype,
+    threads=snakemake.threads,
+    answers=Path(snakemake.output.answers),
+    provenance=Path(snakemake.output.provenance),
+)

@@ -1,0 +1,23 @@
+"""Score the answers of a checkpoint on a benchmark."""
+
+import json
+from pathlib import Path
+
+from bulwark.benchmarks import score_file
+from bulwark.logs import log_to
+
+log_to(snakemake.log[0])
+score_file(
+    answers=Path(snakemake.input.answers),
+    records=Path(snakemake.input.records),
+    module=snakemake.params.module,
+    settings=snakemake.params.settings,
+    identity={
+        "benchmark": snakemake.wildcards.benchmark,
+        "model": snakemake.wildcards.model,
+        "recipe": snakemake.wildcards.recipe,
+        "seed": int(snakemake.wildcards.seed),
+    },
+    provenance=json.loads(Path(snakemake.input.provenance).read_text(encoding="utf-8")),
+    scores=Path(snakemake.output.scores),
+)
