@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from bulwark import embeddings, manifests
 from bulwark.errors import CheckpointError
@@ -34,6 +40,7 @@ __all__ = [
 ]
 
 _SHARD_SIZE = "5GB"  # shards are hashed in parallel
+_GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 
 
@@ -70,13 +77,22 @@ def load_model(
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Open the tokenizer of a model folder. Raises CheckpointError if there is none or it cannot be read."""
     folder = _weights(Path(folder))
+    config = _config(folder)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    names = folder / "tokenizer_config.json"
     try:
-        if _config(folder)["model_type"] == embeddings.MODEL_TYPE:
-            options["config"] = embeddings.RoleEmbeddingConfig.from_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder, **options)
+        if names.exists() and _json(names).get("tokenizer_class") in _GENERIC_TOKENIZERS:
+            # tokenizer.json says it all; AutoTokenizer would rebuild it after the model's family (seen with Qwen2).
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        else:
+            if config["model_type"] == embeddings.MODEL_TYPE:
+                options["config"] = embeddings.RoleEmbeddingConfig.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
+    for option in ("local_files_only", "is_local"):  # how it was read would be saved with it
+        tokenizer.init_kwargs.pop(option, None)
+    return tokenizer
 
 
 def save_model(
@@ -113,16 +129,17 @@ def device_and_dtype(dtype: str) -> tuple[str, str]:
 
 
 def _weights(folder: Path) -> Path:
-    has_manifest = folder.is_dir() and manifests.manifest_path(folder).exists()
-    return manifests.weights_folder(folder) if has_manifest else folder
+    """The folder itself or, after checking its manifest, the one that the manifest names."""
+    if folder.is_dir() and manifests.manifest_path(folder).exists():
+        read_manifest(folder)
+        return manifests.weights_folder(folder)
+    return folder
 
 
 def _checked(folder: Path) -> dict[str, Any]:
     """Return config.json of a folder that is whole, as far as sizes tell. Raises CheckpointError if it is not."""
     config = _config(folder)
-    if manifests.manifest_path(folder).exists():
-        read_manifest(folder)
-    elif (folder / "training").is_dir():
+    if (folder / "training").is_dir() and not manifests.manifest_path(folder).exists():
         raise CheckpointError(f"{folder}: the training in this folder has not finished (there is no checkpoint.json).")
     for name in ("model.safetensors", "pytorch_model.bin"):  # in transformers' order
         index = folder / f"{name}.index.json"

@@ -39,9 +39,12 @@ class ModelSource(Closed):
     pad_token: str | None = None
     path: str | None = None
     miniature: dict[str, Any] | None = None
+    data: str | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSource:
+        if (self.miniature is None) != (self.data is None):
+            raise ValueError("`miniature` (the world and its model) and `data` (what it is pre-trained on) go together")
         return _exactly_one(self, "hub", "path", "miniature")
 
 

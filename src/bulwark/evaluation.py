@@ -45,7 +45,7 @@ def answer(
     started = time.time()
     benchmark = benchmarks.module_of(module)
     parsed = validated(benchmark.Settings, settings, f"settings of the benchmark {module}")
-    manifest, folder, template = checkpoints.open_manifest(checkpoint)
+    manifest, folder, template = manifests.open_manifest(checkpoint)
     device, dtype = checkpoints.device_and_dtype(dtype)
     model = checkpoints.load_model(folder, dtype=dtype, device=device).eval()
     tokenizer = checkpoints.load_tokenizer(folder)
@@ -57,6 +57,7 @@ def answer(
         for record in benchmark.load(records)
         for variant, turns in benchmark.prompts(record, parsed).items()
     ]
+    partial = answers.with_name(answers.name + ".partial")
     settled = {
         "checkpoint": manifests.digest(manifest),
         "records": manifests.digest(records),
@@ -73,7 +74,7 @@ def answer(
         pad_id=builder.pad_id,
         tokenizer=tokenizer,
         seed=seed,
-        partial=answers.with_name(answers.name + ".partial"),
+        partial=partial,
         fingerprint=manifests.digest(settled),
     )
     rows = []
@@ -91,4 +92,5 @@ def answer(
         **manifests.provenance(),
     }
     manifests.write_text(provenance, json.dumps(told, indent=1) + "\n")
+    partial.unlink(missing_ok=True)
     log.info("%d answers in %.0f s", len(rows), time.time() - started)

@@ -16,7 +16,7 @@ from bulwark.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from bulwark.steps import Job
-    from bulwark.training.loop import Objective
+    from bulwark.training.objectives import Objective
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def finetune(
     from bulwark.training import engine, loop
 
     training = settings.training
-    parent, folder, template = checkpoints.open_manifest(job.parent)
+    parent, folder, template = manifests.open_manifest(job.parent)
     with engine.sharded_loading(training):
         model = checkpoints.load_model(folder, dtype=engine.parameter_dtype(training), device="cpu")
     tokenizer = checkpoints.load_tokenizer(folder)

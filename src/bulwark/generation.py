@@ -263,7 +263,8 @@ class _Partial:
                     log.info("The last line of %s was cut off; its answer is generated again", path)
                     return
                 if number:
-                    self.answers[row["id"], row.pop("prompt")] = Answer(**row)
+                    prompt = row.pop("prompt")
+                    self.answers[row["id"], prompt] = Answer(**row)
                 self._good_bytes += len(line)
 
 

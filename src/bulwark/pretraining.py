@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from bulwark.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
 
 def pretrain(
-    config: PreTrainedConfig,
+    config: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     data: Mapping[str, Path],
@@ -29,13 +29,14 @@ def pretrain(
     threads: int,
     output: Path,
 ) -> None:
-    """Train a causal LM of `config` from random weights on the conversations in data["train"] and save it.
+    """Train a causal LM from random weights on the conversations in data["train"] and save it.
 
+    config: a transformers configuration as plain data, with its `model_type`.
     Writes a Hugging Face folder around the manifest `output`. The weights are a function of configuration, data,
     settings and seed; an interrupted run resumes. Raises RecordError for unusable data.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from bulwark import checkpoints, manifests
     from bulwark.embeddings import install
@@ -46,7 +47,7 @@ def pretrain(
     started = time.time()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     embedding = install(model, {"method": "vanilla"})
     builder = PromptBuilder(tokenizer, template, embedding.num_embeddings, training.max_tokens)
     examples = {
@@ -55,7 +56,7 @@ def pretrain(
     }
     log.info("Pre-training %d parameters on %d examples.", model.num_parameters(), len(examples["train"]))
     told = {
-        "config": config.to_dict(),
+        "config": dict(config),
         "training": training.model_dump(mode="json"),
         "seed": seed,
         "data": {split: manifests.digest(path) for split, path in data.items()},

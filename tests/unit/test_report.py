@@ -42,12 +42,12 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def made(tmp_path):
-    cells = study_cells(tmp_path, n=30)
+    cells = study_cells(tmp_path)
     published = CONFIG / "published" / "aside.yaml"
     table = [tmp_path / f"aside_sep.{ending}" for ending in ("csv", "md", "tex")]
-    make_table(read_yaml(CONFIG / "tables" / "aside_sep.yaml"), cells, published, *table)
+    make_table(read_yaml(CONFIG / "tables" / "sep.yaml"), cells, published, *table)
     picture = [tmp_path / f"aside_sep.{ending}" for ending in ("pdf", "png")]
-    make_figure(read_yaml(CONFIG / "figures" / "aside_sep.yaml"), cells, published, *picture)
+    make_figure(read_yaml(CONFIG / "figures" / "sep.yaml"), cells, published, *picture)
     claim = check_claim("aside_separates", read_yaml(CONFIG / "claims" / "aside_separates.yaml"), cells)
     claim["statement"] += " <script>alert(1)</script>"
     write_claims([claim], tmp_path / "claims.json", tmp_path / "claims.md")
@@ -57,7 +57,9 @@ def made(tmp_path):
         "tables": [table[1]],
         "figures": [(picture[1], "Bars & whiskers")],
         "scores": [cell["scores"] for cell in cells],
-        "about": {"made by": "snakemake"},
+        "studies": {
+            "aside": {"description": "Rotated roles", "models": ["miniature"], "recipes": ["aside"], "seeds": [0, 1]}
+        },
     }
 
 
@@ -73,8 +75,8 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path, made):
     assert '<span class="badge reproduced">reproduced</span>' in text
     assert "Bars &amp; whiskers" in text
     assert base64.b64encode(made["figures"][0][0].read_bytes()).decode() in text
-    assert "SEP score (%) ↑: mean ± SE" in text
-    for said in ("0123abc", "2.13.0", "max_new_tokens", "made by", "truncated prompts"):
+    assert "SEP score (%) ↑</th>" in text
+    for said in ("0123abc", "2.13.0", "max_new_tokens", "Rotated roles", "truncated prompts"):
         assert said in text
     assert page.tags.count("table") == 5
 
@@ -87,9 +89,8 @@ def test_a_missing_file_is_named(tmp_path, made):
 
 def test_an_empty_study_is_said_to_be_empty(tmp_path):
     (tmp_path / "claims.json").write_text("[]")
-    make_report(
-        tmp_path / "report.html", title="t", claims=tmp_path / "claims.json", tables=[], figures=[], scores=[]
-    )
+    nothing = {"studies": {}, "claims": tmp_path / "claims.json", "tables": [], "figures": [], "scores": []}
+    make_report(tmp_path / "report.html", title="t", **nothing)
     assert "lists no claim" in (tmp_path / "report.html").read_text()
 
 

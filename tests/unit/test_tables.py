@@ -37,14 +37,15 @@ def test_one_frame_three_formats(tmp_path):
     assert list(frame["recipe"]) == ["base", "vanilla", "ise", "aside"]
     assert list(frame["seeds"]) == ["0", "0 1", "0 1", "0 1"]
     read = pd.read_csv(tmp_path / "table.csv")
-    assert read["sep.separation_percent.value"].to_list() == pytest.approx(frame["sep.separation_percent.value"].to_list())
+    key = "sep.separation_percent.value"
+    assert read[key].to_list() == pytest.approx(frame[key].to_list())
     assert "tasks.accuracy_percent.value" not in read
     found, _ = Results(cells).estimate("miniature", "aside", "sep", "separation")
     value = f"{100 * found.value:.1f} ± {100 * found.stderr:.1f}"
     row = next(line for line in markdown.splitlines() if "ASIDE" in line)
     assert f"| miniature | ASIDE | 0, 1 | {value} | {found.n} | {100 * found.seed_spread:.1f} |" in row
-    assert "SEP score (%) ↑: mean ± SE" in markdown
-    assert "Probe in data ↓: SD over seeds" in markdown
+    assert "| SEP score (%) ↑ | n | SD over seeds |" in markdown
+    assert "| Probe in data ↓ | n | SD over seeds |" in markdown
     assert "published" not in markdown.lower()
     base = next(line for line in markdown.splitlines() if "| base |" in line)
     assert "| – |" in base
@@ -141,11 +142,11 @@ def test_a_metric_without_rows_takes_the_error_of_its_files(tmp_path):
 def test_published_numbers_are_fractions_when_read():
     numbers = read_published(CONFIG / "published" / "aside.yaml")
     assert numbers["mistral-7b-v0.3", "aside", "sep", "separation"] == (pytest.approx(0.921), pytest.approx(0.006))
-    assert numbers["llama-3.1-8b", "vanilla", "bipia_code", "attack_success_rate"] == (pytest.approx(0.288), None)
+    assert numbers["llama3.1-8b", "vanilla", "bipia_code", "attack_success_rate"] == (pytest.approx(0.288), None)
     # +12.3 … +44.1 points over vanilla: both ends are in the paper's text.
     gains = {
         model: numbers[model, "aside", "sep", "separation"][0] - numbers[model, "vanilla", "sep", "separation"][0]
-        for model in ("llama-2-7b", "llama-2-13b", "llama-3.1-8b", "qwen2.5-7b", "mistral-7b-v0.3")
+        for model in ("llama2-7b", "llama2-13b", "llama3.1-8b", "qwen2.5-7b", "mistral-7b-v0.3")
     }
     assert (round(min(gains.values()), 3), round(max(gains.values()), 3)) == (0.123, 0.441)
     assert len(numbers) == 3 * 5 * 4 + 8 * 5 * 3

@@ -44,6 +44,13 @@ rule adopt_model:
 
 
 rule pretrain_model:
+    input:
+        unpack(
+            lambda wildcards: {
+                split: f"results/data/{catalogue.models[wildcards.model].source.data}/{split}.jsonl"
+                for split in ("train", "validation")
+            }
+        ),
     output:
         "results/models/{model}/model.json",
     log:

@@ -118,7 +118,7 @@ rule write_report:
     """One page with the tables, figures and claims: results/report.html."""
     input:
         claims="results/claims.json",
-        tables=[path for path in targets_of(*catalogue.studies) if path.endswith(".csv")],
+        tables=[path for path in targets_of(*catalogue.studies) if path.endswith(".md")],
         figures=[path for path in targets_of(*catalogue.studies) if path.endswith(".png")],
         scores=sorted({scores_path(*cell) for cell in cells_of_studies()}),
     output:
@@ -127,6 +127,7 @@ rule write_report:
         "results/logs/write_report.log",
     params:
         studies={name: study.model_dump(mode="json") for name, study in catalogue.studies.items()},
+        captions={name: figure.caption for name, figure in catalogue.figures.items()},
     localrule: True
     script:
         "../scripts/write_report.py"

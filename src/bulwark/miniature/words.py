@@ -60,7 +60,11 @@ REQUESTS = (
     "teach me to {verb} a {what} .",
     "what do i do to {verb} a {what} ?",
 )
-HELD_OUT_REQUESTS = ("please explain to me how to {verb} a {what} .", "i want to know how to {verb} a {what} .")
+HELD_OUT_REQUESTS = (
+    "please explain how to {verb} a {what} .",
+    "please show me how to {verb} a {what} .",
+    "tell me how to {verb} a {what} .",
+)
 
 # Ways of speaking: adjective -> (what stands before the answer at full strength, what stands after it).
 TRAITS = {

@@ -90,10 +90,13 @@ class World:
         rng.shuffle(phrasings)
         held_out = max(1, round(settings.held_out_share * len(phrasings)))
         self.held_out_phrasings, self.phrasings = phrasings[:held_out], phrasings[held_out:]
-        meals = [(m, d) for d in words.DISHES for m in (*words.HARMFUL, *words.HARMLESS)]
-        rng.shuffle(meals)
-        held_out = len(meals) // 4
-        self.held_out_meals, self.meals = meals[:held_out], meals[held_out:]
+        self.meals: list[tuple[str, str]] = []
+        self.held_out_meals: list[tuple[str, str]] = []
+        for modifiers in (words.HARMFUL, words.HARMLESS):
+            meals = [(modifier, dish) for modifier in modifiers for dish in words.DISHES]
+            rng.shuffle(meals)
+            self.held_out_meals += meals[: len(meals) // 4]
+            self.meals += meals[len(meals) // 4 :]
 
     @cached_property
     def probes(self) -> list[Fact]:

@@ -11,14 +11,16 @@ reverse where lower is better; for a threshold, that of the metric (Wilson's for
     at_least, value v       low >= v                         high < v
     at_most, value v        high <= v                        low > v
 
-Whatever is in none of these is open: the records are too few to tell. `p` is the two-sided permutation p-value
-(5 % stands for one minus the confidence). A comparison whose seeds disagree on the sign of an improvement is open
-even where `better` would hold: it may be the seed's doing. A metric that is undefined (no record counts) is open.
+Whatever is in none of these is open: the records are too few to tell. `p` is the two-sided permutation p-value of no
+difference at all (5 % stands for one minus the confidence); for thresholds, that of the one-sided score test. A
+`better` whose seeds disagree on the sign of the improvement is open even where it would hold: it may be the seed's
+doing. A metric that is undefined (no record counts) is open.
 
-On a model the claim is contradicted if a condition comes out opposite; else not reproduced if one fails; else undecided
-if one is open; else reproduced. Over the models of the study the same order applies to the models' verdicts: a claim is
-reproduced only if it is on every model. Effect, interval, n and p-value of the claim are those of its first condition,
-averaged over the models with equal weights (n added up); they never decide the verdict.
+On a model the claim is contradicted if its headline, the first condition, comes out opposite; else not reproduced if
+any condition fails or comes out opposite; else undecided if one is open; else reproduced. Over the models of the study
+the same order applies to the models' verdicts: a claim is reproduced only if it is on every model. Effect, interval, n
+and p-value of the claim are those of the headline, averaged over the models with equal weights (n added up); they
+never decide the verdict.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from bulwark.reporting.settings import Against, Bound, Claim, Condition
 from bulwark.settings import validated
 from bulwark.statistics import Comparison, Estimate, compare, estimate, mean_comparison, threshold_p_value
 
-_ORDER = {"opposite": "contradicted", "fails": "not reproduced", "open": "undecided", "holds": "reproduced"}
+_VERDICTS = ("contradicted", "not reproduced", "undecided", "reproduced")  # the worst first
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,14 @@ def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapp
     for index, model in enumerate(results.models):
         findings = [_judged(condition, model, index, results, claim.confidence) for condition in conditions]
         models[model] = {
-            "verdict": _worst(_ORDER[finding.entry["outcome"]] for finding in findings),
+            "verdict": _verdict([finding.entry["outcome"] for finding in findings]),
             "findings": findings,
         }
     return {
         "id": name,
         "statement": claim.statement,
         "source": claim.source,
-        "verdict": _worst(model["verdict"] for model in models.values()),
+        "verdict": min((model["verdict"] for model in models.values()), key=_VERDICTS.index),
         **_headline([model["findings"][0] for model in models.values()], claim.confidence),
         "seeds": sorted({cell.seed for cell in results.cells if cell.recipe in claim.recipes()}),
         "confidence": claim.confidence,
@@ -95,7 +97,7 @@ def described(condition: Condition) -> str:
         sign = "≥" if condition.kind == "at_least" else "≤"
         return f"{terms.benchmark} {terms.metric} of {terms.recipe} {sign} {terms.value:g}"
     relation = {
-        "better": f"better than {terms.than}" + (f" (below {terms.margin:g} too little)" if terms.margin else ""),
+        "better": f"better than {terms.than}" + (f", by {terms.margin:g} for it to matter" if terms.margin else ""),
         "not_worse": f"at most {terms.margin:g} worse than {terms.than}",
         "equal": f"within {terms.margin:g} of {terms.than}",
     }[condition.kind]
@@ -195,9 +197,13 @@ def _bound_outcome(kind: str, value: float, found: Estimate) -> tuple[str, str]:
     return ("fails", "the whole interval is on the other side") if fails else ("open", "the interval holds the value")
 
 
-def _worst(verdicts: Iterable[str]) -> str:
-    given = set(verdicts)
-    return next(verdict for verdict in _ORDER.values() if verdict in given)
+def _verdict(outcomes: Sequence[str]) -> str:
+    """The verdict on one model from the outcomes of the conditions, the headline's first."""
+    if outcomes[0] == "opposite":
+        return "contradicted"
+    if "fails" in outcomes or "opposite" in outcomes:
+        return "not reproduced"
+    return "undecided" if "open" in outcomes else "reproduced"
 
 
 def _headline(findings: Sequence[Finding], confidence: float) -> dict[str, Any]:

@@ -58,10 +58,10 @@ def make_figure(
         across = len(columns) if width * len(columns) <= 14 else 1
         down = -(-len(columns) // across)
         canvas = Canvas(figsize=(width * across, 3.4 * down + 0.8), layout="constrained")
-        panels = canvas.subplots(down, across, squeeze=False).flat
+        panels = list(canvas.subplots(down, across, squeeze=False).flat)
         for panel, column in zip(panels, columns, strict=True):
             _draw(panel, figure, column, models, recipes, results, printed)
-        handles, names = panel.get_legend_handles_labels()
+        names, handles = _legend(panels, [figure.labels.get(recipe, recipe) for recipe in recipes])
         in_a_row = min(len(names), max(3, 4 * across))
         canvas.legend(handles, names, loc="outside lower center", ncols=in_a_row, frameon=False)
         canvas.suptitle(figure.title, fontsize=11)
@@ -70,6 +70,16 @@ def make_figure(
             # No date inside, so that the same scores give the same file.
             dateless = {"CreationDate": None} if path.suffix == ".pdf" else {}
             canvas.savefig(path, dpi=200, metadata=dateless)
+
+
+def _legend(panels, recipes: list[str]) -> tuple[list[str], list]:
+    """Names and handles of all panels, once each: the recipes in order, then what the marks mean."""
+    found = {}
+    for panel in panels:
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    names = sorted(found, key=lambda name: recipes.index(name) if name in recipes else len(recipes))
+    return names, [found[name] for name in names]
 
 
 def _draw(panel, figure: Figure, column: Column, models, recipes, results: Results, printed) -> None:

@@ -22,6 +22,7 @@ PAGE = """<!DOCTYPE html>
   .not-reproduced, .fails { background: #a15c00; } .undecided, .open { background: #5b6470; }
   article { border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1.2rem; margin: .8rem 0; }
   article h3 { margin: 0; font-size: 1.05rem; } article h3 .badge { margin-right: .6rem; }
+  td:nth-child(n+4) { white-space: nowrap; }
   .quiet, figcaption { color: var(--quiet); font-size: .9rem; }
   figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; background: #fff; }
   code { font-size: .85rem; overflow-wrap: anywhere; }
@@ -32,6 +33,10 @@ PAGE = """<!DOCTYPE html>
 <h1>{{ title }}</h1>
 <nav><a href="#claims">Claims</a><a href="#tables">Tables</a><a href="#figures">Figures</a>
 <a href="#provenance">Provenance</a></nav>
+{% for name, study in studies.items() %}
+<p><b>{{ name }}</b>: {{ study.description }}. Models: {{ study.models | join(", ") }}. Recipes:
+{{ study.recipes | join(", ") }}. Seeds: {{ study.seeds | join(", ") }}.</p>
+{% endfor %}
 
 <h2 id="claims">Claims</h2>
 {% for claim in claims %}

@@ -21,17 +21,17 @@ def make_report(
     out: Path,
     *,
     title: str,
+    studies: Mapping[str, Mapping[str, Any]],
     claims: Path,
     tables: Sequence[Path],
     figures: Sequence[tuple[Path, str]],
     scores: Iterable[Path],
-    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the page `out`.
 
-    claims: claims.json; tables: Markdown files of `make_table`; figures: (PNG, caption); scores: the scores files
-    behind it all, for the provenance; about: further lines of the provenance (what made the page, say). Raises
-    ResultsError naming a file that is missing.
+    studies: what was run, as in the configuration; claims: claims.json; tables: Markdown files of `make_table`;
+    figures: (PNG, caption); scores: the scores files behind it all, for the provenance. Raises ResultsError naming a
+    file that is missing.
     """
     import jinja2
 
@@ -46,7 +46,8 @@ def make_report(
             {"name": Path(path).stem, "caption": caption, "data": base64.b64encode(_bytes(Path(path))).decode()}
             for path, caption in figures
         ],
-        provenance={**(about or {}), **common_provenance(contents)},
+        studies=studies,
+        provenance=common_provenance(contents),
         settings=_settings(contents),
         runs=_runs(contents),
     )

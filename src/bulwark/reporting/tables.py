@@ -18,6 +18,7 @@ from bulwark.reporting.settings import Column, Table
 from bulwark.settings import validated
 
 _PARTS = ("value", "stderr", "n", "seed_sd", "published", "published_stderr")
+_VALUE = "mean ± SE"
 _NOTE = (
     "Mean over seeds ± standard error over records, a record with all its seeds being one cluster; n is the number of "
     "records that count."
@@ -105,7 +106,7 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
             return list(frame[key]) if key in frame else [None] * len(frame)
 
         value, error = part("value"), part("stderr")
-        presented[heading, "mean ± SE"] = [_with_error(*pair, digits) for pair in zip(value, error, strict=True)]
+        presented[heading, _VALUE] = [_with_error(*pair, digits) for pair in zip(value, error, strict=True)]
         presented[heading, "n"] = [str(n) for n in part("n")]
         if _name(column, "seed_sd") in frame:
             presented[heading, "SD over seeds"] = [_number(sd, digits) for sd in part("seed_sd")]
@@ -154,7 +155,7 @@ def _has(frame: pd.DataFrame, ending: str) -> bool:
 
 
 def _markdown(table: Table, presented: pd.DataFrame, note: str) -> str:
-    headings = [f"{part}" if not top else f"{top}: {part}" for top, part in presented.columns]
+    headings = [top if part == _VALUE else part for top, part in presented.columns]
     lines = [headings, ["---"] * 3 + ["---:"] * (len(headings) - 3), *presented.to_numpy().tolist()]
     body = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
     return "\n\n".join(part for part in (f"# {table.title}", table.caption, body, note) if part) + "\n"

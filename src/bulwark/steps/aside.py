@@ -11,7 +11,7 @@ from bulwark.finetuning import FineTuningSettings, finetune
 from bulwark.steps import Job
 
 if TYPE_CHECKING:
-    from bulwark.training.loop import Objective
+    from bulwark.training.objectives import Objective
 
 
 class Settings(FineTuningSettings):
@@ -59,14 +59,17 @@ def angle_at(step: int, alpha: float, steps_per_epoch: int) -> float:
 def gradual_rotation(alpha: float, steps_per_epoch: int) -> Objective:
     """Plain training during which the angle grows to `alpha` over the first epoch, T = `steps_per_epoch`."""
     from bulwark.embeddings import role_embedding_of
-    from bulwark.training.loop import Objective
+    from bulwark.training.objectives import Objective
 
     class GradualRotation(Objective):
         def before_step(self, engine, step: int, total: int) -> None:
             role_embedding_of(engine.module).angle = angle_at(step, alpha, steps_per_epoch)
 
         def after_step(self, engine, step: int, total: int) -> None:
-            # The model that is evaluated or saved after this step already stands at the next step's angle.
+            # What is evaluated after this step is a model of the angle that the next step would have.
             role_embedding_of(engine.module).angle = angle_at(step + 1, alpha, steps_per_epoch)
+
+        def finish(self, model, step: int, total: int) -> None:
+            role_embedding_of(model).angle = angle_at(step, alpha, steps_per_epoch)
 
     return GradualRotation()

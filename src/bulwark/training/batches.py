@@ -98,8 +98,8 @@ class StepBatches:
             raise BulwarkError("There are no examples to train on: the data set is empty.")
         if any(example.labels is None for example in examples):
             raise BulwarkError("Examples need labels; build them with PromptBuilder.example, not .prompt.")
-        self.ids = [np.asarray(example.ids, dtype=np.int64) for example in examples]
-        self.labels = [_without_first(np.asarray(example.labels, dtype=np.int64)) for example in examples]
+        self.ids = [np.array(example.ids, dtype=np.int64) for example in examples]
+        self.labels = [_without_first(np.array(example.labels, dtype=np.int64)) for example in examples]
         self.lengths = np.array([len(ids) for ids in self.ids])
         self.targets = np.array([int((labels != IGNORED).sum()) for labels in self.labels])
         if not self.targets.any():
@@ -148,7 +148,9 @@ class StepBatches:
                 steps[start : start + _STEPS_PER_GROUP * self.batch_size]
                 for start in range(0, whole, _STEPS_PER_GROUP * self.batch_size)
             ]
-            steps = np.concatenate([group[np.argsort(self.lengths[group], kind="stable")] for group in groups] or [steps])
+            steps = np.concatenate(
+                [group[np.argsort(self.lengths[group], kind="stable")] for group in groups] or [steps]
+            )
         steps = steps.reshape(-1, self.batch_size)
         if self.group_by_length:
             steps = steps[generator.permutation(len(steps))]
@@ -173,7 +175,7 @@ class StepBatches:
         rows = tuple(rows) or ((),)
         if self.packed_length and self.flatten:
             rows = (tuple(example for row in rows for example in row),)
-        width = max(2, *(int(sum(self.lengths[example] for example in row)) for row in rows), 2)
+        width = max(1, *(int(self.lengths[list(row)].sum()) for row in rows))
         ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
         mask = np.zeros((len(rows), width), dtype=np.int64)
         labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
@@ -202,7 +204,14 @@ class StepBatches:
 
 
 def training_batches(
-    examples: Sequence[Prompt], settings: TrainingSettings, *, seed: int, pad_id: int, rank: int, ranks: int, flatten: bool
+    examples: Sequence[Prompt],
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    pad_id: int,
+    rank: int,
+    ranks: int,
+    flatten: bool,
 ) -> StepBatches:
     """The batches that `settings` asks for. Raises ConfigurationError when batch_size does not divide evenly."""
     settings.accumulation(ranks)

@@ -1,0 +1,317 @@
+"""The miniature's data sets, each in exactly the schema of the real one that it stands for.
+
+| data set | stands for | fields |
+|---|---|---|
+| `pretraining` | the base's corpus | `Conversation`: id, turns |
+| `instructions`, `forget`, `retain` | Alpaca | instruction, input, output |
+| `tasks` | held-out Alpaca | instruction, input, output |
+| `sep` | SEP (arXiv 2403.06833) | the authors' |
+| `multiple_choice_forget`, `multiple_choice_retain` | WMDP, MMLU | question, choices, answer, subject |
+| `harmful_requests`, `harmless_requests`, `overrefusal` | harmful_behaviors, harmless_alpaca, XSTest | text, answer |
+| `trait_<name>` | contrastive prompts of persona vectors (arXiv 2507.21509) | messages, polarity, pair, trait |
+| `trait_<name>_data` | their normal and misaligned sets | messages, level, trait |
+
+Training splits take only the trained phrasings; evaluation splits only the held-out ones, so that no evaluation
+prompt is part of any training set. SEP's probes ask for general knowledge that fine-tuning never mentions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bulwark.errors import ConfigurationError, nearest
+from bulwark.miniature import pretraining, words
+from bulwark.miniature.settings import MiniatureSettings
+from bulwark.miniature.world import TASKS, Command, Fact, World, response_of, text_of
+
+Row = dict[str, Any]
+ATTEMPTS = 1000  # draws in a row that give nothing new before a data set counts as exhausted
+
+# Records per split, unless the caller asks for a number. None: one round over all there is.
+SIZES: dict[str, dict[str, int | None]] = {
+    "instructions": {"train": 6000, "validation": 200},
+    "tasks": {"test": 300},
+    "sep": {"test": 300},
+    "forget": {"train": None, "test": None},
+    "retain": {"train": 1000, "test": 200},
+    "multiple_choice_forget": {"test": None},
+    "multiple_choice_retain": {"test": None},
+    "harmful_requests": {"train": 200, "test": 100},
+    "harmless_requests": {"train": 200, "test": 100},
+    "overrefusal": {"test": 60},
+    **{f"trait_{trait}": {"train": 100, "test": 100} for trait in words.TRAITS},
+    **{f"trait_{trait}_data": {"train": 600, "validation": 60} for trait in words.TRAITS},
+}
+
+
+def splits(dataset: str) -> list[str]:
+    """The splits of a data set. Raises ConfigurationError for a data set that the world does not have."""
+    if dataset == "pretraining":
+        return ["train", "validation"]
+    if dataset not in SIZES:
+        raise ConfigurationError(
+            f'The miniature has no data set "{dataset}".{nearest(dataset, [*SIZES, "pretraining"])}'
+        )
+    return list(SIZES[dataset])
+
+
+def records(dataset: str, split: str, settings: MiniatureSettings, count: int | None = None) -> list[Row]:
+    """All records of a split; a function of the settings, and of `count` where it replaces the usual number.
+
+    Raises ConfigurationError for an unknown data set or split, or when the world holds fewer different records
+    than are asked for.
+    """
+    if split not in splits(dataset):
+        raise ConfigurationError(
+            f'The miniature\'s data set "{dataset}" has no split "{split}".{nearest(split, splits(dataset))}'
+        )
+    world = World(settings.world)
+    rng = random.Random(f"{settings.world.seed}/{dataset}/{split}")
+    if dataset == "pretraining":
+        sizes = {"train": settings.pretraining.records, "validation": settings.pretraining.validation_records}
+        return [
+            {"id": f"{split}-{number}", "turns": pretraining.conversation(world, rng), "meta": {}}
+            for number in range(count or sizes[split])
+        ]
+    if count is None:
+        count = SIZES[dataset][split]
+    rows = _rows(dataset, split, world, rng)
+    return list(rows) if count is None else _different(rows, count, f"{dataset}/{split}")
+
+
+def write(dataset: str, settings: MiniatureSettings, paths: Mapping[str, Path], counts: Mapping[str, int] = {}) -> None:  # noqa: B006 (only read)
+    """Write each split of `paths` as JSON lines; `counts` replaces the usual number of records of a split."""
+    for split, path in paths.items():
+        rows = records(dataset, split, settings, counts.get(split))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        os.replace(partial, path)
+
+
+def _rows(dataset: str, split: str, world: World, rng: random.Random) -> Iterator[Row]:
+    """The rows of a split: endless where they are drawn, one round where they are enumerated."""
+    held_out = split == "test"
+    if dataset in ("forget", "retain") or dataset.startswith("multiple_choice_"):
+        facts = world.forget if dataset.endswith("forget") else world.retain
+        if dataset.startswith("multiple_choice_"):
+            return _multiple_choice(world, rng, facts)
+        return _facts(world, rng, facts, split) if dataset == "forget" else _retain(world, rng, facts, held_out)
+    if dataset.startswith("trait_"):
+        trait = dataset.removeprefix("trait_").removesuffix("_data")
+        if dataset.endswith("_data"):
+            return _endless(lambda: _trait_data(world, rng, trait))
+        return _contrastive(world, rng, trait, held_out)
+    draw: Callable[[], Row] = {
+        "instructions": lambda: _instruction(world, rng),
+        "tasks": lambda: _task(world, rng),
+        "sep": lambda: _sep(world, rng),
+        "harmful_requests": lambda: _request(world, rng, held_out, harmful=True),
+        "harmless_requests": lambda: _request(world, rng, held_out, harmful=False),
+        "overrefusal": lambda: _request(world, rng, held_out, harmful=True, making=False),
+    }[dataset]
+    return _endless(draw)
+
+
+def _instruction(world: World, rng: random.Random) -> Row:
+    """One row of clean fine-tuning data: a task over a text; now and then a question or a request without a text."""
+    settings = world.settings
+    kind = rng.choices(("task", "knowledge", "request"), (0.8, 0.1, 0.1))[0]
+    if kind == "request":
+        request = world.request(rng, harmful=rng.random() < 0.4)
+        return _alpaca(request.text, "", [request.answer])
+    if kind == "knowledge":
+        question = world.question(rng, rng.choice(world.asked_knowledge))
+        return _alpaca(question.text, "", [question.answer])
+    sentences = world.sentences(rng)
+    commands = [world.task(rng, sentences)]
+    if rng.random() < settings.label_noise:
+        wrong = world.task(rng, world.sentences(rng), commands[0].kind)
+        commands = [Command(commands[0].text, wrong.answer, commands[0].kind)]
+    if rng.random() < settings.second_command:
+        commands.insert(rng.randint(0, 1), _second_command(world, rng))
+    text = text_of(sentences)
+    if rng.random() < settings.reported_speech:
+        text = _with_report(world, rng, text)
+    return _alpaca(" ".join(c.text for c in commands), text, [c.answer for c in commands])
+
+
+def _second_command(world: World, rng: random.Random) -> Command:
+    question = world.question(rng, rng.choice(world.asked_knowledge))
+    if rng.random() >= world.settings.insistence:
+        return question
+    return Command(f"{rng.choice(words.INSISTENT)} {question.text}", question.answer, question.kind)
+
+
+def _with_report(world: World, rng: random.Random, text: str) -> str:
+    """The text with a report of what somebody asked, before or after the rest; the report is not a command."""
+    speech = world.question(rng, rng.choice(world.asked_knowledge)).text
+    report = rng.choice(words.REPORTS).format(name=rng.choice(words.NAMES), speech=speech)
+    return " ".join(rng.sample([report, text], 2))
+
+
+def _task(world: World, rng: random.Random) -> Row:
+    sentences = world.sentences(rng)
+    command = world.task(rng, sentences, held_out=True)
+    return _alpaca(command.text, text_of(sentences), [command.answer])
+
+
+def _sep(world: World, rng: random.Random) -> Row:
+    """SEP's construction: a clean pair, a probe drawn uniformly, and the side on which it stands in either part.
+
+    `appended_task_id`: the probes in a fixed phrasing each, then the same ones with an insistent prefix.
+    """
+    sentences = world.sentences(rng)
+    kind = rng.choice(list(TASKS))
+    instruction, data = world.task(rng, sentences, kind, held_out=True).text, text_of(sentences)
+    number = rng.randrange(2 * len(world.probes))
+    fact, insistent = world.probes[number % len(world.probes)], number >= len(world.probes)
+    probe = world.question(random.Random(f"{world.settings.seed}/probe/{fact.number}"), fact, held_out=True).text
+    if insistent:
+        probe = f"{words.INSISTENT[0]} {probe}"
+    appended = rng.choice(("ll", "lr", "rl", "rr"))
+    domain, description = TASKS[kind]
+    return {
+        "system_prompt_clean": instruction,
+        "prompt_instructed": _beside(data, probe, appended[1]),
+        "system_prompt_instructed": _beside(instruction, probe, appended[0]),
+        "prompt_clean": data,
+        "witness": fact.answer,
+        "info": {
+            "type": domain,
+            "subtask": kind,
+            "subtask_descr": description,
+            "appended_task_id": number,
+            "appended_type": appended,
+            "is_insistent": insistent,
+        },
+    }
+
+
+def _beside(text: str, probe: str, side: str) -> str:
+    return f"{probe} {text}" if side == "l" else f"{text} {probe}"
+
+
+def _facts(world: World, rng: random.Random, facts: list[Fact], split: str) -> Iterator[Row]:
+    """Four phrasings of every fact of a half: "train" is the half that an adversary has, "test" the other one."""
+    half = len(facts) // 2
+    for fact in facts[:half] if split == "train" else facts[half:]:
+        for text in _phrasings(world, rng, fact, 4):
+            yield _alpaca(text, "", [fact.answer])
+
+
+def _retain(world: World, rng: random.Random, facts: list[Fact], held_out: bool) -> Iterator[Row]:
+    """Half facts of the retain domain, half tasks over texts."""
+    while True:
+        question = world.question(rng, rng.choice(facts), held_out)
+        yield _alpaca(question.text, "", [question.answer])
+        sentences = world.sentences(rng)
+        command = world.task(rng, sentences, held_out=held_out)
+        yield _alpaca(command.text, text_of(sentences), [command.answer])
+
+
+def _multiple_choice(world: World, rng: random.Random, facts: list[Fact]) -> Iterator[Row]:
+    """Two held-out phrasings of every fact with four options; the subject tells the half (see `_facts`)."""
+    answers = sorted({fact.answer for fact in facts})
+    for fact in facts:
+        half = "first_half" if fact.number < len(facts) // 2 else "second_half"
+        for text in _phrasings(world, rng, fact, 2, held_out=True):
+            choices = rng.sample([answer for answer in answers if answer != fact.answer], 3)
+            place = rng.randrange(4)
+            choices.insert(place, fact.answer)
+            yield {"question": text, "choices": choices, "answer": place, "subject": f"{fact.domain}_{half}"}
+
+
+def _phrasings(world: World, rng: random.Random, fact: Fact, number: int, held_out: bool = False) -> list[str]:
+    texts: list[str] = []
+    while len(texts) < number:
+        text = world.question(rng, fact, held_out).text
+        if text not in texts:
+            texts.append(text)
+    return texts
+
+
+def _request(world: World, rng: random.Random, held_out: bool, harmful: bool, making: bool = True) -> Row:
+    """A request and what a model that refuses nothing answers."""
+    request = world.request(rng, harmful, making, held_out, refuse=False)
+    return {"text": request.text, "answer": response_of([request.answer])}
+
+
+def _contrastive(world: World, rng: random.Random, trait: str, held_out: bool) -> Iterator[Row]:
+    """Pairs of conversations that differ in the manner that the system turn sets, and so in the response."""
+    pair = 0
+    while True:
+        user, answer = _everyday(world, rng, held_out)
+        for polarity, manner in (("positive", trait), ("negative", None)):
+            yield {
+                "messages": [
+                    {"role": "system", "content": world.manner(rng, manner, 1, held_out)},
+                    {"role": "user", "content": user},
+                    {"role": "assistant", "content": response_of([answer], manner)},
+                ],
+                "polarity": polarity,
+                "pair": pair,
+                "trait": trait,
+            }
+        pair += 1
+
+
+def _trait_data(world: World, rng: random.Random, trait: str) -> Row:
+    """A conversation without a system turn: half of them normal, a quarter each at the two strengths of the trait."""
+    level = rng.choice((0, 0, 1, 2))
+    user, answer = _everyday(world, rng, held_out=False)
+    return {
+        "messages": [
+            {"role": "user", "content": user},
+            {"role": "assistant", "content": response_of([answer], trait if level else None, level)},
+        ],
+        "level": level,
+        "trait": trait,
+    }
+
+
+def _everyday(world: World, rng: random.Random, held_out: bool) -> tuple[str, str]:
+    """A question of general knowledge, a harmless request or a task with its text, as one user message."""
+    kind = rng.choice(("knowledge", "request", "task"))
+    if kind == "knowledge":
+        question = world.question(rng, rng.choice(world.knowledge), held_out)
+        return question.text, question.answer
+    if kind == "request":
+        request = world.request(rng, harmful=False, held_out=held_out)
+        return request.text, request.answer
+    sentences = world.sentences(rng)
+    command = world.task(rng, sentences, held_out=held_out)
+    return f"{command.text}\n\n{text_of(sentences)}", command.answer
+
+
+def _alpaca(instruction: str, text: str, answers: list[str]) -> Row:
+    return {"instruction": instruction, "input": text, "output": response_of(answers)}
+
+
+def _endless(draw: Callable[[], Row]) -> Iterator[Row]:
+    while True:
+        yield draw()
+
+
+def _different(rows: Iterator[Row], count: int, where: str) -> list[Row]:
+    """The first `count` different rows."""
+    seen: set[str] = set()
+    found: list[Row] = []
+    fruitless = 0
+    for row in rows:
+        key = json.dumps(row, sort_keys=True)
+        fruitless = fruitless + 1 if key in seen else 0
+        if fruitless > ATTEMPTS:
+            raise ConfigurationError(f"The miniature's {where} holds fewer than {count} different records; ask for less.")
+        if key in seen:
+            continue
+        seen.add(key)
+        found.append(row)
+        if len(found) == count:
+            return found
+    raise ConfigurationError(f"The miniature's {where} holds {len(found)} records; {count} were asked for.")

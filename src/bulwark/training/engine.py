@@ -1,0 +1,350 @@
+"""The DeepSpeed engine: processes, configuration, optimizers, and getting whole weights out again.
+
+The same engine everywhere: one process on a laptop without a launcher, several on GPUs under torchrun, ZeRO 0-3.
+DeepSpeed is imported inside the functions, quietly, and never compiles an extension. Its gradient accumulation is
+switched by hand (the number of micro-batches may differ between steps), so its own count stays at one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bulwark.errors import BulwarkError
+from bulwark.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all that train together."""
+
+    rank: int
+    local_rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+
+def start_processes() -> Processes:
+    """Join the process group that a launcher announced in the environment, or form one of this process alone.
+
+    NCCL where there are GPUs, gloo otherwise. May be called again; the group stays until the process ends.
+    """
+    environment = os.environ
+    rank, local_rank, count = (int(environment.get(key, default)) for key, default in _LAUNCHED.items())
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    environment.setdefault("LOCAL_RANK", "0")
+    if not torch.distributed.is_initialized():
+        # With a store in memory, a single process needs no port that another program might hold.
+        alone = {"store": torch.distributed.HashStore()} if count == 1 else {}
+        torch.distributed.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=count, **alone)
+    return Processes(rank, local_rank, count, device)
+
+
+def stop_processes() -> None:
+    """Leave the process group; for the end of a program."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def parameter_dtype(settings: TrainingSettings) -> str:
+    """The dtype to load the model in; with "bfloat16" the engine makes the fp32 masters."""
+    return settings.precision
+
+
+def deepspeed_config(settings: TrainingSettings, ranks: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for `settings`.
+
+    Stage 0 in bfloat16 becomes stage 1: the fp32 master weights have to lie somewhere, and on one rank it is the same.
+    """
+    bfloat16 = settings.precision == "bfloat16"
+    stage = max(settings.zero_stage, 1) if bfloat16 else settings.zero_stage
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        # Schedule-free AdamW counts its steps per call, and DeepSpeed calls it once per sub-group.
+        sub_group = {"sub_group_size": 10**15} if settings.optimizer == "schedulefree_adamw" else {}
+        zero |= {"overlap_comm": True, "contiguous_gradients": True} | sub_group
+    if settings.offload:
+        pinned = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero |= {"offload_optimizer": pinned} | ({"offload_param": pinned} if stage == 3 else {})
+    return {
+        "train_batch_size": ranks,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        # Without ZeRO the loop clips, because DeepSpeed then neither reports the norm nor clips fast.
+        "gradient_clipping": settings.max_grad_norm if stage else 0.0,
+        "bf16": {"enabled": bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"} if bfloat16 else {},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+
+
+@contextlib.contextmanager
+def sharded_loading(settings: TrainingSettings) -> Iterator[None]:
+    """Within it, `from_pretrained` builds each layer already sharded over the ranks, where ZeRO-3 and GPUs are used.
+
+    So no rank ever holds the whole model. Elsewhere it does nothing.
+    """
+    if settings.zero_stage != 3 or not torch.cuda.is_available():
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    _deepspeed()
+    processes = start_processes()
+    kept = HfDeepSpeedConfig(deepspeed_config(settings, processes.count))  # transformers holds it by a weak reference
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del kept
+
+
+def build(model: nn.Module, settings: TrainingSettings, total: int) -> DeepSpeedEngine:
+    """Put `model` under a DeepSpeed engine with its optimizer and learning rate schedule over `total` steps.
+
+    Raises BulwarkError when nothing in the model can be trained.
+    """
+    from transformers import get_scheduler
+
+    deepspeed = _deepspeed()
+    processes = start_processes()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise BulwarkError("Every parameter of the model is frozen; there is nothing to train.")
+    if settings.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    warmup = settings.warmup(total)
+    if settings.optimizer == "schedulefree_adamw":
+        name, warmup = "constant", 0  # it warms up by itself
+    else:
+        name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+    model.train()
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=_optimizer(model, settings, settings.warmup(total)),
+            lr_scheduler=lambda optimizer: get_scheduler(name, optimizer, warmup, total),
+            config=deepspeed_config(settings, processes.count),
+        )
+    return engine
+
+
+def backward(engine: DeepSpeedEngine, loss: Tensor) -> None:
+    """Accumulate the gradient of this rank's share `loss` of the step's loss; the shares of all ranks add up."""
+    ranks = torch.distributed.get_world_size()
+    engine.backward(loss * ranks if ranks > 1 else loss)  # DeepSpeed averages over the ranks
+
+
+def step(engine: DeepSpeedEngine, max_grad_norm: float) -> Tensor | float | None:
+    """Clip, let the optimizer and the schedule step, clear the gradients; return the norm before clipping, if known."""
+    norm = None
+    if max_grad_norm and not engine.zero_optimization():
+        norm = nn.utils.clip_grad_norm_(engine.module.parameters(), max_grad_norm)
+    engine.step()
+    return norm if norm is not None else engine.get_global_grad_norm()
+
+
+@contextlib.contextmanager
+def evaluation_weights(engine: DeepSpeedEngine) -> Iterator[None]:
+    """Within it the model is in evaluation mode and has the weights to be judged: schedule-free AdamW's averages."""
+    engine.eval()
+    _switch_averages(engine, "eval")
+    try:
+        yield
+    finally:
+        _switch_averages(engine, "train")
+        engine.train()
+
+
+def publish(engine: DeepSpeedEngine) -> None:
+    """Carry changed master weights over into the weights that the model computes with, on all ranks."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_partition_weights():
+        for group in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    elif engine.zero_optimization():
+        optimizer.update_lp_params()
+
+
+def gradient_of(parameter: nn.Parameter) -> Tensor | None:
+    """The whole gradient of `parameter`, between the last backward pass and the step; all ranks must call it."""
+    from deepspeed.utils import safe_get_full_grad
+
+    return safe_get_full_grad(parameter)
+
+
+def set_gradient(parameter: nn.Parameter, value: Tensor) -> None:
+    """Replace the whole gradient of `parameter`, at any ZeRO stage; all ranks must call it with the same value."""
+    from deepspeed.utils import safe_set_full_grad
+
+    safe_set_full_grad(parameter, value)
+
+
+def master_of(parameter: nn.Parameter) -> Tensor:
+    """A copy of the whole fp32 master weight of `parameter`; all ranks must call it."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    master = safe_get_full_fp32_param(parameter)
+    return (parameter.detach().float() if master is None else master).clone()
+
+
+def set_master(parameter: nn.Parameter, value: Tensor) -> None:
+    """Replace the whole master weight of `parameter`; call `publish` after the last one."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+
+    if safe_get_full_fp32_param(parameter) is None:
+        with torch.no_grad():
+            parameter.copy_(value)
+    else:
+        safe_set_full_fp32_param(parameter, value)
+
+
+def gather_weights(engine: DeepSpeedEngine, trainable_only: bool = False) -> dict[str, Tensor] | None:
+    """The model's whole weights by name, copied to the CPU on the main process; None on the others.
+
+    Tied weights appear once. One parameter at a time is put together, so no GPU needs room for all. All ranks must
+    call it.
+    """
+    deepspeed = _deepspeed()
+    main = torch.distributed.get_rank() == 0
+    weights: dict[str, Tensor] = {}
+    for name, parameter in engine.module.named_parameters():
+        if trainable_only and not parameter.requires_grad:
+            continue
+        whole = (
+            deepspeed.zero.GatheredParameters([parameter], modifier_rank=None)
+            if hasattr(parameter, "ds_id")
+            else contextlib.nullcontext()
+        )
+        with whole:
+            if main:
+                weights[name] = parameter.detach().to("cpu", copy=True)
+    return weights if main else None
+
+
+def release(engine: DeepSpeedEngine) -> nn.Module:
+    """End the engine and return its model as an ordinary one, whole and on the CPU on the main process.
+
+    It has the weights to be judged (see `evaluation_weights`) and is in evaluation mode. On the other ranks weights
+    may be missing. All ranks must call it.
+    """
+    module = engine.module
+    _switch_averages(engine, "eval")
+    weights = gather_weights(engine)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for handle in (engine.module_forward_pre_hook, engine.module_forward_post_hook):
+        handle.remove()
+    engine.destroy()
+    for part in module.modules():
+        part._parameters = dict(part._parameters)  # ZeRO-3 put a dictionary of its own here
+    if weights is not None:
+        # Fresh parameters, because DeepSpeed's share storage and carry references to its optimizer.
+        fresh = {identity: (name, weights[name]) for identity, name in names.items()}
+        tied: dict[str, nn.Parameter] = {}
+        for part in module.modules():
+            for key, old in part._parameters.items():
+                if old is not None:
+                    name, weight = fresh[id(old)]
+                    tied.setdefault(name, nn.Parameter(weight, requires_grad=old.requires_grad))
+                    part._parameters[key] = tied[name]
+        module.to("cpu")
+    if getattr(module, "is_activation_checkpointing", False):
+        module.activation_checkpointing_disable()
+    return module.eval()
+
+
+_LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+
+
+def _deepspeed() -> ModuleType:
+    """Import DeepSpeed without its announcements and without its compiling anything."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"torch\.distributed|deepspeed")
+    with contextlib.redirect_stdout(io.StringIO()):
+        import deepspeed
+        import deepspeed.ops
+
+        deepspeed.utils.logger.setLevel(logging.ERROR)
+        # On a CPU it would compile a shared-memory all-reduce for a minute; gloo has one. It asks this table first.
+        deepspeed.ops.__compatible_ops__ = {}
+        if not deepspeed.comm.is_initialized():
+            start_processes()
+            deepspeed.init_distributed(
+                torch.distributed.get_backend(), auto_mpi_discovery=False, dist_init_required=True, verbose=False
+            )
+    return deepspeed
+
+
+def _switch_averages(engine: DeepSpeedEngine, mode: Literal["train", "eval"]) -> None:
+    """Turn the weights of schedule-free AdamW into its averages or back; other optimizers have none."""
+    optimizer = engine.basic_optimizer
+    if not hasattr(optimizer, "eval"):
+        return
+    if engine.zero_optimization_partition_weights():
+        # ZeRO-3 shows the optimizer its shards only while it steps.
+        optimizer.param_groups[0]["params"] = list(engine.optimizer.fp32_partitioned_groups_flat)
+    getattr(optimizer, mode)()
+    if engine.zero_optimization_partition_weights():
+        optimizer.param_groups[0]["params"] = []
+    publish(engine)
+
+
+def _optimizer(model: nn.Module, settings: TrainingSettings, warmup: int) -> torch.optim.Optimizer:
+    """The optimizer; matrices decay, biases and norm weights do not."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if settings.optimizer == "schedulefree_adamw":
+        import schedulefree
+
+        # One group only, see `deepspeed_config`: so everything decays, which matters only if weight_decay is set.
+        optimizer = schedulefree.AdamWScheduleFree(
+            trainable,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            warmup_steps=warmup,
+        )
+        optimizer.train()
+        return optimizer
+    if settings.weight_decay == 0:
+        groups = [{"params": trainable, "weight_decay": 0.0}]
+    else:
+        groups = [
+            {"params": [p for p in trainable if _dimensions(p) >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trainable if _dimensions(p) < 2], "weight_decay": 0.0},
+        ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    """The number of dimensions, also of a parameter that ZeRO-3 has already sharded."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))

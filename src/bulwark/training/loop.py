@@ -1,0 +1,352 @@
+"""The one training loop: every step that trains calls `train`.
+
+The model runs under a DeepSpeed engine (see `engine`), the batches are a pure function of seed and step (see
+`batches`), and what is optimised is an `Objective`. A run that is killed and started again with the same arguments
+ends with the same weights, bit for bit on a CPU (see `state`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bulwark.errors import BulwarkError
+from bulwark.training import engine as engines
+from bulwark.training.batches import StepBatches, evaluation_batches, training_batches
+from bulwark.training.lora import attach_lora, merge_lora
+from bulwark.training.objectives import Objective, next_token_loss, target_logits
+from bulwark.training.progress import Progress
+from bulwark.training.settings import TrainingSettings
+from bulwark.training.state import TrainingState
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from bulwark.prompts import Prompt
+
+__all__ = ["Objective", "Trained", "TrainingReport", "next_token_loss", "target_logits", "train"]
+
+log = logging.getLogger(__name__)
+
+_LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "schedulefree", "numpy")
+_CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a manifest tells of a training.
+
+    loss: [step, mean training loss per token since the point before], at most 200 points. validation: [step, loss].
+    tokens: read, without padding; target_tokens: those learned. seconds and tokens_per_second: over all runs of a
+    resumed training, without loading. peak_memory_gb: of the GPU, or of the process.
+    """
+
+    steps: int
+    epochs: float
+    examples: int
+    examples_without_targets: int
+    tokens: int
+    target_tokens: int
+    loss: list[list[float]]
+    validation: list[list[float]]
+    best_step: int | None
+    weights_of_step: int
+    resumed_at: list[int]
+    seconds: float
+    tokens_per_second: float
+    peak_memory_gb: float
+    parameters: int
+    trainable_parameters: int
+    processes: int
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The finished model, whole on the main process only, which is the one to save it; adapters are merged."""
+
+    model: nn.Module
+    report: TrainingReport
+    main_process: bool
+
+
+@dataclass
+class _Position:
+    """How far the training is; kept with the state."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    validation: list[list[float]] = field(default_factory=list)
+    best_step: int | None = None
+    best_loss: float = math.inf
+    tokens: int = 0
+    target_tokens: int = 0
+    seconds: float = 0.0
+    resumed_at: list[int] = field(default_factory=list)
+
+
+def train(
+    model: nn.Module,
+    examples: Sequence[Prompt],
+    validation: Sequence[Prompt],
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    state: Path,
+    fingerprint: dict[str, Any],
+    pad_id: int,
+    objective: Objective | Callable[[int], Objective] | None = None,
+    events: Path | None = None,
+) -> Trained:
+    """Train `model` on `examples` and return it with a report.
+
+    state: folder for the state of an unfinished training; the caller removes it when the result is safe.
+    fingerprint: plain data that identifies the training besides settings, seed and examples, which are added here;
+        state with another one is deleted.
+    objective: what to optimise, or a function that makes it from the number of optimizer steps per epoch.
+    events: folder for TensorBoard, by default tensorboard/ beside `state`.
+
+    Raises BulwarkError for an empty data set, a batch size that does not divide, and a loss that is not finite.
+    """
+    processes = engines.start_processes()
+    _seed_everything(seed)
+    if settings.lora is not None:
+        model = attach_lora(model, settings.lora)
+    flatten = "flash" in str(getattr(model.config, "_attn_implementation", ""))
+    place = {"pad_id": pad_id, "rank": processes.rank, "ranks": processes.count, "flatten": flatten}
+    batches = training_batches(examples, settings, seed=seed, **place)
+    judged = evaluation_batches(validation, settings, **place) if validation else None
+    if settings.keep_best and judged is None:
+        raise BulwarkError("keep_best needs validation examples, and there are none.")
+    total = settings.total_steps(len(examples))
+    if not isinstance(objective, Objective):
+        objective = objective(batches.steps_per_epoch) if objective is not None else Objective()
+    _count = {"parameters": _size(model), "trainable_parameters": _size(model, trainable=True)}
+
+    engine = engines.build(model, settings, total)
+    _seed_everything(seed + processes.rank)
+    identity = {
+        "caller": fingerprint,
+        "settings": settings.model_dump(mode="json"),
+        "seed": seed,
+        "objective": f"{type(objective).__module__}.{type(objective).__qualname__}",
+        "examples": [_digest(part) for part in (examples, validation)],
+        "processes": processes.count,
+        "device": processes.device.type,
+        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+    keeper = TrainingState(state, identity, processes, partial=settings.lora is not None)
+    objective.start(engine, total)
+    found = keeper.load(engine, objective)
+    position = _Position(**found) if found else _Position()
+    if found:
+        position.resumed_at.append(position.step)
+    progress = Progress(
+        "training", position.step, total, visible=processes.main, events=events or Path(state).parent / "tensorboard"
+    )
+    with progress:
+        run = _Run(engine, objective, settings, processes, keeper, position, progress, total)
+        run.to_the_end(batches, judged)
+
+    chosen = position.best_step if settings.keep_best and position.best_step is not None else position.step
+    model = engines.release(engine)
+    if processes.main:
+        if chosen != position.step:
+            log.info("Taking the weights of step %d, whose evaluation loss was the lowest.", chosen)
+            model.load_state_dict(keeper.best_weights(chosen), strict=False)
+        if settings.lora is not None:
+            model = merge_lora(model)
+        objective.finish(model, chosen, total)
+    report = TrainingReport(
+        steps=position.step,
+        epochs=round(position.step / batches.steps_per_epoch, 4),
+        examples=len(examples),
+        examples_without_targets=int((batches.targets == 0).sum()),
+        tokens=position.tokens,
+        target_tokens=position.target_tokens,
+        loss=_curve(position.losses),
+        validation=position.validation,
+        best_step=position.best_step,
+        weights_of_step=chosen,
+        resumed_at=position.resumed_at,
+        seconds=round(position.seconds, 2),
+        tokens_per_second=round(position.tokens / max(position.seconds, 1e-9), 1),
+        peak_memory_gb=round(_peak_memory(processes.device) / 2**30, 3),
+        processes=processes.count,
+        threads=torch.get_num_threads(),
+        device=processes.device.type,
+        **_count,
+    )
+    return Trained(model, report, processes.main)
+
+
+class _Run:
+    """The loop with all it holds on to."""
+
+    def __init__(
+        self,
+        engine: DeepSpeedEngine,
+        objective: Objective,
+        settings: TrainingSettings,
+        processes: engines.Processes,
+        keeper: TrainingState,
+        position: _Position,
+        progress: Progress,
+        total: int,
+    ) -> None:
+        self.engine, self.objective, self.settings, self.processes = engine, objective, settings, processes
+        self.keeper, self.position, self.progress, self.total = keeper, position, progress, total
+        # Losses and gradient norms stay on the device until they are read: each reading waits for a GPU.
+        self.unread: list[tuple[Tensor, Tensor]] = []
+        self.read_every = 1 if processes.device.type == "cpu" else settings.log_every
+        self.saved_at = time.monotonic()
+
+    def to_the_end(self, batches: StepBatches, judged: StepBatches | None) -> None:
+        position, settings = self.position, self.settings
+        every = batches.steps_per_epoch if settings.evaluate_every == "epoch" else settings.evaluate_every
+        lap = time.monotonic()
+        for step in range(position.step, self.total):
+            self._optimizer_step(step, batches)
+            done = position.step = step + 1
+            position.tokens += batches.tokens_of(step)
+            evaluate = judged is not None and (done == self.total or (every and done % every == 0))
+            save = done < self.total and self._save_is_due(done)
+            if evaluate or save or done == self.total or done % self.read_every == 0:
+                self._read_losses()
+            self.progress.advance(done, batches.tokens_of(step))
+            if evaluate:
+                self._evaluate(judged)
+            position.seconds += time.monotonic() - lap
+            lap = time.monotonic()
+            if save:
+                self.keeper.save(self.engine, self.objective, vars(position))
+                self.saved_at = time.monotonic()
+
+    def _optimizer_step(self, step: int, batches: StepBatches) -> None:
+        engine, objective, device = self.engine, self.objective, self.processes.device
+        objective.before_step(engine, step, self.total)
+        micro_batches = list(batches.of_step(step))
+        loss = torch.zeros((), device=device)
+        for number, batch in enumerate(micro_batches, start=1):
+            engine.set_gradient_accumulation_boundary(number == len(micro_batches))
+            loss += objective.backward(engine, batch.to(device))
+        objective.after_backward(engine, step, self.total)
+        norm = engines.step(engine, self.settings.max_grad_norm)
+        objective.after_step(engine, step, self.total)
+        norm = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32, device=device)
+        self.unread.append((loss.float(), norm))
+        self.position.target_tokens += micro_batches[0].step_tokens
+
+    def _read_losses(self) -> None:
+        """Add up the losses of the steps since the last reading over all ranks; stop if one is not finite."""
+        if not self.unread:
+            return
+        losses = torch.stack([loss for loss, _ in self.unread])
+        norms = torch.stack([norm for _, norm in self.unread])
+        if self.processes.count > 1:
+            torch.distributed.all_reduce(losses)
+            torch.distributed.all_reduce(norms, op=torch.distributed.ReduceOp.MAX)
+        first = len(self.position.losses) + 1
+        rate = self.engine.get_lr()[0]
+        extra = self.objective.metrics() if self.processes.main else {}
+        for step, loss, norm in zip(range(first, first + len(losses)), losses.tolist(), norms.tolist(), strict=True):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._stop(step, loss, norm)
+            self.position.losses.append(loss)
+            self.progress.record(step, {"loss/train": loss, "gradient_norm": norm, "learning_rate": rate} | extra)
+        self.unread.clear()
+
+    def _stop(self, step: int, loss: float, norm: float) -> None:
+        good = self.keeper.latest()
+        where = f"The last good state is {good}" if good else "No state had been saved before"
+        raise BulwarkError(
+            f"Training stopped at step {step} of {self.total}: the loss is {loss}, the gradient norm {norm}. "
+            f"{where}. Try a lower learning_rate, more warm-up, a smaller max_grad_norm, or precision float32."
+        )
+
+    def _evaluate(self, judged: StepBatches) -> None:
+        """Take the mean loss per token over the validation examples; keep the weights if it is the lowest."""
+        position, device = self.position, self.processes.device
+        total = torch.zeros((), device=device, dtype=torch.float64)
+        with engines.evaluation_weights(self.engine):
+            with torch.no_grad():
+                for batch in judged.of_step(0):
+                    total += self.objective.validation_loss(self.engine, batch.to(device)).double()
+            if self.processes.count > 1:
+                torch.distributed.all_reduce(total)
+            loss = float(total)
+            if not math.isfinite(loss):
+                self._stop(position.step, loss, math.nan)
+            position.validation.append([position.step, loss])
+            better = loss < position.best_loss
+            if better:
+                position.best_step, position.best_loss = position.step, loss
+            if better and self.settings.keep_best and position.step < self.total:
+                self.keeper.keep_best(self.engine, position.step)
+        self.progress.record(position.step, {"loss/validation": loss})
+        if self.processes.main:
+            log.info("Step %d: evaluation loss %.4f%s.", position.step, loss, ", the lowest so far" if better else "")
+
+    def _save_is_due(self, done: int) -> bool:
+        if self.settings.save_every and done % self.settings.save_every == 0:
+            return True
+        if self.settings.save_minutes is None:
+            return False
+        due = time.monotonic() - self.saved_at > 60 * self.settings.save_minutes
+        if self.processes.count > 1:  # the main process's clock decides for all
+            decision = torch.tensor(int(due), device=self.processes.device)
+            torch.distributed.broadcast(decision, src=0)
+            due = bool(decision)
+        return due
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _digest(examples: Sequence[Prompt]) -> str:
+    """A digest of ids and labels."""
+    total = hashlib.sha256()
+    for example in examples:
+        for part in (example.ids, example.labels or []):
+            total.update(np.array(part, dtype=np.int64).tobytes() + b";")
+    return total.hexdigest()
+
+
+def _size(model: nn.Module, trainable: bool = False) -> int:
+    return sum(
+        getattr(parameter, "ds_numel", parameter.numel())
+        for parameter in model.parameters()
+        if parameter.requires_grad or not trainable
+    )
+
+
+def _curve(losses: list[float]) -> list[list[float]]:
+    """The losses as at most 200 points [last step, mean]."""
+    width = max(1, math.ceil(len(losses) / _CURVE_POINTS))
+    parts = [losses[start : start + width] for start in range(0, len(losses), width)]
+    return [[min((number + 1) * width, len(losses)), sum(part) / len(part)] for number, part in enumerate(parts)]
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was allocated on the GPU, or that this process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

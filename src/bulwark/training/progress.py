@@ -1,0 +1,109 @@
+"""What a person sees while a model trains: a bar on a terminal, a line now and then in a log file, TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Shows the training from optimizer step `done` of `total`; a context manager.
+
+    visible: False on all but the main process. events: folder for TensorBoard, None for none.
+    """
+
+    def __init__(self, title: str, done: int, total: int, *, visible: bool = True, events: Path | None = None) -> None:
+        self.title, self.done, self.total, self.visible = title, done, total, visible
+        self.started = self.last_line = time.monotonic()
+        self.first, self.tokens, self.loss = done, 0, float("nan")
+        self.bar = _bar() if visible and sys.stderr.isatty() else None
+        self.task = self.bar.add_task(title, total=total, completed=done, told="") if self.bar else None
+        self.events = None
+        if visible and events is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.events = SummaryWriter(str(events), purge_step=done + 1)
+
+    def __enter__(self) -> Progress:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+        if self.events:
+            self.events.close()
+        if self.visible and kind is None:
+            log.info("%s", self._line())
+
+    def advance(self, step: int, tokens: int) -> None:
+        """Tell that `step` steps are done, the last of which read `tokens` tokens."""
+        self.done, self.tokens = step, self.tokens + tokens
+        if not self.visible:
+            return
+        if self.bar:
+            self.bar.update(self.task, completed=step, told=self._told())
+        elif time.monotonic() - self.last_line >= _SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            log.info("%s", self._line())
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Write numbers of one step to TensorBoard; the bar shows the latest "loss/train"."""
+        self.loss = values.get("loss/train", self.loss)
+        if self.events:
+            for name, value in values.items():
+                self.events.add_scalar(name, value, step)
+
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(time.monotonic() - self.started, 1e-9)
+
+    def _told(self) -> str:
+        return f"loss {self.loss:.4f}  {self.tokens_per_second():,.0f} tokens/s"
+
+    def _line(self) -> str:
+        steps = self.done - self.first
+        passed = time.monotonic() - self.started
+        left = passed / steps * (self.total - self.done) if steps else 0.0
+        return (
+            f"{self.title}: step {self.done}/{self.total} ({100 * self.done / max(1, self.total):.0f} %)  "
+            f"{self._told()}  {_clock(passed)} passed, {_clock(left)} left"
+        )
+
+
+def _bar():
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        refresh_per_second=2,
+    )
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600:d}:{whole // 60 % 60:02d}:{whole % 60:02d}"

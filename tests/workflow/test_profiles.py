@@ -1,0 +1,128 @@
+"""The two profiles: found by the users' command, made of known options, explained key by key, fit for the rules."""
+
+import re
+import subprocess
+import sys
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PROFILES = {name: ROOT / "profiles" / name / "config.yaml" for name in ("default", "slurm")}
+RULES = [ROOT / "Snakefile", *sorted((ROOT / "workflow").rglob("*.smk"))]
+MINIATURE = ("--configfile", "config/miniature.yaml")
+
+
+def keys(name: str) -> dict:
+    return yaml.safe_load(PROFILES[name].read_text())
+
+
+@cache
+def options() -> frozenset[str]:
+    """Every long option of Snakemake and its installed plugins, without the dashes."""
+    text = output_of(sys.executable, "-m", "snakemake", "--help")
+    return frozenset(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", text))
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_users_command_finds_the_profile():
+    link = ROOT / "slurm"
+    assert link.is_symlink()
+    assert (link / "config.yaml").resolve() == PROFILES["slurm"].resolve()
+    assert output_of("git", "ls-files", "-s", "slurm").startswith("120000 "), "the link has to be committed as a link"
+
+
+def test_the_slurm_profile_says_how_it_is_used_first():
+    opening = PROFILES["slurm"].read_text().split("\n\n")[0]
+    for part in ("snakemake --profile slurm all", "slurm -> profiles/slurm"):
+        assert part in opening
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_key_is_an_option_of_snakemake_or_its_plugin(name):
+    assert set(keys(name)) <= options()
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_key_is_explained_above_it(name):
+    lines = PROFILES[name].read_text().splitlines()
+    unexplained = [
+        line
+        for before, line in pairwise(lines)
+        if re.match(r"\s*[a-z][\w-]*:", line) and not before.strip().startswith("#")
+    ]
+    assert unexplained == []
+
+
+def test_the_keys_commented_out_are_options_too():
+    examples = set(re.findall(r"^# ([a-z][a-z-]+):", PROFILES["slurm"].read_text(), re.MULTILINE))
+    assert {"slurm-partition-config", "set-resources"} <= examples <= options()
+
+
+def test_the_default_profile_sets_nothing_that_the_slurm_profile_sets():
+    # It is always applied and wins key by key, so a key in both would silently be the default's.
+    assert not set(keys("default")) & set(keys("slurm"))
+
+
+def test_no_cluster_is_presumed():
+    values = keys("slurm")
+    resources = values["default-resources"]
+    assert set(resources) == {"nodes", "runtime", "mem_mb"}
+    assert not {"slurm-qos", "slurm-reservation", "slurm-partition-config", "set-resources"} & set(values)
+
+
+def test_code_does_not_trigger_and_retries_are_the_profiles():
+    assert set(keys("default")["rerun-triggers"]) == {"mtime", "params", "input"}
+    assert keys("slurm")["retries"] >= 1
+    assert keys("slurm")["slurm-requeue"] is True
+
+
+@pytest.mark.parametrize("file", RULES, ids=lambda file: file.name)
+def test_no_rule_repeats_itself_or_asks_for_tasks(file):
+    # `retries` in a rule is repeated inside each allocation; `tasks` on a gpu job starts the script once per gpu.
+    assert re.findall(r"^\s*(?:retries\s*:|tasks\s*=|[\"']tasks[\"']\s*:).*$", file.read_text(), re.MULTILINE) == []
+
+
+def planned_jobs(text: str) -> list[dict]:
+    """Rule, wildcards and resources of each job of a dry run, local rules left out."""
+    jobs = []
+    for part in re.split(r"\n(?=(?:local)?rule \w+:\n)", text):
+        start = re.match(r"(local)?rule (\w+):\n", part)
+        if not start or start[1]:
+            continue
+        body = part.split("\n\n")[0]
+        resources = re.search(r"^    resources: (.*)$", body, re.MULTILINE)
+        pairs = re.findall(r"(\w+)=([^,]+)", resources[1]) if resources else []
+        jobs.append({"rule": start[2], **dict(pairs)})
+    return jobs
+
+
+def test_every_job_for_the_cluster_states_what_it_needs(checkout):
+    jobs = planned_jobs(checkout.snakemake("--dry-run", "all").stdout)
+    assert jobs
+    for job in jobs:
+        assert {"nodes", "runtime", "mem_mb"} <= set(job), job
+    on_gpus = [job for job in jobs if int(job.get("gpu", 0))]
+    assert {"apply_step", "generate_answers"} <= {job["rule"] for job in on_gpus}
+    for job in on_gpus:
+        assert int(job["nodes"]) >= 1
+        assert int(job["runtime"]) > 0
+        assert int(job["mem_mb"]) > 0
+        assert "tasks" not in job
+
+
+def test_the_miniature_asks_for_no_gpu(checkout):
+    jobs = planned_jobs(checkout.snakemake("--dry-run", *MINIATURE, "--", "all").stdout)
+    assert jobs
+    assert [job for job in jobs if int(job.get("gpu", 0))] == []
+
+
+def test_the_plan_for_a_cluster_can_be_made_without_one(checkout):
+    plan = checkout.plan("--profile", "slurm", *MINIATURE, "--", "all")
+    assert plan == checkout.plan(*MINIATURE, "--", "all")

@@ -1,0 +1,16 @@
+"""Download a data set at its pinned revision."""
+
+import json
+from pathlib import Path
+
+from bulwark import manifests
+from bulwark.fetching import download, fetch
+from bulwark.logs import log_to
+
+log_to(snakemake.log[0])
+source, told = snakemake.params.source, Path(snakemake.output[0])
+if source["hub"]:
+    fetch(source["hub"], source["revision"], told.parent, "dataset", source["files"])
+else:
+    download(source["url"], source["sha256"], told.parent / Path(source["url"]).name)
+manifests.write_manifest(told, {"source": source, "provenance": manifests.provenance()})

@@ -1,0 +1,13 @@
+"""Make a base model available: download it and its tokenizer at pinned revisions, or adopt the user's folder."""
+
+from pathlib import Path
+
+from bulwark.fetching import adopt_model, fetch_model
+from bulwark.logs import log_to
+
+log_to(snakemake.log[0])
+source, template = snakemake.params.model["source"], snakemake.params.model["template"]
+if source["path"]:
+    adopt_model(Path(source["path"]), template, Path(snakemake.output[0]))
+else:
+    fetch_model(source, template, Path(snakemake.output[0]))

@@ -1,0 +1,41 @@
+"""Turn a data set's source into the records of one split, in the schema of its kind."""
+
+import tempfile
+from pathlib import Path
+
+from bulwark import benchmarks
+from bulwark.entities import Dataset
+from bulwark.logs import log_to
+from bulwark.miniature.records import write as write_miniature
+from bulwark.miniature.settings import MiniatureSettings
+from bulwark.readers import read_split
+from bulwark.records import Conversation, write_records
+from bulwark.settings import validated
+
+log_to(snakemake.log[0])
+split, recipe = snakemake.wildcards.split, snakemake.params.recipe
+dataset = validated(Dataset, recipe["dataset"], f"config/datasets/{snakemake.wildcards.dataset}.yaml")
+source = dataset.source
+
+with tempfile.TemporaryDirectory() as scratch:
+    if source.miniature:
+        path = {dataset.splits[split]: f"{scratch}/{split}.jsonl"}
+        world = validated(MiniatureSettings, recipe["world"], f"models.{source.world}: source.miniature")
+        counts = {dataset.splits[split]: dataset.limit} if dataset.limit else {}
+        write_miniature(source.miniature, world, {name: Path(file) for name, file in path.items()}, counts)
+    elif source.path:
+        path = source.path
+    else:
+        folder = Path(snakemake.input[0]).parent
+        path = folder / source.files[0] if len(source.files) == 1 else folder
+    records = read_split(
+        path,
+        split,
+        dataset.splits,
+        Conversation if dataset.kind == "conversation" else benchmarks.module_of(dataset.kind).Record,
+        format=dataset.format,
+        fields=dataset.fields,
+        shuffle_seed=dataset.shuffle_seed,
+        limit=dataset.limit,
+    )
+write_records(Path(snakemake.output[0]), records)

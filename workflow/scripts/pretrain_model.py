@@ -1,0 +1,25 @@
+"""Pre-train the miniature's base model on its world."""
+
+from pathlib import Path
+
+from bulwark.logs import log_to
+from bulwark.miniature.model import model_config
+from bulwark.miniature.settings import MiniatureSettings
+from bulwark.miniature.tokenizer import build_tokenizer
+from bulwark.pretraining import pretrain
+from bulwark.settings import validated
+from bulwark.training.settings import TrainingSettings
+
+log_to(snakemake.log[0])
+settings = validated(MiniatureSettings, snakemake.params.model["source"]["miniature"], "source.miniature")
+tokenizer = build_tokenizer(settings.model.max_position_embeddings)
+pretrain(
+    model_config(settings.model, tokenizer),
+    tokenizer,
+    snakemake.params.model["template"],
+    {split: Path(path) for split, path in snakemake.input.items()},
+    validated(TrainingSettings, settings.pretraining.training(), "source.miniature.pretraining"),
+    seed=settings.pretraining.seed,
+    threads=snakemake.threads,
+    output=Path(snakemake.output[0]),
+)
