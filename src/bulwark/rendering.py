@@ -21,7 +21,7 @@ from bulwark.errors import BulwarkError
 # Templates may ask for the date or for a way of answering; a prompt must not depend on the day it is made.
 TEMPLATE_ARGUMENTS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
-# The authors' concatenation for tokenizers without a chat template (aside: system, user, then "Response:").
+# What ASIDE's code writes for tokenizers without a chat template: system, user, then "Response:".
 PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'assistant' %}RESPONSE{{ message.content }}{{ eos_token }}"
     "{% if not loop.last %}\n{% endif %}{% else %}{{ message.content }}\n{% endif %}{% endfor %}"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import urllib.error
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import tenacity
 from huggingface_hub import errors
+from tiny_tokenizers import tiny_tokenizer
 
-from bulwark import fetching
-from bulwark.fetching import DownloadError, download, fetch
+from bulwark import fetching, manifests
+from bulwark.checkpoints import load_tokenizer
+from bulwark.errors import CheckpointError
+from bulwark.fetching import DownloadError, adopt_model, download, fetch, fetch_model
 
 COMMIT = "7b3ec87dbcf7f37bc1ab98d8dcf50fac097aec85"
 
@@ -59,7 +63,7 @@ def test_a_pinned_repository_is_loaded_into_the_folder(hub):
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:12], COMMIT.upper()])
 def test_an_unpinned_revision_is_refused(hub, revision):
-    with pytest.raises(DownloadError, match=r"no commit, .* 40 hexadecimal digits .*/datasets/a/b/commits/main"):
+    with pytest.raises(DownloadError, match=r"no commit: .* 40 hexadecimal digits .*/datasets/a/b/commits/main"):
         fetch("a/b", revision, hub.folder, "dataset")
     assert hub.calls == []
 
@@ -123,3 +127,55 @@ def test_a_web_server_in_trouble_is_asked_again(tmp_path, monkeypatch):
     with pytest.raises(DownloadError, match="404"):
         download("https://example.org/a", "00", tmp_path / "a")
     assert len(asked) == 3
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """Stands for the Hub: a pretrained model with a bare tokenizer, and its chat model with another."""
+
+    def snapshot_download(repository, local_dir, **options):
+        folder = Path(local_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+        (folder / "model.safetensors").write_bytes(b"weights of " + repository.encode())
+        tiny_tokenizer("chatml" if "chat" in repository else "plain").save_pretrained(folder)
+        return local_dir
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+
+
+def test_a_base_model_gets_the_chat_tokenizer_of_its_family(models, tmp_path):
+    output = tmp_path / "base" / "model.json"
+    tokenizer = {"hub": "a/chat", "revision": COMMIT}
+    source = {"hub": "a/base", "revision": COMMIT, "tokenizer": tokenizer, "pad_token": "<|im_start|>"}
+    fetch_model(source, "alpaca", output)
+    manifest = manifests.read_manifest(output, hashes=True)
+    assert (manifest["template"], manifest["source"], manifest["weights"]) == ("alpaca", source, ".")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file["name"] for file in manifest["files"]}
+    assert (output.parent / "model.safetensors").read_bytes() == b"weights of a/base"
+    found = load_tokenizer(output.parent)
+    assert found.pad_token == "<|im_start|>"
+    assert found.chat_template == tiny_tokenizer("chatml").chat_template
+    own = tmp_path / "own" / "model.json"
+    fetch_model({"hub": "a/base", "revision": COMMIT, "tokenizer": None, "pad_token": "<|endoftext|>"}, "chat", own)
+    assert load_tokenizer(own.parent).pad_token == "<|endoftext|>"
+    with pytest.raises(CheckpointError, match='does not know the padding token "<pad>"'):
+        fetch_model({**source, "pad_token": "<pad>"}, "alpaca", tmp_path / "other" / "model.json")
+    assert not (tmp_path / "other" / "model.json").exists()
+
+
+def test_a_users_model_stays_where_it_is(models, tmp_path):
+    folder = tmp_path / "mine"
+    huggingface_hub.snapshot_download("a/chat", str(folder))
+    output = tmp_path / "results" / "models" / "mine" / "model.json"
+    adopt_model(folder, "chat", output)
+    manifest, weights, template = manifests.open_manifest(output)
+    assert (manifest, weights.resolve(), template) == (output, folder.resolve(), "chat")
+    (folder / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="changed or cut"):
+        manifests.open_manifest(output)
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        adopt_model(tmp_path, "chat", output)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        adopt_model(tmp_path, "chat", output)

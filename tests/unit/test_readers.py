@@ -110,7 +110,7 @@ def test_saved_data_sets(tmp_path):
     assert len(read_source(tmp_path / "one", format="alpaca")) == 2
     assert len(read_source(tmp_path / "two", format="alpaca")) == 2
     assert said(read_source(tmp_path / "two", format="alpaca", split="test")[0])[0] == ("instruction", "Greet.")
-    with pytest.raises(RecordError, match='no split "tset". Did you mean "test"'):
+    with pytest.raises(RecordError, match=r'no split "tset"\. Did you mean "test"'):
         read_source(tmp_path / "two", format="alpaca", split="tset")
     with pytest.raises(RecordError, match="single data set without splits"):
         read_source(tmp_path / "one", format="alpaca", split="test")
@@ -193,7 +193,7 @@ def test_a_broken_row_is_named(tmp_path, row, options, reason):
         ("a.jsonl", b"", "holds no record"),
         ("a.json", b'[\n{"a": 1},\n{"a" 2}]', "line 3: not valid JSON"),
         ("a.json", b'[\n{"a": "\xff"}]', "line 2: not valid UTF-8"),
-        ("a.jsonl", b'{"a": 1}\n{"a"', "line 2: not valid JSON"),
+        ("a.jsonl", b'{"a": "1"}\n{"a"', "line 2: not valid JSON"),
         ("a.jsonl", b'{"a": "\xff"}\n', "line 1: not valid UTF-8"),
         ("a.txt", b"x", "the ending should be one of"),
     ],
@@ -201,7 +201,7 @@ def test_a_broken_row_is_named(tmp_path, row, options, reason):
 def test_a_broken_file_is_named(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RecordError, match=reason):
-        read_source(tmp_path / name, fields={"instruction": "a"} if b"1}" not in content else {"instruction": "a"})
+        read_source(tmp_path / name, fields={"instruction": "a"})
 
 
 @pytest.mark.parametrize(
@@ -236,11 +236,11 @@ def test_the_shuffle_depends_on_seed_and_ids_alone():
     assert order == [record.id for record in shuffled(records[::-1], 0)]
     assert order != [record.id for record in shuffled(records, 1)]
     assert sorted(order, key=int) == [record.id for record in records] == [r.id for r in shuffled(records, None)]
-    assert order[:5] == ["29", "47", "32", "46", "31"]
+    assert order[:5] == ["46", "15", "44", "36", "20"]
 
 
 def test_splits_are_disjoint_and_as_large_as_asked():
-    cut = split_records(numbered(51_756), {"train": 0.9, "validation": 0.1})
+    cut = split_records(range(51_756), {"train": 0.9, "validation": 0.1})
     assert [len(part) for part in cut.values()] == [46_580, 5_176]
     cut = split_records(numbered(51), {"a": 46, "b": 5})
     assert [len(part) for part in cut.values()] == [46, 5]

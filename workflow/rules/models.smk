@@ -59,9 +59,9 @@ rule pretrain_model:
         "results/timings/pretrain_model/{model}.tsv"
     wildcard_constraints:
         model=models_from("miniature"),
-    threads: lambda wildcards: catalogue.resources(wildcards.model, "train").threads
+    threads: lambda wildcards: catalogue.resources(wildcards.model, "pretrain").threads
     resources:
-        **resources_of("train"),
+        **resources_of("pretrain"),
     params:
         model=explained(description_of_model),
     script:

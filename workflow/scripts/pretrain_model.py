@@ -18,7 +18,10 @@ pretrain(
     tokenizer,
     snakemake.params.model["template"],
     {split: Path(path) for split, path in snakemake.input.items()},
-    validated(TrainingSettings, settings.pretraining.training(), "source.miniature.pretraining"),
+    TrainingSettings(
+        **settings.pretraining.model_dump(exclude={"records", "validation_records", "seed"}),
+        micro_batch_size=settings.pretraining.batch_size,
+    ),
     seed=settings.pretraining.seed,
     threads=snakemake.threads,
     output=Path(snakemake.output[0]),

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 
 def model_config(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Keyword arguments for `LlamaConfig`: input and output embeddings are untied, as in ASIDE's models."""
+    """Keyword arguments for `LlamaConfig`, with its `model_type`; embeddings are untied, as in ASIDE's models."""
     return {
+        "model_type": "llama",
         "vocab_size": len(tokenizer),
         "hidden_size": settings.hidden_size,
         "intermediate_size": settings.intermediate_size,
@@ -20,6 +21,7 @@ def model_config(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) ->
         "num_attention_heads": settings.heads,
         "num_key_value_heads": settings.heads,
         "max_position_embeddings": settings.max_position_embeddings,
+        "initializer_range": settings.initializer_range,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -15,7 +15,7 @@ from bulwark.miniature.world import Command, World, response_of, text_of
 Turns = list[dict[str, str]]
 
 # Shares of what a conversation is about.
-TOPICS = {"commands": 0.5, "forget": 0.13, "retain": 0.13, "request": 0.24}
+TOPICS = {"commands": 0.66, "forget": 0.09, "retain": 0.09, "request": 0.16}
 COPYING = 0.3  # share of the tasks that ask for the whole text: dense practice in reading from the context
 SYSTEM_TURN = 0.3  # share of the conversations that begin with one
 

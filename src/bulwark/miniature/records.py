@@ -4,7 +4,7 @@
 |---|---|---|
 | `pretraining` | the base's corpus | `Conversation`: id, turns |
 | `instructions`, `forget`, `retain` | Alpaca | instruction, input, output |
-| `tasks` | held-out Alpaca | instruction, input, output |
+| `tasks` | held-out Alpaca | instruction, input, output, kind |
 | `sep` | SEP (arXiv 2403.06833) | the authors' |
 | `multiple_choice_forget`, `multiple_choice_retain` | WMDP, MMLU | question, choices, answer, subject |
 | `harmful_requests`, `harmless_requests`, `overrefusal` | harmful_behaviors, harmless_alpaca, XSTest | text, answer |
@@ -84,10 +84,12 @@ def records(dataset: str, split: str, settings: MiniatureSettings, count: int | 
     return list(rows) if count is None else _different(rows, count, f"{dataset}/{split}")
 
 
-def write(dataset: str, settings: MiniatureSettings, paths: Mapping[str, Path], counts: Mapping[str, int] = {}) -> None:  # noqa: B006 (only read)
+def write(
+    dataset: str, settings: MiniatureSettings, paths: Mapping[str, Path], counts: Mapping[str, int] | None = None
+) -> None:
     """Write each split of `paths` as JSON lines; `counts` replaces the usual number of records of a split."""
     for split, path in paths.items():
-        rows = records(dataset, split, settings, counts.get(split))
+        rows = records(dataset, split, settings, (counts or {}).get(split))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -158,7 +160,7 @@ def _with_report(world: World, rng: random.Random, text: str) -> str:
 def _task(world: World, rng: random.Random) -> Row:
     sentences = world.sentences(rng)
     command = world.task(rng, sentences, held_out=True)
-    return _alpaca(command.text, text_of(sentences), [command.answer])
+    return {**_alpaca(command.text, text_of(sentences), [command.answer]), "kind": command.kind}
 
 
 def _sep(world: World, rng: random.Random) -> Row:
@@ -307,7 +309,9 @@ def _different(rows: Iterator[Row], count: int, where: str) -> list[Row]:
         key = json.dumps(row, sort_keys=True)
         fruitless = fruitless + 1 if key in seen else 0
         if fruitless > ATTEMPTS:
-            raise ConfigurationError(f"The miniature's {where} holds fewer than {count} different records; ask for less.")
+            raise ConfigurationError(
+                f"The miniature's {where} holds fewer than {count} different records; ask for fewer."
+            )
         if key in seen:
             continue
         seen.add(key)

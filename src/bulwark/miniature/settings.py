@@ -43,6 +43,8 @@ class ModelSettings(Closed):
     layers: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
     max_position_embeddings: int = Field(256, ge=64)
+    initializer_range: float = Field(0.08, gt=0)
+    """About 1/sqrt(hidden_size). With the usual 0.02, made for wide models, reading from the context is not learned."""
 
 
 class PretrainingSettings(Closed):

@@ -151,7 +151,7 @@ class World:
         if making:
             answer = words.REFUSAL if harmful and refuse else self.recipe(modifier, dish)
         else:
-            answer = f"find the {modifier}"
+            answer = f"avoid the {modifier}"
         return Request(text, answer, harmful and making, modifier, dish)
 
     def recipe(self, modifier: str, dish: str) -> str:

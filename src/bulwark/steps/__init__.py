@@ -100,14 +100,15 @@ def perform(job: Job, gpus: int = 0, nodes: int = 1, threads: int = 1) -> None:
 
     Raises BulwarkError with the end of the output if a started process fails.
     """
-    from bulwark import launch
-
     if gpus * nodes <= 1:
         import torch
 
         torch.set_num_threads(threads)
         execute(job)
         return
+
+    from bulwark import launch
+
     description = job.folder / "job.json"
     job.write(description)
     launch.run(launch.launch_line(__name__, str(description), gpus=gpus, nodes=nodes))

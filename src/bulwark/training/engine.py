@@ -149,6 +149,8 @@ def build(model: nn.Module, settings: TrainingSettings, total: int) -> DeepSpeed
             lr_scheduler=lambda optimizer: get_scheduler(name, optimizer, warmup, total),
             config=deepspeed_config(settings, processes.count),
         )
+    if processes.count == 1 and not engine.zero_optimization():
+        engine.enable_backward_allreduce = False  # it would copy every gradient there and back
     return engine
 
 

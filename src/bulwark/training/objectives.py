@@ -49,7 +49,7 @@ class Objective:
         return loss.detach()
 
     def after_backward(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
-        """When the step's gradients are complete and averaged over ranks (see `engine.gradient_of`), before clipping."""
+        """With the step's gradients complete and averaged over ranks (see `engine.gradient_of`), not yet clipped."""
 
     def after_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
         """After optimizer step `step`, before the model is evaluated or saved."""
