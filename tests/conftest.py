@@ -24,10 +24,19 @@ class Checkout:
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
         """Run Snakemake in the copy; its output, both streams, is `stdout`."""
-        environment = {**os.environ, "PYTHONPATH": str(self.folder / "src"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(self.folder / "src"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", *arguments],
-            cwd=self.folder, env=environment, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         assert done.returncode == 0 or not check, done.stdout[-6000:]
         return done
@@ -39,7 +48,9 @@ class Checkout:
     def planned_outputs(self, *arguments: str) -> list[str]:
         """The output files that a dry run would make."""
         text = self.snakemake("--dry-run", *arguments).stdout
-        return [path.strip() for line in re.findall(r"^    output: (.*)$", text, re.MULTILINE) for path in line.split(",")]
+        return [
+            path.strip() for line in re.findall(r"^    output: (.*)$", text, re.MULTILINE) for path in line.split(",")
+        ]
 
 
 def jobs(output: str) -> dict[str, int]:
@@ -54,7 +65,11 @@ def jobs(output: str) -> dict[str, int]:
 
 def copy_of_the_tree(folder: Path) -> Checkout:
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     for name in filter(None, listed.split("\0")):
         source, target = ROOT / name, folder / name

@@ -175,9 +175,12 @@ def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
         over = _map(config.get(section) or {}, section)
         for name, changes in over.items():
             maps[name] = merged(maps.get(name, {}), _map(changes, f"{section}.{name}"))
-        entities[section] = {name: validated(cls, data, _origin(folder, section, name, over)) for name, data in maps.items()}
+        entities[section] = {
+            name: validated(cls, data, _origin(folder, section, name, over)) for name, data in maps.items()
+        }
     studies = {
-        name: validated(Study, data, f"studies.{name}") for name, data in _map(config.get("studies") or {}, "studies").items()
+        name: validated(Study, data, f"studies.{name}")
+        for name, data in _map(config.get("studies") or {}, "studies").items()
     }
     catalogue = Catalogue(**entities, studies=studies)
     catalogue.check()
@@ -210,7 +213,12 @@ def code_digest(module: str) -> str:
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
             node.body = body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 

@@ -73,7 +73,10 @@ def _status(options: argparse.Namespace) -> int:
         checkpoints = {Path(f"results/checkpoints/{m}/{r}/seed{s}/checkpoint.json") for m, r, s, _ in cells}
         tables = [Path(f"results/tables/{table}.md") for table in study.tables]
         figures = [Path(f"results/figures/{figure}.png") for figure in study.figures]
-        table.add_row(name, *(f"{sum(p.exists() for p in paths)} / {len(paths)}" for paths in (checkpoints, scores, tables, figures)))
+        table.add_row(
+            name,
+            *(f"{sum(p.exists() for p in paths)} / {len(paths)}" for paths in (checkpoints, scores, tables, figures)),
+        )
         shown += [path for path in [*tables, *figures] if path.exists()]
     console.print(table)
     for path in shown:

@@ -15,7 +15,7 @@ from bulwark.settings import Closed
 from bulwark.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from bulwark.steps import Job
+    from bulwark.jobs import Job
     from bulwark.training.objectives import Objective
 
 log = logging.getLogger(__name__)

@@ -64,7 +64,14 @@ def pretrain(
     }
     state = output.parent / "training"
     trained = loop.train(
-        model, examples["train"], examples["validation"], training, seed=seed, state=state, fingerprint=told, pad_id=builder.pad_id
+        model,
+        examples["train"],
+        examples["validation"],
+        training,
+        seed=seed,
+        state=state,
+        fingerprint=told,
+        pad_id=builder.pad_id,
     )
     checkpoints.save_model(trained.model, tokenizer, output.parent)
     report: dict[str, Any] = {

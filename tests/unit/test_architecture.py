@@ -13,9 +13,10 @@ PACKAGE = ROOT / "src" / "bulwark"
 # From the ground up. A module imports from its own layer's package and from layers above it in this list, never below.
 LAYERS = [
     ["errors", "logs"],
-    ["settings", "recipes", "launch"],
+    ["settings", "recipes", "launch", "jobs"],
     ["manifests", "records", "decoding", "embeddings", "entities"],
-    ["readers", "prompts", "checkpoints", "statistics"],
+    ["sources", "rendering", "tokenisation", "fetching", "statistics"],
+    ["readers", "prompts", "checkpoints"],
     ["training", "generation"],
     ["miniature", "finetuning", "pretraining"],
     ["steps", "judges"],
@@ -64,9 +65,14 @@ def test_imports_point_downwards_only(path):
 @pytest.mark.parametrize("path", [*modules(), PACKAGE / "__init__.py"], ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_the_library_does_not_know_the_workflow(path):
     assert "snakemake" not in {
-        alias.name.split(".")[0] for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for alias in node.names
+        alias.name.split(".")[0]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import)
+        for alias in node.names
     } | {
-        node.module.split(".")[0] for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module
+        node.module.split(".")[0]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module
     }
 
 
@@ -94,5 +100,9 @@ def test_scripts_are_thin_adapters(path):
 
 
 def test_files_can_be_read_at_a_sitting():
-    long = {str(path): lines for path in [*modules(), *(ROOT / "tests").rglob("*.py")] if (lines := len(path.read_text().splitlines())) > 450}
+    long = {
+        str(path): lines
+        for path in [*modules(), *(ROOT / "tests").rglob("*.py")]
+        if (lines := len(path.read_text().splitlines())) > 450
+    }
     assert not long

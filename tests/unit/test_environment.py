@@ -9,7 +9,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-REQUIRED = "snakemake torch transformers deepspeed datasets peft alpaca_eval pandas matplotlib pytest".split()
+REQUIRED = ["snakemake", "torch", "transformers", "deepspeed", "datasets", "peft", "alpaca_eval", "pandas", "matplotlib", "pytest"]
 
 
 def pins(lines) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 
 import pytest
 import torch
@@ -272,13 +271,3 @@ def test_no_prompts_no_answers(answer, tmp_path):
 
 def test_the_default_budget_on_a_cpu(model):
     assert default_token_budget(model) == CPU_TOKEN_BUDGET
-
-
-def test_batches_are_faster_than_one_by_one(answer, prompts):
-    many = [(f"{key}-{i}", prompt) for i in range(4) for key, prompt in prompts]
-    started = time.perf_counter()
-    batched = answer(prompts=many)
-    middle = time.perf_counter()
-    single = answer(prompts=many, token_budget=1)
-    assert batched == single
-    assert middle - started < 0.5 * (time.perf_counter() - middle)

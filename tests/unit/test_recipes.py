@@ -8,8 +8,11 @@ from bulwark.errors import ConfigurationError
 
 @pytest.mark.parametrize(
     ("recipe", "steps", "parent"),
-    [("aside", ("aside",), "base"), ("random_map+tar", ("random_map", "tar"), "random_map"),
-     ("random_map+tar+relearn_lora", ("random_map", "tar", "relearn_lora"), "random_map+tar")],
+    [
+        ("aside", ("aside",), "base"),
+        ("random_map+tar", ("random_map", "tar"), "random_map"),
+        ("random_map+tar+relearn_lora", ("random_map", "tar", "relearn_lora"), "random_map+tar"),
+    ],
 )
 def test_a_recipe_is_its_parent_plus_its_last_step(recipe, steps, parent):
     assert recipes.steps_of(recipe) == steps
@@ -23,7 +26,9 @@ def test_base_has_no_steps_and_no_parent():
         recipes.parent_of("base")
 
 
-@pytest.mark.parametrize("recipe", ["", "+aside", "aside+", "aside++tar", "base+aside", "aside+base", "Aside", "a side"])
+@pytest.mark.parametrize(
+    "recipe", ["", "+aside", "aside+", "aside++tar", "base+aside", "aside+base", "Aside", "a side"]
+)
 def test_malformed_recipes_are_refused(recipe):
     with pytest.raises(ConfigurationError, match="not the name of a step"):
         recipes.steps_of(recipe)

@@ -19,8 +19,7 @@ def rows_of(in_data, in_instruction):
     texts = {0: "nothing", 1: "the Roots"}
     records = [sep.Record(**sep_record(index)) for index in range(len(in_data))]
     return [
-        {"id": record.id}
-        | sep.score(record, {"probe_in_data": texts[d], "probe_in_instruction": texts[t]}, SETTINGS)
+        {"id": record.id} | sep.score(record, {"probe_in_data": texts[d], "probe_in_instruction": texts[t]}, SETTINGS)
         for record, d, t in zip(records, in_data, in_instruction, strict=True)
     ]
 

@@ -33,7 +33,9 @@ def test_an_unknown_key_is_named_with_its_path_and_the_nearest_one():
     assert '"betas"' in message
 
 
-@pytest.mark.parametrize(("text", "advice"), [("1e-5", "1.0e-5"), ("2E3", "2.0e+3"), ("1.5e4", "1.5e+4"), ("3.e-4", "3.0e-4")])
+@pytest.mark.parametrize(
+    ("text", "advice"), [("1e-5", "1.0e-5"), ("2E3", "2.0e+3"), ("1.5e4", "1.5e+4"), ("3.e-4", "3.0e-4")]
+)
 def test_a_number_that_yaml_reads_as_text_is_explained(text, advice):
     message = problem({"inner": {"learning_rate": text}})
     assert '"inner.learning_rate"' in message

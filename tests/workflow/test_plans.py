@@ -1,18 +1,12 @@
 """What would be run: dry runs of every target, counts of jobs, and errors before any job."""
 
-import time
-
 import pytest
 
 MINIATURE = ("--configfile", "config/miniature.yaml")
 
 
-def test_the_full_paper_is_planned_within_ten_seconds(checkout):
-    started = time.monotonic()
-    plan = checkout.plan("all")
-    # A loose bound on a shared machine; the plan itself imports nothing heavy (tests/unit/test_architecture.py).
-    assert time.monotonic() - started < 30
-    assert plan == {
+def test_the_full_paper_has_a_plan(checkout):
+    assert checkout.plan("all") == {
         "all": 1,
         "download_dataset": 2,
         "prepare_dataset": 3,
@@ -38,12 +32,23 @@ def test_the_miniature_is_the_same_study_over_another_model(checkout):
 
 def test_the_menu_lists_targets_with_what_they_make(checkout):
     menu = checkout.snakemake("--list-target-rules").stdout
-    for target in ("all (", "data (", "models (", "evaluations (", "claims (", "table_sep", "figure_sep", "paper_aside"):
+    for target in (
+        "all (",
+        "data (",
+        "models (",
+        "evaluations (",
+        "claims (",
+        "table_sep",
+        "figure_sep",
+        "paper_aside",
+    ):
         assert target in menu
     assert "unknown_target" not in menu
 
 
-@pytest.mark.parametrize("target", ["data", "models", "evaluations", "claims", "table_sep", "figure_sep", "paper_aside"])
+@pytest.mark.parametrize(
+    "target", ["data", "models", "evaluations", "claims", "table_sep", "figure_sep", "paper_aside"]
+)
 def test_every_target_of_the_menu_has_a_plan(checkout, target):
     assert checkout.plan(*MINIATURE, "--", target)[target] == 1
 
@@ -113,7 +118,9 @@ def test_without_the_gpus_it_needs_a_run_stops_before_its_first_job(checkout, mo
 
 def test_a_method_added_to_the_list_adds_its_own_jobs_only(checkout):
     before = checkout.plan(*MINIATURE, "--", "all")
-    (checkout.folder / "overlay.yaml").write_text("studies: {aside: {recipes: [base, vanilla, ise, aside, vanilla+aside]}}")
+    (checkout.folder / "overlay.yaml").write_text(
+        "studies: {aside: {recipes: [base, vanilla, ise, aside, vanilla+aside]}}"
+    )
     after = checkout.plan("--configfile", "config/miniature.yaml", "overlay.yaml", "--", "all")
     added = {rule: after[rule] - before[rule] for rule in after if after[rule] != before[rule]}
     assert added == {"apply_step": 3, "generate_answers": 6, "score_answers": 6}

@@ -1,7 +1,8 @@
 """Apply the last step of a recipe to its parent's checkpoint."""
 
+from bulwark.jobs import Job
 from bulwark.logs import log_to
-from bulwark.steps import Job, perform
+from bulwark.steps import perform
 
 log_to(snakemake.log[0])
 job = Job(

@@ -6,7 +6,5 @@ from bulwark.logs import log_to
 from bulwark.reporting.claims import check_claim, write_claims
 
 log_to(snakemake.log[0])
-checked = [
-    check_claim(name, spec, snakemake.params.cells[name]) for name, spec in snakemake.params.specs.items()
-]
+checked = [check_claim(name, spec, snakemake.params.cells[name]) for name, spec in snakemake.params.specs.items()]
 write_claims(checked, Path(snakemake.output.json), Path(snakemake.output.markdown))

@@ -1,6 +1,5 @@
 """Download a data set at its pinned revision."""
 
-import json
 from pathlib import Path
 
 from bulwark import manifests

@@ -136,9 +136,7 @@ def _compared(condition: Condition, model: str, index: int, results: Results, co
     return Finding(entry, found)
 
 
-def _comparison_outcome(
-    kind: str, margin: float, found: Comparison, sign: int, confidence: float
-) -> tuple[str, str]:
+def _comparison_outcome(kind: str, margin: float, found: Comparison, sign: int, confidence: float) -> tuple[str, str]:
     if found.interval is None:
         return "open", "the metric is undefined: no record counts"
     low, high = sorted(sign * bound for bound in found.interval)

@@ -13,54 +13,13 @@ their settings when it plans.
 from __future__ import annotations
 
 import importlib
-import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
+from bulwark.jobs import Job
 from bulwark.settings import validated
-
-
-@dataclass(frozen=True)
-class Job:
-    """One application of a step: everything a process needs to do it, as plain data.
-
-    `parent` is the checkpoint.json that the step starts from, `output` the one it makes; `inputs` are the files
-    that `Settings.inputs()` asked for, by name; `identity` says for whom: model, recipe, seed.
-    """
-
-    kind: str
-    settings: dict[str, Any]
-    parent: str
-    output: str
-    inputs: dict[str, str]
-    identity: dict[str, Any]
-    log: str
-
-    @property
-    def folder(self) -> Path:
-        """Where the weights go: beside the manifest."""
-        return Path(self.output).parent
-
-    @property
-    def state(self) -> Path:
-        """Where the state of an unfinished training lies; the workflow does not know it, so it survives a failure."""
-        return self.folder / "training"
-
-    @property
-    def seed(self) -> int:
-        return int(self.identity["seed"])
-
-    def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> Job:
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def module_of(kind: str) -> ModuleType:
@@ -85,7 +44,9 @@ def execute(job: Job) -> None:
             "kind": job.kind,
             "settings": settings.model_dump(mode="json"),
             "parent": {"path": job.parent, "digest": manifests.digest(Path(job.parent))},
-            "inputs": {name: {"path": path, "digest": manifests.digest(Path(path))} for name, path in job.inputs.items()},
+            "inputs": {
+                name: {"path": path, "digest": manifests.digest(Path(path))} for name, path in job.inputs.items()
+            },
             "weights": ".",
             **told,
             "wall_seconds": round(time.time() - started, 1),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from bulwark.jobs import Job
 from bulwark.logs import log_to
-from bulwark.steps import Job, execute
+from bulwark.steps import execute
 
 if __name__ == "__main__":
     description = Path(sys.argv[-1])

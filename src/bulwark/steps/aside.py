@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import model_validator
 
 from bulwark.finetuning import FineTuningSettings, finetune
-from bulwark.steps import Job
+from bulwark.jobs import Job
 
 if TYPE_CHECKING:
     from bulwark.training.objectives import Objective

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bulwark.finetuning import FineTuningSettings, finetune
-from bulwark.steps import Job
+from bulwark.jobs import Job
 
 
 class Settings(FineTuningSettings):

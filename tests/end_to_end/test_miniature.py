@@ -1,0 +1,202 @@
+"""The whole path at the miniature's smallest configuration: what it leaves behind, and what is done again when."""
+
+import contextlib
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.conftest import SMALLEST
+
+pytestmark = pytest.mark.slow
+RUN = ("--configfile", SMALLEST, "--", "all")
+
+
+def read(checkout, path):
+    return json.loads((checkout.folder / path).read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def edited(path, old, new):
+    """The file at `path` with `old` replaced, for a while."""
+    before = path.read_text(encoding="utf-8")
+    assert old in before
+    path.write_text(before.replace(old, new, 1), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(before, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def overlay(checkout, changes):
+    path = checkout.folder / "changes.yaml"
+    path.write_text(yaml.safe_dump(changes))
+    try:
+        yield ("--configfile", SMALLEST, "changes.yaml", "--", "all")
+    finally:
+        path.unlink()
+
+
+def test_everything_that_was_asked_for_is_there(finished):
+    for path in (
+        "tables/sep.csv",
+        "tables/sep.md",
+        "tables/sep.tex",
+        "figures/sep.pdf",
+        "figures/sep.png",
+        "claims.md",
+        "report.html",
+    ):
+        assert (finished.folder / "results" / path).stat().st_size > 0
+
+
+def test_scores_have_the_agreed_shape(finished):
+    scores = read(finished, "results/scores/miniature/aside/seed0/sep.json")
+    assert {key: scores[key] for key in ("benchmark", "model", "recipe", "seed", "n")} == {
+        "benchmark": "sep",
+        "model": "miniature",
+        "recipe": "aside",
+        "seed": 0,
+        "n": 24,
+    }
+    for metric in scores["metrics"].values():
+        assert {"value", "stderr", "interval", "higher_is_better"} <= set(metric)
+    provenance = scores["provenance"]
+    assert provenance["settings"]["decoding"]["max_new_tokens"] == 16
+    for key in ("checkpoint", "records", "prompt", "template", "seed"):
+        assert key in provenance
+
+
+def test_claims_have_the_agreed_shape(finished):
+    (claim,) = read(finished, "results/claims.json")
+    assert claim["id"] == "aside_separates"
+    assert claim["verdict"] in ("reproduced", "not reproduced", "contradicted", "undecided")
+    assert {"statement", "source", "effect", "interval", "n", "seeds", "p_value"} <= set(claim)
+
+
+def test_a_checkpoint_tells_its_history(finished):
+    manifest = read(finished, "results/checkpoints/miniature/aside/seed0/checkpoint.json")
+    assert manifest["parent"]["path"].endswith("miniature/base/seed0/checkpoint.json")
+    assert manifest["settings"]["alpha"] == pytest.approx(1.5707963)
+    assert set(manifest["inputs"]) == {"train", "validation"}
+    assert manifest["training"]["tokens"] > 0
+    assert {"versions", "hardware", "git"} <= set(manifest["provenance"])
+    assert any(file["name"] == "model.safetensors" for file in manifest["files"])
+    assert not (finished.folder / "results/checkpoints/miniature/aside/seed0/training").exists()
+
+
+def test_a_second_run_does_nothing(finished):
+    assert finished.plan(*RUN) == {}
+
+
+def test_a_comment_redoes_nothing(finished):
+    for path in (
+        "workflow/scripts/apply_step.py",
+        "src/bulwark/steps/aside.py",
+        "src/bulwark/benchmarks/sep.py",
+        "src/bulwark/training/loop.py",
+    ):
+        with edited(finished.folder / path, "from ", "# A remark that changes nothing.\nfrom "):
+            assert finished.plan(*RUN) == {}, path
+
+
+def test_a_touched_or_checked_out_file_redoes_nothing(finished):
+    for path in finished.folder.joinpath("src/bulwark").rglob("*.py"):
+        path.touch()
+    for path in finished.folder.joinpath("config").rglob("*.yaml"):
+        path.touch()
+    assert finished.plan(*RUN) == {}
+
+
+def test_a_setting_of_one_step_redoes_its_descendants_only(finished):
+    change = {"steps": {"aside": {"models": {"miniature": {"settings": {"training": {"learning_rate": 1.0e-4}}}}}}}
+    with overlay(finished, change) as arguments:
+        made = finished.planned_outputs(*arguments)
+    touched = {
+        path.split("/")[3]
+        for path in made
+        if path.startswith(("results/checkpoints", "results/answers", "results/scores"))
+    }
+    assert touched == {"aside"}
+    assert sum(path.startswith("results/checkpoints/") for path in made) == 1
+
+
+def test_the_code_of_one_step_redoes_its_descendants_only(finished):
+    with edited(finished.folder / "src/bulwark/steps/aside.py", '"method": "aside"', '"method": "vanilla"'):
+        plan = finished.plan(*RUN)
+    assert plan["apply_step"] == 1
+    assert plan["generate_answers"] == 2
+
+
+def test_decoding_redoes_one_benchmark_only(finished):
+    change = {"benchmarks": {"tasks": {"settings": {"decoding": {"max_new_tokens": 8}}}}}
+    with overlay(finished, change) as arguments:
+        plan = finished.plan(*arguments)
+    assert plan["generate_answers"] == plan["score_answers"] == 3
+    assert "apply_step" not in plan
+
+
+def test_how_a_metric_is_computed_redoes_scores_only(finished):
+    with edited(
+        finished.folder / "src/bulwark/benchmarks/sep.py", "witness.lower() in response.lower()", "witness in response"
+    ):
+        plan = finished.plan(*RUN)
+    assert plan["score_answers"] == 3
+    assert "generate_answers" not in plan
+
+
+def test_a_wider_table_needs_its_new_cells_only(finished):
+    with overlay(
+        finished, {"studies": {"aside": {"recipes": ["base", "vanilla", "aside", "vanilla+aside"]}}}
+    ) as arguments:
+        plan = finished.plan(*arguments)
+    assert plan["apply_step"] == 1
+    assert plan["generate_answers"] == 2
+
+
+def test_the_readme_answers_from_python(finished):
+    text = (finished.folder / "README.md").read_text(encoding="utf-8")
+    snippet = text.split("```python\n", 1)[1].split("```", 1)[0]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            snippet + "\nprint(type(model.answer('count the nouns .', 'the ball is red .')).__name__)",
+        ],
+        cwd=finished.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "str"
+
+
+def test_the_command_line_answers_plans_and_tells(finished):
+    def bulwark(*arguments, code=0):
+        done = subprocess.run(
+            [sys.executable, "-m", "bulwark.cli", *arguments],
+            cwd=finished.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    bulwark(
+        "ask",
+        "results/checkpoints/miniature/aside/seed0",
+        "--instruction",
+        "count the nouns .",
+        "--data",
+        "the ball is red .",
+    )
+    assert "results/nowhere" in bulwark("ask", "results/nowhere", "--instruction", "x", code=1)
+    status = bulwark("status", "--configfile", SMALLEST)
+    assert "results/tables/sep.md" in status
+    assert "ASIDE separates better than vanilla" in status
+    assert "apply_step" in bulwark("plan", "table_sep")
