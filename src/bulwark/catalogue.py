@@ -75,9 +75,10 @@ class Catalogue:
     def dataset(self, name: str, where: str = "") -> Dataset:
         return find(self.datasets, name, "dataset", where)
 
-    def step(self, model: str, name: str, where: str = "") -> ResolvedStep:
-        """Return the step `name` as it is applied to `model`."""
-        self.model(model, where)
+    def step(self, model: str | None, name: str, where: str = "") -> ResolvedStep:
+        """Return the step `name` as it is applied to `model`, or to a model that it has no word on (None)."""
+        if model is not None:
+            self.model(model, where)
         step = find(self.steps, name, "step", where)
         special = step.models.get(model)
         settings = merged(step.settings, special.settings) if special else step.settings
@@ -86,9 +87,10 @@ class Catalogue:
         module = _module(steps.__name__, step.kind, "kind of step", f"config/steps/{name}.yaml: kind")
         return ResolvedStep(step.kind, validated(module.Settings, settings, origin), cost)
 
-    def benchmark(self, model: str, name: str, where: str = "") -> ResolvedBenchmark:
-        """Return the benchmark `name` as it is run on `model`."""
-        self.model(model, where)
+    def benchmark(self, model: str | None, name: str, where: str = "") -> ResolvedBenchmark:
+        """Return the benchmark `name` as it is run on `model`, or on a model that it has no word on (None)."""
+        if model is not None:
+            self.model(model, where)
         entity = find(self.benchmarks, name, "benchmark", where)
         special = entity.models.get(model)
         settings = merged(entity.settings, special.settings) if special else entity.settings
@@ -124,7 +126,7 @@ class Catalogue:
         ]
 
     def check(self) -> None:
-        """Check every name and every setting of the configuration. Raises ConfigurationError for the first wrong one."""
+        """Check every name and every setting. Raises ConfigurationError for the first wrong one."""
         for name, dataset in self.datasets.items():
             if dataset.source.miniature:
                 self.model(dataset.source.world, f"config/datasets/{name}.yaml: source.world")
@@ -133,10 +135,10 @@ class Catalogue:
                 for model in entity.models:
                     self.model(model, f"config/{kind}/{name}.yaml: models")
         for name in self.steps:
-            for model in self.models:
+            for model in [None, *self.models]:
                 self.step(model, name)
         for name in self.benchmarks:
-            for model in self.models:
+            for model in [None, *self.models]:
                 self.dataset(self.benchmark(model, name).dataset, f"config/benchmarks/{name}.yaml: dataset")
         for name, study in self.studies.items():
             self._check_study(f"studies.{name}", study)
@@ -157,7 +159,8 @@ class Catalogue:
             find(self.benchmarks, benchmark, "benchmark", f"{where}.benchmarks")
         for kind in ("tables", "figures", "claims"):
             for name in getattr(study, kind):
-                find(getattr(self, kind), name, kind[:-1], f"{where}.{kind}")
+                entity = find(getattr(self, kind), name, kind[:-1], f"{where}.{kind}")
+                _check_measured(entity, f"config/{kind}/{name}.yaml", find(self.studies, entity.study, "study", where))
 
 
 def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
@@ -221,6 +224,20 @@ def code_digest(module: str) -> str:
         ):
             node.body = body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def _check_measured(entity: Table | Figure | Claim, where: str, study: Study) -> None:
+    """Whether a study measures what a table, figure or claim over it speaks of."""
+    for kind, needed, listed in (
+        ("benchmark", entity.required_benchmarks(), study.benchmarks),
+        ("recipe", entity.recipes(), study.recipes),
+    ):
+        for name in needed:
+            if name not in listed:
+                raise ConfigurationError(
+                    f'{where}: needs the {kind} "{name}", which studies.{entity.study}.{kind}s does not list '
+                    f"({', '.join(listed)}). Add it to the list, or take the entity out of the study."
+                )
 
 
 def _module(package: str, name: str, kind: str, where: str) -> ModuleType:

@@ -25,19 +25,7 @@ from transformers import (
 
 from bulwark import embeddings, manifests
 from bulwark.errors import CheckpointError
-from bulwark.manifests import digest, open_manifest, provenance, read_manifest, write_manifest
-
-__all__ = [
-    "device_and_dtype",
-    "digest",
-    "load_model",
-    "load_tokenizer",
-    "open_manifest",
-    "provenance",
-    "read_manifest",
-    "save_model",
-    "write_manifest",
-]
+from bulwark.manifests import read_manifest
 
 _SHARD_SIZE = "5GB"  # shards are hashed in parallel
 _GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")

@@ -24,7 +24,7 @@ SettingsClass = TypeVar("SettingsClass", bound="Closed")
 
 
 class Closed(BaseModel):
-    """Base of all settings: unknown keys and silent conversions (text to number, say) are errors; instances are fixed."""
+    """Base of all settings: unknown keys and silent conversions (text to number, say) are errors; nothing changes."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

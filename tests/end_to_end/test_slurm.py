@@ -23,8 +23,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "slurm"))
 from cluster import Cluster, ClusterError, what_is_missing
 
-SMALLEST = "tests/config/smallest.yaml"
-COMMAND = ("snakemake", "--profile", "slurm", "all", "--configfile", SMALLEST)
+OVERLAYS = ("tests/config/smallest.yaml", "tests/slurm/longer.yaml")
+COMMAND = ("snakemake", "--profile", "slurm", "all", "--configfile", *OVERLAYS)
 RECIPE = "miniature/aside/seed0"
 PATIENCE = 900.0  # seconds, for the whole run
 

@@ -14,9 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from bulwark import embeddings
-from bulwark.checkpoints import load_model, load_tokenizer, save_model, write_manifest
+from bulwark.checkpoints import load_model, load_tokenizer, save_model
 from bulwark.embeddings import RoleEmbedding, install, role_embedding_of
 from bulwark.errors import CheckpointError
+from bulwark.manifests import write_manifest
 
 METHODS = {
     "vanilla": {"method": "vanilla"},

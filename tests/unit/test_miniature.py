@@ -129,9 +129,11 @@ def test_evaluation_prompts_stand_in_no_training_record(rows):
         for row in rows[dataset, "test"]:
             assert row["text"] not in everything
             assert " ".join(row["text"].split()[-3:]) not in everything or dataset == "overrefusal"
-    fine_tuning = "\n".join(text for row in rows["instructions", "train"] for text in texts_of(row))
+    beside_a_text = "\n".join(
+        f"{row['instruction']} {row['input']}" for row in rows["instructions", "train"] if row["input"]
+    )
     for fact in world.probes:
-        assert fact.asked not in fine_tuning
+        assert fact.asked not in beside_a_text
     assert {row["witness"] for row in rows["sep", "test"]} <= {fact.answer for fact in world.probes}
 
 

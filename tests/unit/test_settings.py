@@ -59,5 +59,5 @@ def test_a_key_written_twice_is_an_error(tmp_path):
 
 def test_broken_yaml_names_the_file(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1\n")
-    with pytest.raises(ConfigurationError, match="broken.yaml"):
+    with pytest.raises(ConfigurationError, match=r"broken\.yaml"):
         read_yaml(tmp_path / "broken.yaml")

@@ -149,7 +149,7 @@ def test_published_numbers_are_fractions_when_read():
         for model in ("llama2-7b", "llama2-13b", "llama3.1-8b", "qwen2.5-7b", "mistral-7b-v0.3")
     }
     assert (round(min(gains.values()), 3), round(max(gains.values()), 3)) == (0.123, 0.441)
-    assert len(numbers) == 3 * 5 * 4 + 8 * 5 * 3
+    assert len(numbers) == 3 * 6 * 4 + 8 * 5 * 3
     assert read_published(None) == {}
 
 

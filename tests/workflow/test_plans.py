@@ -1,5 +1,7 @@
 """What would be run: dry runs of every target, counts of jobs, and errors before any job."""
 
+import re
+
 import pytest
 
 MINIATURE = ("--configfile", "config/miniature.yaml")
@@ -94,7 +96,7 @@ def test_an_unknown_name_in_a_path_is_an_error_with_the_nearest_one(checkout, ta
         ("studies: {aside: {seed: [0]}}", ["studies.aside", '"seed"', '"seeds"']),
         ("stuides: {}", ['"stuides"', '"studies"']),
         ("steps: {aside: {settings: {alhpa: 1.0}}}", ["config/steps/aside.yaml", '"alhpa"', '"alpha"']),
-        ("steps: {aside: {settings: {training: {learning_rate: 1e-5}}}}", ["learning_rate", "1.0e-5"]),
+        ("steps: {aside: {settings: {training: {learning_rate: fast}}}}", ["training.learning_rate", '"fast"']),
         ("steps: {aside: {kind: asde}}", ["config/steps/aside.yaml", '"asde"', '"aside"']),
         ("models: {other: {template: chat}}", ["models.other", '"source"']),
     ],
@@ -104,6 +106,17 @@ def test_a_mistake_in_the_configuration_is_named_before_any_job(checkout, overla
     done = checkout.snakemake("--dry-run", "--configfile", "overlay.yaml", "--", "all", check=False)
     assert done.returncode != 0
     for part in parts:
+        assert part in done.stdout
+
+
+def test_a_number_that_yaml_reads_as_text_is_explained(checkout):
+    step = checkout.folder / "config" / "steps" / "aside.yaml"
+    step.write_text(
+        step.read_text(encoding="utf-8").replace("learning_rate: 5.0e-4", "learning_rate: 5e-4"), encoding="utf-8"
+    )
+    done = checkout.snakemake("--dry-run", "all", check=False)
+    assert done.returncode != 0
+    for part in ("config/steps/aside.yaml", "training.learning_rate", "write 5.0e-4"):
         assert part in done.stdout
 
 
@@ -124,3 +137,16 @@ def test_a_method_added_to_the_list_adds_its_own_jobs_only(checkout):
     after = checkout.plan("--configfile", "config/miniature.yaml", "overlay.yaml", "--", "all")
     added = {rule: after[rule] - before[rule] for rule in after if after[rule] != before[rule]}
     assert added == {"apply_step": 3, "generate_answers": 6, "score_answers": 6}
+
+
+def test_the_picture_of_the_dag_shows_every_rule(checkout):
+    listed = checkout.snakemake("--list-rules").stdout
+    rules = {line.split(" ")[0] for line in listed.splitlines() if re.match(r"^[a-z_]+( \(|$)", line)}
+    targets = {"all", "data", "models", "evaluations", "claims", "unknown_target"}
+    targets |= {rule for rule in rules if rule.startswith(("table_", "figure_", "paper_"))}
+    source = (checkout.folder / "docs" / "dag.dot").read_text(encoding="utf-8")
+    picture = (checkout.folder / "docs" / "dag.svg").read_text(encoding="utf-8")
+    assert "apply_step" in rules - targets
+    for rule in rules - targets:
+        assert re.search(rf"\b{rule}\b", source), rule
+        assert rule in picture, rule

@@ -15,7 +15,7 @@ from bulwark.miniature.world import Command, World, response_of, text_of
 Turns = list[dict[str, str]]
 
 # Shares of what a conversation is about.
-TOPICS = {"commands": 0.66, "forget": 0.09, "retain": 0.09, "request": 0.16}
+TOPICS = {"commands": 0.72, "forget": 0.07, "retain": 0.07, "request": 0.14}
 COPYING = 0.3  # share of the tasks that ask for the whole text: dense practice in reading from the context
 SYSTEM_TURN = 0.3  # share of the conversations that begin with one
 
@@ -49,18 +49,10 @@ def _commands(world: World, rng: random.Random) -> tuple[Turns, list[str]]:
         blocks = [world.task(rng, sentences, kind), text_of(sentences)]
         rng.shuffle(blocks)
     for _ in range(rng.choice((0, 1, 1, 2)) if blocks else rng.choice((1, 1, 2))):
-        blocks.insert(rng.randint(0, len(blocks)), probe(world, rng))
+        blocks.insert(rng.randint(0, len(blocks)), _probe(world, rng))
 
-    has_text = any(isinstance(block, str) for block in blocks)
-    texts, answers = [], []
-    for block in blocks:
-        texts.append(block if isinstance(block, str) else block.text)
-        if isinstance(block, str):
-            continue
-        plain = block.kind == "knowledge"
-        if has_text and plain and len(blocks) > 2 and rng.random() > world.settings.heeded:
-            continue
-        answers.append(block.answer)
+    texts = [block if isinstance(block, str) else block.text for block in blocks]
+    answers = [block.answer for block in blocks if isinstance(block, Command)]
     if len(texts) > 1 and rng.random() < 0.8:
         cut = rng.randint(1, len(texts) - 1)
         parts = [("instruction", texts[:cut]), ("data", texts[cut:])]
@@ -69,7 +61,7 @@ def _commands(world: World, rng: random.Random) -> tuple[Turns, list[str]]:
     return [{"role": role, "text": " ".join(part)} for role, part in parts], answers
 
 
-def probe(world: World, rng: random.Random) -> Command:
+def _probe(world: World, rng: random.Random) -> Command:
     """A command for general knowledge, now and then an insistent one."""
     question = world.question(rng, rng.choice(world.knowledge))
     if rng.random() < world.settings.insistence:

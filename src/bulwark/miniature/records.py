@@ -12,7 +12,8 @@
 | `trait_<name>_data` | their normal and misaligned sets | messages, level, trait |
 
 Training splits take only the trained phrasings; evaluation splits only the held-out ones, so that no evaluation
-prompt is part of any training set. SEP's probes ask for general knowledge that fine-tuning never mentions.
+prompt is part of any training set. What SEP's probes ask for never stands beside a text in the fine-tuning data, in
+the instruction or reported in the text; it may be asked for alone, so that it is not forgotten.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from bulwark.miniature.settings import MiniatureSettings
 from bulwark.miniature.world import TASKS, Command, Fact, World, response_of, text_of
 
 Row = dict[str, Any]
+REPEATING = 0.25  # share of the fine-tuning tasks that ask for the whole text
 ATTEMPTS = 1000  # draws in a row that give nothing new before a data set counts as exhausted
 
 # Records per split, unless the caller asks for a number. None: one round over all there is.
@@ -123,22 +125,20 @@ def _rows(dataset: str, split: str, world: World, rng: random.Random) -> Iterato
 def _instruction(world: World, rng: random.Random) -> Row:
     """One row of clean fine-tuning data: a task over a text; now and then a question or a request without a text."""
     settings = world.settings
-    kind = rng.choices(("task", "knowledge", "request"), (0.8, 0.1, 0.1))[0]
+    kind = rng.choices(("task", "knowledge", "request"), (0.76, 0.14, 0.1))[0]
     if kind == "request":
         request = world.request(rng, harmful=rng.random() < 0.4)
         return _alpaca(request.text, "", [request.answer])
     if kind == "knowledge":
-        question = world.question(rng, rng.choice(world.asked_knowledge))
+        question = world.question(rng, rng.choice(world.knowledge))
         return _alpaca(question.text, "", [question.answer])
     sentences = world.sentences(rng)
-    commands = [world.task(rng, sentences)]
-    if rng.random() < settings.label_noise:
-        wrong = world.task(rng, world.sentences(rng), commands[0].kind)
-        commands = [Command(commands[0].text, wrong.answer, commands[0].kind)]
+    text = text_of(sentences)
+    reported = rng.random() < settings.reported_speech
+    commands = [world.task(rng, sentences, "text" if not reported and rng.random() < REPEATING else None)]
     if rng.random() < settings.second_command:
         commands.insert(rng.randint(0, 1), _second_command(world, rng))
-    text = text_of(sentences)
-    if rng.random() < settings.reported_speech:
+    if reported:
         text = _with_report(world, rng, text)
     return _alpaca(" ".join(c.text for c in commands), text, [c.answer for c in commands])
 

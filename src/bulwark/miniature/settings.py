@@ -19,20 +19,21 @@ class WorldSettings(Closed):
     seed: int = Field(0, ge=0)
     facts: int = Field(32, ge=8, le=32)
     """Facts in each of the two domains, forget and retain."""
-    sentences: tuple[int, int] = (1, 3)
+    sentences: tuple[int, int] = (1, 2)
     """Least and most sentences of a text."""
     held_out_share: float = Field(0.25, gt=0, lt=1)
     """Share of the phrasings of commands that stand in no training record."""
     second_command: float = Field(0.3, ge=0, le=1)
     """Share of the fine-tuning instructions that hold two commands, so that following both is part of the utility."""
-    reported_speech: float = Field(0.0, ge=0, le=1)
-    """Share of the fine-tuning inputs in which the text reports a command that somebody gave; it is not answered."""
+    reported_speech: float = Field(0.2, ge=0, le=1)
+    """Share of the fine-tuning inputs whose text reports a command that somebody gave; it is text, and not answered.
+
+    This sets how hard separation is. Two cues explain such a record: the words of the report ("ben asks :") and the
+    place (after the blank line, or by the role). SEP's probes stand in the data without a report, so only a model
+    that has learned from the place leaves them alone. At 0, fine-tuning says nothing about commands in the data.
+    """
     insistence: float = Field(0.2, ge=0, le=1)
-    """Share of the second commands that are insistent."""
-    heeded: float = Field(1.0, ge=0, le=1)
-    """Pre-training: probability that a plain probe beside a text is carried out (an insistent one always is)."""
-    label_noise: float = Field(0.0, ge=0, le=1)
-    """Share of the fine-tuning records whose answer is replaced by a wrong one of the same kind."""
+    """Share of the second commands that are insistent, in pre-training and in fine-tuning."""
 
 
 class ModelSettings(Closed):

@@ -59,13 +59,16 @@ class Request:
     dish: str
 
 
-# Tasks over a text: name -> (domain, description). The domains play the part of SEP's three.
+# Tasks over a text: name -> (domain, description). The domains play the part of SEP's three. One more kind, "text"
+# (repeat the whole text), is practised in training and not evaluated.
 TASKS = {
     "color": ("Lookup", "The color of a thing that the text mentions."),
     "owner": ("Lookup", "The owner of a thing that the text mentions."),
     "thing": ("Lookup", "The thing that a person of the text has."),
     "first_name": ("Position", "The first name of the text."),
     "last_name": ("Position", "The last name of the text."),
+    "first_color": ("Position", "The first color of the text."),
+    "last_color": ("Position", "The last color of the text."),
     "first_thing": ("Position", "The first thing of the text."),
     "last_thing": ("Position", "The last thing of the text."),
     "names": ("Collection", "All names of the text, in order."),
@@ -213,6 +216,8 @@ def _asked_of_text(kind: str, sentences: list[Sentence], one: Sentence) -> tuple
         "thing": (f"the thing of {name}", thing),
         "first_name": ("the first name", names[0]),
         "last_name": ("the last name", names[-1]),
+        "first_color": ("the first color", colors[0]),
+        "last_color": ("the last color", colors[-1]),
         "first_thing": ("the first thing", things[0]),
         "last_thing": ("the last thing", things[-1]),
         "names": ("all the names", " ".join(names)),

@@ -104,11 +104,11 @@ def deepspeed_config(settings: TrainingSettings, ranks: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def sharded_loading(settings: TrainingSettings) -> Iterator[None]:
-    """Within it, `from_pretrained` builds each layer already sharded over the ranks, where ZeRO-3 and GPUs are used.
+    """Within it, `from_pretrained` builds each layer already sharded over the ranks, if ZeRO-3 is used on several.
 
-    So no rank ever holds the whole model. Elsewhere it does nothing.
+    So no rank ever holds the whole model. Otherwise it does nothing.
     """
-    if settings.zero_stage != 3 or not torch.cuda.is_available():
+    if settings.zero_stage != 3 or start_processes().count == 1:
         yield
         return
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
@@ -204,7 +204,11 @@ def set_gradient(parameter: nn.Parameter, value: Tensor) -> None:
     """Replace the whole gradient of `parameter`, at any ZeRO stage; all ranks must call it with the same value."""
     from deepspeed.utils import safe_set_full_grad
 
-    safe_set_full_grad(parameter, value)
+    accumulated = getattr(parameter, "_hp_grad", None)
+    if accumulated is not None:  # bfloat16 at stage 1; DeepSpeed would set the bfloat16 gradient beside it
+        accumulated.copy_(value.view_as(accumulated))
+    else:
+        safe_set_full_grad(parameter, value)
 
 
 def master_of(parameter: nn.Parameter) -> Tensor:

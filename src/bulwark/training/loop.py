@@ -7,6 +7,7 @@ ends with the same weights, bit for bit on a CPU (see `state`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import logging
@@ -134,8 +135,7 @@ def train(
     total = settings.total_steps(len(examples))
     if not isinstance(objective, Objective):
         objective = objective(batches.steps_per_epoch) if objective is not None else Objective()
-    _count = {"parameters": _size(model), "trainable_parameters": _size(model, trainable=True)}
-
+    sizes = {"parameters": _size(model), "trainable_parameters": _size(model, trainable=True)}
     engine = engines.build(model, settings, total)
     _seed_everything(seed + processes.rank)
     identity = {
@@ -149,48 +149,26 @@ def train(
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
     keeper = TrainingState(state, identity, processes, partial=settings.lora is not None)
-    objective.start(engine, total)
-    found = keeper.load(engine, objective)
-    position = _Position(**found) if found else _Position()
-    if found:
-        position.resumed_at.append(position.step)
-    progress = Progress(
-        "training", position.step, total, visible=processes.main, events=events or Path(state).parent / "tensorboard"
-    )
-    with progress:
-        run = _Run(engine, objective, settings, processes, keeper, position, progress, total)
-        run.to_the_end(batches, judged)
-
-    chosen = position.best_step if settings.keep_best and position.best_step is not None else position.step
-    model = engines.release(engine)
-    if processes.main:
-        if chosen != position.step:
-            log.info("Taking the weights of step %d, whose evaluation loss was the lowest.", chosen)
-            model.load_state_dict(keeper.best_weights(chosen), strict=False)
-        if settings.lora is not None:
-            model = merge_lora(model)
-        objective.finish(model, chosen, total)
-    report = TrainingReport(
-        steps=position.step,
-        epochs=round(position.step / batches.steps_per_epoch, 4),
-        examples=len(examples),
-        examples_without_targets=int((batches.targets == 0).sum()),
-        tokens=position.tokens,
-        target_tokens=position.target_tokens,
-        loss=_curve(position.losses),
-        validation=position.validation,
-        best_step=position.best_step,
-        weights_of_step=chosen,
-        resumed_at=position.resumed_at,
-        seconds=round(position.seconds, 2),
-        tokens_per_second=round(position.tokens / max(position.seconds, 1e-9), 1),
-        peak_memory_gb=round(_peak_memory(processes.device) / 2**30, 3),
-        processes=processes.count,
-        threads=torch.get_num_threads(),
-        device=processes.device.type,
-        **_count,
-    )
-    return Trained(model, report, processes.main)
+    with contextlib.closing(keeper):
+        objective.start(engine, total)
+        found = keeper.load(engine, objective)
+        position = _Position(**found) if found else _Position()
+        if found:
+            position.resumed_at.append(position.step)
+        events = events or Path(state).parent / "tensorboard"
+        with Progress("training", position.step, total, visible=processes.main, events=events) as progress:
+            run = _Run(engine, objective, settings, processes, keeper, position, progress, total)
+            run.to_the_end(batches, judged)
+        chosen = position.best_step if settings.keep_best else position.step
+        model = engines.release(engine)
+        if processes.main:
+            if chosen != position.step:
+                log.info("Taking the weights of step %d, whose evaluation loss was the lowest.", chosen)
+                model.load_state_dict(keeper.best_weights(chosen), strict=False)
+            if settings.lora is not None:
+                model = merge_lora(model)
+            objective.finish(model, chosen, total)
+    return Trained(model, _report(position, chosen, batches, processes, sizes), processes.main)
 
 
 class _Run:
@@ -317,6 +295,31 @@ def _seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def _report(
+    position: _Position, chosen: int, batches: StepBatches, processes: engines.Processes, sizes: dict[str, int]
+) -> TrainingReport:
+    return TrainingReport(
+        steps=position.step,
+        epochs=round(position.step / batches.steps_per_epoch, 4),
+        examples=len(batches.targets),
+        examples_without_targets=int((batches.targets == 0).sum()),
+        tokens=position.tokens,
+        target_tokens=position.target_tokens,
+        loss=_curve(position.losses),
+        validation=position.validation,
+        best_step=position.best_step,
+        weights_of_step=chosen,
+        resumed_at=position.resumed_at,
+        seconds=round(position.seconds, 2),
+        tokens_per_second=round(position.tokens / max(position.seconds, 1e-9), 1),
+        peak_memory_gb=round(_peak_memory(processes.device) / 2**30, 3),
+        processes=processes.count,
+        threads=torch.get_num_threads(),
+        device=processes.device.type,
+        **sizes,
+    )
 
 
 def _digest(examples: Sequence[Prompt]) -> str:

@@ -7,12 +7,14 @@
         position.json            the losses so far, the best step, the clock
         complete.json            the names and sizes of all files above
     state/best-000100.pt         weights of the lowest evaluation loss, if they are to be kept
+    state/lock                   held by the process that trains
 
 State with another fingerprint is deleted, never resumed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -25,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bulwark.errors import BulwarkError
 from bulwark.training.engine import Processes, gather_weights
 
 if TYPE_CHECKING:
@@ -39,14 +42,25 @@ class TrainingState:
     """The folder of one training's state. All ranks call every method; the main process does what concerns all.
 
     fingerprint: plain data (JSON) that says which training this is. partial: only the trainable weights are
-    written, for adapters, because the frozen ones come with the parent.
+    written, for adapters, because the frozen ones come with the parent. `close` lets the folder go.
+
+    Raises BulwarkError if another process is training into the folder.
     """
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any], processes: Processes, partial: bool = False) -> None:
         self.folder, self.processes, self.partial = Path(folder), processes, partial
+        self._lock = None
         if processes.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.folder / "lock")
             self._claim(json.loads(json.dumps(fingerprint, default=str)))
         _wait()
+
+    def close(self) -> None:
+        """Let another process have the folder; its content stays."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def latest(self) -> Path | None:
         """The newest complete state, or None."""
@@ -115,7 +129,6 @@ class TrainingState:
 
     def _claim(self, fingerprint: dict[str, Any]) -> None:
         """Make the folder this training's: remove what is unfinished, and everything if another training left it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / "fingerprint.json"
         difference = _difference(record, fingerprint)
         for path in self.folder.iterdir():
@@ -138,6 +151,22 @@ class TrainingState:
         for path in self.folder.glob("best-*.pt"):
             if best_step is None or path != self._best(best_step):
                 _remove(path)
+
+
+def _locked(path: Path) -> int:
+    """Hold a lock that ends with this process, however it ends; return its file descriptor."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BulwarkError(
+            f"Another process is training into {path.parent}; wait for it or end it. (If a run was killed, one of its "
+            "processes may be left.)"
+        ) from None
+    except OSError as error:  # some network file systems know no locks
+        log.warning("%s cannot be locked (%s); see that only one process trains into this folder.", path, error)
+    return descriptor
 
 
 def _difference(record: Path, fingerprint: dict[str, Any]) -> str:

@@ -1,0 +1,41 @@
+"""Two pieces of work timed in turn, round by round."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One comparison: what was measured, the ratio over the rounds, and what is wanted of it."""
+
+    what: str
+    median: float
+    low: float
+    high: float
+    wanted: str = ""
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def ratio(
+    what: str, above: Callable[[], object], below: Callable[[], object], wanted: str = "", rounds: int = 7
+) -> Ratio:
+    """The time of `above` over that of `below`, each once per round after a warm-up, in alternating order."""
+    above(), below()
+    ratios = []
+    for number in range(rounds):
+        if number % 2:
+            under, over = seconds(below), seconds(above)
+        else:
+            over, under = seconds(above), seconds(below)
+        ratios.append(over / under)
+    return Ratio(what, statistics.median(ratios), min(ratios), max(ratios), wanted)

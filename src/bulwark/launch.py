@@ -1,0 +1,166 @@
+"""Start a module as one process per GPU: the command lines, and running one so that nothing of it outlives its caller.
+
+One process needs no launcher. Several on one node are started by torchrun (`torch.distributed.run --standalone`, which
+finds a free port); several nodes by one torchrun per node, which `srun` places inside the job's SLURM allocation.
+Torch-free, so that a workflow script can import it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TextIO
+
+from bulwark.errors import BulwarkError
+
+_LINES_KEPT = 40
+_SECONDS_TO_END = 10.0
+_FIRST_PORT, _PORTS = 20000, 20000
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def launch_line(
+    module: str,
+    argument: str,
+    gpus: int,
+    nodes: int = 1,
+    *,
+    python: str = sys.executable,
+    environment: Mapping[str, str] | None = None,
+) -> list[str]:
+    """The command that runs `python -m module argument` once per GPU.
+
+    gpus: processes per node; 0 and 1 both mean one. environment: where SLURM's variables are looked up, by default
+    this process's; several nodes need SLURM_JOB_ID and SLURM_JOB_NODELIST, that is, an allocation to run in.
+
+    Raises BulwarkError for several nodes without a fitting SLURM allocation.
+    """
+    processes = max(1, gpus)
+    if nodes <= 1:
+        if processes == 1:
+            return [python, "-m", module, argument]
+        return [*_torchrun(python), "--standalone", f"--nproc-per-node={processes}", "-m", module, argument]
+    environment = os.environ if environment is None else environment
+    _check_allocation(environment, nodes)
+    job = environment["SLURM_JOB_ID"]
+    head = _first_host(environment["SLURM_JOB_NODELIST"])
+    port = _FIRST_PORT + int(job) % _PORTS  # jobs that share a node have different numbers
+    cpus = environment.get("SLURM_CPUS_PER_TASK")
+    return [
+        # The workflow's own step already holds the allocation, so this one has to overlap it.
+        *["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"],
+        *([f"--cpus-per-task={cpus}"] if cpus else []),
+        "--kill-on-bad-exit=1",
+        *_torchrun(python),
+        *[f"--nnodes={nodes}", f"--nproc-per-node={processes}", f"--rdzv-id={job}"],
+        *["--rdzv-backend=c10d", f"--rdzv-endpoint={head}:{port}", "-m", module, argument],
+    ]
+
+
+def run(line: Sequence[str], *, environment: Mapping[str, str] | None = None, output: TextIO | None = None) -> None:
+    """Run `line` to its end, passing its output on line by line to `output` (by default stderr).
+
+    environment: variables added to this process's. If this process is told to end (SIGTERM, SIGINT, SIGHUP), the
+    whole process group of `line` is ended first; if it is killed, `line` is killed with it.
+
+    Raises BulwarkError with the last lines of the output if the command cannot be started or fails.
+    """
+    output = output or sys.stderr
+    last: deque[str] = deque(maxlen=_LINES_KEPT)
+    try:
+        process = subprocess.Popen(
+            list(line),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    except OSError as error:
+        raise BulwarkError(f"{line[0]} could not be started: {error}. The command was: {shlex.join(line)}") from error
+    with _ended_with_us(process):
+        for text in process.stdout:
+            last.append(text)
+            output.write(text)
+            output.flush()
+        status = process.wait()
+    if status:
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
+        raise BulwarkError(
+            f"The command {how}: {shlex.join(line)}\nThe last lines of its output:\n{''.join(last).rstrip()}"
+        )
+
+
+def _torchrun(python: str) -> list[str]:
+    return [python, "-m", "torch.distributed.run"]
+
+
+def _check_allocation(environment: Mapping[str, str], nodes: int) -> None:
+    missing = [name for name in ("SLURM_JOB_ID", "SLURM_JOB_NODELIST") if not environment.get(name)]
+    if missing:
+        raise BulwarkError(
+            f"{nodes} nodes were asked for, but this is no SLURM job ({', '.join(missing)} not set). "
+            "Start the workflow with --profile slurm, or set nodes to 1."
+        )
+    allocated = int(environment.get("SLURM_JOB_NUM_NODES", nodes))
+    if allocated < nodes:
+        raise BulwarkError(f"{nodes} nodes were asked for, but this SLURM job has {allocated}; raise its `nodes`.")
+
+
+def _first_host(nodelist: str) -> str:
+    """The first host of a SLURM node list: `gpu[003-005,9],cpu1` begins with gpu003."""
+    first = re.match(r"(?P<prefix>[^,\[]+)(\[(?P<number>\d+)[^\]]*\](?P<suffix>[^,\[]*))?", nodelist)
+    if first is None:
+        raise BulwarkError(f'SLURM_JOB_NODELIST is "{nodelist}", which does not begin with a host.')
+    return "".join(first[part] or "" for part in ("prefix", "number", "suffix"))
+
+
+@contextmanager
+def _ended_with_us(process: subprocess.Popen) -> Iterator[None]:
+    """While within, a signal that ends this process ends the group of `process`; so does leaving by an exception."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        _end_group(process)
+        raise SystemExit(128 + number)
+
+    ending = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only there may handlers be set
+    before = {number: signal.signal(number, stop) for number in ending} if in_main_thread else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _end_group(process)
+        process.stdout.close()
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    """Ask every process of the group to end, and kill those that have not after ten seconds."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:  # all gone
+            return
+        try:
+            process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _die_with_parent() -> None:
+    """In the child before its program starts: have Linux kill it when the thread that started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
