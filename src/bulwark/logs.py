@@ -13,7 +13,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def log_to(path: str | Path) -> None:
-    """Send the log of this process to the file at `path` (appending: a retried job continues its log) and to stderr."""
+    """Send the log of this process to the file at `path` and to stderr; processes of one job append to one file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handlers = [logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stderr)]

@@ -19,7 +19,7 @@ LAYERS = [
     ["readers", "prompts", "checkpoints"],
     ["training", "generation"],
     ["miniature", "finetuning", "pretraining"],
-    ["steps", "judges"],
+    ["steps"],
     ["benchmarks", "evaluation", "assistant"],
     ["reporting"],
     ["catalogue", "planning"],

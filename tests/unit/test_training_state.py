@@ -37,7 +37,7 @@ class _Interrupted(Exception):
 
 
 class _Ends(Objective):
-    """Stops in the middle of optimizer step `at`; counts its steps, draws random numbers, and keeps both in its state."""
+    """Stops in the middle of optimizer step `at`; counts steps, draws random numbers, and keeps both in its state."""
 
     def __init__(self, at: int | None = None) -> None:
         self.at, self.count, self.drawn = at, 0, []
@@ -98,7 +98,7 @@ def same_bits(one: nn.Module, other: nn.Module) -> None:
 )
 def test_interrupted_twice_it_ends_with_the_same_bits(method, changes, tmp_path):
     whole, counted = run(tmp_path / "whole", method=method, save_every=None, **changes)
-    for at in (1, 5, 6):
+    for at in (5, 6):
         assert run(tmp_path / "parts", at, method=method, **changes)[0] is None
     result, recounted = run(tmp_path / "parts", method=method, **changes)
     assert result.report.resumed_at == [4, 6]
@@ -161,7 +161,8 @@ def test_what_was_being_written_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"), [({"learning_rate": 2e-2}, "settings.learning_rate"), ({"save_every": 3}, "settings.save_every")]
+    ("changes", "told"),
+    [({"learning_rate": 2e-2}, "settings.learning_rate"), ({"save_every": 3}, "settings.save_every")],
 )
 def test_state_of_other_settings_is_deleted_and_said_so(changes, told, tmp_path, caplog):
     run(tmp_path, at=5)

@@ -36,7 +36,7 @@ ATTEMPTS = 1000  # draws in a row that give nothing new before a data set counts
 
 # Records per split, unless the caller asks for a number. None: one round over all there is.
 SIZES: dict[str, dict[str, int | None]] = {
-    "instructions": {"train": 6000, "validation": 200},
+    "instructions": {"train": 10000, "validation": 200},
     "tasks": {"test": 300},
     "sep": {"test": 300},
     "forget": {"train": None, "test": None},

@@ -49,14 +49,19 @@ class ModelSettings(Closed):
 
 
 class PretrainingSettings(Closed):
-    """Pre-training: plain next-token training on the responses of the `pretraining` records."""
+    """Pre-training: plain next-token training on the responses of the `pretraining` records.
+
+    All but `records`, `validation_records` and `seed` are settings of `bulwark.training.settings.TrainingSettings`.
+    Small batches matter: reading from the context is learned by number of steps rather than by number of tokens.
+    """
 
     records: int = Field(24000, ge=32)
     validation_records: int = Field(200, ge=8)
     epochs: int = Field(2, ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(3.0e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
     warmup_ratio: float = Field(0.05, ge=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     seed: int = Field(0, ge=0)

@@ -134,9 +134,9 @@ class TrainingState:
         for path in self.folder.iterdir():
             ours = path.name.startswith(("step-", "best-", "fingerprint"))
             if ours and (difference or path.suffix == ".tmp" or (path.is_dir() and not _is_complete(path))):
-                _remove(path)
                 if difference and path.is_dir():
-                    log.warning("Deleted %s: it belongs to another training (%s).", path, difference)
+                    log.warning("Deleting %s: it belongs to another training (%s).", path, difference)
+                _remove(path)
         if difference:
             unfinished = record.with_suffix(".tmp")
             _write_json(unfinished, fingerprint)
