@@ -22,7 +22,7 @@ from bulwark.records import Turn
 from bulwark.settings import validated
 
 DEFAULT_TEMPLATE = "chat"
-DEFAULTS = {"max_new_tokens": 256}
+NEW_TOKENS = 256
 
 
 def load(
@@ -75,12 +75,15 @@ class Assistant:
     ) -> list[str]:
         """Answer many (instruction, data) pairs, or bare instructions, in batches; the answers in the same order.
 
-        decoding: the settings of `bulwark.decoding.Decoding`; greedy, at most 256 new tokens, unless given. Prompts
-        above `max_prompt_tokens` (default: what the model can attend to) lose the end of their data, with a warning.
+        decoding: the settings of `bulwark.decoding.Decoding`; greedy, at most 256 new tokens (or half of what the
+        model can attend to, if that is less), unless given. Prompts above `max_prompt_tokens` (default: what the model can attend to) lose the end of their data, with a warning.
         Raises ConfigurationError for an unknown setting.
         """
-        settings = validated(Decoding, {**DEFAULTS, **decoding}, "decoding")
-        self.builder.max_tokens = settings.max_prompt_tokens or self._room(settings.max_new_tokens)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        new_tokens = min(NEW_TOKENS, limit // 2) if limit else NEW_TOKENS
+        settings = validated(Decoding, {"max_new_tokens": new_tokens, **decoding}, "decoding")
+        room = max(1, limit - settings.max_new_tokens) if limit else None
+        self.builder.max_tokens = settings.max_prompt_tokens or room
         conversations = [_turns(*((pair, None) if isinstance(pair, str) else pair), system) for pair in pairs]
         prompts = [(str(i), self.builder.prompt(turns)) for i, turns in enumerate(conversations)]
         cut = sum(prompt.truncated for _, prompt in prompts)
@@ -100,11 +103,6 @@ class Assistant:
             seed=seed,
         )
         return [answer.response for answer in found]
-
-    def _room(self, new_tokens: int) -> int | None:
-        """Tokens that the model can attend to beside its answer, None if it does not say."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return max(1, limit - new_tokens) if isinstance(limit, int) else None
 
 
 def _turns(instruction: str, data: str | None, system: str | None) -> Sequence[Turn]:

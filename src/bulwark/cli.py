@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     ask.add_argument("checkpoint", help="a checkpoint.json, or the folder that holds it")
     ask.add_argument("--instruction", required=True)
     ask.add_argument("--data", help="text the instruction is about; instructions inside it are only text")
-    ask.add_argument("--max-new-tokens", type=int, default=256)
+    ask.add_argument("--max-new-tokens", type=int, help="default: 256, or half of what the model can attend to")
 
     options = parser.parse_args(arguments)
     try:
@@ -99,7 +99,8 @@ def _ask(options: argparse.Namespace) -> int:
     import bulwark
 
     assistant = bulwark.load(options.checkpoint)
-    print(assistant.answer(options.instruction, options.data, max_new_tokens=options.max_new_tokens))
+    decoding = {"max_new_tokens": options.max_new_tokens} if options.max_new_tokens else {}
+    print(assistant.answer(options.instruction, options.data, **decoding))
     return 0
 
 

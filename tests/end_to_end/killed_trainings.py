@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,9 @@ def main(plan: Path) -> None:
     for training in json.loads(plan.read_text()):
         folder = plan.parent / training["name"]
         for death in training["deaths"]:
-            killed = _in_a_child(lambda training=training, folder=folder, death=death: _train(training, folder, death), death)
-            if not killed and "seconds" not in death:
+            if not _in_a_child(partial(_train, training, folder, death), death) and "seconds" not in death:
                 sys.exit(f"{training['name']} outlived {death}")
-        if _in_a_child(lambda training=training, folder=folder: _train(training, folder, {}), {}):
+        if _in_a_child(partial(_train, training, folder, {}), {}):
             sys.exit(f"{training['name']} did not end")
 
 

@@ -14,14 +14,18 @@ import torch
 PROGRAM = Path(__file__).with_name("killed_trainings.py")
 UNIT = PROGRAM.parents[1] / "unit"
 
-STEPS = {"max_steps": 12, "evaluate_every": 5, "save_every": 2}
-# Every state takes a dozen syncs, so these deaths lie in the first, the second, a later one, and on their borders.
+STEPS = {"max_steps": 30, "evaluate_every": 7, "save_every": 2}
+# Every state takes about nine syncs, so these deaths lie in the first, the second, a later one, and on their borders.
 WRITING = [{"sync": 1}, {"sync": 3}, {"sync": 5}, {"rename": 2}, {"sync": 19}, {"rename": 3}, {"sync": 30}]
 KINDS = {
-    "plain": ("vanilla", {}, [{"step": 0}, {"step": 3}, *WRITING, {"step": 11}]),
+    "plain": ("vanilla", {}, [{"step": 0}, {"step": 3}, *WRITING, {"step": 29}]),
     "own_parameters": ("ise", {"schedule": "linear", "warmup_ratio": 0.4}, [{"sync": 4}, {"step": 7}, {"sync": 16}]),
     "adapters": ("ise", {"lora": {"rank": 2, "dropout": 0.3}}, [{"step": 5}, {"sync": 9}, {"rename": 2}]),
-    "best": ("aside", {"keep_best": True, "learning_rate": 0.5, "evaluate_every": 1}, [{"sync": n} for n in (2, 6, 21, 40)]),
+    "best": (
+        "aside",
+        {"keep_best": True, "learning_rate": 0.2, "evaluate_every": 1},
+        [{"sync": 2}, {"sync": 9}, {"step": 9}, {"sync": 25}],
+    ),
     "packed": ("aside", {"packing": True, "max_tokens": 30}, [{"step": 4}, {"sync": 14}]),
     "accumulating": ("vanilla", {"micro_batch_size": 1, "gradient_checkpointing": True}, [{"step": 9}]),
     "sharded": ("ise", {"zero_stage": 3}, [{"step": 6}, {"sync": 12}]),

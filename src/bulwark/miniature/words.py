@@ -12,9 +12,9 @@ def _listed(text: str) -> list[str]:
     return text.split()
 
 
-NAMES = _listed("anna ben carla david emma felix grace henry irene jack karen leo")
-THINGS = _listed("ball cup box hat book lamp chair table shoe bag coat key drum flag rope coin")
-COLORS = _listed("red blue green white pink gray brown purple orange silver")
+NAMES = _listed("anna ben carla david emma felix grace henry")
+THINGS = _listed("ball cup box hat book lamp chair table")
+COLORS = _listed("red blue green white pink gray brown purple")
 NUMBERS = _listed("zero one two three four five six")
 
 # General knowledge, asked for by probes: relation -> (subject, answer). The answers are SEP's witnesses.

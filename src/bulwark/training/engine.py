@@ -185,6 +185,7 @@ def publish(engine: DeepSpeedEngine) -> None:
     """Carry changed master weights over into the weights that the model computes with, on all ranks."""
     optimizer = engine.optimizer
     if engine.zero_optimization_partition_weights():
+        optimizer._partition_all_parameters()  # weights that stay gathered would not be gathered anew
         for group in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if optimizer.persistent_parameters:

@@ -1,0 +1,75 @@
+"""A program for several processes: `launcher -m ranks plan.json` trains what the plan lists, one after the other.
+
+The plan is a list of trainings {"name", "method", "settings"}, optionally with
+    "folder"      load the model from there, each rank its shard, in place of making it
+    "interrupt"   stop in the middle of that optimizer step on all ranks, and begin again
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_causal_models import tiny_model
+from torch import nn
+from training_samples import settings, trained
+
+from bulwark.checkpoints import load_model
+from bulwark.embeddings import install
+from bulwark.training import engine as engines
+from bulwark.training.loop import Objective
+
+EXAMPLES = 13  # with steps of four, one is left over at the end of an epoch, and the second rank has none
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Interrupting(Objective):
+    def __init__(self, at: int | None) -> None:
+        self.at = at
+
+    def after_backward(self, engine, step: int, total: int) -> None:
+        if step == self.at:
+            raise Interrupted
+
+
+def model_of(training: dict[str, Any]) -> nn.Module:
+    if "folder" in training:
+        with engines.sharded_loading(settings(**training["settings"])):
+            model = load_model(training["folder"])
+        weight = next(model.parameters())
+        if torch.distributed.get_world_size() > 1:
+            assert weight.ds_tensor.numel() < weight.ds_numel, "the model was not loaded in shards"
+    else:
+        model = tiny_model("llama", tied=training.get("tied", False))
+    torch.manual_seed(1)
+    install(model, {"method": training["method"]})
+    return model
+
+
+def main(plan: Path) -> None:
+    torch.set_num_threads(1)
+    processes = engines.start_processes()
+    for training in json.loads(plan.read_text()):
+        folder = plan.parent / f"{training['name']}_{processes.count}"
+        for at in [training["interrupt"], None] if "interrupt" in training else [None]:
+            try:
+                result = trained(
+                    model_of(training), folder, EXAMPLES, objective=Interrupting(at), **training["settings"]
+                )
+            except Interrupted:
+                continue
+        assert result.main_process == processes.main
+        if processes.main:
+            torch.save(result.model.state_dict(), folder / "weights.pt")
+            (folder / "report.json").write_text(json.dumps(vars(result.report)))
+    engines.stop_processes()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[-1]))

@@ -1,0 +1,94 @@
+"""Two processes on the CPU (gloo), started by the real launcher, train what one process trains, at every ZeRO stage."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from bulwark.launch import launch_line, run
+
+HERE = Path(__file__).parent
+STEPS = {"max_steps": 9, "micro_batch_size": 1, "evaluate_every": 4}
+TRAININGS = {
+    "replicated": {"method": "ise", "settings": {}},
+    "optimizer_sharded": {"method": "vanilla", "settings": {"zero_stage": 1}},
+    "gradients_sharded": {"method": "ise", "settings": {"zero_stage": 2}},
+    "weights_sharded": {"method": "ise", "settings": {"zero_stage": 3}},
+    "tied": {"method": "aside", "settings": {"zero_stage": 3, "gradient_checkpointing": True}, "tied": True},
+    "loaded_in_shards": {"method": "ise", "settings": {"zero_stage": 3}, "folder": "model"},
+    "adapters": {"method": "aside", "settings": {"zero_stage": 3, "lora": {"rank": 2}}},
+    "packed": {"method": "aside", "settings": {"zero_stage": 2, "packing": True, "max_tokens": 16}},
+    "best": {
+        "method": "vanilla",
+        "settings": {"zero_stage": 3, "keep_best": True, "learning_rate": 0.02, "evaluate_every": 1},
+    },
+    "averaged": {
+        "method": "vanilla",
+        "settings": {"zero_stage": 3, "optimizer": "schedulefree_adamw", "schedule": "constant"},
+    },
+}
+RESUMED = {
+    f"{name}_resumed": TRAININGS[name] | {"interrupt": 6, "settings": TRAININGS[name]["settings"] | {"save_every": 2}}
+    for name in ("replicated", "gradients_sharded", "weights_sharded", "adapters")
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All trainings with two ranks and with one; the resumed ones with two only."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=29, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "unit"), *sys.path])
+    environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED)):
+        plan = folder / f"plan_{ranks}.json"
+        plan.write_text(json.dumps([_planned(name, training, folder) for name, training in trainings.items()]))
+        output = io.StringIO()
+        run(launch_line("ranks", str(plan), gpus=ranks), environment=environment, output=output)
+    return folder
+
+
+def _planned(name: str, training: dict, folder: Path) -> dict:
+    planned = training | {"name": name, "settings": STEPS | training["settings"]}
+    return planned | ({"folder": str(folder / training["folder"])} if "folder" in training else {})
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_two_ranks_end_where_one_ends(name, folder):
+    one, two = (torch.load(folder / f"{name}_{ranks}" / "weights.pt") for ranks in (1, 2))
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_and_report_the_same(name, folder):
+    one, two = (json.loads((folder / f"{name}_{ranks}" / "report.json").read_text()) for ranks in (1, 2))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for told in ("steps", "tokens", "target_tokens", "weights_of_step", "parameters", "trainable_parameters"):
+        assert one[told] == two[told]
+    for curve in ("loss", "validation"):
+        torch.testing.assert_close(torch.tensor(two[curve]), torch.tensor(one[curve]), atol=1e-5, rtol=0)
+
+
+def test_the_best_weights_came_from_a_step_before_the_last(folder):
+    report = json.loads((folder / "best_2" / "report.json").read_text())
+    assert report["weights_of_step"] == report["best_step"] < report["steps"]
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_two_ranks_resume_bit_for_bit(name, folder):
+    whole, parts = (torch.load(folder / f"{run}_2" / "weights.pt") for run in (name.removesuffix("_resumed"), name))
+    assert json.loads((folder / f"{name}_2" / "report.json").read_text())["resumed_at"] == [6]
+    assert whole.keys() == parts.keys()
+    assert [key for key in whole if not torch.equal(whole[key], parts[key])] == []
