@@ -14,6 +14,7 @@ children are forked.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ from bulwark.training.loop import Objective
 
 
 def main(plan: Path) -> None:
+    gc.freeze()  # each child collects garbage, and need not look through all that is imported
     for training in json.loads(plan.read_text()):
         folder = plan.parent / training["name"]
         for death in training["deaths"]:

@@ -7,6 +7,7 @@ The plan is a list of trainings {"name", "method", "settings"}, optionally with
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def model_of(training: dict[str, Any]) -> nn.Module:
 
 def main(plan: Path) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # every engine collects garbage, and need not look through all that is imported
     processes = engines.start_processes()
     for training in json.loads(plan.read_text()):
         folder = plan.parent / f"{training['name']}_{processes.count}"

@@ -27,17 +27,21 @@ SMALL = {
     },
     "steps": {
         name: {
-            "settings": {
-                "training": {
-                    "epochs": None,
-                    "max_steps": 3,
-                    "batch_size": 8,
-                    "micro_batch_size": 8,
-                    "precision": "float32",
-                    "zero_stage": 0,
-                    "gradient_checkpointing": False,
-                    "evaluate_every": None,
-                    "keep_best": False,
+            "models": {
+                "mine": {
+                    "settings": {
+                        "training": {
+                            "epochs": None,
+                            "max_steps": 3,
+                            "batch_size": 8,
+                            "micro_batch_size": 8,
+                            "precision": "float32",
+                            "zero_stage": 0,
+                            "gradient_checkpointing": False,
+                            "evaluate_every": None,
+                            "keep_best": False,
+                        }
+                    }
                 }
             }
         }
