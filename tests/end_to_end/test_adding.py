@@ -27,7 +27,7 @@ def blocks():
 @pytest.mark.slow
 def test_the_worked_example_works_as_written(finished, tmp_path):
     files, commands = blocks()
-    assert len(files) == 6
+    assert len(files) == 7
     assert len(commands) == 2
     copy = copy_of_the_tree(tmp_path / "bulwark")
     for name in ("results", ".snakemake"):
