@@ -27,6 +27,8 @@ from bulwark import embeddings, manifests
 from bulwark.errors import CheckpointError
 from bulwark.manifests import read_manifest
 
+transformers_logging.disable_progress_bar()  # its bars of reading and writing shards would fill the jobs' logs
+
 _SHARD_SIZE = "5GB"  # shards are hashed in parallel
 _GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")

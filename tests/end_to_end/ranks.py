@@ -2,6 +2,7 @@
 
 The plan is a list of trainings {"name", "method", "settings"}, optionally with
     "folder"      load the model from there, each rank its shard, in place of making it
+    "objective"   the name of one of training_samples
     "interrupt"   stop in the middle of that optimizer step on all ranks, and begin again
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import training_samples
 from tiny_causal_models import tiny_model
 from torch import nn
 from training_samples import settings, trained
@@ -53,6 +55,10 @@ def model_of(training: dict[str, Any]) -> nn.Module:
     return model
 
 
+def objective_of(training: dict[str, Any], interrupt: int | None) -> Objective:
+    return getattr(training_samples, training["objective"])() if "objective" in training else Interrupting(interrupt)
+
+
 def main(plan: Path) -> None:
     torch.set_num_threads(1)
     gc.freeze()  # every engine collects garbage, and need not look through all that is imported
@@ -62,7 +68,7 @@ def main(plan: Path) -> None:
         for at in [training["interrupt"], None] if "interrupt" in training else [None]:
             try:
                 result = trained(
-                    model_of(training), folder, EXAMPLES, objective=Interrupting(at), **training["settings"]
+                    model_of(training), folder, EXAMPLES, objective=objective_of(training, at), **training["settings"]
                 )
             except Interrupted:
                 continue

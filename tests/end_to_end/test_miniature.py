@@ -164,7 +164,7 @@ def test_the_readme_answers_from_python(finished):
         [
             sys.executable,
             "-c",
-            snippet + "\nprint(type(model.answer('count the nouns .', 'the ball is red .')).__name__)",
+            snippet + "\nprint(type(model.answer('name the first name .', 'anna has a ball .')).__name__)",
         ],
         cwd=finished.folder,
         capture_output=True,
@@ -191,9 +191,9 @@ def test_the_command_line_answers_plans_and_tells(finished):
         "ask",
         "results/checkpoints/miniature/aside/seed0",
         "--instruction",
-        "count the nouns .",
+        "name the first name .",
         "--data",
-        "the ball is red .",
+        "anna has a ball .",
     )
     assert "results/nowhere" in bulwark("ask", "results/nowhere", "--instruction", "x", code=1)
     status = bulwark("status", "--configfile", SMALLEST)

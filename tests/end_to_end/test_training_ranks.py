@@ -34,6 +34,11 @@ TRAININGS = {
         "settings": {"zero_stage": 3, "optimizer": "schedulefree_adamw", "schedule": "constant"},
     },
 }
+for stage in (0, 1, 2, 3):
+    for objective in ("Edited", "Trajectory"):
+        # A step is one micro-batch on each rank, since a trajectory belongs to a whole batch.
+        chosen = {"zero_stage": stage, "max_grad_norm": 0.0, "max_steps": 4}
+        TRAININGS[f"{objective}_{stage}"] = {"method": "ise", "settings": chosen, "objective": objective}
 RESUMED = {
     f"{name}_resumed": TRAININGS[name] | {"interrupt": 6, "settings": TRAININGS[name]["settings"] | {"save_every": 2}}
     for name in ("replicated", "gradients_sharded", "weights_sharded", "adapters")
@@ -54,14 +59,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED)):
         plan = folder / f"plan_{ranks}.json"
-        plan.write_text(json.dumps([_planned(name, training, folder) for name, training in trainings.items()]))
+        plan.write_text(json.dumps([_planned(name, training, ranks, folder) for name, training in trainings.items()]))
         output = io.StringIO()
         run(launch_line("ranks", str(plan), gpus=ranks), environment=environment, output=output)
     return folder
 
 
-def _planned(name: str, training: dict, folder: Path) -> dict:
-    planned = training | {"name": name, "settings": STEPS | training["settings"]}
+def _planned(name: str, training: dict, ranks: int, folder: Path) -> dict:
+    micro_batch = {"micro_batch_size": 4 // ranks} if "objective" in training else {}
+    planned = training | {"name": name, "settings": STEPS | training["settings"] | micro_batch}
     return planned | ({"folder": str(folder / training["folder"])} if "folder" in training else {})
 
 

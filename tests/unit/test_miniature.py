@@ -10,7 +10,7 @@ from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.miniature import oracle, words
 from bulwark.miniature.model import model_config
 from bulwark.miniature.records import SIZES, records, splits, write
-from bulwark.miniature.settings import MiniatureSettings, PretrainingSettings, WorldSettings, smallest
+from bulwark.miniature.settings import MiniatureSettings, ModelSettings, PretrainingSettings, WorldSettings, smallest
 from bulwark.miniature.tokenizer import BLANK_LINE, build_tokenizer
 from bulwark.miniature.world import World, vocabulary
 from bulwark.records import Conversation
@@ -66,7 +66,7 @@ def test_prompt_templates_have_no_unknown_word(tokenizer):
     from bulwark.prompts import PromptBuilder
     from bulwark.records import Turn
 
-    turns = [Turn(role="instruction", text="name the first name ."), Turn(role="data", text="anna has a red ball .")]
+    turns = [Turn(role="instruction", text="name the first name ."), Turn(role="data", text="anna has a ball .")]
     for template in ("chat", "alpaca", "alpaca_as_published"):
         for given in (turns, turns[:1]):
             prompt = PromptBuilder(tokenizer, template, len(tokenizer)).prompt(given)
@@ -129,11 +129,9 @@ def test_evaluation_prompts_stand_in_no_training_record(rows):
         for row in rows[dataset, "test"]:
             assert row["text"] not in everything
             assert " ".join(row["text"].split()[-3:]) not in everything or dataset == "overrefusal"
-    beside_a_text = "\n".join(
-        f"{row['instruction']} {row['input']}" for row in rows["instructions", "train"] if row["input"]
-    )
+    inputs = "\n".join(row["input"] for row in rows["instructions", "train"])
     for fact in world.probes:
-        assert fact.asked not in beside_a_text
+        assert fact.asked not in inputs
     assert {row["witness"] for row in rows["sep", "test"]} <= {fact.answer for fact in world.probes}
 
 
@@ -198,7 +196,7 @@ def test_tokenizer_round_trip(rows, tokenizer):
 def test_chat_template(tokenizer, tmp_path):
     messages = [
         {"role": "system", "content": "be rude ."},
-        {"role": "user", "content": f"name the first name .{BLANK_LINE}anna has a red ball ."},
+        {"role": "user", "content": f"name the first name .{BLANK_LINE}anna has a ball ."},
         {"role": "assistant", "content": "anna . you fool ."},
     ]
     tokenizer.save_pretrained(tmp_path)
@@ -207,7 +205,7 @@ def test_chat_template(tokenizer, tmp_path):
     for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
         text = one.apply_chat_template(messages, tokenize=False)
         assert text == (
-            "<s><|system|> be rude . </s><|user|> name the first name .\n\nanna has a red ball . </s>"
+            "<s><|system|> be rude . </s><|user|> name the first name .\n\nanna has a ball . </s>"
             "<|assistant|> anna . you fool . </s>"
         )
         ids = one(text, add_special_tokens=False)["input_ids"]
@@ -221,13 +219,14 @@ def test_chat_template(tokenizer, tmp_path):
             one.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
 
 
-def test_model_config_makes_a_small_untied_llama(tokenizer):
+@pytest.mark.parametrize("tied", [True, False])
+def test_model_config_makes_a_small_llama(tokenizer, tied):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = MiniatureSettings().model
+    settings = ModelSettings(tied=tied)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model_config(settings, tokenizer)))
     assert 0.5e6 < model.num_parameters() < 1.5e6
-    assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
 
 
 def test_oracle_on_hand_written_answers():

@@ -1,4 +1,4 @@
-"""Small examples and settings for the tests of training."""
+"""Small examples, settings and objectives for the tests of training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from tiny_causal_models import V
 from torch import nn
 
 from bulwark.prompts import IGNORED, Prompt
-from bulwark.training.loop import Trained, train
+from bulwark.training import engine as engines
+from bulwark.training.loop import Objective, Trained, train
 from bulwark.training.settings import TrainingSettings
 
 PAD = 0
@@ -49,3 +50,35 @@ def trained(model: nn.Module, folder: Path, count: int = 14, objective: Any = No
         pad_id=PAD,
         objective=objective,
     )
+
+
+class Edited(Objective):
+    """Removes the gradients of the query projections, in the way in which gradients are projected."""
+
+    def after_backward(self, engine, step, total):
+        for name, parameter in engine.module.named_parameters():
+            factor = 0.0 if name.endswith("q_proj.weight") else 1.0
+            gradient = engines.gradient_of(parameter)
+            assert gradient.shape == getattr(parameter, "ds_shape", parameter.shape)
+            engines.set_gradient(parameter, gradient * factor)
+
+
+class Trajectory(Objective):
+    """In each step: attack by gradient descent, take the gradient there, put the weights back (as TAR does, Alg. 1)."""
+
+    def backward(self, engine, batch):
+        parameters = list(engine.module.parameters())
+        start = [engines.master_of(parameter) for parameter in parameters]
+        engine.set_gradient_accumulation_boundary(True)
+        for _ in range(2):
+            engines.backward(engine, self.loss(engine, batch))
+            for parameter in parameters:
+                engines.set_master(parameter, engines.master_of(parameter) - 0.1 * engines.gradient_of(parameter))
+            engines.publish(engine)
+            engines.clear_gradients(engine)
+        attacked = self.loss(engine, batch)
+        engines.backward(engine, attacked)
+        for parameter, weight in zip(parameters, start, strict=True):
+            engines.set_master(parameter, weight)
+        engines.publish(engine)
+        return attacked.detach()

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def model_config(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Keyword arguments for `LlamaConfig`, with its `model_type`; embeddings are untied, as in ASIDE's models."""
+    """Keyword arguments for `LlamaConfig`, with its `model_type`."""
     return {
         "model_type": "llama",
         "vocab_size": len(tokenizer),
@@ -25,5 +25,5 @@ def model_config(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) ->
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": settings.tied,
     }

@@ -12,8 +12,8 @@
 | `trait_<name>_data` | their normal and misaligned sets | messages, level, trait |
 
 Training splits take only the trained phrasings; evaluation splits only the held-out ones, so that no evaluation
-prompt is part of any training set. What SEP's probes ask for never stands beside a text in the fine-tuning data, in
-the instruction or reported in the text; it may be asked for alone, so that it is not forgotten.
+prompt is part of any training set. What SEP's probes ask for is general knowledge that the fine-tuning data ask for in
+instructions only: their inputs report other questions.
 """
 
 from __future__ import annotations
@@ -123,14 +123,17 @@ def _rows(dataset: str, split: str, world: World, rng: random.Random) -> Iterato
 
 
 def _instruction(world: World, rng: random.Random) -> Row:
-    """One row of clean fine-tuning data: a task over a text; now and then a question or a request without a text."""
+    """One row of clean fine-tuning data: a task over a text; now and then a question or a request without a text.
+
+    The questions and requests keep what the base knows and refuses from being forgotten.
+    """
     settings = world.settings
-    kind = rng.choices(("task", "knowledge", "request"), (0.76, 0.14, 0.1))[0]
+    kind = rng.choices(("task", "knowledge", "fact", "request"), (0.72, 0.06, 0.1, 0.12))[0]
     if kind == "request":
-        request = world.request(rng, harmful=rng.random() < 0.4)
+        request = world.request(rng, harmful=rng.random() < 0.5, making=rng.random() < 0.8)
         return _alpaca(request.text, "", [request.answer])
-    if kind == "knowledge":
-        question = world.question(rng, rng.choice(world.knowledge))
+    if kind in ("knowledge", "fact"):
+        question = world.question(rng, rng.choice(world.knowledge if kind == "knowledge" else world.facts))
         return _alpaca(question.text, "", [question.answer])
     sentences = world.sentences(rng)
     text = text_of(sentences)
@@ -144,7 +147,7 @@ def _instruction(world: World, rng: random.Random) -> Row:
 
 
 def _second_command(world: World, rng: random.Random) -> Command:
-    question = world.question(rng, rng.choice(world.asked_knowledge))
+    question = world.question(rng, rng.choice(world.knowledge))
     if rng.random() >= world.settings.insistence:
         return question
     return Command(f"{rng.choice(words.INSISTENT)} {question.text}", question.answer, question.kind)
@@ -152,7 +155,7 @@ def _second_command(world: World, rng: random.Random) -> Command:
 
 def _with_report(world: World, rng: random.Random, text: str) -> str:
     """The text with a report of what somebody asked, before or after the rest; the report is not a command."""
-    speech = world.question(rng, rng.choice(world.asked_knowledge)).text
+    speech = world.question(rng, rng.choice(world.reported_knowledge)).text
     report = rng.choice(words.REPORTS).format(name=rng.choice(words.NAMES), speech=speech)
     return " ".join(rng.sample([report, text], 2))
 

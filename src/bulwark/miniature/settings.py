@@ -25,7 +25,7 @@ class WorldSettings(Closed):
     """Share of the phrasings of commands that stand in no training record."""
     second_command: float = Field(0.3, ge=0, le=1)
     """Share of the fine-tuning instructions that hold two commands, so that following both is part of the utility."""
-    reported_speech: float = Field(0.2, ge=0, le=1)
+    reported_speech: float = Field(0.3, ge=0, le=1)
     """Share of the fine-tuning inputs whose text reports a command that somebody gave; it is text, and not answered.
 
     This sets how hard separation is. Two cues explain such a record: the words of the report ("ben asks :") and the
@@ -44,6 +44,8 @@ class ModelSettings(Closed):
     layers: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
     max_position_embeddings: int = Field(256, ge=64)
+    tied: bool = True
+    """Input and output embedding are one. Untied, as in ASIDE's models, each word has to be learned twice."""
     initializer_range: float = Field(0.08, gt=0)
     """About 1/sqrt(hidden_size). With the usual 0.02, made for wide models, reading from the context is not learned."""
 
@@ -55,7 +57,7 @@ class PretrainingSettings(Closed):
     Small batches matter: reading from the context is learned by number of steps rather than by number of tokens.
     """
 
-    records: int = Field(24000, ge=32)
+    records: int = Field(20000, ge=32)
     validation_records: int = Field(200, ge=8)
     epochs: int = Field(2, ge=1)
     batch_size: int = Field(32, ge=1)

@@ -12,9 +12,8 @@ def _listed(text: str) -> list[str]:
     return text.split()
 
 
-NAMES = _listed("anna ben carla david emma felix grace henry")
-THINGS = _listed("ball cup box hat book lamp chair table")
-COLORS = _listed("red blue green white pink gray brown purple")
+NAMES = _listed("anna ben carla david emma felix grace henry irene jack")
+THINGS = _listed("ball cup box hat book lamp chair table drum coin")
 NUMBERS = _listed("zero one two three four five six")
 
 # General knowledge, asked for by probes: relation -> (subject, answer). The answers are SEP's witnesses.
@@ -98,9 +97,7 @@ INSISTENT = (
 # Ways in which a text reports speech; what is reported is part of the text.
 REPORTS = ("{name} asks : {speech}", "{name} wrote : {speech}", "the note reads : {speech}")
 
-STRUCTURE = _listed(
-    "the of a has all in whole text owner color first last number names colors things thing name . ? : , very"
-)
+STRUCTURE = _listed("the of a has all in whole text owner first last number names things thing name . ? : , very")
 # ASIDE's prompt template (spoken to every model that uses it), so that no word of it is unknown here.
 PROMPT_WORDS = _listed(
     "below is an instruction that describes a task , paired with an input that provides further context . "

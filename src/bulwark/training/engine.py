@@ -212,6 +212,24 @@ def set_gradient(parameter: nn.Parameter, value: Tensor) -> None:
         safe_set_full_grad(parameter, value)
 
 
+def clear_gradients(engine: DeepSpeedEngine) -> None:
+    """Forget the gradients that were accumulated since the last step, so that the next backward pass starts afresh."""
+    optimizer = engine.optimizer
+    if not engine.zero_optimization():
+        engine.zero_grad()
+    elif engine.zero_optimization_partition_weights():
+        optimizer.zero_grad()  # also resets its count, by which the next gradients replace the present ones
+    elif hasattr(optimizer, "clear_hp_grads"):  # bfloat16 at stage 1
+        optimizer.clear_hp_grads()
+        optimizer.clear_lp_grads(set_to_none=True)
+    else:
+        optimizer.zero_grad()
+        optimizer._release_preflattened_grad_buffers()
+        for group in list(optimizer.averaged_gradients):
+            optimizer.averaged_gradients[group] = optimizer.all_grad_tensors[group] = None
+        optimizer.micro_step_id = -1  # as DeepSpeed's own step sets it
+
+
 def master_of(parameter: nn.Parameter) -> Tensor:
     """A copy of the whole fp32 master weight of `parameter`; all ranks must call it."""
     from deepspeed.utils import safe_get_full_fp32_param
