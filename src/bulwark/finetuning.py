@@ -46,6 +46,8 @@ def finetune(
     Returns what the manifest tells: the training report, the prompt template and how many examples were cut.
     Raises RecordError for unusable data, BulwarkError for settings that do not fit the machine.
     """
+    import torch
+
     from bulwark import checkpoints, manifests
     from bulwark.embeddings import install, role_embedding_of
     from bulwark.prompts import PromptBuilder
@@ -58,6 +60,7 @@ def finetune(
         model = checkpoints.load_model(folder, dtype=engine.parameter_dtype(training), device="cpu")
     tokenizer = checkpoints.load_tokenizer(folder)
     if embedding is not None:
+        torch.manual_seed(job.seed)  # learned parts of the embedding start differently at each seed
         install(model, embedding)
     builder = PromptBuilder(tokenizer, template, role_embedding_of(model).num_embeddings, training.max_tokens)
     examples = {

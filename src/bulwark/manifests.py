@@ -23,8 +23,8 @@ from bulwark.errors import CheckpointError
 
 MANIFEST = "checkpoint.json"
 BASE_MANIFEST = "model.json"
-# What may lie beside a manifest while a job runs, and goes when it ends: resumable state, the job's own description.
-PASSING = ("training", "job.json")
+# What may lie beside a manifest and is no part of it: resumable state, the job's own description, TensorBoard's events.
+PASSING = ("training", "job.json", "tensorboard")
 _PACKAGES = (
     "bulwark",
     "torch",

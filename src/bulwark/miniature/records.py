@@ -31,12 +31,12 @@ from bulwark.miniature.settings import MiniatureSettings
 from bulwark.miniature.world import TASKS, Command, Fact, World, response_of, text_of
 
 Row = dict[str, Any]
-REPEATING = 0.25  # share of the fine-tuning tasks that ask for the whole text
+REPEATING = 0.4  # share of the fine-tuning tasks that ask for the whole text: dense practice in reading the data
 ATTEMPTS = 1000  # draws in a row that give nothing new before a data set counts as exhausted
 
 # Records per split, unless the caller asks for a number. None: one round over all there is.
 SIZES: dict[str, dict[str, int | None]] = {
-    "instructions": {"train": 10000, "validation": 200},
+    "instructions": {"train": 12000, "validation": 200},
     "tasks": {"test": 300},
     "sep": {"test": 300},
     "forget": {"train": None, "test": None},
@@ -128,7 +128,7 @@ def _instruction(world: World, rng: random.Random) -> Row:
     The questions and requests keep what the base knows and refuses from being forgotten.
     """
     settings = world.settings
-    kind = rng.choices(("task", "knowledge", "fact", "request"), (0.72, 0.06, 0.1, 0.12))[0]
+    kind = rng.choices(("task", "knowledge", "fact", "request"), (0.76, 0.05, 0.09, 0.1))[0]
     if kind == "request":
         request = world.request(rng, harmful=rng.random() < 0.5, making=rng.random() < 0.8)
         return _alpaca(request.text, "", [request.answer])
