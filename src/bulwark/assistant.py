@@ -76,7 +76,8 @@ class Assistant:
         """Answer many (instruction, data) pairs, or bare instructions, in batches; the answers in the same order.
 
         decoding: the settings of `bulwark.decoding.Decoding`; greedy, at most 256 new tokens (or half of what the
-        model can attend to, if that is less), unless given. Prompts above `max_prompt_tokens` (default: what the model can attend to) lose the end of their data, with a warning.
+        model can attend to, if that is less), unless given. Prompts above `max_prompt_tokens` (default: what the
+        model can attend to) lose the end of their data, with a warning.
         Raises ConfigurationError for an unknown setting.
         """
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
