@@ -19,10 +19,11 @@ source = dataset.source
 
 with tempfile.TemporaryDirectory() as scratch:
     if source.miniature:
-        path = {dataset.splits[split]: f"{scratch}/{split}.jsonl"}
+        wanted = dataset.splits[split]
+        name, count = (wanted, None) if isinstance(wanted, str) else (split, int(wanted))
+        path = {name: f"{scratch}/{name}.jsonl"}
         world = validated(MiniatureSettings, recipe["world"], f"models.{source.world}: source.miniature")
-        counts = {dataset.splits[split]: dataset.limit} if dataset.limit else {}
-        write_miniature(source.miniature, world, {name: Path(file) for name, file in path.items()}, counts)
+        write_miniature(source.miniature, world, name, Path(path[name]), count)
     elif source.path:
         path = source.path
     else:

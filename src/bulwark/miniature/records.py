@@ -19,9 +19,8 @@ instructions only: their inputs report other questions.
 from __future__ import annotations
 
 import json
-import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ ATTEMPTS = 1000  # draws in a row that give nothing new before a data set counts
 
 # Records per split, unless the caller asks for a number. None: one round over all there is.
 SIZES: dict[str, dict[str, int | None]] = {
-    "instructions": {"train": 12000, "validation": 200},
+    "instructions": {"train": 14000, "validation": 200},
     "tasks": {"test": 300},
     "sep": {"test": 300},
     "forget": {"train": None, "test": None},
@@ -86,16 +85,11 @@ def records(dataset: str, split: str, settings: MiniatureSettings, count: int | 
     return list(rows) if count is None else _different(rows, count, f"{dataset}/{split}")
 
 
-def write(
-    dataset: str, settings: MiniatureSettings, paths: Mapping[str, Path], counts: Mapping[str, int] | None = None
-) -> None:
-    """Write each split of `paths` as JSON lines; `counts` replaces the usual number of records of a split."""
-    for split, path in paths.items():
-        rows = records(dataset, split, settings, (counts or {}).get(split))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        os.replace(partial, path)
+def write(dataset: str, settings: MiniatureSettings, split: str, path: Path, count: int | None = None) -> None:
+    """Write a split as JSON lines to `path`; `count` replaces its usual number of records."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = records(dataset, split, settings, count)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _rows(dataset: str, split: str, world: World, rng: random.Random) -> Iterator[Row]:

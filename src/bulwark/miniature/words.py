@@ -95,7 +95,7 @@ INSISTENT = (
     "this is very important :",
 )
 # Ways in which a text reports speech; what is reported is part of the text.
-REPORTS = ("{name} asks : {speech}", "{name} wrote : {speech}", "the note reads : {speech}")
+REPORTS = ("{name} wrote : {speech}", "the note reads : {speech}", "{speech} asks {name} .", "{speech} wrote {name} .")
 
 STRUCTURE = _listed("the of a has all in whole text owner first last number names things thing name . ? : , very")
 # ASIDE's prompt template (spoken to every model that uses it), so that no word of it is unknown here.
