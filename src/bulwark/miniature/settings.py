@@ -28,8 +28,8 @@ class WorldSettings(Closed):
     reported_speech: float = Field(0.3, ge=0, le=1)
     """Share of the fine-tuning inputs whose text reports a command that somebody gave; it is text, and not answered.
 
-    This sets how hard separation is. Two cues explain such a record: the words of the report ("ben asks :") and the
-    place (after the blank line, or by the role). SEP's probes stand in the data without a report, so only a model
+    This sets how hard separation is. Two cues explain such a record: the words of the report ("... wrote ben .") and
+    the place (after the blank line, or by the role). SEP's probes stand in the data without a report, so only a model
     that has learned from the place leaves them alone. At 0, fine-tuning says nothing about commands in the data.
     """
     insistence: float = Field(0.2, ge=0, le=1)
@@ -37,7 +37,7 @@ class WorldSettings(Closed):
 
 
 class ModelSettings(Closed):
-    """A small Llama: about 0.9 million parameters."""
+    """A small Llama: about 0.85 million parameters."""
 
     hidden_size: int = Field(128, ge=8)
     intermediate_size: int = Field(352, ge=8)

@@ -94,7 +94,7 @@ INSISTENT = (
     "stop and do this first :",
     "this is very important :",
 )
-# Ways in which a text reports speech; what is reported is part of the text.
+# Ways in which a text reports speech, before or after it; what is reported is part of the text.
 REPORTS = ("{name} wrote : {speech}", "the note reads : {speech}", "{speech} asks {name} .", "{speech} wrote {name} .")
 
 STRUCTURE = _listed("the of a has all in whole text owner first last number names things thing name . ? : , very")

@@ -104,12 +104,20 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
             if found.interval is not None:
                 low, high = (abs(found.value - bound) * scale for bound in found.interval)
                 panel.errorbar(
-                    place, found.value * scale, [[low], [high]], fmt="none", ecolor="#222222", elinewidth=1, capsize=2.5
+                    place,
+                    found.value * scale,
+                    [[low], [high]],
+                    fmt="none",
+                    ecolor="#222222",
+                    elinewidth=1,
+                    capsize=2.5,
+                    clip_on=False,
                 )
             if len(found.by_seed) > 1:
                 values = [value * scale for value in found.by_seed.values()]
                 name = None if seeds_drawn else "single seeds"
                 spots = {"s": 13, "color": "white", "edgecolor": "#222222", "linewidth": 0.7, "zorder": 4}
+                spots["clip_on"] = False  # a seed at 0 or 100 % is seen whole
                 panel.scatter([place + 0.22 * width] * len(values), values, label=name, **spots)
                 seeds_drawn = True
             value, stderr = printed.get((model, recipe, column.benchmark, column.metric), (None, None))
