@@ -204,11 +204,12 @@ def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
     find(entities, name, {"paper": "study"}.get(kind, kind), f'target "{kind}_{name}"')
 
 
-def code_digest(module: str) -> str:
+def code_digest(module: str, *roots: str) -> str:
     """A digest of what the code of `module` does: comments, docstrings and layout do not change it.
 
-    The workflow tracks it as a parameter, so that editing a step's method redoes that step and its descendants
-    while rewording a comment redoes nothing.
+    With `roots`, only of these top-level definitions and those of the module that they use. The workflow tracks it as
+    a parameter, so that editing a step's method redoes that step and its descendants while rewording a comment
+    redoes nothing.
     """
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
@@ -223,6 +224,8 @@ def code_digest(module: str) -> str:
             and isinstance(body[0].value, ast.Constant)
         ):
             node.body = body[1:] or [ast.Pass()]
+    if roots:
+        tree.body = _reachable(tree, roots)
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
@@ -238,6 +241,27 @@ def _check_measured(entity: Table | Figure | Claim, where: str, study: Study) ->
                     f'{where}: needs the {kind} "{name}", which studies.{entity.study}.{kind}s does not list '
                     f"({', '.join(listed)}). Add it to the list, or take the entity out of the study."
                 )
+
+
+def _reachable(tree: ast.Module, roots: tuple[str, ...]) -> list[ast.stmt]:
+    """The top-level statements that define `roots`, or a name that one of these statements uses, in their order."""
+    definitions: dict[str, ast.stmt] = {}
+    for statement in tree.body:
+        for node in ast.walk(statement) if isinstance(statement, ast.Assign | ast.AnnAssign) else ():
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                definitions[node.id] = statement
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            definitions[statement.name] = statement
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            definitions |= {(alias.asname or alias.name): statement for alias in statement.names}
+    found: list[ast.stmt] = []
+    names = list(roots)
+    while names:
+        statement = definitions.get(names.pop())
+        if statement is not None and statement not in found:
+            found.append(statement)
+            names += [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
+    return sorted(found, key=lambda statement: statement.lineno)
 
 
 def _module(package: str, name: str, kind: str, where: str) -> ModuleType:

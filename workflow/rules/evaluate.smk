@@ -16,6 +16,10 @@ def settings_of_benchmark(wildcards, **options):
     return benchmark_of(wildcards).settings.model_dump(mode="json", **options)
 
 
+def code_of_benchmark(wildcards, *functions):
+    return catalogues.code_digest(f"bulwark.benchmarks.{benchmark_of(wildcards).module}", *functions)
+
+
 rule generate_answers:
     input:
         checkpoint="results/checkpoints/{model}/{recipe}/seed{seed}/checkpoint.json",
@@ -34,6 +38,7 @@ rule generate_answers:
         module=explained(lambda wildcards: benchmark_of(wildcards).module),
         # What only scoring reads stands under `scoring`: changing it generates nothing anew.
         settings=explained(lambda wildcards: settings_of_benchmark(wildcards, exclude={"scoring"})),
+        code=explained(lambda wildcards: code_of_benchmark(wildcards, "load", "prompts")),
         dtype=explained(lambda wildcards: catalogue.model(wildcards.model).dtype),
     script:
         "../scripts/generate_answers.py"
@@ -52,7 +57,7 @@ rule score_answers:
     params:
         module=explained(lambda wildcards: benchmark_of(wildcards).module),
         settings=explained(settings_of_benchmark),
-        code=explained(lambda wildcards: catalogues.code_digest(f"bulwark.benchmarks.{benchmark_of(wildcards).module}")),
+        code=explained(code_of_benchmark),
     localrule: True
     script:
         "../scripts/score_answers.py"
