@@ -21,12 +21,12 @@ include: "workflow/rules/report.smk"
 
 
 rule all:
+    default_target: True
     """Everything the configured studies ask for: tables, figures, claims and the report."""
     input:
         targets_of(*catalogue.studies),
         rules.check_claims.output,
         rules.write_report.output,
-    default_target: True
     localrule: True
 
 

@@ -17,6 +17,7 @@ try:
 except BulwarkError as error:
     raise WorkflowError(str(error)) from None
 
+
 # Wildcards stop at a slash and nothing more: names are checked by `explained`, which can say what was meant.
 wildcard_constraints:
     model=r"[^/]+",

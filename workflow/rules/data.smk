@@ -27,9 +27,11 @@ rule download_dataset:
         "results/downloads/{dataset}/download.json",
     log:
         "results/logs/download_dataset/{dataset}.log",
-    params:
-        source=explained(lambda wildcards: catalogue.dataset(wildcards.dataset, "results/downloads/").source.model_dump(mode="json")),
     localrule: True
+    params:
+        source=explained(
+            lambda wildcards: catalogue.dataset(wildcards.dataset, "results/downloads/").source.model_dump(mode="json")
+        ),
     script:
         "../scripts/download_dataset.py"
 
@@ -41,8 +43,8 @@ rule prepare_dataset:
         "results/data/{dataset}/{split}.jsonl",
     log:
         "results/logs/prepare_dataset/{dataset}/{split}.log",
+    localrule: True
     params:
         recipe=explained(recipe_of_records),
-    localrule: True
     script:
         "../scripts/prepare_dataset.py"

@@ -54,10 +54,10 @@ rule score_answers:
         rows="results/scores/{model}/{recipe}/seed{seed}/{benchmark}.records.jsonl",
     log:
         "results/logs/score_answers/{model}/{recipe}/seed{seed}/{benchmark}.log",
+    localrule: True
     params:
         module=explained(lambda wildcards: benchmark_of(wildcards).module),
         settings=explained(settings_of_benchmark),
         code=explained(code_of_benchmark),
-    localrule: True
     script:
         "../scripts/score_answers.py"

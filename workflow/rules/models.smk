@@ -20,9 +20,9 @@ rule download_model:
     wildcard_constraints:
         # Also every name that nobody knows, so that `explained` can answer with the nearest one.
         model=f"(?!({models_from('path')}|{models_from('miniature')})/)[^/]+",
+    localrule: True
     params:
         model=explained(description_of_model),
-    localrule: True
     script:
         "../scripts/fetch_model.py"
 
@@ -36,9 +36,9 @@ rule adopt_model:
         "results/logs/adopt_model/{model}.log",
     wildcard_constraints:
         model=models_from("path"),
+    localrule: True
     params:
         model=explained(description_of_model),
-    localrule: True
     script:
         "../scripts/fetch_model.py"
 

@@ -72,10 +72,10 @@ rule make_table:
         latex="results/tables/{table}.tex",
     log:
         "results/logs/make_table/{table}.log",
+    localrule: True
     params:
         spec=explained(lambda wildcards: entity_of("table")(wildcards).model_dump(mode="json")),
         cells=cells_for("table"),
-    localrule: True
     script:
         "../scripts/make_table.py"
 
@@ -89,10 +89,10 @@ rule make_figure:
         png="results/figures/{figure}.png",
     log:
         "results/logs/make_figure/{figure}.log",
+    localrule: True
     params:
         spec=explained(lambda wildcards: entity_of("figure")(wildcards).model_dump(mode="json")),
         cells=cells_for("figure"),
-    localrule: True
     script:
         "../scripts/make_figure.py"
 
@@ -106,10 +106,10 @@ rule check_claims:
         markdown="results/claims.md",
     log:
         "results/logs/check_claims.log",
+    localrule: True
     params:
         specs={name: catalogue.claims[name].model_dump(mode="json") for name in claims_asked_for()},
         cells=claims_asked_for(),
-    localrule: True
     script:
         "../scripts/check_claims.py"
 
@@ -125,10 +125,10 @@ rule write_report:
         "results/report.html",
     log:
         "results/logs/write_report.log",
+    localrule: True
     params:
         studies={name: study.model_dump(mode="json") for name, study in catalogue.studies.items()},
         captions={name: figure.caption for name, figure in catalogue.figures.items()},
-    localrule: True
     script:
         "../scripts/write_report.py"
 
