@@ -18,6 +18,7 @@ include: "workflow/rules/models.smk"
 include: "workflow/rules/steps.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/targets.smk"
 
 
 rule all:

@@ -1,11 +1,13 @@
 """Download a data set at its pinned revision."""
 
+import os
 from pathlib import Path
 
 from bulwark import manifests
 from bulwark.fetching import download, fetch
 from bulwark.logs import log_to
 
+os.environ["HF_HUB_OFFLINE"] = "0"  # read when the Hub's client is imported, which the functions below do
 log_to(snakemake.log[0])
 source, told = snakemake.params.source, Path(snakemake.output[0])
 if source["hub"]:

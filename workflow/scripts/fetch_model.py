@@ -1,10 +1,12 @@
 """Make a base model available: download it and its tokenizer at pinned revisions, or adopt the user's folder."""
 
+import os
 from pathlib import Path
 
 from bulwark.fetching import adopt_model, fetch_model
 from bulwark.logs import log_to
 
+os.environ["HF_HUB_OFFLINE"] = "0"  # read when the Hub's client is imported, which the functions below do
 log_to(snakemake.log[0])
 source, template = snakemake.params.model["source"], snakemake.params.model["template"]
 if source["path"]:
