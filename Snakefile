@@ -23,12 +23,16 @@ include: "workflow/rules/targets.smk"
 
 rule all:
     default_target: True
-    """Everything the configured studies ask for: tables, figures, claims and the report."""
     input:
         targets_of(*catalogue.studies),
         rules.check_claims.output,
         rules.write_report.output,
     localrule: True
+
+
+workflow.get_rule("all").docstring = (
+    "Everything the configured studies ask for: tables, figures, claims and the report."
+)
 
 
 onstart:

@@ -21,6 +21,9 @@ from bulwark import benchmarks as benchmark_modules
 from bulwark import recipes, steps
 from bulwark.entities import Benchmark, Dataset, Model, Resources, Step, Study
 from bulwark.errors import ConfigurationError, nearest
+from bulwark.miniature import records as miniature_records
+from bulwark.miniature.settings import MiniatureSettings
+from bulwark.prompts import TEMPLATES
 from bulwark.reporting.settings import Claim, Figure, Table
 from bulwark.settings import Closed, merged, read_yaml, validated
 
@@ -108,7 +111,10 @@ class Catalogue:
 
     def resources(self, model: str, stage: str) -> Resources:
         """What a job of `stage` needs on `model`."""
-        return find(self.model(model).resources, stage, "stage", f"config/models/{model}.yaml: resources")
+        needed = getattr(self.model(model).resources, stage)
+        if needed is None:
+            raise ConfigurationError(f'config/models/{model}.yaml: resources does not say what "{stage}" needs.')
+        return needed
 
     def seeds(self, recipe: str, seeds: tuple[int, ...]) -> tuple[int, ...]:
         """The seeds at which a recipe is measured: the base model has no training of ours, so one is enough."""
@@ -127,9 +133,10 @@ class Catalogue:
 
     def check(self) -> None:
         """Check every name and every setting. Raises ConfigurationError for the first wrong one."""
+        for name, model in self.models.items():
+            self._check_model(name, model)
         for name, dataset in self.datasets.items():
-            if dataset.source.miniature:
-                self.model(dataset.source.world, f"config/datasets/{name}.yaml: source.world")
+            self._check_dataset(name, dataset)
         for kind, entities in (("steps", self.steps), ("benchmarks", self.benchmarks)):
             for name, entity in entities.items():
                 for model in entity.models:
@@ -145,10 +152,30 @@ class Catalogue:
         for kind, entities in (("tables", self.tables), ("figures", self.figures), ("claims", self.claims)):
             for name, entity in entities.items():
                 where = f"config/{kind}/{name}.yaml"
-                for benchmark in entity.benchmarks():
-                    find(self.benchmarks, benchmark, "benchmark", where)
+                for benchmark, metric in entity.metrics():
+                    module = benchmark_modules.module_of(find(self.benchmarks, benchmark, "benchmark", where).module)
+                    find(module.METRICS, metric, f"metric of {benchmark}", where)
                 for recipe in entity.recipes():
                     recipes.check(recipe, self.steps, where)
+
+    def _check_model(self, name: str, model: Model) -> None:
+        where = f"config/models/{name}.yaml"
+        find(TEMPLATES, model.template, "prompt template", where)
+        if model.source.miniature is not None:
+            validated(MiniatureSettings, model.source.miniature, f"{where}, source.miniature")
+            find(self.datasets, model.source.data, "dataset", f"{where}, source.data")
+            self.resources(name, "pretrain")
+
+    def _check_dataset(self, name: str, dataset: Dataset) -> None:
+        where = f"config/datasets/{name}.yaml"
+        if dataset.kind != "conversation":
+            _module(benchmark_modules.__name__, dataset.kind, "kind of records", f"{where}: kind")
+        if dataset.source.miniature is not None:
+            self.model(dataset.source.world, f"{where}: source.world")
+            known = miniature_records.splits(dataset.source.miniature)
+            for split, wanted in dataset.splits.items():
+                source_split = wanted if isinstance(wanted, str) else split
+                find(dict.fromkeys(known), source_split, "split of the miniature's data set", f"{where}: splits")
 
     def _check_study(self, where: str, study: Study) -> None:
         for model in study.models:
@@ -241,6 +268,20 @@ def _check_measured(entity: Table | Figure | Claim, where: str, study: Study) ->
                     f'{where}: needs the {kind} "{name}", which studies.{entity.study}.{kind}s does not list '
                     f"({', '.join(listed)}). Add it to the list, or take the entity out of the study."
                 )
+
+
+def step_digest(kind: str) -> str:
+    """A digest of the code that makes a kind of step what it is: its module, and those that its `METHOD` names."""
+    modules = (f"{steps.__name__}.{kind}", *getattr(steps.module_of(kind), "METHOD", ()))
+    return "-".join(code_digest(module) for module in modules)
+
+
+def world_digest() -> str:
+    """A digest of the code that makes the miniature's records, tokenizer and model."""
+    folder = Path(miniature_records.__file__).parent
+    names = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+    digests = (code_digest(f"bulwark.miniature.{name}") for name in names)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def _reachable(tree: ast.Module, roots: tuple[str, ...]) -> list[ast.stmt]:

@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     plan = commands.add_parser("plan", help="jobs and GPU hours that a target still needs")
-    plan.add_argument("arguments", nargs=argparse.REMAINDER, help="targets and options, as for snakemake")
+    plan.add_argument("arguments", nargs="*", help="targets and options, as for snakemake")
 
     status = commands.add_parser("status", help="what is done: checkpoints, scores, tables, figures, claims")
     status.add_argument("--configfile", nargs="*", default=[], help="overlays, as for snakemake")
@@ -27,7 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     ask.add_argument("--data", help="text the instruction is about; instructions inside it are only text")
     ask.add_argument("--max-new-tokens", type=int, help="default: 256, or half of what the model can attend to")
 
-    options = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["plan"] and not {"-h", "--help"} & set(given):
+        options = argparse.Namespace(command="plan", arguments=given[1:])  # Snakemake's own options pass untouched
+    else:
+        options = parser.parse_args(given)
     try:
         return {"plan": _plan, "status": _status, "ask": _ask}[options.command](options)
     except BulwarkError as error:
@@ -59,9 +63,11 @@ def _status(options: argparse.Namespace) -> int:
     from bulwark import catalogue as catalogues
     from bulwark.settings import merged, read_yaml
 
-    config: dict = read_yaml(Path("config/config.yaml"))
-    for overlay in options.configfile:
-        config = merged(config, read_yaml(Path(overlay)))
+    config: dict = {}
+    for path in [Path("config/config.yaml"), *map(Path, options.configfile)]:
+        if not path.is_file():
+            raise BulwarkError(f"{path} does not exist. Run this in the top folder of the repository.")
+        config = merged(config, read_yaml(path))
     catalogue = catalogues.load(config, Path("config"))
     console = Console()
 
@@ -99,7 +105,9 @@ def _ask(options: argparse.Namespace) -> int:
     import bulwark
 
     assistant = bulwark.load(options.checkpoint)
-    decoding = {"max_new_tokens": options.max_new_tokens} if options.max_new_tokens else {}
+    if not options.instruction.strip():
+        raise BulwarkError("--instruction is empty: say what the model is to do.")
+    decoding = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
     print(assistant.answer(options.instruction, options.data, **decoding))
     return 0
 

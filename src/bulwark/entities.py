@@ -6,7 +6,7 @@ their own classes live with the code that uses them; `bulwark.catalogue` joins t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,14 @@ class Resources(Closed):
     hours: float = Field(gt=0)
     mem_gb: float = Field(gt=0)
     threads: int = Field(1, ge=1)
+
+
+class Stages(Closed):
+    """What the jobs of a model need, by stage."""
+
+    train: Resources
+    generate: Resources
+    pretrain: Resources | None = None
 
 
 class Pin(Closed):
@@ -54,9 +62,8 @@ class Model(Closed):
     description: str = ""
     source: ModelSource
     template: str
-    parameters: float = Field(gt=0)
-    dtype: str = "float32"
-    resources: dict[str, Resources]
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    resources: Stages
 
 
 class DataSource(Closed):
@@ -85,7 +92,7 @@ class Dataset(Closed):
     description: str = ""
     licence: str = ""
     kind: str
-    format: str = "native"
+    format: Literal["native", "alpaca", "messages", "fields"] = "native"
     fields: dict[str, str] = {}
     source: DataSource
     splits: dict[str, float | int | str]

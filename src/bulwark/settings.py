@@ -11,14 +11,23 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from bulwark.errors import ConfigurationError, nearest
 
 _EXPONENT_WITHOUT_POINT = re.compile(r"^[+-]?(\d+)(\.\d*)?[eE]([+-]?\d+)$")
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the text is empty; fill it, or remove the record")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]  # a text that says something
 
 SettingsClass = TypeVar("SettingsClass", bound="Closed")
 

@@ -19,7 +19,11 @@ def recipe_of_records(wildcards):
             f'The data set "{wildcards.dataset}" has no split "{wildcards.split}".{nearest(wildcards.split, dataset.splits)}'
         )
     world = catalogue.model(dataset.source.world).source.miniature if dataset.source.miniature else None
-    return {"dataset": dataset.model_dump(mode="json", exclude={"description", "licence"}), "world": world}
+    return {
+        "dataset": dataset.model_dump(mode="json", exclude={"description", "licence"}),
+        "world": world,
+        "code": catalogues.world_digest() if world is not None else None,
+    }
 
 
 rule download_dataset:

@@ -21,7 +21,7 @@ from pydantic import Field
 from bulwark.benchmarks import Metric, Row, grouped, metrics
 from bulwark.decoding import Decoding
 from bulwark.records import Turn, read_records
-from bulwark.settings import Closed
+from bulwark.settings import Closed, Text
 
 METRICS = {"separation": True, "utility": True, "probe_in_data_rate": False, "same_output_rate": False}
 VARIANTS = ("probe_in_data", "probe_in_instruction")
@@ -48,10 +48,10 @@ class Record(Closed):
     """One record under the authors' field names, and an id."""
 
     id: str
-    system_prompt_clean: str
-    prompt_clean: str
-    system_prompt_instructed: str
-    prompt_instructed: str
+    system_prompt_clean: Text
+    prompt_clean: Text
+    system_prompt_instructed: Text
+    prompt_instructed: Text
     witness: str = Field(min_length=1)
     info: Info
 

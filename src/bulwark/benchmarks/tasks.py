@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import Field
-
 from bulwark.benchmarks import Metric, Row, grouped, metrics
 from bulwark.decoding import Decoding
 from bulwark.records import Turn, read_records
-from bulwark.settings import Closed
+from bulwark.settings import Closed, Text
 
 METRICS = {"accuracy": True}
 
@@ -29,9 +27,9 @@ class Record(Closed):
     """A task: `instruction` about `input` (may be empty) with the right `output`. `kind` groups the break-down."""
 
     id: str
-    instruction: str
+    instruction: Text
     input: str = ""
-    output: str = Field(min_length=1)
+    output: Text
     kind: str | None = None
 
 

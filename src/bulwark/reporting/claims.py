@@ -37,6 +37,11 @@ from bulwark.reporting.settings import Against, Bound, Claim, Condition
 from bulwark.settings import validated
 from bulwark.statistics import Comparison, Estimate, compare, estimate, mean_comparison, threshold_p_value
 
+READING = (
+    "Intervals and p-values speak of the records: they take the trained models of these seeds as given. How far "
+    "another training may differ is seen from the effects by seed. The smallest p-value that the test's resamples "
+    "allow is 1.0e-04."
+)
 _VERDICTS = ("contradicted", "not reproduced", "undecided", "reproduced")  # the worst first
 
 
@@ -252,10 +257,17 @@ def _markdown(claims: Sequence[Mapping[str, Any]]) -> str:
                 lines.append(
                     f"- {entry['text']}: **{entry['outcome']}** ({entry['reason']}). {values}; effect "
                     f"{number(entry['effect'])}, {claim['confidence']:.0%} interval {span(entry['interval'])}, "
-                    f"p = {number(entry['p_value'])}, n = {entry['n']}."
+                    f"p = {number(entry['p_value'])}, n = {entry['n']}. {seeds_of(entry)}"
                 )
         lines += [f"\nNot measured in this study: {text}." for text in claim["not_measured"]]
+    lines += ["", READING]
     return "\n".join(lines) + "\n"
+
+
+def seeds_of(entry: Mapping[str, Any]) -> str:
+    """The effect at each seed, if there are several."""
+    several = len(entry["by_seed"]) > 1
+    return "By seed: " + ", ".join(number(value) for value in entry["by_seed"].values()) + "." if several else ""
 
 
 def number(value: float | None) -> str:

@@ -53,11 +53,13 @@ PAGE = """<!DOCTYPE html>
 <td><span class="badge {{ entry.outcome }}">{{ entry.outcome }}</span><br>
 <span class="quiet">{{ entry.reason }}</span></td>
 <td>{% for recipe, value in entry["values"].items() %}{{ recipe }}&nbsp;{{ value | number }}<br>{% endfor %}</td>
-<td>{{ entry.effect | number }}</td><td>{{ entry.interval | span }}</td><td>{{ entry.p_value | number }}</td>
+<td>{{ entry.effect | number }}<br><span class="quiet">{{ entry | seeds_of }}</span></td>
+<td>{{ entry.interval | span }}</td><td>{{ entry.p_value | number }}</td>
 <td>{{ entry.n }}</td></tr>
 {% endfor %}
 {% endfor %}
-</table></div>
+</table>
+<p class="quiet">{{ reading }}</p></div>
 {% for text in claim.not_measured %}<p class="quiet">Not measured in this study: {{ text }}.</p>{% endfor %}
 </article>
 {% else %}

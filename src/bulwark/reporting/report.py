@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bulwark import manifests
-from bulwark.reporting.claims import number, span
+from bulwark.reporting.claims import READING, number, seeds_of, span
 from bulwark.reporting.page import PAGE
 from bulwark.reporting.results import ResultsError
 
@@ -36,10 +36,11 @@ def make_report(
     import jinja2
 
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters.update(number=number, span=span)
+    page.filters.update(number=number, span=span, seeds_of=seeds_of)
     contents = [json.loads(_text(Path(path))) for path in scores]
     html = page.from_string(PAGE).render(
         title=title,
+        reading=READING,
         claims=json.loads(_text(Path(claims))),
         tables=[{"name": Path(path).stem, "html": _rendered(_text(Path(path)))} for path in tables],
         figures=[

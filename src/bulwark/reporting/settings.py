@@ -38,6 +38,10 @@ class _Shown(Closed):
         """All benchmarks that it can show."""
         return _unique(column.benchmark for column in self.columns)
 
+    def metrics(self) -> tuple[tuple[str, str], ...]:
+        """The (benchmark, metric) that it shows."""
+        return _unique((column.benchmark, column.metric) for column in self.columns)
+
     def required_benchmarks(self) -> tuple[str, ...]:
         """The benchmarks that the study must measure."""
         return _unique(column.benchmark for column in self.columns if not column.if_measured)
@@ -146,6 +150,10 @@ class Claim(Closed):
         """All benchmarks that its conditions can use."""
         return _unique(condition.terms.benchmark for condition in self.conditions)
 
+    def metrics(self) -> tuple[tuple[str, str], ...]:
+        """The (benchmark, metric) that its conditions speak of."""
+        return _unique((c.terms.benchmark, c.terms.metric) for c in self.conditions)
+
     def required_benchmarks(self) -> tuple[str, ...]:
         """The benchmarks that the study must measure."""
         return _unique(c.terms.benchmark for c in self.conditions if not c.if_measured)
@@ -158,5 +166,5 @@ class Claim(Closed):
 _KINDS = ("better", "not_worse", "equal", "at_least", "at_most")
 
 
-def _unique(names) -> tuple[str, ...]:
+def _unique(names) -> tuple:
     return tuple(dict.fromkeys(names))

@@ -4,7 +4,8 @@ A module of this package defines
 
 * `Settings`, a closed settings class with `inputs()`: the files under results/ it reads, by name, as path
   templates in which `{model}`, `{parent}` (the recipe before this step) and `{seed}` may stand;
-* `run(job)`: does the work, writes the weights into `job.folder` and returns what the manifest tells of it.
+* optionally `METHOD`: names of further modules whose code makes the step what it is (see `catalogue.step_digest`);
+* `run(job, settings)`: does the work, writes the weights into `job.folder` and returns what the manifest tells of it.
 
 `execute` frames every step in the same way. Modules import nothing heavy at the top, because the workflow reads
 their settings when it plans.

@@ -13,6 +13,8 @@ from bulwark.jobs import Job
 if TYPE_CHECKING:
     from bulwark.training.objectives import Objective
 
+METHOD = ("bulwark.embeddings",)  # where the method itself is; a change there makes this step's checkpoints stale
+
 
 class Settings(FineTuningSettings):
     """The rotation and its ablations (Sec. 3 and the appendix' variants).

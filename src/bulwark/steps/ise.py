@@ -7,6 +7,8 @@ from typing import Any, Literal
 from bulwark.finetuning import FineTuningSettings, finetune
 from bulwark.jobs import Job
 
+METHOD = ("bulwark.embeddings",)  # where the method itself is; a change there makes this step's checkpoints stale
+
 
 class Settings(FineTuningSettings):
     """`response_role` says whose vector the response tokens get; ASIDE's authors give them the data's."""
