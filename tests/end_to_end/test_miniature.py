@@ -131,6 +131,27 @@ def test_the_code_of_one_step_redoes_its_descendants_only(finished):
     assert plan["generate_answers"] == 2
 
 
+def test_the_code_of_the_rotation_redoes_aside_only(finished):
+    with edited(
+        finished.folder / "src/bulwark/embeddings.py",
+        'if direction == "right" else (-b, a)',
+        'if direction == "left" else (-b, a)',
+    ):
+        made = finished.planned_outputs(*RUN)
+    assert {path.split("/")[3] for path in made if path.startswith("results/checkpoints")} == {"aside"}
+
+
+def test_the_code_that_makes_prompts_redoes_the_answers_of_its_benchmark(finished):
+    with edited(
+        finished.folder / "src/bulwark/benchmarks/sep.py",
+        "record.system_prompt_clean, record.prompt_instructed",
+        "record.prompt_instructed, record.prompt_clean",
+    ):
+        plan = finished.plan(*RUN)
+    assert plan["generate_answers"] == plan["score_answers"] == 3
+    assert "apply_step" not in plan
+
+
 def test_decoding_redoes_one_benchmark_only(finished):
     change = {"benchmarks": {"tasks": {"settings": {"decoding": {"max_new_tokens": 8}}}}}
     with overlay(finished, change) as arguments:

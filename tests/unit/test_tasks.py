@@ -50,3 +50,11 @@ def test_a_task_without_output_is_refused(tmp_path):
     path = write_lines(tmp_path / "tasks.jsonl", [{**TASK, "output": ""}])
     with pytest.raises(RecordError, match=r"line 1.*output"):
         tasks.load(path)
+
+
+@pytest.mark.parametrize("field", ["instruction", "output"])
+def test_an_empty_text_is_refused_with_its_place(tmp_path, field):
+    row = {"id": "1", "instruction": "count", "input": "a", "output": "1"} | {field: "  "}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(RecordError, match=rf"tasks\.jsonl, line 1.*{field}"):
+        tasks.load(tmp_path / "tasks.jsonl")

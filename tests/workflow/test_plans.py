@@ -99,6 +99,15 @@ def test_an_unknown_name_in_a_path_is_an_error_with_the_nearest_one(checkout, ta
         ("steps: {aside: {settings: {training: {learning_rate: fast}}}}", ["training.learning_rate", '"fast"']),
         ("steps: {aside: {kind: asde}}", ["config/steps/aside.yaml", '"asde"', '"aside"']),
         ("models: {other: {template: chat}}", ["models.other", '"source"']),
+        ("models: {miniature: {template: chatt}}", ["config/models/miniature.yaml", '"chatt"', '"chat"']),
+        ("models: {miniature: {source: {miniature: {world: {sed: 1}}}}}", ["world.sed", '"seed"']),
+        ("models: {miniature: {resources: {trian: {hours: 1.0, mem_gb: 1.0}}}}", ['"resources.trian"', '"train"']),
+        ("datasets: {sep: {kind: spe}}", ["config/datasets/sep.yaml", '"spe"', '"sep"']),
+        ("datasets: {miniature_sep: {source: {miniature: sepp}}}", ['"sepp"', '"sep"']),
+        (
+            "tables: {sep: {columns: [{benchmark: sep, metric: separtion, label: x}]}}",
+            ["config/tables/sep.yaml", '"separtion"', '"separation"'],
+        ),
     ],
 )
 def test_a_mistake_in_the_configuration_is_named_before_any_job(checkout, overlay, parts):
