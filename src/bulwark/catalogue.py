@@ -143,7 +143,8 @@ class Catalogue:
                     self.model(model, f"config/{kind}/{name}.yaml: models")
         for name in self.steps:
             for model in [None, *self.models]:
-                self.step(model, name)
+                for path in self.step(model, name).settings.inputs().values():
+                    self._check_input(path, f"config/steps/{name}.yaml: settings")
         for name in self.benchmarks:
             for model in [None, *self.models]:
                 self.dataset(self.benchmark(model, name).dataset, f"config/benchmarks/{name}.yaml: dataset")
@@ -177,6 +178,14 @@ class Catalogue:
                 source_split = wanted if isinstance(wanted, str) else split
                 find(dict.fromkeys(known), source_split, "split of the miniature's data set", f"{where}: splits")
 
+    def _check_input(self, path: str, where: str) -> None:
+        """Whether a file that a step asks for can be made, as far as its path names a data set."""
+        stage, *rest = path.split("/")
+        if stage == "data":
+            dataset, file = rest
+            splits = self.dataset(dataset, where).splits
+            find(splits, file.removesuffix(".jsonl"), f'split of the dataset "{dataset}"', where)
+
     def _check_study(self, where: str, study: Study) -> None:
         for model in study.models:
             self.model(model, f"{where}.models")
@@ -206,7 +215,7 @@ def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
         for name, changes in over.items():
             maps[name] = merged(maps.get(name, {}), _map(changes, f"{section}.{name}"))
         entities[section] = {
-            name: validated(cls, data, _origin(folder, section, name, over)) for name, data in maps.items()
+            name: _entity(cls, data, name, folder / section, section, over) for name, data in maps.items()
         }
     studies = {
         name: validated(Study, data, f"studies.{name}")
@@ -214,6 +223,11 @@ def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
     }
     catalogue = Catalogue(**entities, studies=studies)
     catalogue.check()
+    published = {path.stem: path for path in (folder / "published").glob("*.yaml")}
+    for section in ("tables", "figures"):
+        for name, entity in entities[section].items():
+            if entity.published is not None:
+                find(published, entity.published, "file of config/published", f"config/{section}/{name}.yaml")
     return catalogue
 
 
@@ -317,6 +331,19 @@ def _map(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigurationError(f'{where}: expected a map of names, found {type(value).__name__} "{value}".')
     return value
+
+
+def _entity(cls: type[Closed], data: Any, name: str, folder: Path, section: str, over: Mapping) -> Closed:
+    """One entity; if an overlay names one that has no file and is not whole either, the name may be the mistake."""
+    try:
+        return validated(cls, data, _origin(folder.parent, section, name, over))
+    except ConfigurationError as error:
+        files = [path.stem for path in folder.glob("*.yaml")]
+        if name in files:
+            raise
+        raise ConfigurationError(
+            f"{error}\nThere is no {section}/{name}.yaml to change.{nearest(name, files)}"
+        ) from None
 
 
 def _origin(folder: Path, section: str, name: str, over: Mapping) -> str:

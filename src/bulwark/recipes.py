@@ -49,7 +49,11 @@ def last_step(recipe: str) -> str:
 def check(recipe: str, known_steps: Iterable[str], where: str) -> None:
     """Raise ConfigurationError, naming `where` and the nearest valid name, if `recipe` uses an unknown step."""
     known = list(known_steps)
-    for step in steps_of(recipe):
+    try:
+        steps = steps_of(recipe)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
+    for step in steps:
         if step not in known:
             raise ConfigurationError(
                 f'{where}: the recipe "{recipe}" uses the unknown step "{step}".{nearest(step, known)} '

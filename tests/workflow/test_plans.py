@@ -102,6 +102,10 @@ def test_an_unknown_name_in_a_path_is_an_error_with_the_nearest_one(checkout, ta
         ("models: {miniature: {template: chatt}}", ["config/models/miniature.yaml", '"chatt"', '"chat"']),
         ("models: {miniature: {source: {miniature: {world: {sed: 1}}}}}", ["world.sed", '"seed"']),
         ("models: {miniature: {resources: {trian: {hours: 1.0, mem_gb: 1.0}}}}", ['"resources.trian"', '"train"']),
+        ("studies: {aside: {recipes: [ise+]}}", ["studies.aside.recipes", '"ise+"']),
+        ("steps: {asidee: {settings: {alpha: 1.0}}}", ['"kind" is missing', "steps/asidee.yaml", '"aside"']),
+        ("steps: {aside: {settings: {data: alpaca}}}", ["config/steps/aside.yaml", '"alpaca"', '"alpaca_cleaned"']),
+        ("tables: {sep: {published: asid}}", ["config/tables/sep.yaml", '"asid"', '"aside"']),
         ("datasets: {sep: {kind: spe}}", ["config/datasets/sep.yaml", '"spe"', '"sep"']),
         ("datasets: {miniature_sep: {source: {miniature: sepp}}}", ['"sepp"', '"sep"']),
         (

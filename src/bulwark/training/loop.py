@@ -156,7 +156,8 @@ def train(
         if found:
             position.resumed_at.append(position.step)
         events = events or Path(state).parent / "tensorboard"
-        with Progress("training", position.step, total, visible=processes.main, events=events) as progress:
+        name = "/".join(Path(state).resolve().parent.parts[-3:])  # model, recipe and seed, where the workflow trains
+        with Progress(name, position.step, total, visible=processes.main, events=events) as progress:
             run = _Run(engine, objective, settings, processes, keeper, position, progress, total)
             run.to_the_end(batches, judged)
         chosen = position.best_step if settings.keep_best else position.step
