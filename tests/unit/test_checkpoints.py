@@ -227,7 +227,11 @@ def test_without_bulwark_transformers_loads_the_same_or_refuses(tmp_path):
         expected[str(folder)] = logits
     torch.save(expected, tmp_path / "expected.pt")
     folders = ",".join(name for name in expected if name != "ids")
-    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
     command = [sys.executable, "-I", "-c", WITHOUT_BULWARK, folders, str(tmp_path / "expected.pt")]
     done = subprocess.run(
         command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, cwd=tmp_path
