@@ -14,9 +14,9 @@ install: .venv/installed
 	$(BIN)/pip install --quiet -e .
 	touch $@
 
-demo: install            ## ASIDE's headline in miniature: table, figure, claims
-	$(SNAKEMAKE) --configfile config/miniature.yaml --quiet rules host -- all
-	$(BIN)/bulwark status --configfile config/miniature.yaml
+demo: install            ## the headlines in miniature: tables, figure, claims
+	$(SNAKEMAKE) --configfile config/miniature.yaml config/demo.yaml --quiet rules host -- all
+	$(BIN)/bulwark status --configfile config/miniature.yaml config/demo.yaml
 
 test: install            ## every test
 	$(BIN)/python -m pytest

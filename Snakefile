@@ -15,8 +15,11 @@ configfile: "config/config.yaml"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
+include: "workflow/rules/vectors.smk"
+include: "workflow/rules/projections.smk"
 include: "workflow/rules/steps.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/analyse.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/targets.smk"
 
@@ -37,3 +40,4 @@ workflow.get_rule("all").docstring = (
 
 onstart:
     stop_without_gpus(workflow)
+    stop_without_key(workflow)

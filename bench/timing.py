@@ -27,15 +27,23 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def ratio(
-    what: str, above: Callable[[], object], below: Callable[[], object], wanted: str = "", rounds: int = 7
+    what: str,
+    above: Callable[[], object],
+    below: Callable[[], object],
+    wanted: str = "",
+    rounds: int = 7,
+    clock: Callable[[Callable[[], object]], float] = seconds,
 ) -> Ratio:
-    """The time of `above` over that of `below`, each once per round after a warm-up, in alternating order."""
+    """The time of `above` over that of `below`, each once per round after a warm-up, in alternating order.
+
+    clock: does a piece of work and returns its seconds.
+    """
     above(), below()
     ratios = []
     for number in range(rounds):
         if number % 2:
-            under, over = seconds(below), seconds(above)
+            under, over = clock(below), clock(above)
         else:
-            over, under = seconds(above), seconds(below)
+            over, under = clock(above), clock(below)
         ratios.append(over / under)
     return Ratio(what, statistics.median(ratios), min(ratios), max(ratios), wanted)

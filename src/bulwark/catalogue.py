@@ -1,37 +1,54 @@
 """The catalogue: every entity of the configuration, joined with the code it names, and checked before any job.
 
 An entity is a file `config/<folder>/<name>.yaml`; a section of the same name in the configuration (an overlay)
-lays changes over it or adds entities. Wherever a model needs other settings than most, the step's or benchmark's
-own file says so under `models: {<model>: …}`.
+lays changes over it or adds entities. A variant says `like: <name>` and then only what is different. Wherever a model
+needs other settings than most, the step's or benchmark's own file says so under `models: {<model>: …}`.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import importlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from bulwark import analyses as analysis_modules
 from bulwark import benchmarks as benchmark_modules
 from bulwark import recipes, steps
-from bulwark.entities import Benchmark, Dataset, Model, Resources, Step, Study
+from bulwark.digests import code_digest, step_digest, world_digest
+from bulwark.entities import Analysis, Benchmark, Dataset, Model, Projection, Resources, Step, Study, Trait
 from bulwark.errors import ConfigurationError, nearest
+from bulwark.judges import JudgeSettings
 from bulwark.miniature import records as miniature_records
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.prompts import TEMPLATES
+from bulwark.records import SCHEMAS
 from bulwark.reporting.settings import Claim, Figure, Table
-from bulwark.settings import Closed, merged, read_yaml, validated
+from bulwark.settings import Closed, completed, merged, read_yaml, validated
+from bulwark.steering import projections
+from bulwark.steering.projections import ProjectionSettings
+from bulwark.traits import KIND as CONTRAST
+
+__all__ = [
+    "Catalogue",
+    "code_digest",
+    "find",
+    "load",
+    "refuse_target",
+    "step_digest",
+    "world_digest",
+]
 
 _FOLDERS: dict[str, type[Closed]] = {
     "models": Model,
     "datasets": Dataset,
     "steps": Step,
     "benchmarks": Benchmark,
+    "analyses": Analysis,
+    "traits": Trait,
+    "projections": Projection,
     "tables": Table,
     "figures": Figure,
     "claims": Claim,
@@ -60,6 +77,16 @@ class ResolvedBenchmark:
 
 
 @dataclass(frozen=True)
+class ResolvedProjection:
+    """A projection as it is made on one model: all defaults filled in."""
+
+    dataset: str
+    split: str
+    settings: ProjectionSettings
+    cost: float
+
+
+@dataclass(frozen=True)
 class Catalogue:
     """Every entity by name. Look-ups of unknown names raise ConfigurationError with the nearest valid name."""
 
@@ -67,6 +94,9 @@ class Catalogue:
     datasets: dict[str, Dataset]
     steps: dict[str, Step]
     benchmarks: dict[str, Benchmark]
+    analyses: dict[str, Analysis]
+    traits: dict[str, Trait]
+    projections: dict[str, Projection]
     tables: dict[str, Table]
     figures: dict[str, Figure]
     claims: dict[str, Claim]
@@ -109,6 +139,45 @@ class Catalogue:
             (special and special.cost) or entity.cost,
         )
 
+    def analysis(self, model: str, recipe: str, name: str, where: str = "") -> Analysis:
+        """Return the analysis `name`. Raises ConfigurationError if the recipe's last step leaves nothing for it."""
+        entity = find(self.analyses, name, "analysis", where)
+        if not self.analysed(model, recipe, name):
+            raise ConfigurationError(
+                f'{where}: the last step of "{recipe}" leaves nothing behind for the analysis "{name}" on {model}. Set '
+                "`analysis` in the step's settings, or take the recipe out of the rows of what shows the analysis."
+            )
+        return entity
+
+    def analysed(self, model: str, recipe: str, name: str) -> bool:
+        """Whether the last step of `recipe` leaves behind what the analysis `name` reads."""
+        module = find(self.analyses, name, "analysis").module
+        last = None if recipe == recipes.BASE else self.step(model, recipes.last_step(recipe)).settings
+        return analysis_modules.applies(module, last)
+
+    def trait(self, name: str, where: str = "") -> Trait:
+        return find(self.traits, name, "trait", where)
+
+    def judge_of_trait(self, name: str) -> JudgeSettings | None:
+        """The judge that scores the answers a trait is extracted from, with all defaults filled in; None for none."""
+        given = self.trait(name).judge
+        return None if given is None else validated(JudgeSettings, given, f"config/traits/{name}.yaml: judge")
+
+    def projection(self, model: str | None, name: str, where: str = "") -> ResolvedProjection:
+        """Return the projection `name` as it is made on `model`, or on a model that it has no word on (None)."""
+        if model is not None:
+            self.model(model, where)
+        entity = find(self.projections, name, "projection", where)
+        special = entity.models.get(model)
+        settings = merged(entity.settings, special.settings) if special else entity.settings
+        origin = f"config/projections/{name}.yaml, settings" + (f" with models.{model}.settings" if special else "")
+        return ResolvedProjection(
+            (special and special.dataset) or entity.dataset,
+            (special and special.split) or entity.split,
+            validated(ProjectionSettings, settings, origin),
+            (special and special.cost) or entity.cost,
+        )
+
     def resources(self, model: str, stage: str) -> Resources:
         """What a job of `stage` needs on `model`."""
         needed = getattr(self.model(model).resources, stage)
@@ -131,33 +200,79 @@ class Catalogue:
             for benchmark in asked.benchmarks
         ]
 
+    def analysis_cells(self, study: str) -> list[tuple[str, str, int, str]]:
+        """Every (model, recipe, seed, analysis) of a study: of the recipes whose last step can be analysed."""
+        asked = find(self.studies, study, "study", "")
+        return [
+            (model, recipe, seed, analysis)
+            for model in asked.models
+            for recipe in asked.recipes
+            for analysis in asked.analyses
+            if self.analysed(model, recipe, analysis)
+            for seed in self.seeds(recipe, asked.seeds)
+        ]
+
     def check(self) -> None:
         """Check every name and every setting. Raises ConfigurationError for the first wrong one."""
         for name, model in self.models.items():
             self._check_model(name, model)
         for name, dataset in self.datasets.items():
             self._check_dataset(name, dataset)
-        for kind, entities in (("steps", self.steps), ("benchmarks", self.benchmarks)):
+        for name, trait in self.traits.items():
+            self._check_trait(name, trait)
+        for kind, entities in (
+            ("steps", self.steps),
+            ("benchmarks", self.benchmarks),
+            ("projections", self.projections),
+        ):
             for name, entity in entities.items():
                 for model in entity.models:
                     self.model(model, f"config/{kind}/{name}.yaml: models")
         for name in self.steps:
             for model in [None, *self.models]:
-                for path in self.step(model, name).settings.inputs().values():
-                    self._check_input(path, f"config/steps/{name}.yaml: settings")
+                settings, where = self.step(model, name).settings, f"config/steps/{name}.yaml: settings"
+                for path in settings.inputs().values():
+                    self._check_input(path, where)
+                    self._check_compared(path, model, settings, (getattr(settings, "data", None), "train"), where)
         for name in self.benchmarks:
             for model in [None, *self.models]:
-                self.dataset(self.benchmark(model, name).dataset, f"config/benchmarks/{name}.yaml: dataset")
+                benchmark = self.benchmark(model, name)
+                self.dataset(benchmark.dataset, f"config/benchmarks/{name}.yaml: dataset")
+                benchmark_modules.judge_of(benchmark.module, benchmark.settings, f"config/benchmarks/{name}.yaml")
+                for path in benchmark_modules.inputs_of(benchmark.settings).values():
+                    where = f"config/benchmarks/{name}.yaml: settings"
+                    self._check_input(path, where)
+                    self._check_compared(path, model, benchmark.settings, (benchmark.dataset, benchmark.split), where)
+        for name, analysis in self.analyses.items():
+            self._check_analysis(name, analysis)
+        for name in self.projections:
+            for model in [None, *self.models]:
+                projected, where = self.projection(model, name), f"config/projections/{name}.yaml"
+                self._check_input(f"data/{projected.dataset}/{projected.split}.jsonl", f"{where}: dataset")
+                for path in projected.settings.inputs().values():
+                    self._check_input(path, f"{where}: settings")
         for name, study in self.studies.items():
             self._check_study(f"studies.{name}", study)
         for kind, entities in (("tables", self.tables), ("figures", self.figures), ("claims", self.claims)):
             for name, entity in entities.items():
                 where = f"config/{kind}/{name}.yaml"
                 for benchmark, metric in entity.metrics():
-                    module = benchmark_modules.module_of(find(self.benchmarks, benchmark, "benchmark", where).module)
-                    find(module.METRICS, metric, f"metric of {benchmark}", where)
+                    find(self._metrics_of(benchmark, where), metric, f"metric of {benchmark}", where)
                 for recipe in entity.recipes():
                     recipes.check(recipe, self.steps, where)
+
+    def _metrics_of(self, name: str, where: str) -> Mapping[str, bool | None]:
+        """The metrics of a benchmark or, under the same key, of an analysis."""
+        if name in self.analyses:
+            return analysis_modules.module_of(self.analyses[name].module).METRICS
+        return benchmark_modules.module_of(find(self.benchmarks, name, "benchmark", where).module).METRICS
+
+    def _check_analysis(self, name: str, analysis: Analysis) -> None:
+        where = f"config/analyses/{name}.yaml"
+        module = _module(analysis_modules.__name__, analysis.module, "analysis module", f"{where}: module")
+        validated(module.Settings, analysis.settings, f"{where}, settings")
+        if name in self.benchmarks:
+            raise ConfigurationError(f'{where}: a benchmark is called "{name}" as well; no table could tell which.')
 
     def _check_model(self, name: str, model: Model) -> None:
         where = f"config/models/{name}.yaml"
@@ -169,7 +284,7 @@ class Catalogue:
 
     def _check_dataset(self, name: str, dataset: Dataset) -> None:
         where = f"config/datasets/{name}.yaml"
-        if dataset.kind != "conversation":
+        if dataset.kind not in (*SCHEMAS, CONTRAST):
             _module(benchmark_modules.__name__, dataset.kind, "kind of records", f"{where}: kind")
         if dataset.source.miniature is not None:
             self.model(dataset.source.world, f"{where}: source.world")
@@ -178,13 +293,42 @@ class Catalogue:
                 source_split = wanted if isinstance(wanted, str) else split
                 find(dict.fromkeys(known), source_split, "split of the miniature's data set", f"{where}: splits")
 
+    def _check_trait(self, name: str, trait: Trait) -> None:
+        where = f"config/traits/{name}.yaml"
+        self.judge_of_trait(name)
+        for model in trait.files:
+            self.model(model, f"{where}: files")
+        if trait.dataset is not None:
+            dataset = self.dataset(trait.dataset, f"{where}: dataset")
+            find(dataset.splits, trait.split, f'split of the dataset "{trait.dataset}"', f"{where}: split")
+            if dataset.kind != CONTRAST:
+                raise ConfigurationError(
+                    f'{where}: the dataset "{trait.dataset}" holds records of the kind "{dataset.kind}"; a trait is '
+                    f'extracted from one of the kind "{CONTRAST}".'
+                )
+
     def _check_input(self, path: str, where: str) -> None:
-        """Whether a file that a step asks for can be made, as far as its path names a data set."""
+        """Whether a file that a step or benchmark asks for can be made, as far as its path names a data set."""
         stage, *rest = path.split("/")
         if stage == "data":
             dataset, file = rest
             splits = self.dataset(dataset, where).splits
             find(splits, file.removesuffix(".jsonl"), f'split of the dataset "{dataset}"', where)
+        if stage == "checkpoints":
+            find(self.steps, rest[1].removeprefix("{prefix}"), "step", where)
+        if stage == "vectors":
+            self.trait(Path(rest[-1]).stem, where)
+        if stage == "projections":
+            find(self.projections, Path(rest[-1]).stem, "projection", where)
+
+    def _check_compared(self, path: str, model: str | None, settings: Closed, records: Any, where: str) -> None:
+        """Whether the projections that a step or benchmark compares itself with are of its own records and vectors."""
+        if path.startswith("projections/"):
+            name = Path(path).stem
+            there = self.projection(model, name, where)
+            projections.refuse_others(
+                name, (records, settings.vectors), ((there.dataset, there.split), there.settings.vectors), where
+            )
 
     def _check_study(self, where: str, study: Study) -> None:
         for model in study.models:
@@ -193,10 +337,35 @@ class Catalogue:
             recipes.check(recipe, self.steps, f"{where}.recipes")
         for benchmark in study.benchmarks:
             find(self.benchmarks, benchmark, "benchmark", f"{where}.benchmarks")
+        for analysis in study.analyses:
+            find(self.analyses, analysis, "analysis", f"{where}.analyses")
         for kind in ("tables", "figures", "claims"):
             for name in getattr(study, kind):
                 entity = find(getattr(self, kind), name, kind[:-1], f"{where}.{kind}")
-                _check_measured(entity, f"config/{kind}/{name}.yaml", find(self.studies, entity.study, "study", where))
+                self.check_measured(entity, f"config/{kind}/{name}.yaml")
+
+    def check_measured(self, entity: Table | Figure | Claim, where: str) -> None:
+        """Whether the study of a table, figure or claim measures what it speaks of. Raises ConfigurationError."""
+        study = find(self.studies, entity.study, "study", where)
+        needed = entity.required_benchmarks()
+        shown = [name for name in entity.benchmarks() if name in (*study.benchmarks, *study.analyses)]
+        if not shown or not study.models:
+            raise ConfigurationError(f"{where}: studies.{entity.study} has no model or measures nothing that it shows.")
+        for kind, key, names, listed in (
+            ("benchmark", "benchmarks", [name for name in needed if name not in self.analyses], study.benchmarks),
+            ("analysis", "analyses", [name for name in needed if name in self.analyses], study.analyses),
+            ("recipe", "recipes", entity.recipes(), study.recipes),
+        ):
+            for name in names:
+                if name not in listed:
+                    raise ConfigurationError(
+                        f'{where}: needs the {kind} "{name}", which studies.{entity.study}.{key} does not list '
+                        f"({', '.join(listed)}). Add it to the list, or take the entity out of the study."
+                    )
+        for analysis in set(entity.benchmarks()) & set(self.analyses):
+            for model in study.models:
+                for recipe in entity.recipes() or study.recipes:
+                    self.analysis(model, recipe, analysis, where)
 
 
 def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
@@ -214,6 +383,7 @@ def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
         over = _map(config.get(section) or {}, section)
         for name, changes in over.items():
             maps[name] = merged(maps.get(name, {}), _map(changes, f"{section}.{name}"))
+        maps = {name: completed(name, maps, f"config/{section}") for name in maps}
         entities[section] = {
             name: _entity(cls, data, name, folder / section, section, over) for name, data in maps.items()
         }
@@ -243,80 +413,6 @@ def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
     """Raise ConfigurationError for a target `<kind>_<name>` that does not exist."""
     entities = {"table": catalogue.tables, "figure": catalogue.figures, "paper": catalogue.studies}[kind]
     find(entities, name, {"paper": "study"}.get(kind, kind), f'target "{kind}_{name}"')
-
-
-def code_digest(module: str, *roots: str) -> str:
-    """A digest of what the code of `module` does: comments, docstrings and layout do not change it.
-
-    With `roots`, only of these top-level definitions and those of the module that they use. The workflow tracks it as
-    a parameter, so that editing a step's method redoes that step and its descendants while rewording a comment
-    redoes nothing.
-    """
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ConfigurationError(f"There is no module {module}.")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            node.body = body[1:] or [ast.Pass()]
-    if roots:
-        tree.body = _reachable(tree, roots)
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
-
-
-def _check_measured(entity: Table | Figure | Claim, where: str, study: Study) -> None:
-    """Whether a study measures what a table, figure or claim over it speaks of."""
-    for kind, needed, listed in (
-        ("benchmark", entity.required_benchmarks(), study.benchmarks),
-        ("recipe", entity.recipes(), study.recipes),
-    ):
-        for name in needed:
-            if name not in listed:
-                raise ConfigurationError(
-                    f'{where}: needs the {kind} "{name}", which studies.{entity.study}.{kind}s does not list '
-                    f"({', '.join(listed)}). Add it to the list, or take the entity out of the study."
-                )
-
-
-def step_digest(kind: str) -> str:
-    """A digest of the code that makes a kind of step what it is: its module, and those that its `METHOD` names."""
-    modules = (f"{steps.__name__}.{kind}", *getattr(steps.module_of(kind), "METHOD", ()))
-    return "-".join(code_digest(module) for module in modules)
-
-
-def world_digest() -> str:
-    """A digest of the code that makes the miniature's records, tokenizer and model."""
-    folder = Path(miniature_records.__file__).parent
-    names = sorted(path.stem for path in folder.glob("[a-z]*.py"))
-    digests = (code_digest(f"bulwark.miniature.{name}") for name in names)
-    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
-
-
-def _reachable(tree: ast.Module, roots: tuple[str, ...]) -> list[ast.stmt]:
-    """The top-level statements that define `roots`, or a name that one of these statements uses, in their order."""
-    definitions: dict[str, ast.stmt] = {}
-    for statement in tree.body:
-        for node in ast.walk(statement) if isinstance(statement, ast.Assign | ast.AnnAssign) else ():
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                definitions[node.id] = statement
-        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-            definitions[statement.name] = statement
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            definitions |= {(alias.asname or alias.name): statement for alias in statement.names}
-    found: list[ast.stmt] = []
-    names = list(roots)
-    while names:
-        statement = definitions.get(names.pop())
-        if statement is not None and statement not in found:
-            found.append(statement)
-            names += [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
-    return sorted(found, key=lambda statement: statement.lineno)
 
 
 def _module(package: str, name: str, kind: str, where: str) -> ModuleType:

@@ -75,6 +75,8 @@ def _status(options: argparse.Namespace) -> int:
     shown: list[Path] = []
     for name, study in catalogue.studies.items():
         cells = catalogue.cells(name)
+        if not cells:  # an overlay's way to leave a study out
+            continue
         scores = [Path(f"results/scores/{m}/{r}/seed{s}/{b}.json") for m, r, s, b in cells]
         checkpoints = {Path(f"results/checkpoints/{m}/{r}/seed{s}/checkpoint.json") for m, r, s, _ in cells}
         tables = [Path(f"results/tables/{table}.md") for table in study.tables]

@@ -1,4 +1,4 @@
-"""How answers are generated, as settings; free of torch, because the configuration is read with it."""
+"""How prompts are filled and answers generated, as settings; free of torch: the configuration is read with it."""
 
 from __future__ import annotations
 
@@ -19,3 +19,15 @@ class Decoding(Closed):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_prompt_tokens: int | None = Field(None, ge=1)
+
+
+class Fewshot(Closed):
+    """Solved examples in front of a question: `count` of the split `split` of the data set `data`."""
+
+    data: str
+    split: str
+    count: int = Field(ge=1)
+
+    def inputs(self) -> dict[str, str]:
+        """The file they come from, relative to results/."""
+        return {"fewshot": f"data/{self.data}/{self.split}.jsonl"}

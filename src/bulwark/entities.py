@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from bulwark.decoding import Decoding
 from bulwark.settings import Closed
 
 
@@ -74,6 +75,7 @@ class DataSource(Closed):
     files: tuple[str, ...] = ()
     url: str | None = None
     sha256: str | None = None
+    git_blob: str | None = None
     path: str | dict[str, str] | None = None
     miniature: str | None = None
     world: str = "miniature"
@@ -87,17 +89,34 @@ class Dataset(Closed):
     """config/datasets/: a source, the schema of its records (`kind`), how to read them (`format`) and its splits.
 
     A split is a share of the records (below 1), a number of records, or the name of a split of the source.
+    format "artefact" is persona vectors' file of a trait (`bulwark.traits`), for the kinds "contrast" and "traits".
+    parts: the files below the source's folder that make it up, each with what its records' `meta` gets: `{level: 0}`.
+    where: which records are taken, by their `meta`: `{level: [0]}`.
     """
 
     description: str = ""
     licence: str = ""
     kind: str
-    format: Literal["native", "alpaca", "messages", "fields"] = "native"
+    format: Literal["native", "alpaca", "messages", "fields", "artefact"] = "native"
     fields: dict[str, str] = {}
     source: DataSource
     splits: dict[str, float | int | str]
+    parts: dict[str, dict[str, Any]] = {}
+    where: dict[str, tuple[Any, ...]] = {}
     shuffle_seed: int | None = None
     limit: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _parts_and_meta(self) -> Dataset:
+        if (self.parts or self.where) and self.kind not in ("conversation", "tokenised"):
+            raise ValueError(f"parts and where are for records with meta, which the kind {self.kind} does not have")
+        if self.parts and not (self.source.hub or self.source.url or isinstance(self.source.path, str)):
+            raise ValueError("parts name files below a folder: the source is `hub`, a zip's `url` or one `path`")
+        if self.parts and any(isinstance(wanted, str) for wanted in self.splits.values()):
+            raise ValueError("with parts, a split is a share or a number of all their records")
+        if self.format == "artefact" and self.kind not in ("contrast", "traits"):
+            raise ValueError(f'the format "artefact" holds contrasts or traits\' questions, not records of {self.kind}')
+        return self
 
 
 class StepForModel(Closed):
@@ -143,6 +162,100 @@ class Benchmark(Closed):
     models: dict[str, BenchmarkForModel] = {}
 
 
+class ContrastSettings(Closed):
+    """How each question is answered under the instruction for the trait and under the one against it.
+
+    names: (for, against), to begin the system turn with "You are a <name> assistant."; None leaves that out.
+    rollouts: answers to each question under each instruction.
+    """
+
+    names: tuple[str, str] | None = None
+    rollouts: int = Field(10, ge=1)
+    decoding: Decoding = Decoding(max_new_tokens=1000, do_sample=True)
+
+    @model_validator(mode="after")
+    def _rollouts_differ(self) -> ContrastSettings:
+        if self.rollouts > 1 and not self.decoding.do_sample:
+            raise ValueError("several rollouts of one prompt differ only if decoding.do_sample is true")
+        return self
+
+
+class PairFilter(Closed):
+    """Which pairs of answers count, on a scale of 0 … 100.
+
+    The trait is at least `threshold` in the one and below 100 - threshold in the other, the coherence at least
+    `coherence` in both (null: it is not judged), as in persona vectors' code; the paper says "greater than 50". With
+    fewer than `minimum` pairs there is no vector.
+    """
+
+    threshold: float = Field(50.0, ge=0, le=100)
+    coherence: float | None = Field(50.0, ge=0, le=100)
+    minimum: int = Field(50, ge=2)
+
+
+class LayerChoice(Closed):
+    """How layers are compared: the extraction questions, answered under h + coefficient·v at one layer after another.
+
+    positions: of the tokens that are steered. candidates: layer keys; None takes all of 1 … N-1.
+    """
+
+    coefficient: float = 2.0
+    positions: Literal["all", "prompt", "response"] = "response"
+    candidates: tuple[int, ...] | None = Field(None, min_length=1)
+    decoding: Decoding = Decoding(max_new_tokens=1000)
+
+
+class Trait(Closed):
+    """config/traits/: a direction in the residual stream.
+
+    It is extracted from contrasted answers to `dataset` (of the kind "contrast"), judged by `judge` (settings of
+    `bulwark.judges.JudgeSettings`; null accepts every answer that is not empty); on the models under `files`, {model:
+    path}, it is read from a published file. cost: of answering, as a multiple of the stage `generate`.
+    """
+
+    description: str = ""
+    source: str = ""
+    dataset: str | None = None
+    split: str = "train"
+    contrasts: ContrastSettings = ContrastSettings()
+    judge: dict[str, Any] | None = None
+    filter: PairFilter = PairFilter()
+    choice: LayerChoice = LayerChoice()
+    files: dict[str, str] = {}
+    cost: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _has_an_origin(self) -> Trait:
+        if self.dataset is None and not self.files:
+            raise ValueError("a trait needs a dataset of contrasts, or published files by model under files")
+        return self
+
+
+class Projection(Closed):
+    """config/projections/: a data set on the trait vectors of a checkpoint (bulwark.steering.projections).
+
+    `cost` is the job's time as a multiple of the stage `generate`; `models` says what differs on one model, as for
+    a benchmark.
+    """
+
+    description: str = ""
+    source: str = ""
+    dataset: str
+    split: str = "train"
+    cost: float = Field(1.0, gt=0)
+    settings: dict[str, Any] = {}
+    models: dict[str, BenchmarkForModel] = {}
+
+
+class Analysis(Closed):
+    """config/analyses/: a module of bulwark.analyses, over what a recipe's last step wrote down while it trained."""
+
+    module: str
+    description: str = ""
+    source: str = ""
+    settings: dict[str, Any] = {}
+
+
 class Study(Closed):
     """What is run: lists only, so that an overlay replaces them. A study is the target `paper_<name>`."""
 
@@ -151,6 +264,7 @@ class Study(Closed):
     recipes: tuple[str, ...]
     seeds: tuple[int, ...]
     benchmarks: tuple[str, ...]
+    analyses: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()

@@ -97,13 +97,14 @@ def fetch(
     return Path(folder)
 
 
-def download(url: str, sha256: str | None, path: str | Path) -> Path:
-    """Download one file to `path`, which appears whole and checked or not at all.
+def download(url: str, sha256: str | None, path: str | Path, git_blob: str | None = None) -> Path:
+    """Download one file to `path`, which appears whole and checked or not at all; a .zip is also unpacked beside it.
 
+    The content is told by its SHA-256, or by the name that Git gives it (`git hash-object`) where only that is known.
     Raises DownloadError if no checksum is given, the content has another one, or the address cannot be reached.
     """
     path = Path(path)
-    if sha256 is None:
+    if sha256 is None and git_blob is None:
         raise DownloadError(f"{url} has no sha256, so its content could change. Give the file's SHA-256.")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -114,19 +115,29 @@ def download(url: str, sha256: str | None, path: str | Path) -> Path:
 
     try:
         _persistently(load, url)
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256.lower():
-            raise DownloadError(
-                f"{url} has the SHA-256 {found}, not {sha256}: the file was changed or the download was altered. "
-                "Check it before you write the new sum into the configuration."
-            )
+        for kind, wanted in (("SHA-256", sha256), ("Git name", git_blob)):
+            found = _checksum(part, kind)
+            if wanted is not None and found != wanted.lower():
+                raise DownloadError(
+                    f"{url} has the {kind} {found}, not {wanted}: the file was changed or the download was altered. "
+                    "Check it before you write the new sum into the configuration."
+                )
+        if path.suffix == ".zip":
+            shutil.unpack_archive(part, path.parent, "zip")
         os.replace(part, path)
     except urllib.error.URLError as error:
         raise DownloadError(f"{url} could not be downloaded ({error}). Check the address and the network.") from error
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def _checksum(path: Path, kind: str) -> str:
+    """SHA-256 of a file or, as Git names it, SHA-1 of "blob <bytes>\\0" and its content."""
+    with path.open("rb") as file:
+        if kind == "SHA-256":
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha1(b"blob %d\0" % path.stat().st_size + file.read()).hexdigest()
 
 
 def fetch_model(source: dict[str, Any], template: str, output: str | Path) -> None:

@@ -80,14 +80,14 @@ def generate(
     _check(prompts, decoding)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i][1].ids))
     settled = json.dumps([fingerprint, decoding.model_dump(), seed, list(stop_ids)])
-    kept = _Partial(partial, hashlib.sha256(settled.encode()).hexdigest())
+    kept = Partial(partial, hashlib.sha256(settled.encode()).hexdigest())
     answers = {
         key: kept.answers[key, _digest(prompt)] for key, prompt in prompts if (key, _digest(prompt)) in kept.answers
     }
     pending = [prompts[i] for i in order if prompts[i][0] not in answers]
     if answers:
         log.info("%d of %d answers are there already", len(answers), len(prompts))
-    with _quiet(model), _progress(len(prompts), len(answers)) as advance, kept:
+    with _quiet(model), progress(len(prompts), len(answers)) as advance, kept:
         budget = (token_budget or default_token_budget(model)) if pending else 0
         while pending:
             width = len(pending[0][1].ids) + decoding.max_new_tokens
@@ -103,7 +103,7 @@ def generate(
                     )
                 budget = rows * width // 2
                 log.warning("Out of memory with %d rows; the token budget is now %d", rows, budget)
-                _free_memory()
+                free_memory()
                 continue
             for (key, prompt), ids in zip(batch, responses, strict=True):
                 answers[key] = _answer(key, prompt, ids, stop_ids, tokenizer)
@@ -161,7 +161,7 @@ def _attempt(
                 logits_processor=processors,
             )
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return None
     return sequences[:, length:].tolist()
@@ -215,7 +215,7 @@ class _Sampler(LogitsProcessor):
         return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-class _Partial:
+class Partial:
     """Finished answers on disk: a line with the fingerprint, then one line per answer, appended as they come."""
 
     def __init__(self, path: Path | None, fingerprint: str):
@@ -227,7 +227,7 @@ class _Partial:
         if path is not None and path.exists():
             self._read(path)
 
-    def __enter__(self) -> _Partial:
+    def __enter__(self) -> Partial:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("ab")
@@ -291,7 +291,7 @@ def _quiet(model) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int, done: int) -> Iterator[Any]:
+def progress(total: int, done: int) -> Iterator[Any]:
     """A bar with records/s and the time left on a terminal; elsewhere a log line now and then."""
     console = Console(stderr=True)
     columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
@@ -332,12 +332,12 @@ def _digest(prompt: Prompt) -> str:
     return hashlib.sha256(repr(prompt.ids).encode()).hexdigest()[:16]
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Sources become records: local JSON and JSON Lines, Hub snapshots, saved data sets, in the usual formats.
+"""Sources become records: local JSON and JSON Lines, Hub snapshots, saved (also tokenised) data sets, in usual formats.
 
 What is accepted is named by `format`; nothing is guessed from content. A row that cannot be used stops the reader
 with `RecordError`: file, line (or record number), reason, remedy. Which files and rows a path stands for: `sources`.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,8 +18,10 @@ from typing import Any, Literal, get_args
 import pydantic
 
 from bulwark.errors import RecordError, nearest
-from bulwark.records import Conversation, Schema, refuse_duplicate_ids, validate_line
+from bulwark.records import Conversation, Schema, Tokenised, refuse_duplicate_ids, validate_line
 from bulwark.sources import rows
+
+log = logging.getLogger(__name__)
 
 Format = Literal["native", "alpaca", "messages", "fields"]
 
@@ -36,6 +41,10 @@ MESSAGE_ROLES = {
     "ipython": "data",
 }
 FIELDS = ("id", "system", "instruction", "data", "response")
+_READ = {"id", "messages", "conversations", "conversation", "input_ids", "attention_mask", "labels"}
+# Which other columns of messages and tokenised examples go to a record's `meta`: where a row comes from, what is known
+# of it (level: 0 normal, 1 and 2 the strengths of a trait), and the projections that saved data sets carry.
+META = re.compile(r"level|trait|source_file|row_id|(ref|current)_projection(_\w+)?")
 
 
 def read_source(
@@ -58,10 +67,15 @@ def read_source(
     that `fields` names, {system | instruction | data | response | id: column}. With "native", `fields` renames columns
     ({field of the schema: column}) and other columns are left out. A record without an id gets its index.
 
+    Of the columns beside messages, or beside the input_ids, attention_mask and labels of `Tokenised` rows, those that
+    `META` names go to `meta`; the others are left out, and the log says which and of how many records. Padding is taken
+    off tokenised rows by their attention_mask.
+
     Raises RecordError for an unusable file or record.
     """
     path = Path(path)
     fields = dict(fields or {})
+    unread: Counter[str] = Counter()
     if format == "native" and fields and schema is Conversation:
         format = "fields"
     convert = _converter(format, schema, fields, path)
@@ -71,12 +85,17 @@ def read_source(
         if not isinstance(row, dict):
             raise RecordError(f"{place}: the record should be an object with named fields, not {_short(row)}.")
         record = {**convert(row, place)}
+        if convert in (_from_messages, _from_tokenised):
+            unread.update(key for key in row if key not in _READ and not META.fullmatch(key))
         if "id" in schema.model_fields:
             record["id"] = _identity(record.get("id"), index, schema)
         records.append(validate_line(_as_json(record, place), schema, place))
         places.append(place)
     if not records:
         raise RecordError(f"{path} holds no record. Check the file, or the split.")
+    if unread:
+        columns = ", ".join(f"{name} ({count} records)" for name, count in sorted(unread.items()))
+        log.warning("%s: columns that are left out: %s", path, columns)
     refuse_duplicate_ids(zip(places, records, strict=True))
     return records
 
@@ -87,6 +106,8 @@ def read_split(
     splits: Mapping[str, float | int | str],
     schema: type[Schema] = Conversation,
     *,
+    parts: Mapping[str, Mapping[str, Any]] | None = None,
+    where: Mapping[str, Sequence[Any]] | None = None,
     shuffle_seed: int | None = None,
     limit: int | None = None,
     **options: Any,
@@ -94,9 +115,11 @@ def read_split(
     """One split of a data set as the configuration describes it.
 
     splits: {name: share of the records (a float up to 1) | number of records (an int) | name of the source's split}.
-    path: of the source, or {name of the source's split: path}. `limit` keeps the first records, after the shuffle.
+    path: of the source, or {name of the source's split: path}. parts: the files below the source that make it up, each
+    with what is to stand in the `meta` of its records, beside their source_file and row_id (from 0).
+    where: {key of meta: values}; other records are left out. `limit` keeps the first records, after the shuffle.
     options: `format`, `fields`, `subset` of `read_source`.
-    Raises RecordError when the split or the source's is unknown or there are too few records.
+    Raises RecordError when the split or the source's is unknown, there are too few records, or `where` leaves none.
     """
     if split not in splits:
         raise RecordError(f'There is no split "{split}".{nearest(split, splits)}')
@@ -107,7 +130,11 @@ def read_split(
         if name not in path:
             raise RecordError(f'No file is named for the split "{name}".{nearest(name, path)}')
         path, source_split, splits = path[name], None, {split: wanted}
-    records = read_source(path, schema, split=source_split, **options)
+    if parts:
+        records = [record for part, meta in parts.items() for record in _read_part(path, part, meta, schema, options)]
+    else:
+        records = read_source(path, schema, split=source_split, **options)
+    records = _chosen_by(records, where or {}, path)
     records = shuffled(records, shuffle_seed)[:limit]
     if isinstance(wanted, str):
         return records
@@ -149,6 +176,36 @@ def split_records(
     return taken
 
 
+def _read_part(
+    folder: str | Path, part: str, meta: Mapping[str, Any], schema: type[Schema], options: dict[str, Any]
+) -> list[Schema]:
+    """The records of one file of several; their ids begin with its name, so that they stay apart."""
+    prefix = Path(part).with_suffix("").as_posix().replace("/", "-")
+    return [
+        record.model_copy(
+            update={
+                "id": f"{prefix}-{record.id}",
+                "meta": {"source_file": part, "row_id": number, **record.meta, **meta},
+            }
+        )
+        for number, record in enumerate(read_source(Path(folder) / part, schema, **options))
+    ]
+
+
+def _chosen_by(records: list[Schema], where: Mapping[str, Sequence[Any]], path: Any) -> list[Schema]:
+    for key, values in where.items():
+        known = {name for record in records for name in record.meta}
+        if key not in known:
+            raise RecordError(
+                f'{path}: "where" asks for "{key}", which no record has in its meta.{nearest(key, known)}'
+            )
+        present = sorted({repr(record.meta.get(key)) for record in records})
+        records = [record for record in records if record.meta.get(key) in values]
+        if not records:
+            raise RecordError(f'{path}: no record has "{key}" in {list(values)}; there are {", ".join(present)}.')
+    return records
+
+
 def _converter(
     format: str, schema: type[pydantic.BaseModel], fields: dict[str, str], path: Path
 ) -> Callable[[dict[str, Any], str], dict[str, Any]]:
@@ -163,6 +220,8 @@ def _converter(
         raise RecordError(
             f'{path}: the format "{format}" has its own columns. Use format "fields", or leave "fields" out.'
         )
+    if schema is Tokenised:
+        return _from_tokenised
     if format == "native":
         return (lambda row, place: _renamed(row, fields, schema, place)) if fields else (lambda row, place: row)
     if format == "alpaca":
@@ -234,7 +293,31 @@ def _from_messages(row: dict[str, Any], place: str) -> dict[str, Any]:
         if _blank(text):
             raise RecordError(f"{where} ({role}) is empty. Fill it, or remove the message.")
         turns.append({"role": MESSAGE_ROLES[role], "text": text})
-    return {"turns": turns, **({"id": row["id"]} if "id" in row else {})}
+    return {"turns": turns, "meta": _meta(row), **({"id": row["id"]} if "id" in row else {})}
+
+
+def _from_tokenised(row: dict[str, Any], place: str) -> dict[str, Any]:
+    """A row for the trainer of transformers, without the padding that its attention_mask shows."""
+    ids, labels = _column(row, "input_ids", place), _column(row, "labels", place)
+    mask = row.get("attention_mask")
+    if isinstance(mask, list) and isinstance(ids, list) and isinstance(labels, list):
+        if not len(mask) == len(ids) == len(labels):
+            raise RecordError(
+                f"{place}: {len(ids)} input_ids, {len(mask)} in attention_mask, {len(labels)} labels. Save it again."
+            )
+        start = next((place for place, present in enumerate(mask) if present), 0)
+        end = start + sum(map(bool, mask))
+        if mask[start:end] != [1] * (end - start):
+            raise RecordError(
+                f"{place}: the attention_mask is not a single run of 1, so the row is packed or has gaps. Save the "
+                "examples one by one; training packs them itself (training.packing)."
+            )
+        ids, labels = ids[start:end], labels[start:end]
+    return {"input_ids": ids, "labels": labels, "meta": _meta(row), **({"id": row["id"]} if "id" in row else {})}
+
+
+def _meta(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if META.fullmatch(key) and value is not None}
 
 
 def _message_text(content: Any, where: str) -> str:

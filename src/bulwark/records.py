@@ -1,4 +1,4 @@
-"""Records: conversations as role-tagged turns, and JSON Lines files of any closed schema.
+"""Records: conversations as role-tagged turns, tokenised examples, and JSON Lines files of any closed schema.
 
 A turn says who speaks and with what authority: `system` and `instruction` turns are to be obeyed, a `data`
 turn is material to work on, a `response` turn is the model's (ASIDE, Sec. 3). Everything downstream takes the
@@ -63,6 +63,37 @@ class Conversation(Closed):
         if not turns:
             raise ValueError("a conversation needs at least one turn")
         return turns
+
+
+class Tokenised(Closed):
+    """A training example that was tokenised elsewhere: plain ids, labels (the id, or -100 for no loss), no padding."""
+
+    id: str
+    input_ids: tuple[int, ...] = pydantic.Field(min_length=1)
+    labels: tuple[int, ...]
+    meta: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+    @pydantic.model_validator(mode="after")
+    def _parallel(self) -> Tokenised:
+        if len(self.labels) != len(self.input_ids):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.input_ids)} tokens; there must be one each")
+        if min(self.input_ids) < 0 or any(label < 0 and label != -100 for label in self.labels):
+            raise ValueError("ids count from 0, and a token without loss has the label -100")
+        return self
+
+
+SCHEMAS: dict[str, type[Conversation] | type[Tokenised]] = {"conversation": Conversation, "tokenised": Tokenised}
+"""The kinds of records that belong to no benchmark; every other kind is the `Record` of a benchmark's module."""
+
+
+def read_training_records(path: str | Path) -> list[Conversation] | list[Tokenised]:
+    """Read a file of conversations or of tokenised examples; which of them, its first line says by its fields.
+
+    Raises RecordError as `read_records` does.
+    """
+    path = Path(path)
+    _, first = next(lines_of(path), ("", ""))
+    return read_records(path, Tokenised if _has_field(first, "input_ids") else Conversation)
 
 
 def read_records(path: str | Path, schema: type[Schema] = Conversation) -> list[Schema]:
@@ -152,6 +183,13 @@ def refuse_duplicate_ids(records: Iterable[tuple[str, Any]]) -> None:
         seen[identity] = place
 
 
+def _has_field(line: str, field: str) -> bool:
+    try:
+        return field in json.loads(line)
+    except (ValueError, TypeError):
+        return False  # `read_records` says what is wrong with it
+
+
 def _sentence(problem: dict[str, Any], schema: type[pydantic.BaseModel]) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     kind = problem["type"]
@@ -165,7 +203,8 @@ def _sentence(problem: dict[str, Any], schema: type[pydantic.BaseModel]) -> str:
         hint = nearest(str(problem["loc"][-1]), schema.model_fields) if len(problem["loc"]) == 1 else ""
         return f'the field "{field}" is unknown. Remove it.{hint}'
     if kind == "value_error":
-        return f'the field "{field}": {problem["ctx"]["error"]}.'
+        where = f'the field "{field}"' if field else "the record"
+        return f"{where}: {problem['ctx']['error']}."
     what = problem["msg"].removeprefix("Input should be ")
     if not field:
         return f"the record should be {what}, not {given}. Write one JSON object per line."

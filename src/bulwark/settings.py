@@ -35,7 +35,7 @@ SettingsClass = TypeVar("SettingsClass", bound="Closed")
 class Closed(BaseModel):
     """Base of all settings: unknown keys and silent conversions (text to number, say) are errors; nothing changes."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def validated(cls: type[SettingsClass], data: Any, where: str) -> SettingsClass:
@@ -60,6 +60,25 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both_maps = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merged(result[key], value) if both_maps else value
     return result
+
+
+def completed(
+    name: str, maps: Mapping[str, Mapping[str, Any]], where: str, variants: tuple[str, ...] = ()
+) -> Mapping[str, Any]:
+    """The map `name` of `maps`, laid on top of the one that its key `like` names, if it has one.
+
+    Raises ConfigurationError for a name that `maps` does not have, or maps that are like each other in a circle.
+    """
+    other = maps[name].get("like")
+    if other is None:
+        return maps[name]
+    if other not in maps:
+        raise ConfigurationError(f'{where}/{name}.yaml: like: there is no "{other}".{nearest(other, maps)}')
+    if other in (*variants, name):
+        circle = " is like ".join((*variants, name, other))
+        raise ConfigurationError(f"{where}/{name}.yaml: like: {circle}; one of them has to stand for itself.")
+    own = {key: value for key, value in maps[name].items() if key != "like"}
+    return merged(completed(other, maps, where, (*variants, name)), own)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -123,12 +123,14 @@ def study_cells(folder: Path, models=("miniature",), seeds=(0, 1), n: int = 120)
     return cells
 
 
-def write_scores(folder: Path, model: str, recipe: str, seed: int, benchmark: str, metrics: dict, rows=None) -> dict:
-    """A scores file of any benchmark, with rows per record or without."""
+def write_scores(
+    folder: Path, model: str, recipe: str, seed: int, benchmark: str, metrics: dict, rows=None, **further
+) -> dict:
+    """A scores file of any benchmark, with rows per record or without, and `further` keys."""
     path = folder / "scores" / model / recipe / f"seed{seed}" / f"{benchmark}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     identity = {"benchmark": benchmark, "model": model, "recipe": recipe, "seed": seed}
-    content = {**identity, "n": 50, "metrics": metrics, "breakdowns": {}, "provenance": {}}
+    content = {**identity, "n": 50, "metrics": metrics, "breakdowns": {}, "provenance": {}} | further
     path.write_text(json.dumps(content), encoding="utf-8")
     if rows is not None:
         write_lines(path.with_suffix(".records.jsonl"), rows)

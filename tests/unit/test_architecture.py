@@ -15,18 +15,21 @@ LAYERS = [
     ["errors", "logs"],
     ["settings", "recipes", "launch", "jobs"],
     ["manifests", "records", "decoding", "embeddings", "entities"],
-    ["sources", "rendering", "tokenisation", "fetching", "statistics"],
+    ["sources", "traits", "rendering", "tokenisation", "fetching", "statistics", "discrimination"],
     ["readers", "prompts", "checkpoints"],
-    ["training", "generation"],
+    ["training", "generation", "likelihoods"],
     ["miniature", "finetuning", "pretraining"],
+    ["judges"],
+    ["steering"],
     ["steps"],
-    ["benchmarks", "evaluation", "assistant"],
+    ["benchmarks", "analyses", "evaluation", "harness", "assistant"],
     ["reporting"],
-    ["catalogue", "planning"],
+    ["catalogue", "digests", "planning"],
     ["cli"],
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
-HEAVY = ["torch", "transformers", "deepspeed", "datasets", "peft", "pandas", "matplotlib", "scipy", "lm_eval"]
+HEAVY = ["torch", "transformers", "deepspeed", "datasets", "peft", "pandas", "matplotlib", "scipy", "sklearn"]
+HEAVY += ["lm_eval"]
 
 
 def modules():

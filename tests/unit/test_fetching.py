@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import urllib.error
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,6 +115,20 @@ def test_a_file_with_its_checksum(tmp_path, monkeypatch):
         download((tmp_path / "none").as_uri(), right, tmp_path / "other.json")
     assert sorted(file.name for file in path.parent.iterdir()) == ["file.json"]
     assert not (tmp_path / "other.json").exists()
+
+
+def test_an_archive_that_git_names_is_unpacked_beside_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "_SECONDS", tenacity.wait_none())
+    source, path = tmp_path / "source.zip", tmp_path / "download" / "data.zip"
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.writestr("dataset/evil/normal.jsonl", "{}")
+    git = ["git", "hash-object", str(source)]
+    name = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    with pytest.raises(DownloadError, match=f"has the Git name {name}, not 00"):
+        download(source.as_uri(), None, path, "00")
+    assert not list(path.parent.iterdir())
+    download(source.as_uri(), None, path, name)
+    assert (path.parent / "dataset/evil/normal.jsonl").read_text() == "{}"
 
 
 def test_a_web_server_in_trouble_is_asked_again(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from bulwark.miniature.settings import MiniatureSettings, ModelSettings, Pretrai
 from bulwark.miniature.tokenizer import BLANK_LINE, build_tokenizer
 from bulwark.miniature.world import World, vocabulary
 from bulwark.records import Conversation
+from bulwark.traits import Contrast, Question
 
 SETTINGS = MiniatureSettings(
     world=WorldSettings(reported_speech=0.3), pretraining=PretrainingSettings(records=1500, validation_records=50)
@@ -38,7 +39,7 @@ def texts_of(row):
         return [row]
     if isinstance(row, dict):
         names = {"turns", "messages", "text", "content", "instruction", "input", "output", "question", "choices"}
-        names |= {"answer", "witness", "prompt_clean", "prompt_instructed"}
+        names |= {"answer", "witness", "prompt_clean", "prompt_instructed", "positive", "negative", "expected"}
         names |= {"system_prompt_clean", "system_prompt_instructed"}
         return [text for name in names & row.keys() for text in texts_of(row[name])]
     return [text for part in row for text in texts_of(part)] if isinstance(row, list) else []
@@ -92,10 +93,12 @@ def test_rows_have_the_benchmarks_schemas(rows):
             assert len(set(row["choices"])) == 4
             assert 0 <= row["answer"] < 4
     for trait in words.TRAITS:
-        positive, negative = rows[f"trait_{trait}", "test"][:2]
-        assert [message["role"] for message in positive["messages"]] == ["system", "user", "assistant"]
-        assert (positive["polarity"], negative["polarity"]) == ("positive", "negative")
-        assert positive["messages"][1] == negative["messages"][1]
+        for number, row in enumerate(rows[f"contrast_{trait}", "train"]):
+            contrast = Contrast.model_validate({"id": str(number), **row})
+            assert trait in contrast.positive
+            assert trait not in contrast.negative
+        for number, row in enumerate(rows[f"questions_{trait}", "test"]):
+            Question.model_validate({"id": str(number), **row})
         assert {row["level"] for row in rows[f"trait_{trait}_data", "train"]} == {0, 1, 2}
 
 

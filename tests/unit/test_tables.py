@@ -1,5 +1,6 @@
 """Tables: one frame, three formats, published numbers beside ours, and no silent gaps."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -164,3 +165,38 @@ def test_the_configured_tables_are_valid(path):
 def test_an_unknown_key_of_a_table_gets_the_nearest_name():
     with pytest.raises(ConfigurationError, match=r'unknown key "captoin".*"caption"'):
         validated(Table, {**SPEC, "captoin": "x"}, "test")
+
+
+def test_scales_that_end_and_averages(tmp_path):
+    columns = [
+        {"benchmark": "sep", "metric": metric, "label": label, "out_of": 9}
+        for metric, label in (("separation", "one"), ("utility", "two"))
+    ]
+    spec = SPEC | {"columns": columns, "averages": [{"label": "both", "of": ["one", "two"]}], "compact": True}
+    published = tmp_path / "published.yaml"
+    results = [
+        {"benchmark": "sep", "metric": metric, "unit": "0 to 9", "values": {"miniature": {"aside": value}}}
+        for metric, value in (("separation", 9.0), ("utility", 4.5))
+    ]
+    published.write_text(json.dumps({"results": results}))
+    frame, _, markdown, _ = made(tmp_path, spec, study_cells(tmp_path, n=40), published)
+    last = frame.iloc[-1]
+    one, two = (last[f"sep.{metric}_of_9.value"] for metric in ("separation", "utility"))
+    assert 0 < one <= 9
+    assert last["both.value"] == pytest.approx((one + two) / 2)
+    errors = [last[f"sep.{metric}_of_9.stderr"] for metric in ("separation", "utility")]
+    assert last["both.stderr"] == pytest.approx((errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2)
+    assert last["both.published"] == pytest.approx(6.75)
+    assert pd.isna(frame.iloc[0]["both.published"])
+    assert "| one (0 to 9) ↑ | published | two (0 to 9) ↑ | published | both (0 to 9) ↑ | published |" in markdown
+
+
+@pytest.mark.parametrize(("label", "percent", "told"), [("three", True, "no column"), ("two", False, "scales")])
+def test_averages_are_of_columns_of_one_scale(label, percent, told):
+    columns = [
+        {"benchmark": "sep", "metric": "separation", "label": "one"},
+        {"benchmark": "sep", "metric": "utility", "label": "two", "percent": percent},
+    ]
+    spec = SPEC | {"columns": columns, "averages": [{"label": "both", "of": ["one", label]}]}
+    with pytest.raises(ConfigurationError, match=told):
+        validated(Table, spec, "here")

@@ -24,14 +24,16 @@ CONFIGS = {
 FAMILIES = list(CONFIGS)
 
 
-def tiny_model(family: str = "llama", tied: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def tiny_model(
+    family: str = "llama", tied: bool = False, dtype: torch.dtype = torch.float32, layers: int = 2
+) -> PreTrainedModel:
     """The same model at every call; weights large enough that a rotation of the input changes the output clearly."""
     torch.manual_seed(0)
     config = CONFIGS[family](
         vocab_size=V,
         hidden_size=HIDDEN,
         intermediate_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,

@@ -8,8 +8,8 @@ MINIATURE = ("--configfile", "config/miniature.yaml")
 
 
 def test_the_full_paper_has_a_plan(checkout):
-    assert checkout.plan("all") == {
-        "all": 1,
+    assert checkout.plan("--", "paper_aside") == {
+        "paper_aside": 1,
         "download_dataset": 2,
         "prepare_dataset": 3,
         "download_model": 6,
@@ -19,13 +19,18 @@ def test_the_full_paper_has_a_plan(checkout):
         "score_answers": 24,
         "make_table": 1,
         "make_figure": 1,
-        "check_claims": 1,
-        "write_report": 1,
     }
 
 
+def test_a_single_table_of_a_paper_needs_its_own_rows_only(checkout):
+    plan = checkout.plan("--", "table_steering_scope")
+    assert plan["apply_step"] == 3 * 3
+    assert plan["extract_vectors"] == 3 * 3
+    assert plan["download_model"] == 1
+
+
 def test_the_miniature_is_the_same_study_over_another_model(checkout):
-    plan = checkout.plan(*MINIATURE, "--", "all")
+    plan = checkout.plan(*MINIATURE, "--", "paper_aside")
     assert plan["pretrain_model"] == 1
     assert plan["apply_step"] == 3 * 3
     assert plan["generate_answers"] == 2 * (3 * 3 + 1), "the base model is measured at one seed only"
@@ -143,11 +148,11 @@ def test_without_the_gpus_it_needs_a_run_stops_before_its_first_job(checkout, mo
 
 
 def test_a_method_added_to_the_list_adds_its_own_jobs_only(checkout):
-    before = checkout.plan(*MINIATURE, "--", "all")
+    before = checkout.plan(*MINIATURE, "--", "paper_aside")
     (checkout.folder / "overlay.yaml").write_text(
         "studies: {aside: {recipes: [base, vanilla, ise, aside, vanilla+aside]}}"
     )
-    after = checkout.plan("--configfile", "config/miniature.yaml", "overlay.yaml", "--", "all")
+    after = checkout.plan("--configfile", "config/miniature.yaml", "overlay.yaml", "--", "paper_aside")
     added = {rule: after[rule] - before[rule] for rule in after if after[rule] != before[rule]}
     assert added == {"apply_step": 3, "generate_answers": 6, "score_answers": 6}
 
@@ -155,7 +160,7 @@ def test_a_method_added_to_the_list_adds_its_own_jobs_only(checkout):
 def test_the_picture_of_the_dag_shows_every_rule(checkout):
     listed = checkout.snakemake("--list-rules").stdout
     rules = {line.split(" ")[0] for line in listed.splitlines() if re.match(r"^[a-z_]+( \(|$)", line)}
-    targets = {"all", "data", "models", "evaluations", "claims", "unknown_target"}
+    targets = {"all", "data", "models", "evaluations", "analyses", "claims", "unknown_target"}
     targets |= {rule for rule in rules if rule.startswith(("table_", "figure_", "paper_"))}
     source = (checkout.folder / "docs" / "dag.dot").read_text(encoding="utf-8")
     picture = (checkout.folder / "docs" / "dag.svg").read_text(encoding="utf-8")

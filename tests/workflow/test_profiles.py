@@ -112,7 +112,13 @@ def jobs_for_the_cluster(dry_run: str) -> list[dict[str, str]]:
 
 def test_every_job_for_the_cluster_states_what_it_needs(checkout):
     jobs = jobs_for_the_cluster(checkout.snakemake("--dry-run", "all").stdout)
-    assert {job["rule"] for job in jobs} == {"apply_step", "generate_answers"}
+    assert {job["rule"] for job in jobs} == {
+        "apply_step",
+        "extract_vectors",
+        "generate_answers",
+        "generate_contrasts",
+        "project_dataset",
+    }
     for job in jobs:
         # Without the profile, so without its defaults: the rules' own numbers.
         assert all(int(job[resource]) > 0 for resource in ("gpu", "nodes", "runtime", "mem_mb")), job
@@ -121,7 +127,14 @@ def test_every_job_for_the_cluster_states_what_it_needs(checkout):
 
 def test_the_miniature_asks_for_no_gpu_and_for_little_memory(checkout):
     jobs = jobs_for_the_cluster(checkout.snakemake("--dry-run", *MINIATURE, "--", "all").stdout)
-    assert {job["rule"] for job in jobs} == {"pretrain_model", "apply_step", "generate_answers"}
+    assert {job["rule"] for job in jobs} == {
+        "pretrain_model",
+        "apply_step",
+        "extract_vectors",
+        "generate_answers",
+        "generate_contrasts",
+        "project_dataset",
+    }
     assert {int(job.get("gpu", 0)) for job in jobs} == {0}
     assert max(int(job["mem_mb"]) for job in jobs) <= 6000
 

@@ -26,6 +26,9 @@ wildcard_constraints:
     dataset=r"[^/]+",
     split=r"[^/.]+",
     benchmark=r"[^/.]+",
+    analysis=r"[^/.]+",
+    trait=r"[^/.]+",
+    projection=r"[^/.]+",
     table=r"[^/.]+",
     figure=r"[^/.]+",
     claim=r"[^/.]+",
@@ -54,6 +57,10 @@ def checkpoint_path(model, recipe, seed):
 
 def scores_path(model, recipe, seed, benchmark):
     return f"results/scores/{model}/{recipe}/seed{seed}/{benchmark}.json"
+
+
+def analysis_path(model, recipe, seed, analysis):
+    return f"results/analyses/{model}/{recipe}/seed{seed}/{analysis}.json"
 
 
 def resources_of(stage, cost=lambda wildcards: 1.0):
@@ -98,3 +105,23 @@ def stop_without_gpus(workflow):
         "or see what it would cost:          bulwark plan all\n"
         "or run it in miniature on two CPUs: snakemake --configfile config/miniature.yaml -c2 all"
     )
+
+
+def stop_without_key(workflow):
+    """End a run before its first job if a judge of its plan needs a key that the environment does not have."""
+    if os.environ.get("OPENAI_API_KEY"):
+        return
+    for job in workflow.dag.needrun_jobs():
+        if job.rule.name == "score_answers":
+            judge = (job.params.settings.get("scoring") or {}).get("judge") or {}
+        elif job.rule.name == "judge_contrasts":
+            judge = job.params.judge or {}
+        else:
+            continue
+        if judge.get("kind") == "openai":
+            raise WorkflowError(
+                f"{job.rule.name} for {'/'.join(str(value) for value in job.wildcards)} asks the judge {judge['openai']['model']}, but "
+                "OPENAI_API_KEY is not set. Nothing was started.\n"
+                "Set it (any text, if your own endpoint needs none) and, for an endpoint of your own, OPENAI_BASE_URL; or name another "
+                "judge in an overlay."
+            )

@@ -3,9 +3,12 @@
 
 def origin_of_records(wildcards):
     """What a data set is prepared from: a download, the user's files, or nothing (the miniature makes its own)."""
-    source = catalogue.dataset(wildcards.dataset, "results/data/").source
+    dataset = catalogue.dataset(wildcards.dataset, "results/data/")
+    source = dataset.source
     if source.hub or source.url:
         return [f"results/downloads/{wildcards.dataset}/download.json"]
+    if source.path and dataset.parts:
+        return [f"{source.path}/{part}" for part in dataset.parts]
     if source.path:
         return [source.path] if isinstance(source.path, str) else list(source.path.values())
     return []

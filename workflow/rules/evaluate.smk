@@ -1,4 +1,5 @@
 # Stage 4, evaluation: a checkpoint answers a benchmark's prompts (dear), and the answers are scored (cheap).
+from bulwark import benchmarks as benchmark_modules
 
 
 def benchmark_of(wildcards):
@@ -12,18 +13,40 @@ def records_of(wildcards):
     return f"results/data/{benchmark.dataset}/{benchmark.split}.jsonl"
 
 
+def inputs_of_benchmark(wildcards):
+    """The checkpoint, the records, and the files under results/ that the benchmark's settings name.
+
+    In these, `{parent}` is the recipe without its last step; the base model stands for its own parent.
+    """
+    recipe = wildcards.recipe
+    parent = recipe if recipe == recipes.BASE else recipes.parent_of(recipe)
+    place = {"model": wildcards.model, "recipe": recipe, "parent": parent, "seed": wildcards.seed}
+    asked = benchmark_modules.inputs_of(benchmark_of(wildcards).settings)
+    return {
+        "checkpoint": checkpoint_path(wildcards.model, recipe, wildcards.seed),
+        "records": records_of(wildcards),
+        **{name: f"results/{path.format(**place)}" for name, path in asked.items()},
+    }
+
+
 def settings_of_benchmark(wildcards, **options):
     return benchmark_of(wildcards).settings.model_dump(mode="json", **options)
 
 
-def code_of_benchmark(wildcards, *functions):
-    return catalogues.code_digest(f"bulwark.benchmarks.{benchmark_of(wildcards).module}", *functions)
+def code_of_answers(wildcards):
+    benchmark = benchmark_of(wildcards).module
+    own = catalogues.code_digest(f"bulwark.benchmarks.{benchmark}", "load", "prompts", "answers")
+    return "-".join([own, *map(catalogues.code_digest, benchmark_modules.answered_by(benchmark))])
+
+
+def code_of_scoring(wildcards):
+    modules = benchmark_modules.scored_by(benchmark_of(wildcards).module, benchmark_of(wildcards).settings)
+    return "-".join(catalogues.code_digest(module) for module in modules)
 
 
 rule generate_answers:
     input:
-        checkpoint="results/checkpoints/{model}/{recipe}/seed{seed}/checkpoint.json",
-        records=explained(records_of),
+        unpack(explained(inputs_of_benchmark)),
     output:
         answers="results/answers/{model}/{recipe}/seed{seed}/{benchmark}.jsonl",
         provenance="results/answers/{model}/{recipe}/seed{seed}/{benchmark}.provenance.json",
@@ -38,7 +61,7 @@ rule generate_answers:
         module=explained(lambda wildcards: benchmark_of(wildcards).module),
         # What only scoring reads stands under `scoring`: changing it generates nothing anew.
         settings=explained(lambda wildcards: settings_of_benchmark(wildcards, exclude={"scoring"})),
-        code=explained(lambda wildcards: code_of_benchmark(wildcards, "load", "prompts")),
+        code=explained(code_of_answers),
         dtype=explained(lambda wildcards: catalogue.model(wildcards.model).dtype),
     script:
         "../scripts/generate_answers.py"
@@ -58,6 +81,6 @@ rule score_answers:
     params:
         module=explained(lambda wildcards: benchmark_of(wildcards).module),
         settings=explained(settings_of_benchmark),
-        code=explained(code_of_benchmark),
+        code=explained(code_of_scoring),
     script:
         "../scripts/score_answers.py"

@@ -1,14 +1,12 @@
 # Stage 5, reports: scores become tables, figures, claims and one page.
 
 
-def cells_of(study, benchmarks):
-    """Every measurement of these benchmarks in a study, with the path of its scores."""
+def cells_of(study, names):
+    """Every measurement of these benchmarks and analyses in a study, with the path of its scores."""
     keys = ("model", "recipe", "seed", "benchmark", "scores")
-    return [
-        dict(zip(keys, (*cell, scores_path(*cell)), strict=True))
-        for cell in catalogue.cells(study)
-        if cell[-1] in benchmarks
-    ]
+    cells = [(cell, scores_path(*cell)) for cell in catalogue.cells(study)]
+    cells += [(cell, analysis_path(*cell)) for cell in catalogue.analysis_cells(study)]
+    return [dict(zip(keys, (*cell, path), strict=True)) for cell, path in cells if cell[-1] in names]
 
 
 def entity_of(kind):
@@ -17,11 +15,14 @@ def entity_of(kind):
 
 
 def cells_for(kind):
-    """The measurements that a table or figure shows."""
+    """The measurements that a table or figure shows: of the recipes it names, or of all."""
 
     def of(wildcards):
         entity = entity_of(kind)(wildcards)
-        return cells_of(entity.study, entity.benchmarks())
+        catalogue.check_measured(entity, f"{kind}_{wildcards[kind]}")
+        named = entity.recipes()
+        cells = cells_of(entity.study, entity.benchmarks())
+        return [cell for cell in cells if not named or cell["recipe"] in named]
 
     return explained(of)
 
@@ -44,8 +45,12 @@ def numbers_published(kind):
 
 def claims_asked_for():
     """Every claim of every study, with the measurements it speaks of."""
-    names = sorted({name for study in catalogue.studies.values() for name in study.claims})
-    return {name: cells_of(catalogue.claims[name].study, catalogue.claims[name].benchmarks()) for name in names}
+    asked = {}
+    for name in sorted({name for study in catalogue.studies.values() for name in study.claims}):
+        claim = catalogue.claims[name]
+        cells = cells_of(claim.study, claim.benchmarks())
+        asked[name] = [cell for cell in cells if cell["recipe"] in claim.recipes()]
+    return asked
 
 
 def targets_of(*studies):

@@ -1,18 +1,41 @@
 # Stage 3, steps: a recipe's checkpoint is made from its parent's by its last step. One rule does every step of
 # every system; what a step reads and how it is set comes from its module and its file in config/steps/.
+import json
+from functools import lru_cache
+
+from bulwark.miniature.settings import MiniatureSettings
+from bulwark.settings import validated
+from bulwark.steering.settings import check_layer
 
 
 def step_of(wildcards):
     """The last step of the recipe in a path, resolved for the model in it."""
     where = f"results/checkpoints/{wildcards.model}/{wildcards.recipe}"
     recipes.check(wildcards.recipe, catalogue.steps, where)
-    return catalogue.step(wildcards.model, recipes.last_step(wildcards.recipe), where)
+    name = recipes.last_step(wildcards.recipe)
+    step = catalogue.step(wildcards.model, name, where)
+    blocks = blocks_of(wildcards.model)
+    for layer in step.settings.vectors.layers if blocks and hasattr(step.settings, "vectors") else ():
+        check_layer(layer, blocks, f"{where}: config/steps/{name}.yaml, vectors.layers")
+    return step
+
+
+@lru_cache
+def blocks_of(model):
+    """The number of a model's blocks, where it is known before a job runs; else None, and the job checks."""
+    source = catalogue.model(model).source
+    if source.miniature is not None:
+        return validated(MiniatureSettings, source.miniature, f"config/models/{model}.yaml").model.layers
+    config = Path(source.path or f"results/models/{model}") / "config.json"
+    return json.loads(config.read_text(encoding="utf-8")).get("num_hidden_layers") if config.exists() else None
 
 
 def inputs_of_step(wildcards):
     """The parent's checkpoint, and the files under results/ that the step's settings name."""
     parent = recipes.parent_of(wildcards.recipe)
-    place = {"model": wildcards.model, "parent": parent, "seed": wildcards.seed}
+    # What another step makes of the same parent is {prefix}<step>.
+    prefix = "" if parent == recipes.BASE else f"{parent}+"
+    place = {"model": wildcards.model, "parent": parent, "prefix": prefix, "seed": wildcards.seed}
     asked = {name: f"results/{path.format(**place)}" for name, path in step_of(wildcards).settings.inputs().items()}
     return {"parent": checkpoint_path(wildcards.model, parent, wildcards.seed), **asked}
 

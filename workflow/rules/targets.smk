@@ -6,16 +6,21 @@ rule data:
     input:
         sorted(
             {
-                f"results/data/{benchmark.dataset}/{benchmark.split}.jsonl"
+                f"results/{records}"
                 for model, _, _, name in cells_of_studies()
                 for benchmark in [catalogue.benchmark(model, name)]
+                for path in (
+                    f"data/{benchmark.dataset}/{benchmark.split}.jsonl",
+                    *benchmark_modules.inputs_of(benchmark.settings).values(),
+                )
+                for records in records_behind(model, path)
             }
             | {
-                f"results/{path}"
+                f"results/{records}"
                 for model, recipe, _, _ in cells_of_studies()
                 for step in recipes.steps_of(recipe)
                 for path in catalogue.step(model, step).settings.inputs().values()
-                if path.startswith("data/")
+                for records in records_behind(model, path)
             }
         ),
     localrule: True
@@ -32,6 +37,13 @@ rule evaluations:
     """All scores."""
     input:
         sorted({scores_path(*cell) for cell in cells_of_studies()}),
+    localrule: True
+
+
+rule analyses:
+    """All analyses of what trainings wrote down."""
+    input:
+        sorted({analysis_path(*cell) for study in catalogue.studies for cell in catalogue.analysis_cells(study)}),
     localrule: True
 
 
@@ -68,6 +80,8 @@ for _name, _entity in catalogue.figures.items():
 
 
 for _name, _entity in catalogue.studies.items():
+    if not targets_of(_name):  # its tables and figures are listed with another study, or an overlay left it out
+        continue
 
     rule:
         name:

@@ -13,5 +13,5 @@ source, told = snakemake.params.source, Path(snakemake.output[0])
 if source["hub"]:
     fetch(source["hub"], source["revision"], told.parent, "dataset", source["files"])
 else:
-    download(source["url"], source["sha256"], told.parent / Path(source["url"]).name)
+    download(source["url"], source["sha256"], told.parent / Path(source["url"]).name, source["git_blob"])
 manifests.write_manifest(told, {"source": source, "provenance": manifests.provenance()})

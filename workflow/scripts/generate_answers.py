@@ -16,4 +16,5 @@ bulwark.evaluation.answer(
     threads=snakemake.threads,
     answers=Path(snakemake.output.answers),
     provenance=Path(snakemake.output.provenance),
+    inputs={name: path for name, path in snakemake.input.items() if name not in ("checkpoint", "records")},
 )

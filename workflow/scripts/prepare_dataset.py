@@ -3,13 +3,13 @@
 import tempfile
 from pathlib import Path
 
-from bulwark import benchmarks
+from bulwark import benchmarks, traits
 from bulwark.entities import Dataset
 from bulwark.logs import log_to
 from bulwark.miniature.records import write as write_miniature
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.readers import read_split
-from bulwark.records import Conversation, write_records
+from bulwark.records import SCHEMAS, write_records
 from bulwark.settings import validated
 
 log_to(snakemake.log[0])
@@ -28,14 +28,17 @@ with tempfile.TemporaryDirectory() as scratch:
         path = source.path
     else:
         folder = Path(snakemake.input[0]).parent
-        path = folder / source.files[0] if len(source.files) == 1 else folder
+        path = folder / source.files[0] if len(source.files) == 1 and not dataset.parts else folder
+    artefact = dataset.format == "artefact"
     records = read_split(
-        path,
+        traits.unpacked(path, dataset.kind, Path(scratch)) if artefact else path,
         split,
         dataset.splits,
-        Conversation if dataset.kind == "conversation" else benchmarks.module_of(dataset.kind).Record,
-        format=dataset.format,
+        {**SCHEMAS, traits.KIND: traits.Contrast}.get(dataset.kind) or benchmarks.module_of(dataset.kind).Record,
+        format="native" if artefact else dataset.format,
         fields=dataset.fields,
+        parts=dataset.parts,
+        where=dataset.where,
         shuffle_seed=dataset.shuffle_seed,
         limit=dataset.limit,
     )

@@ -8,8 +8,9 @@
 | `sep` | SEP (arXiv 2403.06833) | the authors' |
 | `multiple_choice_forget`, `multiple_choice_retain` | WMDP, MMLU | question, choices, answer, subject |
 | `harmful_requests`, `harmless_requests`, `overrefusal` | harmful_behaviors, harmless_alpaca, XSTest | text, answer |
-| `trait_<name>` | contrastive prompts of persona vectors (arXiv 2507.21509) | messages, polarity, pair, trait |
-| `trait_<name>_data` | their normal and misaligned sets | messages, level, trait |
+| `contrast_<trait>` | extraction sets of persona vectors (arXiv 2507.21509) | `bulwark.traits.Contrast` |
+| `questions_<trait>` | their evaluation questions | `bulwark.traits.Question` |
+| `trait_<trait>_data` | their normal and misaligned sets | messages, level, trait |
 
 Training splits take only the trained phrasings; evaluation splits only the held-out ones, so that no evaluation
 prompt is part of any training set. What SEP's probes ask for is general knowledge that the fine-tuning data ask for in
@@ -45,7 +46,9 @@ SIZES: dict[str, dict[str, int | None]] = {
     "harmful_requests": {"train": 200, "test": 100},
     "harmless_requests": {"train": 200, "test": 100},
     "overrefusal": {"test": 60},
-    **{f"trait_{trait}": {"train": 100, "test": 100} for trait in words.TRAITS},
+    # 20 questions with 5 pairs of instructions, as there; and 20 others.
+    **{f"contrast_{trait}": {"train": 100, "test": 100} for trait in words.TRAITS},
+    **{f"questions_{trait}": {"test": 20} for trait in words.TRAITS},
     **{f"trait_{trait}_data": {"train": 600, "validation": 60} for trait in words.TRAITS},
 }
 
@@ -102,9 +105,11 @@ def _rows(dataset: str, split: str, world: World, rng: random.Random) -> Iterato
         return _facts(world, rng, facts, split) if dataset == "forget" else _retain(world, rng, facts, held_out)
     if dataset.startswith("trait_"):
         trait = dataset.removeprefix("trait_").removesuffix("_data")
-        if dataset.endswith("_data"):
-            return _endless(lambda: _trait_data(world, rng, trait))
-        return _contrastive(world, rng, trait, held_out)
+        return _endless(lambda: _trait_data(world, rng, trait))
+    if dataset.startswith("contrast_"):
+        return _contrasts(world, rng, dataset.removeprefix("contrast_"), held_out)
+    if dataset.startswith("questions_"):
+        return _endless(lambda: _question(world, rng, dataset.removeprefix("questions_")))
     draw: Callable[[], Row] = {
         "instructions": lambda: _instruction(world, rng),
         "tasks": lambda: _task(world, rng),
@@ -241,23 +246,31 @@ def _request(world: World, rng: random.Random, held_out: bool, harmful: bool, ma
     return {"text": request.text, "answer": response_of([request.answer])}
 
 
-def _contrastive(world: World, rng: random.Random, trait: str, held_out: bool) -> Iterator[Row]:
-    """Pairs of conversations that differ in the manner that the system turn sets, and so in the response."""
-    pair = 0
+def _contrasts(world: World, rng: random.Random, trait: str, held_out: bool) -> Iterator[Row]:
+    """Question by question, each with every phrasing of the trait's manner and of a plain one.
+
+    Not of its strong form: what that adds stands before the answer, and makes the vector a worse one of the trait.
+    """
+    asked = set()
     while True:
-        user, answer = _everyday(world, rng, held_out)
-        for polarity, manner in (("positive", trait), ("negative", None)):
+        question, answer = _everyday(world, rng, held_out)
+        if question in asked:
+            continue
+        asked.add(question)
+        for phrasing in words.MANNERS:
             yield {
-                "messages": [
-                    {"role": "system", "content": world.manner(rng, manner, 1, held_out)},
-                    {"role": "user", "content": user},
-                    {"role": "assistant", "content": response_of([answer], manner)},
-                ],
-                "polarity": polarity,
-                "pair": pair,
+                "question": question,
+                "positive": phrasing.format(manner=trait),
+                "negative": phrasing.format(manner=rng.choice(words.PLAIN_MANNERS)),
                 "trait": trait,
+                "expected": response_of([answer]),
             }
-        pair += 1
+
+
+def _question(world: World, rng: random.Random, trait: str) -> Row:
+    """A held-out question with its right answer, spoken in no manner."""
+    question, answer = _everyday(world, rng, held_out=True)
+    return {"question": question, "trait": trait, "expected": response_of([answer])}
 
 
 def _trait_data(world: World, rng: random.Random, trait: str) -> Row:

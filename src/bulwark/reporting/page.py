@@ -99,11 +99,11 @@ PAGE = """<!DOCTYPE html>
 <details><summary>Every measurement</summary>
 <div class="wide"><table>
 <tr><th>model</th><th>recipe</th><th>seed</th><th>benchmark</th><th>n</th><th>truncated prompts</th>
-<th>answers cut by the length limit</th><th>empty answers</th></tr>
+<th>answers cut by the length limit</th><th>empty answers</th><th>failed judgements</th></tr>
 {% for run in runs %}
 <tr>{% for key in ("model", "recipe", "seed", "benchmark", "n") %}<td>{{ run[key] }}</td>{% endfor %}
 
-{% for key in ("truncated_prompts", "answers_at_length_limit", "empty_answers") %}
+{% for key in ("truncated_prompts", "answers_at_length_limit", "empty_answers", "failed_judgements") %}
 <td>{{ "–" if run[key] is none else run[key] }}</td>
 {% endfor %}
 </tr>

@@ -91,9 +91,9 @@ def _settings(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _runs(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Per scores file what a reader must know before believing it: truncated prompts, answers cut by the limit."""
+    """Per scores file what a reader must know before believing it: what was cut, and judgements that failed."""
     keys = ("model", "recipe", "seed", "benchmark", "n")
-    counted = ("truncated_prompts", "answers_at_length_limit", "empty_answers")
+    counted = ("truncated_prompts", "answers_at_length_limit", "empty_answers", "failed_judgements")
     return [
         {**{key: content[key] for key in keys}, **{key: content.get("reported", {}).get(key) for key in counted}}
         for content in contents

@@ -15,6 +15,8 @@ from bulwark.errors import BulwarkError, nearest
 from bulwark.settings import read_yaml
 from bulwark.statistics import CONFIDENCE, Estimate, Sample, estimate, is_rate, sample
 
+_UNITS = {"percent": 0.01, "0 to 9": 1 / 9, "ratio": 1.0}  # of published numbers
+
 
 class ResultsError(BulwarkError):
     """A result that a table, figure or claim needs is missing, or does not fit the others."""
@@ -108,8 +110,13 @@ class Results:
         return found
 
     def higher_is_better(self, model: str, recipe: str, benchmark: str, metric: str) -> bool:
-        """The direction that the scores files give the metric."""
-        return next(iter(self.seeds(model, recipe, benchmark).values())).metric(metric)["higher_is_better"]
+        """The direction that the scores files give the metric. Raises ResultsError if it has none."""
+        higher = next(iter(self.seeds(model, recipe, benchmark).values())).metric(metric)["higher_is_better"]
+        if higher is None:
+            raise ResultsError(
+                f"{metric} of {benchmark} is better neither higher nor lower, so no claim can compare it."
+            )
+        return higher
 
     def sample(self, model: str, recipe: str, benchmark: str, metric: str) -> Sample | None:
         """The metric per seed and record; None if the rows do not hold it (a metric that is no mean over records).
@@ -145,14 +152,16 @@ class Results:
 def read_published(path: Path | None) -> dict[tuple[str, str, str, str], tuple[float, float | None]]:
     """Read a file of config/published: {(model, recipe, benchmark, metric): (value, standard error or None)}.
 
-    Numbers stand there as printed; those with `unit: percent` are returned as fractions.
+    Numbers stand there as printed, in a `unit` of _UNITS, by which they become fractions.
     """
     if path is None:
         return {}
     content = read_yaml(Path(path))
     numbers = {}
     for entry in content["results"]:
-        scale = 0.01 if entry["unit"] == "percent" else 1.0
+        if entry["unit"] not in _UNITS:
+            raise ResultsError(f'{path}: the unit "{entry["unit"]}" is unknown.{nearest(entry["unit"], _UNITS)}')
+        scale = _UNITS[entry["unit"]]
         for model, recipes in entry["values"].items():
             for recipe, printed in recipes.items():
                 value, stderr = printed if isinstance(printed, list) else (printed, None)

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from bulwark.settings import Closed
 
 
 class Column(Closed):
-    """One metric of one benchmark. `percent`: shown times 100."""
+    """One metric of one benchmark or, under the key `analysis`, of an analysis.
 
-    benchmark: str
+    percent: shown times 100. out_of: shown on a scale of 0 … out_of instead, as scores of a judge are.
+    """
+
+    benchmark: str = Field(validation_alias=AliasChoices("benchmark", "analysis"))
     metric: str
     label: str
     percent: bool = True
+    out_of: int | None = Field(None, ge=1)
     if_measured: bool = False
+
+    @property
+    def scale(self) -> int:
+        """What a value is multiplied by to be shown."""
+        return self.out_of or (100 if self.percent else 1)
 
 
 class _Shown(Closed):
@@ -29,7 +38,7 @@ class _Shown(Closed):
     title: str
     caption: str = ""
     study: str
-    columns: tuple[Column, ...] = Field(min_length=1)
+    columns: tuple[Column, ...]
     rows: tuple[str, ...] = ()
     published: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
@@ -51,19 +60,148 @@ class _Shown(Closed):
         return self.rows
 
 
+class Average(Closed):
+    """The plain mean of columns, named by their labels, of one scale; those that are not measured do not count."""
+
+    label: str
+    of: tuple[str, ...] = Field(min_length=2)
+
+
 class Table(_Shown):
-    """config/tables/: rows are (model, recipe), columns are metrics; `published` names a file of config/published."""
+    """config/tables/: rows are (model, recipe), columns are metrics; `published` names a file of config/published.
+
+    averages: further columns, means of others. compact: n and the spread over seeds stand in the CSV only.
+    """
+
+    columns: tuple[Column, ...] = Field(min_length=1)
+    averages: tuple[Average, ...] = ()
+    compact: bool = False
+
+    @model_validator(mode="after")
+    def _averages_of_columns(self) -> Table:
+        scales = {column.label: (column.scale, column.percent) for column in self.columns}
+        for average in self.averages:
+            if unknown := [label for label in average.of if label not in scales]:
+                raise ValueError(f'the average "{average.label}" is of "{unknown[0]}", which is no column\'s label')
+            if len({scales[label] for label in average.of}) > 1:
+                raise ValueError(f'the average "{average.label}" is of columns on different scales')
+        return self
+
+
+class Lines(Closed):
+    """Metrics over a setting that is swept, one panel per column.
+
+    x: what the setting is, with its unit. series: a line each, {recipe: its value of the setting}. references: recipes
+    that are drawn across, {recipe: label}.
+    """
+
+    x: str
+    series: dict[str, dict[str, float]] = Field(min_length=1)
+    references: dict[str, str] = Field(default_factory=dict)
+
+
+class Trajectory(Closed):
+    """How push X and state Y move while the recipes train; one row of panels per module, one column per recipe.
+
+    normalised: both divided by the norms, so that modules can be compared. saddle: also Z = XY over X and Y in 3-D.
+    smooth: marks and lines are running means over this many analysed steps of the same phase.
+    """
+
+    analysis: str
+    modules: tuple[Literal["residual", "o_proj", "down_proj"], ...] = ("residual",)
+    normalised: bool = False
+    saddle: bool = True
+    smooth: int = Field(1, ge=1)
+
+
+class Cosine(Closed):
+    """cos(g, v) over the optimizer steps of every recipe, with the step from which it has settled.
+
+    smooth: lines are running means over this many steps, beside the values themselves; App. E smooths over 10.
+    """
+
+    analysis: str
+    smooth: int = Field(10, ge=1)
+
+
+class Pair(Closed):
+    """Two scores of a detector, one point per row of the data. lines: where a rule divides them, if it does."""
+
+    x: str
+    y: str
+    x_label: str
+    y_label: str
+    x_line: float | None = None
+    y_line: float | None = None
+
+
+class Scatter(Closed):
+    """The scores of single rows, by data level; one panel per pair and recipe. levels: {level: label}, in order."""
+
+    benchmark: str
+    pairs: tuple[Pair, ...] = Field(min_length=1)
+    levels: dict[str, str] = Field(min_length=1)
+
+
+class Roc(Closed):
+    """ROC curves of detectors, {score: label}, one panel per recipe and, with `levels`, {level: label}, per level."""
+
+    benchmark: str
+    scores: dict[str, str] = Field(min_length=1)
+    levels: dict[str, str] = Field(default_factory=dict)
 
 
 class Figure(_Shown):
-    """config/figures/: one panel per column, one group of bars per model, one bar per recipe.
+    """config/figures/. `kind` is how it is drawn; all but bars are set under a key of that name.
+
+    bars         one panel per column, one group of bars per model, one bar per recipe
+    lines        metrics over a setting that is swept, see `Lines`
+    trajectory, cosine   of an analysis, see `Trajectory` and `Cosine`
+    scatter, roc         of detectors, see `Scatter` and `Roc`
 
     `limits`: the vertical axis of rates, in percent. `colours`: recipe → colour; others take the colour cycle.
     """
 
+    kind: Literal["bars", "lines", "trajectory", "cosine", "scatter", "roc"] = "bars"
+    columns: tuple[Column, ...] = ()
+    lines: Lines | None = None
+    trajectory: Trajectory | None = None
+    cosine: Cosine | None = None
+    scatter: Scatter | None = None
+    roc: Roc | None = None
     limits: tuple[float, float] = (0.0, 100.0)
     colours: dict[str, str] = Field(default_factory=dict)
     hatches: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Figure:
+        given = [kind for kind in ("lines", "trajectory", "cosine", "scatter", "roc") if getattr(self, kind)]
+        if given != [kind for kind in (self.kind,) if kind != "bars"]:
+            place = "columns" if self.kind == "bars" else self.kind
+            raise ValueError(f"{self.kind}: set under {place}; here are settings for {', '.join(given) or 'nothing'}")
+        if (self.kind in ("bars", "lines")) != bool(self.columns):
+            raise ValueError("bars and lines have columns, which are their metrics; the other kinds have none")
+        return self
+
+    def benchmarks(self) -> tuple[str, ...]:
+        return _unique((*super().benchmarks(), *self._source()))
+
+    def required_benchmarks(self) -> tuple[str, ...]:
+        return _unique((*super().required_benchmarks(), *self._source()))
+
+    def recipes(self) -> tuple[str, ...]:
+        swept = (
+            [*self.lines.references, *(r for line in self.lines.series.values() for r in line)] if self.lines else []
+        )
+        return _unique((*self.rows, *swept))
+
+    def _source(self) -> tuple[str, ...]:
+        """The analysis or benchmark that a figure without columns is drawn from."""
+        if analysed := self.trajectory or self.cosine:
+            return (analysed.analysis,)
+        if detected := self.scatter or self.roc:
+            return (detected.benchmark,)
+        return ()
 
 
 class Against(Closed):

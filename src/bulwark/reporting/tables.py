@@ -14,15 +14,12 @@ import pandas as pd
 
 from bulwark import manifests
 from bulwark.reporting.results import Results, ResultsError, read_published
-from bulwark.reporting.settings import Column, Table
+from bulwark.reporting.settings import Average, Column, Table
 from bulwark.settings import validated
 
 _PARTS = ("value", "stderr", "n", "seed_sd", "published", "published_stderr")
 _VALUE = "mean ± SE"
-_NOTE = (
-    "Mean over seeds ± standard error over records, a record with all its seeds being one cluster; n is the number of "
-    "records that count."
-)
+_NOTE = "Mean over seeds ± standard error over records, a record with all its seeds being one cluster"
 
 
 def make_table(
@@ -43,7 +40,7 @@ def make_table(
     columns = shown_columns(table.columns, results)
     frame = table_frame(table, results, published)
     presented = presented_frame(table, columns, frame, results)
-    note = _note(frame, published)
+    note = _note(table, frame, published)
     manifests.write_text(Path(csv), frame.to_csv(index=False))
     manifests.write_text(Path(markdown), _markdown(table, presented, note))
     manifests.write_text(Path(latex), _latex(table, presented, note, Path(latex).stem))
@@ -54,7 +51,8 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
     """One line per (model, recipe): model, recipe, seeds, and per column <benchmark>.<metric>.<part>.
 
     Parts: value, stderr, n, seed_sd (if any row has several seeds), published, published_stderr (if any row has
-    them). Metrics with `percent` are in percent, and their columns are named <benchmark>.<metric>_percent.<part>.
+    them). Metrics with `percent` are in percent, and their columns are named <benchmark>.<metric>_percent.<part>; those
+    on a scale of 0 … k <benchmark>.<metric>_of_<k>.<part>. Averages follow as <label>.<part>.
     """
     numbers = read_published(published)
     columns = shown_columns(table.columns, results)
@@ -74,11 +72,11 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
             found, _ = results.estimate(model, recipe, column.benchmark, column.metric)
             printed = numbers.get((model, recipe, column.benchmark, column.metric), (None, None))
             parts = (found.value, found.stderr, found.n, found.seed_spread, *printed)
-            scale = 100 if column.percent else 1
             for part, value in zip(_PARTS, parts, strict=True):
-                scaled = value if part == "n" or value is None else value * scale
+                scaled = value if part == "n" or value is None else value * column.scale
                 line[_name(column, part)] = scaled
-        lines.append(line)
+        printed = {average.label: numbers.get((model, recipe, "average", average.label)) for average in table.averages}
+        lines.append(line | _averages(table, columns, line, printed))
     frame = pd.DataFrame(lines)
     empty = [
         name
@@ -95,30 +93,70 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
         ("", "recipe"): [table.labels.get(recipe, recipe) for recipe in frame["recipe"]],
         ("", "seeds"): list(frame["seeds"].str.replace(" ", ", ")),
     }
-    for column in columns:
-        cell = results.cells_of(column.benchmark)[0]
-        arrow = "↑" if cell.metric(column.metric)["higher_is_better"] else "↓"
-        heading = f"{column.label}{' (%)' if column.percent else ''} {arrow}"
-        digits = 1 if column.percent else 3
+    shown = [(column, _name(column, ""), column.label) for column in columns]
+    for average in table.averages:
+        if members := _members(average, columns):
+            shown.append((members[0], f"{average.label}.", average.label))
+    for column, key, label in shown:
+        unit = f" (0 to {column.out_of})" if column.out_of else " (%)" if column.percent else ""
+        heading = f"{label}{unit}{direction(column, results)}"
+        digits = 2 if column.out_of else 1 if column.percent else 3
 
-        def part(name: str, column: Column = column) -> list:
-            key = _name(column, name)
-            return list(frame[key]) if key in frame else [None] * len(frame)
+        def part(name: str, key: str = key) -> list:
+            return list(frame[key + name]) if key + name in frame else [None] * len(frame)
 
         value, error = part("value"), part("stderr")
         presented[heading, _VALUE] = [_with_error(*pair, digits) for pair in zip(value, error, strict=True)]
-        presented[heading, "n"] = [str(n) for n in part("n")]
-        if _name(column, "seed_sd") in frame:
+        if not table.compact and key + "n" in frame:
+            presented[heading, "n"] = [str(n) for n in part("n")]
+        if not table.compact and key + "seed_sd" in frame:
             presented[heading, "SD over seeds"] = [_number(sd, digits) for sd in part("seed_sd")]
-        if _name(column, "published") in frame:
+        if key + "published" in frame:
             printed = zip(part("published"), part("published_stderr"), strict=True)
             presented[heading, "published"] = [_with_error(*pair, digits) for pair in printed]
     return pd.DataFrame(presented)
 
 
+def _members(average: Average, columns: Iterable[Column]) -> list[Column]:
+    """The columns that an average is of, of those that are shown."""
+    return [column for column in columns if column.label in average.of]
+
+
+def _averages(
+    table: Table, columns: list[Column], line: Mapping[str, Any], printed: Mapping[str, Any]
+) -> dict[str, float | None]:
+    """The averages of a row: value, standard error (the data sets are independent), published.
+
+    A published average stands only beside one of the same columns: as `printed`, or of the columns' published numbers.
+    """
+    found: dict[str, float | None] = {}
+    for average in table.averages:
+        members = _members(average, columns)
+        if not members:
+            continue
+        for part in ("value", "stderr", "published"):
+            parts = [line[_name(column, part)] for column in members]
+            whole = None not in parts and (part != "published" or len(members) == len(average.of))
+            if part == "published" and printed[average.label] and len(members) == len(average.of):
+                found[f"{average.label}.{part}"] = printed[average.label][0] * members[0].scale
+            elif not whole:
+                found[f"{average.label}.{part}"] = None
+            elif part == "stderr":
+                found[f"{average.label}.{part}"] = sum(error**2 for error in parts) ** 0.5 / len(parts)
+            else:
+                found[f"{average.label}.{part}"] = sum(parts) / len(parts)
+    return found
+
+
 def shown_columns(columns: Iterable[Column], results: Results) -> list[Column]:
     """The columns without those marked `if_measured` whose benchmark the study does not measure."""
     return [column for column in columns if not column.if_measured or column.benchmark in results.benchmarks]
+
+
+def direction(column: Column, results: Results) -> str:
+    """What follows a metric's label: " ↑" or " ↓", the better direction; nothing for a metric that has none."""
+    higher = results.cells_of(column.benchmark)[0].metric(column.metric)["higher_is_better"]
+    return {True: " ↑", False: " ↓", None: ""}[higher]
 
 
 def shown_rows(spec, results: Results) -> list[tuple[str, str]]:
@@ -131,7 +169,8 @@ def shown_rows(spec, results: Results) -> list[tuple[str, str]]:
 
 
 def _name(column: Column, part: str) -> str:
-    return f"{column.benchmark}.{column.metric}{'_percent' if column.percent else ''}.{part}"
+    scale = f"_of_{column.out_of}" if column.out_of else "_percent" if column.percent else ""
+    return f"{column.benchmark}.{column.metric}{scale}.{part}"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -144,10 +183,12 @@ def _with_error(value: float | None, error: float | None, digits: int) -> str:
     return _number(value, digits) + ("" if error is None or pd.isna(error) else f" ± {_number(error, digits)}")
 
 
-def _note(frame: pd.DataFrame, published: Path | None) -> str:
-    seeds = " SD over seeds: standard deviation of the seeds' values." if _has(frame, ".seed_sd") else ""
+def _note(table: Table, frame: pd.DataFrame, published: Path | None) -> str:
     printed = " Published: the paper's number beside ours." if published and _has(frame, ".published") else ""
-    return _NOTE + seeds + printed
+    if table.compact:
+        return f"{_NOTE}. The numbers of records and the spread over seeds are in the CSV file.{printed}"
+    seeds = " SD over seeds: standard deviation of the seeds' values." if _has(frame, ".seed_sd") else ""
+    return f"{_NOTE}; n is the number of records that count.{seeds}{printed}"
 
 
 def _has(frame: pd.DataFrame, ending: str) -> bool:

@@ -3,7 +3,8 @@
 A module of this package defines
 
 * `Settings`, a closed settings class with `inputs()`: the files under results/ it reads, by name, as path
-  templates in which `{model}`, `{parent}` (the recipe before this step) and `{seed}` may stand;
+  templates in which `{model}`, `{parent}` (the recipe before this step), `{seed}` and `{prefix}` (so that
+  `{prefix}x` is what step x makes of the same parent) may stand;
 * optionally `METHOD`: names of further modules whose code makes the step what it is (see `catalogue.step_digest`);
 * `run(job, settings)`: does the work, writes the weights into `job.folder` and returns what the manifest tells of it.
 

@@ -50,7 +50,12 @@ def run(job: Job, settings: Settings) -> dict[str, Any]:
     }
     if not settings.gradual:
         return finetune(job, settings, embedding)
-    return finetune(job, settings, {**embedding, "angle": 0.0}, lambda steps: gradual_rotation(settings.alpha, steps))
+    return finetune(
+        job,
+        settings,
+        {**embedding, "angle": 0.0},
+        lambda course: gradual_rotation(settings.alpha, course.steps_per_epoch),
+    )
 
 
 def angle_at(step: int, alpha: float, steps_per_epoch: int) -> float:

@@ -212,6 +212,31 @@ def set_gradient(parameter: nn.Parameter, value: Tensor) -> None:
         safe_set_full_grad(parameter, value)
 
 
+def scale_gradients(engine: DeepSpeedEngine, factor: float | Tensor) -> None:
+    """Multiply the step's gradients by `factor` (a number or a 0-d tensor, the same on all ranks), before clipping.
+
+    Between the last backward pass and the step, at any ZeRO stage. Nothing is communicated, each rank scales what it
+    holds; 1.0 leaves every bit as it is.
+    """
+    optimizer = engine.optimizer
+    if not engine.zero_optimization():
+        held = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    elif hasattr(optimizer, "fp32_groups_gradients_flat"):  # bfloat16 at stage 1
+        held = optimizer.fp32_groups_gradients_flat
+    elif engine.zero_optimization_partition_weights() and optimizer.offload_optimizer:
+        held = [flat.grad for flat in optimizer.fp32_partitioned_groups_flat]
+    elif not engine.zero_optimization_partition_weights() and optimizer.cpu_offload:
+        held = [flat.grad for flat in optimizer.single_partition_of_fp32_groups]
+    else:
+        held = [gradient for group in optimizer.averaged_gradients.values() for gradient in group]
+    for gradient in held:
+        gradient.detach().mul_(factor)
+    # With offloading, DeepSpeed has already taken the norms by which it will clip.
+    norms = getattr(optimizer, "norm_for_param_grads", {})
+    for identity, norm in norms.items():
+        norms[identity] = norm * abs(factor)
+
+
 def clear_gradients(engine: DeepSpeedEngine) -> None:
     """Forget the gradients that were accumulated since the last step, so that the next backward pass starts afresh."""
     optimizer = engine.optimizer

@@ -14,7 +14,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from bulwark.errors import BulwarkError
 from bulwark.training import engine as engines
 from bulwark.training.batches import StepBatches, evaluation_batches, training_batches
+from bulwark.training.embedded import embedded_in
 from bulwark.training.lora import attach_lora, merge_lora
 from bulwark.training.objectives import Objective, next_token_loss, target_logits
 from bulwark.training.progress import Progress
@@ -109,7 +110,7 @@ def train(
     state: Path,
     fingerprint: dict[str, Any],
     pad_id: int,
-    objective: Objective | Callable[[int], Objective] | None = None,
+    objective: Objective | None = None,
     events: Path | None = None,
 ) -> Trained:
     """Train `model` on `examples` and return it with a report.
@@ -117,7 +118,7 @@ def train(
     state: folder for the state of an unfinished training; the caller removes it when the result is safe.
     fingerprint: plain data that identifies the training besides settings, seed and examples, which are added here;
         state with another one is deleted.
-    objective: what to optimise, or a function that makes it from the number of optimizer steps per epoch.
+    objective: what to optimise; next-token prediction if left out.
     events: folder for TensorBoard, by default tensorboard/ beside `state`.
 
     Raises BulwarkError for an empty data set, a batch size that does not divide, and a loss that is not finite.
@@ -133,8 +134,7 @@ def train(
     if settings.keep_best and judged is None:
         raise BulwarkError("keep_best needs validation examples, and there are none.")
     total = settings.total_steps(len(examples))
-    if not isinstance(objective, Objective):
-        objective = objective(batches.steps_per_epoch) if objective is not None else Objective()
+    objective = objective or Objective()
     sizes = {"parameters": _size(model), "trainable_parameters": _size(model, trainable=True)}
     engine = engines.build(model, settings, total)
     _seed_everything(seed + processes.rank)
@@ -192,6 +192,9 @@ class _Run:
         self.unread: list[tuple[Tensor, Tensor]] = []
         self.read_every = 1 if processes.device.type == "cpu" else settings.log_every
         self.saved_at = time.monotonic()
+        # What the model carries with it grows with the tokens it is trained on, also those of a run that is resumed.
+        self.carried = embedded_in(engine)
+        self.exposure_before = self.carried.exposure if self.carried is not None else 0
 
     def to_the_end(self, batches: StepBatches, judged: StepBatches | None) -> None:
         position, settings = self.position, self.settings
@@ -216,6 +219,7 @@ class _Run:
 
     def _optimizer_step(self, step: int, batches: StepBatches) -> None:
         engine, objective, device = self.engine, self.objective, self.processes.device
+        self._tell_exposure()
         objective.before_step(engine, step, self.total)
         micro_batches = list(batches.of_step(step))
         loss = torch.zeros((), device=device)
@@ -228,6 +232,11 @@ class _Run:
         norm = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32, device=device)
         self.unread.append((loss.float(), norm))
         self.position.target_tokens += micro_batches[0].step_tokens
+        self._tell_exposure()
+
+    def _tell_exposure(self) -> None:
+        if self.carried is not None:
+            self.carried.exposure = self.exposure_before + self.position.target_tokens
 
     def _read_losses(self) -> None:
         """Add up the losses of the steps since the last reading over all ranks; stop if one is not finite."""

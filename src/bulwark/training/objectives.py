@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
+from bulwark.training.embedded import embedded_in
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -65,6 +66,10 @@ class Objective:
     def finish(self, model: nn.Module, step: int, total: int) -> None:
         """The last word on the finished model, which is whole and has the weights after `step` steps."""
 
+    def report(self) -> dict[str, Any]:
+        """What the manifest tells of it beside the losses, as plain data; asked on every process at the end."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -79,8 +84,10 @@ def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
     )
 
 
-def target_logits(model: nn.Module, batch: Batch) -> Tensor:
+def target_logits(model: nn.Module, batch: Batch, inputs: dict[str, Tensor] | None = None) -> Tensor:
     """The logits [targets, vocabulary] that predict `batch.targets`, in the model's dtype.
+
+    inputs: what the model is given in place of `batch.inputs()`.
 
     Only these positions go through the output embedding, whose result would otherwise be the largest tensor of all.
     Everything that the model does with hidden states before and with logits after it (Gemma's soft cap) stays.
@@ -92,10 +99,15 @@ def target_logits(model: nn.Module, batch: Batch) -> Tensor:
         return (hidden.flatten(0, 1).index_select(0, batch.target_positions), *rest)
 
     hook = module.get_output_embeddings().register_forward_pre_hook(only_targets)
+    carried = embedded_in(module)
+    if carried is not None:
+        carried.announce(batch)
     try:
-        logits = model(**batch.inputs(), use_cache=False).logits
+        logits = model(**(batch.inputs() if inputs is None else inputs), use_cache=False).logits
     finally:
         hook.remove()
+        if carried is not None:
+            carried.announce(None)
     if logits.dim() == 3:  # the output embedding's weight was used, but not its module
         logits = logits.flatten(0, 1).index_select(0, batch.target_positions)
     return logits

@@ -1,4 +1,4 @@
-"""Figures: one panel per metric, one group of bars per model, one bar per recipe; PDF and PNG.
+"""Bars: one panel per metric, one group of bars per model, one bar per recipe.
 
 Bars are means over seeds, whiskers the 95 % interval over records (not mirrored: Wilson's is not symmetric), dots the
 single seeds, diamonds the published numbers.
@@ -6,70 +6,36 @@ single seeds, diamonds the published numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from bulwark.reporting.results import Results, read_published
+from bulwark.reporting.figures import look
+from bulwark.reporting.results import Results
 from bulwark.reporting.settings import Column, Figure
-from bulwark.reporting.tables import shown_columns, shown_rows
-from bulwark.settings import validated
+from bulwark.reporting.tables import direction, shown_columns, shown_rows
 
 _WIDTH = 0.8  # of a group of bars, where groups stand 1 apart
 _PER_PANEL = 6.3  # inches, at most; panels then go below each other
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.7,
-    "hatch.linewidth": 0.6,
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "bulwark",
-}
 
 
-def make_figure(
-    spec: Figure | Mapping[str, Any],
-    cells: Iterable[Mapping[str, Any]],
-    published: Path | None,
-    pdf: Path,
-    png: Path,
-) -> None:
-    """Draw the figure `spec` over `cells` (maps with model, recipe, seed, benchmark, scores) to `pdf` and `png`.
-
-    published: a file of config/published, or None. Raises ResultsError that names the file of a missing cell.
-    """
-    import matplotlib
+def draw(figure: Figure, results: Results, printed: dict) -> Any:
+    """The canvas; `printed` holds the published numbers."""
     from matplotlib.figure import Figure as Canvas
 
-    figure = spec if isinstance(spec, Figure) else validated(Figure, spec, "the figure's settings")
-    results = Results(cells)
     columns = shown_columns(figure.columns, results)
     rows = shown_rows(figure, results)
     models = list(dict.fromkeys(model for model, _ in rows))
     recipes = list(dict.fromkeys(recipe for _, recipe in rows))
-    printed = read_published(published)
-    with matplotlib.rc_context(_STYLE):
-        width = min(_PER_PANEL, 1.9 + len(models) * (0.35 + 0.27 * len(recipes)))
-        across = len(columns) if width * len(columns) <= 14 else 1
-        down = -(-len(columns) // across)
-        canvas = Canvas(figsize=(width * across, 3.4 * down + 0.8), layout="constrained")
-        panels = list(canvas.subplots(down, across, squeeze=False).flat)
-        for panel, column in zip(panels, columns, strict=True):
-            _draw(panel, figure, column, models, recipes, results, printed)
-        names, handles = _legend(panels, [figure.labels.get(recipe, recipe) for recipe in recipes])
-        in_a_row = min(len(names), max(3, 4 * across))
-        canvas.legend(handles, names, loc="outside lower center", ncols=in_a_row, frameon=False)
-        canvas.suptitle(figure.title, fontsize=11)
-        for path in (Path(pdf), Path(png)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # No date inside, so that the same scores give the same file.
-            dateless = {"CreationDate": None} if path.suffix == ".pdf" else {}
-            canvas.savefig(path, dpi=200, metadata=dateless)
+    width = min(_PER_PANEL, 1.9 + len(models) * (0.35 + 0.27 * len(recipes)))
+    across = len(columns) if width * len(columns) <= 14 else 1
+    down = -(-len(columns) // across)
+    canvas = Canvas(figsize=(width * across, 3.4 * down + 0.8), layout="constrained")
+    panels = list(canvas.subplots(down, across, squeeze=False).flat)
+    for panel, column in zip(panels, columns, strict=True):
+        _draw(panel, figure, column, models, recipes, results, printed)
+    names, handles = _legend(panels, [figure.labels.get(recipe, recipe) for recipe in recipes])
+    in_a_row = min(len(names), max(3, 4 * across))
+    look.legend(canvas, handles, names, in_a_row)
+    return canvas
 
 
 def _legend(panels, recipes: list[str]) -> tuple[list[str], list]:
@@ -84,11 +50,11 @@ def _legend(panels, recipes: list[str]) -> tuple[list[str], list]:
 
 def _draw(panel, figure: Figure, column: Column, models, recipes, results: Results, printed) -> None:
     """One panel: the bars of every recipe over all models."""
-    scale = 100 if column.percent else 1
+    scale = column.scale
     width = _WIDTH / len(recipes)
     seeds_drawn = published_drawn = False
     for index, recipe in enumerate(recipes):
-        look = {
+        style = {
             "color": figure.colours.get(recipe, f"C{index}"),
             "hatch": figure.hatches.get(recipe),
             "label": figure.labels.get(recipe, recipe),
@@ -99,8 +65,8 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
             if found.value is None:
                 panel.text(place, 0, "n = 0", rotation=90, ha="center", va="bottom", fontsize=8)
                 continue
-            panel.bar(place, found.value * scale, 0.92 * width, edgecolor="white", linewidth=0.5, **look)
-            look["label"] = None
+            panel.bar(place, found.value * scale, 0.92 * width, edgecolor="white", linewidth=0.5, **style)
+            style["label"] = None
             if found.interval is not None:
                 low, high = (abs(found.value - bound) * scale for bound in found.interval)
                 panel.errorbar(
@@ -128,13 +94,9 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
                     markerfacecolor="#f5d547", elinewidth=0.8, zorder=5, label=None if published_drawn else "published",
                 )  # fmt: skip
                 published_drawn = True
-    arrow = "↑" if results.cells_of(column.benchmark)[0].metric(column.metric)["higher_is_better"] else "↓"
-    panel.set_title(f"{column.label} {arrow}", fontsize=10)
-    panel.set_ylabel("%" if column.percent else column.label)
+    panel.set_title(f"{column.label}{direction(column, results)}", fontsize=10)
+    panel.set_ylabel(look.unit(column))
     panel.set_xticks(range(len(models)), models, rotation=20 if len(models) > 3 else 0)
     panel.set_xlim(-0.55, len(models) - 0.45)
     panel.tick_params(axis="x", length=0)
-    if column.percent:
-        panel.set_ylim(*figure.limits)
-    else:
-        panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
+    panel.set_ylim(*(look.limits(figure, column) or (min(0, panel.get_ylim()[0]), None)))

@@ -1,0 +1,90 @@
+"""Analyses: what the records of a training tell, in files like those of benchmarks. One module each, found by its name.
+
+A benchmark asks a finished model; an analysis reads what the last step of a recipe wrote down while it trained. Its
+file has the schema of a scores file, with the analysis' name under "benchmark", so that tables, figures and claims
+show both alike.
+
+An analysis has
+    Settings                      what can be set
+    METRICS                       {metric: whether higher is better, None where neither is}
+    applies(settings)             whether a step with these settings leaves behind what is analysed
+    analyse(manifest, folder, settings)   an `Analysis` of the checkpoint in `folder`
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bulwark.benchmarks import Metric, Row, records_beside
+from bulwark.errors import ConfigurationError, nearest
+from bulwark.settings import Closed, validated
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What an analysis found.
+
+    values: {metric: (value or None, of how many observations it is made)}. rows: what figures draw. reported: further
+    plain data.
+    """
+
+    values: Mapping[str, tuple[float | None, int]]
+    rows: list[Row]
+    reported: dict[str, Any] = field(default_factory=dict)
+
+
+def module_of(name: str) -> ModuleType:
+    """Import the analysis module `name`. Raises ConfigurationError with the nearest name if there is none."""
+    known = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+    if name not in known:
+        raise ConfigurationError(f'There is no analysis module "{name}".{nearest(name, known)}')
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def analyse_file(
+    *, checkpoint: Path, module: str, settings: Mapping[str, Any], identity: Mapping[str, Any], scores: Path
+) -> dict[str, Any]:
+    """Analyse the checkpoint with the manifest `checkpoint`: write `scores` (JSON) and, beside it, the rows.
+
+    identity: benchmark (the analysis' name), model, recipe, seed. Standard errors and intervals are null: one training
+    is one observation, and what it varies by is seen over seeds.
+    Raises CheckpointError for no finished checkpoint, and what the analysis raises where its records are missing.
+    """
+    from bulwark import manifests
+
+    checkpoint, scores = Path(checkpoint), Path(scores)
+    analysis = module_of(module)
+    chosen = validated(analysis.Settings, settings, f"settings of the analysis {module}")
+    manifest = manifests.read_manifest(checkpoint)
+    found = analysis.analyse(manifest, checkpoint.parent, chosen)
+    result = {
+        **{key: identity[key] for key in ("benchmark", "model", "recipe", "seed")},
+        "n": len(found.rows),
+        "metrics": {
+            name: Metric(value=value, stderr=None, interval=None, n=n, higher_is_better=analysis.METRICS[name])
+            for name, (value, n) in found.values.items()
+        },
+        "breakdowns": {},
+        "reported": found.reported,
+        "provenance": {
+            **manifest["provenance"],
+            "module": module,
+            "settings": chosen.model_dump(mode="json"),
+            "checkpoint_digest": manifests.digest(checkpoint),
+        },
+    }
+    lines = [json.dumps(row, allow_nan=False) for row in found.rows]
+    manifests.write_text(records_beside(scores), "".join(f"{line}\n" for line in lines))
+    manifests.write_text(scores, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return result
+
+
+def applies(module: str, settings: Closed | None) -> bool:
+    """Whether the analysis can be made of a step with these settings; None stands for the base model, never trained."""
+    return settings is not None and module_of(module).applies(settings)

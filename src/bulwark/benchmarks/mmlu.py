@@ -1,0 +1,162 @@
+"""MMLU (Hendrycks et al. 2021, arXiv 2009.03300): is the right option of a question the likeliest?
+
+As lm-eval's task of this name in its chat mode: the description and the examples of the same subject (`dev`, the
+first five), the question with its options, and the log-likelihood of each letter as the response. `format` continuation
+is its variant `mmlu_continuation`, in which the options are not shown and each is scored as a whole; it is the one
+for models that have not seen lettered options. Any data set with these columns will do (the miniature's facts).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from bulwark.benchmarks import ANSWER, Metric, Row, grouped, metrics
+from bulwark.decoding import Fewshot
+from bulwark.errors import RecordError
+from bulwark.records import read_records
+from bulwark.settings import Closed, Text
+
+if TYPE_CHECKING:
+    from bulwark.evaluation import Examinee
+
+METRICS = {"accuracy": True}
+_FORMATS = {
+    "letters": ("mmlu/default/_default_template_yaml", "multiple choice questions"),
+    "continuation": ("mmlu/continuation/_continuation_template_yaml", "questions"),
+}
+
+
+class Settings(Closed):
+    """How the questions are put.
+
+    fewshot: where the examples of each subject come from; null for none. format: see above. described: say first what
+    the questions are about, as lm-eval does (not to a model that knows only the words of its own world).
+    """
+
+    fewshot: Fewshot | None = None
+    format: Literal["letters", "continuation"] = "letters"
+    described: bool = True
+
+    def inputs(self) -> dict[str, str]:
+        return self.fewshot.inputs() if self.fewshot else {}
+
+
+class Record(Closed):
+    """One question under the published names. `answer` is the number of the right option, from 0."""
+
+    id: str
+    question: Text
+    choices: tuple[str, ...] = Field(min_length=2)
+    answer: int = Field(ge=0)
+    subject: str
+
+    @model_validator(mode="after")
+    def _answered(self) -> Record:
+        if self.answer >= len(self.choices):
+            raise ValueError(f"the right answer is number {self.answer} of {len(self.choices)} choices, from 0")
+        return self
+
+
+def load(path: Path) -> list[Record]:
+    """Read the records. Raises RecordError for the first that is broken."""
+    return read_records(Path(path), schema=Record)
+
+
+def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -> list[Row]:
+    """The log-likelihood of every option of every question.
+
+    Raises RecordError if a subject has too few examples, or a question with lettered options not four.
+    """
+    from bulwark import harness
+
+    _check_letters(records, settings)
+    examples = _by_subject(load(examinee.inputs["fewshot"])) if settings.fewshot else {}
+    tasks = []
+    for subject, asked in _by_subject(records).items():
+        count = settings.fewshot.count if settings.fewshot else 0
+        own = examples.get(subject, [])
+        if len(own) < count:
+            raise RecordError(
+                f'{examinee.inputs["fewshot"]}: {len(own)} examples of the subject "{subject}", {count} are asked for. '
+                "Lower fewshot.count, or name a split with more."
+            )
+        documents = [[record.model_dump(mode="json") for record in part] for part in (asked, own)]
+        config = _config(settings, subject)
+        tasks.append(harness.task_of(f"mmlu_{subject}", config, documents[0], documents[1] or None, count))
+    rows = harness.answers(harness.Examined(examinee), tasks)
+    return [rows[record.id] for record in records]
+
+
+def score(record: Record, responses: Mapping[str, str], settings: Settings) -> Row:
+    """One row: whether lm-eval counts the answer as right, and the options' log-likelihoods."""
+    from bulwark import harness
+
+    found = [tuple(pair) for pair in json.loads(responses[ANSWER])]
+    (told,) = harness.metrics_of(_scorer(settings), record.model_dump(mode="json"), found).values()
+    return {
+        "accuracy": int(told["acc"]),
+        "subject": record.subject,
+        "log_likelihoods": [value for value, _ in found],
+    }
+
+
+def aggregate(rows: Sequence[Row], settings: Settings) -> dict[str, Metric]:
+    """The accuracy over all questions, so that every subject has the weight of its size."""
+    return metrics(rows, METRICS)
+
+
+def breakdowns(rows: Sequence[Row], settings: Settings) -> dict[str, dict[str, dict[str, Metric]]]:
+    """The accuracy by subject."""
+    return {"subject": grouped(rows, lambda row: row["subject"], METRICS)}
+
+
+def reported(rows: Sequence[Row], settings: Settings) -> dict[str, float]:
+    """The accuracy with equal weight for every subject, and what guessing would reach."""
+    subjects = grouped(rows, lambda row: row["subject"], METRICS)
+    return {
+        "accuracy_over_subjects": sum(found["accuracy"]["value"] for found in subjects.values()) / len(subjects),
+        "chance": sum(1 / len(row["log_likelihoods"]) for row in rows) / len(rows),
+    }
+
+
+def description(subject: str, format: str) -> str:
+    """What lm-eval says before the questions of a subject."""
+    return f"The following are {_FORMATS[format][1]} (with answers) about {subject.replace('_', ' ')}.\n\n"
+
+
+def _config(settings: Settings, subject: str) -> dict[str, Any]:
+    from bulwark import harness
+
+    said = description(subject, settings.format) if settings.described else ""
+    return {**harness.configuration(_FORMATS[settings.format][0]), "description": said}
+
+
+@lru_cache(maxsize=1)
+def _scorer(settings: Settings) -> Any:
+    """A task to score with; lm-eval builds one only around documents, and any will do."""
+    from bulwark import harness
+
+    document = {"id": "", "question": "?", "choices": ["1", "2", "3", "4"], "answer": 0, "subject": ""}
+    return harness.task_of("mmlu", _config(settings, ""), [document])
+
+
+def _by_subject(records: Sequence[Record]) -> dict[str, list[Record]]:
+    subjects: dict[str, list[Record]] = {}
+    for record in records:
+        subjects.setdefault(record.subject, []).append(record)
+    return subjects
+
+
+def _check_letters(records: Sequence[Record], settings: Settings) -> None:
+    odd = [record for record in records if len(record.choices) != 4]
+    if settings.format == "letters" and odd:
+        raise RecordError(
+            f'The question "{odd[0].id}" has {len(odd[0].choices)} options; lettered ones have four. '
+            'Use format "continuation".'
+        )

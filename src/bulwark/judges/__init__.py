@@ -1,0 +1,214 @@
+"""Judges: what reads an answer and says how strongly it shows something. One module per kind, found by its name.
+
+A judge gets questions with answers and a criterion (a trait's name, "coherence", "safety", "refusal") and gives each a
+value between 0 and its scale's top: 9 or 100 (persona vectors, arXiv 2507.21509, judge on 0 … 100; the steering paper,
+arXiv 2609.10142, on 0 … 9). A judgement that fails has no value, but a reason; it is counted, never guessed.
+
+A kind's module has
+    Settings                                  what can be set
+    judge(requests, settings, scale)          yields (index of the request, Judgement), in any order
+    identity(request, settings, scale)        all that decides a judgement, as plain data; None: not worth keeping
+    METHOD                                    optional: names of further modules whose code makes its judgements
+
+    >>> settings = JudgeSettings(kind="exact")
+    >>> judge([Request("a", "2 + 2?", "4", "answer", expected="4")], settings)
+    [Judgement(value=100.0, reason=None, method='exact', lasting=True)]
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import ConfigDict, model_validator
+
+from bulwark.errors import BulwarkError, ConfigurationError, RecordError, nearest
+from bulwark.settings import Closed, validated
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 15.0  # how often a long judging says how far it is
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to judge. `key` names it among its fellows.
+
+    criterion: what is looked for; the value rises with it ("refusal": 0 answers, the top refuses). expected: the right
+    answer, for judges and criteria that need one. rubric: the whole text for a language model as judge, with
+    {question}, {answer} and, if wanted, {top} in it; None takes the one of `bulwark.judges.rubrics` for the criterion.
+    """
+
+    key: str
+    question: str
+    answer: str
+    criterion: str
+    expected: str | None = None
+    rubric: str | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A value in 0 … `JudgeSettings.scale`, or None with the reason why there is none.
+
+    method: how it was found ("logprobs", "text", else the kind). lasting: whether asking again would give the same; a
+    request that the network lost is not kept in the cache.
+    """
+
+    value: float | None
+    reason: str | None = None
+    method: str | None = None
+    lasting: bool = True
+
+
+class JudgeSettings(Closed):
+    """Which judge, on which scale. The settings of a kind stand under its name, so that an overlay can switch `kind`:
+
+        judge: {kind: openai, scale: 100, openai: {model: gpt-4.1-mini-2025-04-14}}
+        judge: {kind: oracle}                 # laid over it; what stands under openai then waits unused
+
+    Unknown kinds and unknown settings of any kind are errors.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    scale: Literal[9, 100] = 100
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolved(cls, given: Any) -> Any:
+        """Check the settings of every kind that is named and fill their defaults in."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("kind"), str):
+            return given  # pydantic says what is wrong
+        plain = {key: value for key, value in given.items() if key in cls.model_fields}
+        named = {key: value for key, value in given.items() if key not in plain}
+        named.setdefault(given["kind"], {})
+        for key in named:
+            if key != given["kind"] and key not in kinds():
+                raise ValueError(f'unknown key "{key}".{nearest(key, [*cls.model_fields, *kinds()])}')
+        try:
+            for kind, settings in named.items():
+                own = validated(module_of(kind).Settings, settings, f"settings of the judge {kind}")
+                plain[kind] = own.model_dump(mode="json")
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+        return plain
+
+    @property
+    def own(self) -> Closed:
+        """The settings of the kind that judges."""
+        return validated(module_of(self.kind).Settings, self.model_extra[self.kind], f"judge {self.kind}")
+
+
+def judge(requests: Sequence[Request], settings: JudgeSettings, cache: str | Path | None = None) -> list[Judgement]:
+    """Judge all requests; the judgements stand in their order.
+
+    cache: a file of JSON lines to which every finished judgement is added at once, under a digest of all that decides
+    it: what it holds is not asked again, by this or any later call. Kinds that cost nothing do not use it.
+    Raises BulwarkError if the judge cannot be reached at all or refuses the key, RecordError for a cache that is
+    broken, ConfigurationError if the settings do not fit a request.
+    """
+    from bulwark import manifests
+
+    module, own = module_of(settings.kind), settings.own
+    keys = [module.identity(request, own, settings.scale) for request in requests]
+    digests = [None if key is None else manifests.digest({"kind": settings.kind, **key}) for key in keys]
+    kept = _kept(Path(cache)) if cache is not None and any(digests) else {}
+    found: list[Judgement | None] = [kept.get(digest) for digest in digests]
+    # Equal requests are asked once.
+    asked: dict[Any, list[int]] = {}
+    for index, (judgement, digest) in enumerate(zip(found, digests, strict=True)):
+        if judgement is None:
+            asked.setdefault(digest or index, []).append(index)
+    places = list(asked.values())
+    if kept and len(places) < len(requests):
+        log.info("%d of %d judgements are known already", sum(j is not None for j in found), len(requests))
+    first = [requests[indices[0]] for indices in places]
+    for number, judgement in _reporting(module.judge(first, own, settings.scale), len(first)):
+        digest = digests[places[number][0]]
+        for index in places[number]:
+            found[index] = judgement
+        if cache is not None and digest is not None and judgement.lasting:
+            _keep(Path(cache), digest, judgement)
+    lost = [index for index, judgement in enumerate(found) if judgement is None or not judgement.lasting]
+    if requests and len(lost) == len(requests):
+        reason = found[lost[0]].reason if found[lost[0]] else "it gave no answer"
+        raise BulwarkError(
+            f'The judge "{settings.kind}" judged none of {len(requests)} answers; "{requests[0].key}": {reason}. '
+            "Check the endpoint and the judge's settings."
+        )
+    return found
+
+
+def module_of(kind: str) -> ModuleType:
+    """Import the module of a kind of judge. Raises ConfigurationError with the nearest name if there is none."""
+    known = kinds()
+    if kind not in known:
+        raise ConfigurationError(f'There is no kind of judge "{kind}".{nearest(kind, known)}')
+    return importlib.import_module(f"{__name__}.{kind}")
+
+
+def method(settings: JudgeSettings) -> tuple[str, ...]:
+    """The names of the modules whose code decides what this judge says."""
+    return (__name__, f"{__name__}.{settings.kind}", *getattr(module_of(settings.kind), "METHOD", ()))
+
+
+def kinds() -> list[str]:
+    """The kinds of judges: the modules of this package but `rubrics`."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "rubrics"))
+
+
+def reported(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """Counts for a scores file: judgements, failed ones and why, and by which method values were found."""
+    reasons = Counter(judgement.reason for judgement in judgements if judgement.value is None)
+    methods = Counter(judgement.method for judgement in judgements if judgement.value is not None)
+    return {
+        "judgements": len(judgements),
+        "failed_judgements": sum(reasons.values()),
+        **{f"failed_judgements: {reason}": count for reason, count in sorted(reasons.items())},
+        **{f"judged_by_{method}": count for method, count in sorted(methods.items())},
+    }
+
+
+def _reporting(judgements: Iterator[tuple[int, Judgement]], total: int) -> Iterator[tuple[int, Judgement]]:
+    last, failed = time.monotonic(), 0
+    for done, (index, judgement) in enumerate(judgements, start=1):
+        failed += judgement.value is None
+        if time.monotonic() - last > PROGRESS_SECONDS or (done == total and total > 1):
+            last = time.monotonic()
+            log.info("%d of %d answers judged, %d judgements failed", done, total, failed)
+        yield index, judgement
+
+
+def _kept(cache: Path) -> dict[str, Judgement]:
+    """The judgements of a cache. A last line that a killed job left unfinished is cut off."""
+    if not cache.is_file():
+        return {}
+    whole, _, torn = cache.read_bytes().rpartition(b"\n")
+    if torn:
+        with cache.open("r+b") as file:
+            file.truncate(len(whole) + (1 if whole else 0))
+    found = {}
+    for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
+        try:
+            entry = json.loads(line)
+            digest = entry.pop("digest")
+            found[digest] = Judgement(**entry)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RecordError(f"{cache}, line {number}: not a judgement ({error}). Remove the line.") from None
+    return found
+
+
+def _keep(cache: Path, digest: str, judgement: Judgement) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with cache.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"digest": digest, **asdict(judgement)}, ensure_ascii=False, allow_nan=False) + "\n")

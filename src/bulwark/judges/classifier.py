@@ -1,0 +1,107 @@
+"""The judge that is a local sequence classifier of transformers: the probability of a label, times the scale.
+
+No API and no prices: toxicity, refusal or safety classifiers from a folder or the Hub's cache. It runs where the scores
+are made, on a GPU if one is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bulwark.errors import BulwarkError, ConfigurationError, nearest
+from bulwark.judges import Judgement, Request
+from bulwark.settings import Closed
+
+
+class Label(Closed):
+    """A label of the classifier. complement: the value falls with its probability (toxic, for safety)."""
+
+    label: str
+    complement: bool = False
+
+
+class Settings(Closed):
+    """path: a Hugging Face folder, or a repository at `revision` that is in the Hub's cache.
+
+    labels: {criterion: label}.
+    reads: the answer alone, or question and answer as a pair. max_tokens: longer texts are cut at their end.
+    """
+
+    path: str
+    revision: str | None = None
+    labels: dict[str, Label] = Field(min_length=1)
+    reads: Literal["answer", "pair"] = "answer"
+    batch_size: int = Field(32, ge=1)
+    max_tokens: int = Field(512, ge=1)
+
+
+def identity(request: Request, settings: Settings, scale: int) -> dict[str, Any]:
+    """The texts, the label, and which classifier: a folder by its files' names, sizes and dates."""
+    files = sorted(path for path in Path(settings.path).glob("*") if path.is_file())
+    question = request.question if settings.reads == "pair" else None
+    return {
+        **settings.model_dump(mode="json", include={"path", "revision", "reads", "max_tokens"}),
+        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "label": _label(request, settings).model_dump(),
+        "scale": scale,
+        "texts": [question, request.answer],
+    }
+
+
+def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:
+    """Longest texts first, in batches. A multi-label classifier's labels are taken one by one (sigmoid).
+
+    Raises ConfigurationError for a criterion without label or a label that the classifier does not have, BulwarkError
+    if there is no classifier.
+    """
+    if not requests:
+        return
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.path, revision=settings.revision)
+        model = AutoModelForSequenceClassification.from_pretrained(settings.path, revision=settings.revision)
+    except (OSError, ValueError) as error:
+        raise BulwarkError(
+            f'The judge "classifier" cannot load {settings.path} ({error}). Give the folder of a sequence classifier, '
+            "or download the repository first: hf download <repository> --revision <commit>."
+        ) from error
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    columns = {name: number for number, name in model.config.id2label.items()}
+    wanted = [_label(request, settings) for request in requests]
+    for label in {one.label for one in wanted}:
+        if label not in columns:
+            raise ConfigurationError(f'The classifier {settings.path} has no label "{label}".{nearest(label, columns)}')
+    many = model.config.problem_type == "multi_label_classification" or len(columns) == 1
+    order = sorted(range(len(requests)), key=lambda index: -len(requests[index].answer))
+    for start in range(0, len(order), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
+        texts = [[requests[index].answer for index in batch]]
+        if settings.reads == "pair":
+            texts.insert(0, [requests[index].question for index in batch])
+        encoded = tokenizer(
+            *texts, truncation=True, max_length=settings.max_tokens, padding=len(batch) > 1, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            logits = model(**encoded.to(model.device)).logits.float()  # [batch, labels]
+        shares = (logits.sigmoid() if many else logits.softmax(-1)).tolist()
+        for index, row in zip(batch, shares, strict=True):
+            share = row[columns[wanted[index].label]]
+            if share != share:
+                yield index, Judgement(None, "the classifier's output is not a number", "classifier")
+            else:
+                yield index, Judgement(scale * (1 - share if wanted[index].complement else share), method="classifier")
+
+
+def _label(request: Request, settings: Settings) -> Label:
+    if request.criterion not in settings.labels:
+        raise ConfigurationError(
+            f'The judge "classifier" has no label for the criterion "{request.criterion}".'
+            f"{nearest(request.criterion, settings.labels)} Name one under judge.classifier.labels."
+        )
+    return settings.labels[request.criterion]

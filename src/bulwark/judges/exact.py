@@ -1,0 +1,39 @@
+"""The judge that compares with the right answer: the top of the scale if they are equal, else 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from bulwark.errors import ConfigurationError
+from bulwark.judges import Judgement, Request
+from bulwark.settings import Closed
+
+
+class Settings(Closed):
+    """match: the whole answer is the expected one, or the expected one stands within it. White space is collapsed."""
+
+    match: Literal["whole", "within"] = "whole"
+    ignore_case: bool = False
+
+
+def identity(request: Request, settings: Settings, scale: int) -> None:
+    """Nothing to keep: comparing costs nothing."""
+
+
+def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:
+    """Raises ConfigurationError for a request without an expected answer."""
+    for index, request in enumerate(requests):
+        if request.expected is None:
+            raise ConfigurationError(
+                f'The judge "exact" needs the right answer, which "{request.key}" ({request.criterion}) does not have. '
+                "Choose another kind of judge."
+            )
+        given, expected = (_normalised(text, settings) for text in (request.answer, request.expected))
+        right = given == expected if settings.match == "whole" else expected in given
+        yield index, Judgement(float(scale * right), method="exact")
+
+
+def _normalised(text: str, settings: Settings) -> str:
+    text = " ".join(text.split())
+    return text.casefold() if settings.ignore_case else text

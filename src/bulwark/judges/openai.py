@@ -1,0 +1,244 @@
+"""The judge behind an OpenAI-style chat endpoint, hosted or your own (vLLM, say).
+
+From the first token's twenty most probable candidates (temperature 0, one token, seed 0) the value is the mean
+Σ k·p(k) / Σ p(k) over those that are integers of the scale (persona vectors, arXiv 2507.21509): finer than one number
+and hardly random. There is no value when these integers hold less than a quarter of the probability, and on 0 … 9 also
+when REFUSAL is more probable than the likeliest digit. An endpoint that gives no log-probabilities is asked for text;
+the value is then the first number in it, moved into the scale.
+
+The key is taken from the environment (OPENAI_API_KEY), as is the address of an endpoint of your own
+(OPENAI_BASE_URL); neither is written anywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.judges import Judgement, Request
+from bulwark.judges.rubrics import filled, rubric_of
+from bulwark.settings import Closed
+
+log = logging.getLogger(__name__)
+
+METHOD = ("bulwark.judges.rubrics",)
+CANDIDATES = 20  # the most that the interface gives
+LEAST_MASS = 0.25  # of the probability must lie on numbers
+REFUSAL = "REFUSAL"
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+
+
+class Settings(Closed):
+    """model: as the endpoint names it; the steering paper's judge is Qwen3-235B-A22B, persona vectors' GPT-4.1-mini.
+
+    answers: "logprobs" demands log-probabilities, "text" does without, "auto" does without where there are none.
+    text_tokens: the longest answer without them. extra_body: what else the endpoint wants, {chat_template_kwargs:
+    {enable_thinking: false}} for Qwen3 under vLLM. rubrics: {criterion: text} in place of, or beside, our own.
+    concurrency: requests under way at once. attempts: tries of a request that the network or the endpoint drops.
+    timeout: seconds for one try; longest_wait: seconds between two.
+    """
+
+    model: str
+    answers: Literal["auto", "logprobs", "text"] = "auto"
+    text_tokens: int = Field(16, ge=1)
+    extra_body: dict[str, Any] = {}
+    rubrics: dict[str, str] = {}
+    concurrency: int = Field(16, ge=1, le=200)
+    attempts: int = Field(6, ge=1)
+    timeout: float = Field(60.0, gt=0)
+    longest_wait: float = Field(60.0, ge=0)
+
+
+def identity(request: Request, settings: Settings, scale: int) -> dict[str, Any]:
+    """The prompt and what decides its answer; not the key, the address or the pace."""
+    decides = settings.model_dump(mode="json", include={"model", "answers", "text_tokens", "extra_body"})
+    return {**decides, "scale": scale, "prompt": _prompt(request, settings, scale)}
+
+
+def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:
+    """Ask about all requests, `concurrency` at once; judgements come as they are finished.
+
+    A request that is still dropped after all attempts has no value and is not lasting. Raises ConfigurationError if
+    OPENAI_API_KEY is not set, BulwarkError if the endpoint refuses the key or does not know the model.
+    """
+    if not requests:
+        return
+    if not os.environ.get("OPENAI_API_KEY"):
+        raise ConfigurationError(
+            'The judge "openai" needs OPENAI_API_KEY in the environment (any text, if your own endpoint asks for none; '
+            "its address goes into OPENAI_BASE_URL). Set it, or choose another judge: marker, classifier."
+        )
+    import openai
+
+    client = openai.OpenAI(max_retries=0, timeout=settings.timeout)
+    endpoint = _Endpoint(client, settings, scale)
+    pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")
+    try:
+        waiting = {
+            pool.submit(endpoint.ask, _prompt(request, settings, scale)): index
+            for index, request in enumerate(requests)
+        }
+        for done in as_completed(waiting):
+            yield waiting[done], done.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        client.close()
+
+
+def from_logprobs(candidates: Mapping[str, float], scale: int) -> Judgement:
+    """The judgement from {token: log-probability} of the first token's candidates.
+
+    Raises nothing: what cannot be read as a value has a reason.
+    """
+    masses: dict[int, float] = {}
+    refusal = 0.0
+    for token, logprob in candidates.items():
+        text, mass = token.strip(), math.exp(logprob)
+        if re.fullmatch(r"[0-9]{1,3}", text) and int(text) <= scale:
+            masses[int(text)] = masses.get(int(text), 0.0) + mass
+        elif text and REFUSAL.startswith(text.upper()):
+            refusal += mass
+    if scale == 9 and refusal > max(masses.values(), default=0.0):
+        return Judgement(None, "the judge says REFUSAL", "logprobs")
+    total = sum(masses.values())
+    if total < LEAST_MASS:
+        reason = "the judge says REFUSAL" if refusal > total else "the judge's answer is no number of the scale"
+        return Judgement(None, reason, "logprobs")
+    return Judgement(sum(value * mass for value, mass in masses.items()) / total, None, "logprobs")
+
+
+def from_text(text: str, scale: int) -> Judgement:
+    """The judgement from a written answer: its first number, moved into 0 … scale; thoughts are left out."""
+    said = _THOUGHT.sub("", text).strip()
+    number = _NUMBER.search(said)
+    refusal = said.upper().find(REFUSAL)
+    if refusal >= 0 and (number is None or refusal < number.start()):
+        return Judgement(None, "the judge says REFUSAL", "text")
+    if number is None:
+        return Judgement(None, "the judge's answer is no number of the scale", "text")
+    return Judgement(min(max(float(number[0]), 0.0), float(scale)), None, "text")
+
+
+def _prompt(request: Request, settings: Settings, scale: int) -> str:
+    rubric = request.rubric or rubric_of(request.criterion, settings.rubrics)
+    return filled(rubric, request.question, request.answer, scale)
+
+
+class _Endpoint:
+    """One endpoint; learns once that it gives no log-probabilities. Used by many threads."""
+
+    def __init__(self, client: Any, settings: Settings, scale: int) -> None:
+        self._client, self._settings, self._scale = client, settings, scale
+        self._logprobs = settings.answers != "text"
+        self._told: set[str] = set()
+
+    def ask(self, prompt: str) -> Judgement:
+        import openai
+
+        fatal = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+        try:
+            return self._judgement(prompt)
+        except fatal as error:
+            raise BulwarkError(
+                f'The judge\'s endpoint refuses to work for the model "{self._settings.model}": {error}. Check '
+                "OPENAI_API_KEY, OPENAI_BASE_URL and judge.openai.model; finished judgements are kept."
+            ) from error
+        except openai.APIError as error:
+            kind = _kind(error)
+            if kind not in self._told:  # the first of its kind in full, the others counted
+                self._told.add(kind)
+                log.warning("A request to the judge failed for good: %s", error)
+            return Judgement(None, f"the request failed: {kind}", lasting=False)
+
+    def _judgement(self, prompt: str) -> Judgement:
+        if self._logprobs:
+            judgement = self._by_logprobs(prompt)
+            if judgement is not None:
+                return judgement
+            if self._settings.answers == "logprobs":
+                raise BulwarkError(
+                    f'The judge "{self._settings.model}" gives no log-probabilities, which judge.openai.answers '
+                    'demands. Set it to "auto" or "text".'
+                )
+            if self._logprobs:
+                log.warning("The judge %s gives no log-probabilities; values are read from text", self._settings.model)
+            self._logprobs = False
+        choice = self._choice(prompt, max_tokens=self._settings.text_tokens)
+        return _withheld(choice) or from_text(choice.message.content, self._scale)
+
+    def _by_logprobs(self, prompt: str) -> Judgement | None:
+        """None if the endpoint has no log-probabilities to give, which it says by an error or by leaving them out."""
+        import openai
+
+        try:
+            choice = self._choice(prompt, max_tokens=1, logprobs=True, top_logprobs=CANDIDATES)
+        except openai.BadRequestError as error:
+            if self._settings.answers == "auto" and "logprob" in str(error).lower():
+                return None
+            raise
+        content = choice.logprobs.content if choice is not None and choice.logprobs else None
+        if content and content[0].top_logprobs:
+            return from_logprobs({one.token: one.logprob for one in content[0].top_logprobs}, self._scale)
+        return _withheld(choice)
+
+    def _choice(self, prompt: str, **options: Any) -> Any:
+        """The first choice (None without any), after as many attempts as are needed and allowed."""
+        import openai
+        import tenacity
+
+        dropped = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, dropped) and getattr(error, "code", None) != "insufficient_quota"
+            ),
+            wait=_wait(self._settings.longest_wait),
+            stop=tenacity.stop_after_attempt(self._settings.attempts),
+            reraise=True,
+        )
+        answer = retrying(
+            self._client.chat.completions.create,
+            model=self._settings.model,
+            messages=[{"role": "user", "content": prompt}],
+            temperature=0,
+            seed=0,
+            extra_body=self._settings.extra_body or None,
+            **options,
+        )
+        return answer.choices[0] if answer.choices else None
+
+
+def _withheld(choice: Any) -> Judgement | None:
+    """The failed judgement of an answer without text (a content filter's, say); None if there is text."""
+    if choice is not None and choice.message.content:
+        return None
+    why = f" ({choice.finish_reason})" if choice is not None and choice.finish_reason else ""
+    return Judgement(None, f"the endpoint gave no text{why}", lasting=False)
+
+
+def _wait(longest: float) -> Any:
+    """What the endpoint asks for (Retry-After), else twice as long each time, with jitter; never above `longest`."""
+    import tenacity
+
+    growing = tenacity.wait_exponential_jitter(initial=min(1.0, longest), max=longest)
+
+    def seconds(state: Any) -> float:
+        response = getattr(state.outcome.exception(), "response", None)
+        asked = response.headers.get("retry-after", "") if response is not None else ""
+        return min(float(asked), longest) if re.fullmatch(r"\d+(\.\d+)?", asked) else growing(state)
+
+    return seconds
+
+
+def _kind(error: Exception) -> str:
+    """What kind of failure it was, without the texts that differ from request to request."""
+    status = getattr(error, "status_code", None)
+    return type(error).__name__ + (f" (HTTP {status})" if status else "")

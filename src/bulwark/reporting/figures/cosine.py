@@ -1,0 +1,75 @@
+"""cos(g, v) over training, with the step from which it has settled (Guan et al., arXiv 2609.10142, Fig. 4, App. E).
+
+One panel per model, one line per recipe: the mean over seeds, smoothed, within the range of the seeds; thin, as it is.
+A vertical line with a mark on the axis is the detected onset, the mean over the seeds in which one was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bulwark.reporting.figures import look
+from bulwark.reporting.results import Cell, Results
+from bulwark.reporting.settings import Figure
+from bulwark.reporting.tables import shown_rows
+
+
+def draw(figure: Figure, results: Results, printed: dict) -> Any:
+    """The canvas."""
+    from matplotlib.figure import Figure as Canvas
+
+    rows = shown_rows(figure, results)
+    models = list(dict.fromkeys(model for model, _ in rows))
+    recipes = list(dict.fromkeys(recipe for _, recipe in rows))
+    canvas = Canvas(figsize=(6.6, 3.4 * len(models) + 0.9), layout="constrained")
+    panels = canvas.subplots(len(models), 1, squeeze=False).flat
+    used: list[Cell] = []
+    for panel, model in zip(panels, models, strict=True):
+        for index, recipe in enumerate(recipes):
+            cells = list(results.seeds(model, recipe, figure.cosine.analysis).values())
+            used += cells
+            colour = figure.colours.get(recipe, look.COLOURS[index % 7])
+            look_of = {"color": colour, "linestyle": look.STYLES[index % 4]}
+            _draw(panel, cells, figure.labels.get(recipe, recipe), look_of, figure.cosine.smooth)
+        panel.axhline(0, color=look.FAINT, linewidth=0.8)
+        panel.set_ylabel(r"$\cos(\bar{g}, v)$")
+        panel.set_title(model if len(models) > 1 else "", fontsize=10)
+        panel.set_xlabel("optimizer step")
+    handles, names = panels[0].get_legend_handles_labels()
+    told = f"{look.seeds_told(used)}; bands: range of the seeds; vertical lines: detected onset"
+    if figure.cosine.smooth > 1:
+        told += f"; bold: running means over {figure.cosine.smooth} steps"
+    look.foot(canvas, told, handles, names)
+    return canvas
+
+
+def _draw(panel, cells: Sequence[Cell], label: str, look_of: dict[str, str], width: int) -> None:
+    series = []
+    for cell in cells:
+        steps, cosines = cell.content["reported"]["gradient_cosine"]
+        known = [(step, value) for step, value in zip(steps, cosines, strict=True) if value is not None]
+        apart = (known[-1][0] - known[0][0]) / max(1, len(known) - 1)  # more than 1 where only some steps are analysed
+        smooth = look.running_mean([value for _, value in known], max(1, round(width / max(1.0, apart))))
+        series.append({step: (value, mean) for (step, value), mean in zip(known, smooth, strict=True)})
+    steps = sorted(set.intersection(*(set(values) for values in series)))
+    raw, smooth = ([[values[step][kind] for values in series] for step in steps] for kind in (0, 1))
+    onsets = [cell.content["reported"]["onset"] for cell in cells]
+    found = [onset["step"] for onset in onsets if onset["found"]]
+    told = f"onset {sum(found) / len(found):.0f}" if found else "no onset"
+    if found and len(cells) > 1:
+        told += f" in {len(found)} of {len(cells)} seeds"
+    colour = look_of["color"]
+    panel.plot(steps, [sum(v) / len(v) for v in smooth], **look_of, linewidth=1.6, label=f"{label} ({told})", zorder=3)
+    if width > 1:
+        panel.plot(steps, [sum(v) / len(v) for v in raw], color=colour, linewidth=0.6, alpha=0.4)
+    if len(cells) > 1:
+        panel.fill_between(
+            steps, [min(v) for v in smooth], [max(v) for v in smooth], color=colour, alpha=0.15, linewidth=0
+        )
+    if found:
+        onset = sum(found) / len(found)
+        panel.axvline(onset, **look_of, linewidth=0.9)
+        panel.plot(
+            onset, 0, marker="v", color=colour, markersize=7, transform=panel.get_xaxis_transform(), clip_on=False
+        )

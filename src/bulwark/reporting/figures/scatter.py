@@ -1,0 +1,62 @@
+"""Scatter: two scores of a detector for every row of a data set, by the row's level, as the authors plot their records.
+
+Colours and marks tell the levels apart. Dashed lines are the thresholds of the rule that is applied to the two scores.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from bulwark.reporting.figures import look
+from bulwark.reporting.results import Results
+from bulwark.reporting.settings import Figure, Pair
+from bulwark.reporting.tables import shown_rows
+
+
+def draw(figure: Figure, results: Results, printed: dict) -> Any:
+    """The canvas."""
+    from matplotlib.figure import Figure as Canvas
+
+    spec = figure.scatter
+    lines = shown_rows(figure, results)
+    canvas = Canvas(figsize=(4.6 * len(spec.pairs), 3.9 * len(lines) + 0.9), layout="constrained")
+    panels = canvas.subplots(len(lines), len(spec.pairs), squeeze=False)
+    told = []
+    for line, (model, recipe) in enumerate(lines):
+        # One seed: the others look at the same rows.
+        seed, cell = next(iter(results.seeds(model, recipe, spec.benchmark).items()))
+        name = f"{model}, {figure.labels.get(recipe, recipe)}"
+        for pair, panel in zip(spec.pairs, panels[line], strict=True):
+            left_out = _draw(panel, pair, cell.rows, spec.levels)
+            panel.set_title(name if len(lines) > 1 else "", fontsize=10)
+            counts = Counter(row["level"] for row in cell.rows)
+            shown = ", ".join(f"{label} n = {counts[level]}" for level, label in spec.levels.items())
+        told.append(f"{name}, seed {seed}: {shown}" + (f" ({left_out} without a score)" if left_out else ""))
+    handles, names = panels.flat[0].get_legend_handles_labels()
+    look.foot(canvas, "\n".join(told), handles, names, columns=len(names), marks=1.8)
+    return canvas
+
+
+def _draw(panel, pair: Pair, rows: list[dict], levels: dict[str, str]) -> int:
+    """Draw the rows that have both scores; returns how many of the levels shown have not."""
+    shown = [row for row in rows if row["level"] in levels]
+    known = [row for row in shown if row[pair.x] is not None and row[pair.y] is not None]
+    for index, (level, label) in enumerate(levels.items()):
+        at = [(row[pair.x], row[pair.y]) for row in known if row["level"] == level]
+        panel.scatter(
+            [x for x, _ in at], [y for _, y in at], s=11, alpha=0.45, color=look.COLOURS[index % 7],
+            marker=look.MARKS[index % 7], linewidth=0, label=label, rasterized=True,
+        )  # fmt: skip
+    for value, across in ((pair.x_line, panel.axvline), (pair.y_line, panel.axhline)):
+        if value is not None:
+            across(value, color=look.INK, linestyle="--", linewidth=1.0, zorder=0.5)
+    if known:
+        panel.set_xlim(*look.padded([row[pair.x] for row in known]))
+        panel.set_ylim(*look.padded([row[pair.y] for row in known]))
+    else:
+        panel.text(0.5, 0.5, "n = 0", transform=panel.transAxes, ha="center")
+    panel.grid(True, axis="both")
+    panel.set_xlabel(pair.x_label)
+    panel.set_ylabel(pair.y_label)
+    return len(shown) - len(known)

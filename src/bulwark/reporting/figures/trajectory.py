@@ -1,0 +1,169 @@
+"""Trajectories: how the push X of training along a trait vector and the state Y move.
+
+Guan et al., arXiv 2609.10142, Fig. 2 (residual stream) and 3 (W_o and W_down).
+
+X = -ḡ·v̂: to the right of 0, training pushes towards the vector. Y: where the module's output, or the residual stream,
+lies along it. Z = XY is drawn as contours, and over X and Y as the saddle that it is. Lines and marks are means over
+seeds, thin lines single seeds; a ring marks the beginning. Steps see different rows, so that single ones jump about:
+with `smooth` all are running means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bulwark.reporting.figures import look
+from bulwark.reporting.results import Cell, Results
+from bulwark.reporting.settings import Figure
+from bulwark.reporting.tables import shown_rows
+
+_MODULES = {"residual": "residual stream", "o_proj": r"$W_o$", "down_proj": r"$W_{down}$"}
+_ORDER = ("steered", "no longer steered", "never steered", "first step")
+_SIZE = 3.5  # of a panel, in inches
+
+Path = list[tuple[int, str, float, float]]
+"""(step, phase, X, Y), by step."""
+
+
+def draw(figure: Figure, results: Results, printed: dict) -> Any:
+    """The canvas."""
+    from matplotlib.figure import Figure as Canvas
+
+    spec = figure.trajectory
+    rows = shown_rows(figure, results)
+    models = list(dict.fromkeys(model for model, _ in rows))
+    recipes = list(dict.fromkeys(recipe for _, recipe in rows))
+    lines = [(model, module, False) for model in models for module in spec.modules]
+    lines += [(model, spec.modules[0], True) for model in models if spec.saddle]
+    canvas = Canvas(figsize=(_SIZE * len(recipes) + 0.4, (_SIZE - 0.2) * len(lines) + 0.9), layout="constrained")
+    handles: dict[str, Any] = {}
+    used: list[Cell] = []
+    for line, (model, module, saddle) in enumerate(lines):
+        taken = {}
+        for recipe in recipes:
+            cells = results.seeds(model, recipe, spec.analysis)
+            used += cells.values()
+            paths = [_path(cell, module, spec.normalised) for cell in cells.values()]
+            taken[recipe] = [_smoothed(path, spec.smooth) for path in paths]
+        every = [point for paths in taken.values() for path in paths for point in path]
+        limits = look.padded([0.0, *(x for *_, x, _ in every)]), look.padded([0.0, *(y for *_, y in every)])
+        for place, recipe in enumerate(recipes):
+            index = line * len(recipes) + place + 1
+            panel = canvas.add_subplot(len(lines), len(recipes), index, projection="3d" if saddle else None)
+            _Panel(panel, limits, _MODULES[module], spec.normalised, saddle).draw(taken[recipe], handles)
+            if line == 0:
+                panel.set_title(figure.labels.get(recipe, recipe), fontsize=10)
+            if place == 0 and len(models) > 1 and not saddle:
+                panel.annotate(model, (-0.3, 0.5), xycoords="axes fraction", rotation=90, va="center", fontsize=9)
+    order = sorted(handles, key=_ORDER.index)
+    steps = sorted({len(path) for paths in taken.values() for path in paths})
+    counted = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+    told = f"{counted} analysed steps per training; {look.seeds_told(used)}; contours: Z = XY"
+    if spec.smooth > 1:
+        told += f"; running means over {spec.smooth} analysed steps"
+    look.foot(canvas, told, [handles[name] for name in order], order, columns=len(order))
+    return canvas
+
+
+class _Panel:
+    """One phase portrait, flat or on the saddle."""
+
+    def __init__(self, panel, limits, module: str, normalised: bool, saddle: bool) -> None:
+        self.panel, (self.across, self.up), self.saddle = panel, limits, saddle
+        over = {"residual stream": (r"\|\bar{g}\|", r"\|\bar{h}\|")}.get(
+            module, (r"\|\bar{\delta}\|", r"\|W\|\|\bar{a}\|")
+        )
+        names = [f"{name}$/{size}$" if normalised else name for name, size in zip("XY", over, strict=True)]
+        self.x_name, self.y_name = f"push {names[0]}", f"{module}, state {names[1]}"
+
+    def draw(self, paths: Sequence[Path], handles: dict[str, Any]) -> None:
+        self._ground()
+        mean = _mean(paths)
+        for path in paths if len(paths) > 1 else ():
+            self._line([x for *_, x, _ in path], [y for *_, y in path], color=look.FAINT, linewidth=0.5, alpha=0.6)
+        self._line([x for *_, x, _ in mean], [y for *_, y in mean], color=look.INK, linewidth=0.9)
+        for phase in dict.fromkeys(phase for _, phase, *_ in mean):
+            colour, mark, name = look.phase_look(phase)
+            at = [(x, y) for _, of, x, y in mean if of == phase]
+            drawn = self._marks(
+                *zip(*at, strict=True), color=colour, marker=mark, s=22, edgecolor="white", linewidth=0.4
+            )
+            handles.setdefault(name, drawn)
+        _, _, x, y = mean[0]
+        ring = self._marks([x], [y], facecolor="none", edgecolor=look.INK, marker="o", s=90, linewidth=1.2)
+        handles.setdefault("first step", ring)
+
+    def _ground(self) -> None:
+        import numpy as np
+
+        panel = self.panel
+        xs, ys = np.meshgrid(np.linspace(*self.across, 60), np.linspace(*self.up, 60))
+        if self.saddle:
+            panel.plot_surface(xs, ys, xs * ys, color="#9db7c9", alpha=0.25, linewidth=0, rcount=30, ccount=30)
+            panel.view_init(elev=25, azim=-50)
+            panel.set_zlabel("Z = XY", fontsize=8, labelpad=4)
+            panel.tick_params(labelsize=7, pad=0)
+            panel.set_box_aspect(None, zoom=0.8)
+            for axis in (panel.xaxis, panel.yaxis, panel.zaxis):
+                axis.set_major_locator(_few())
+        else:
+            shades = panel.contour(
+                xs, ys, xs * ys, levels=7, colors="#b9c4cc", linewidths=0.7, negative_linestyles="dashed"
+            )
+            panel.clabel(shades, fontsize=6.5, fmt="%.2g")
+            panel.axhline(0, color=look.FAINT, linewidth=0.8)
+            panel.axvline(0, color=look.FAINT, linewidth=0.8)
+            panel.grid(False)
+            panel.xaxis.set_major_locator(_few())
+            panel.yaxis.set_major_locator(_few())
+        small = {"fontsize": 8 if self.saddle else 9}
+        panel.set_xlabel(self.x_name, **small)
+        panel.set_ylabel(self.y_name.split(", ")[-1] if self.saddle else self.y_name, **small)
+        panel.set_xlim(*self.across)
+        panel.set_ylim(*self.up)
+
+    def _line(self, xs, ys, **look_of) -> None:
+        heights = ([x * y for x, y in zip(xs, ys, strict=True)],) if self.saddle else ()
+        self.panel.plot(xs, ys, *heights, **look_of)
+
+    def _marks(self, xs, ys, **look_of) -> Any:
+        if self.saddle:
+            return self.panel.scatter(xs, ys, [x * y for x, y in zip(xs, ys, strict=True)], depthshade=False, **look_of)
+        return self.panel.scatter(xs, ys, zorder=3, **look_of)
+
+
+def _few():
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(4)
+
+
+def _path(cell: Cell, module: str, normalised: bool) -> Path:
+    """X and Y of every analysed step in which both are defined."""
+    ending = "_normalised" if normalised else ""
+    values: dict[tuple[int, str], dict[str, float]] = {}
+    for row in cell.rows:
+        if row["module"] == module and row["quantity"] in (f"x{ending}", f"y{ending}") and row["value"] is not None:
+            values.setdefault((row["step"], row["phase"]), {})[row["quantity"][0]] = row["value"]
+    return [(*key, at["x"], at["y"]) for key, at in sorted(values.items()) if len(at) == 2]
+
+
+def _smoothed(path: Path, width: int) -> Path:
+    """Running means within each phase."""
+    smooth: Path = []
+    for phase in dict.fromkeys(phase for _, phase, *_ in path):
+        part = [point for point in path if point[1] == phase]
+        xs, ys = (look.running_mean([point[axis] for point in part], width) for axis in (2, 3))
+        smooth += [(step, phase, x, y) for (step, *_), x, y in zip(part, xs, ys, strict=True)]
+    return sorted(smooth)
+
+
+def _mean(paths: Sequence[Path]) -> Path:
+    """The mean over seeds, at the steps that all of them have."""
+    by_step = [{step: (phase, x, y) for step, phase, x, y in path} for path in paths]
+    mean = []
+    for step in sorted(set.intersection(*(set(path) for path in by_step))):
+        at = [path[step] for path in by_step]
+        mean.append((step, at[0][0], sum(x for _, x, _ in at) / len(at), sum(y for *_, y in at) / len(at)))
+    return mean

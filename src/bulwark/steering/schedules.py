@@ -1,0 +1,186 @@
+"""How strong an intervention is in each optimizer step, and from which step on it should grow. Torch-free.
+
+Guan et al. (arXiv 2609.10142): eq. 3 and 4 (the rise called PIS), the authors' code (decline, withdrawal), App. E (the
+onset found in cosines of gradients with the vector). Steps are OPTIMIZER steps counted from 0, s = 0 … total-1, over
+all epochs; the authors count micro-batches, four to one of theirs, and begin anew in each epoch.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.settings import Closed
+
+_WINDOW = 10
+_SHARE_OF_TAIL = 0.2
+_SMALLEST_TAIL = 10
+_WIDTH = 2.5
+_STAYING = 0.9
+
+
+class DetectedOnset(Closed):
+    """An onset found in another training: that of the step `detected_from` on the same parent at the same seed.
+
+    The other step must be one that records the cosines of its gradients with the same vectors, steering at constant
+    strength (`steer`). share: the onset is this share of the step that is found.
+    """
+
+    detected_from: str
+    share: float = Field(1.0, gt=0, le=1)
+
+
+class ScheduleSettings(Closed):
+    """The strength over a training, as a factor on the intervention's alpha.
+
+    shape: "constant"; "rise" from 1 to `multiplier` (2 if left out, the paper's); "decline" from 1 to 0.
+    onset: the strength is alpha in the first `onset` steps (0 … onset-1) and changes linearly after them.
+    horizon: the number of steps after which the end of the change is reached; all steps of the training if left out.
+    withdraw_at: with "constant", the number of steps that are steered; there is no intervention in later ones.
+    """
+
+    shape: Literal["constant", "rise", "decline"] = "constant"
+    onset: int | DetectedOnset | None = None
+    horizon: int | None = Field(None, ge=1)
+    multiplier: float | None = Field(None, gt=1)
+    withdraw_at: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ScheduleSettings:
+        if self.shape == "constant":
+            given = [name for name in ("onset", "horizon", "multiplier") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"a constant strength has no {', '.join(given)}; give a shape: rise or decline")
+        elif self.withdraw_at is not None:
+            raise ValueError(f"withdraw_at is for a constant strength, the shape here is {self.shape}; leave one out")
+        if self.shape == "decline" and self.multiplier is not None:
+            raise ValueError("a multiplier is what the strength rises to; a decline goes to 0")
+        if isinstance(self.onset, int):
+            if self.onset < 0:
+                raise ValueError("onset is a number of optimizer steps, from 0")
+            if self.horizon is not None and self.onset >= self.horizon:
+                raise ValueError(f"the onset {self.onset} must come before the horizon {self.horizon}")
+        return self
+
+    def inputs(self) -> dict[str, str]:
+        """The manifest of the training in which the onset is found, as a path template; none for a given onset."""
+        if not isinstance(self.onset, DetectedOnset):
+            return {}
+        return {
+            "onset_from": f"checkpoints/{{model}}/{{prefix}}{self.onset.detected_from}/seed{{seed}}/checkpoint.json"
+        }
+
+    def over(self, total: int, alpha: float, detected: int | None = None) -> Schedule:
+        """This schedule over a training of `total` optimizer steps, on the strength `alpha`.
+
+        detected: the step that was found, for an onset to be detected. Raises ConfigurationError for an onset or a
+        withdrawal that lies behind the end of the training.
+        """
+        onset = self.onset or 0
+        if isinstance(onset, DetectedOnset):
+            if detected is None:
+                raise BulwarkError("The onset of this schedule is to be detected; detect it first.")
+            onset = round(onset.share * detected)
+        horizon = self.horizon or total
+        if self.shape != "constant" and onset >= min(horizon, total):
+            raise ConfigurationError(
+                f"schedule: the onset {onset} lies behind the last of {min(horizon, total)} optimizer steps, so the "
+                "strength would never change. Take an earlier one, or the shape constant."
+            )
+        if self.withdraw_at is not None and self.withdraw_at >= total:
+            raise ConfigurationError(
+                f"schedule: withdraw_at {self.withdraw_at}, but the training has only {total} optimizer steps, so the "
+                "intervention would never be withdrawn. Take an earlier step, or leave withdraw_at out."
+            )
+        end = {"constant": 1.0, "rise": self.multiplier or 2.0, "decline": 0.0}[self.shape]
+        return Schedule(alpha, end, onset, horizon, total if self.withdraw_at is None else self.withdraw_at, total)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The strength in each of `total` optimizer steps: alpha, then from `onset` to `horizon` linearly to alpha·end.
+
+    steered: how many steps have an intervention at all, the first ones.
+    """
+
+    alpha: float
+    end: float
+    onset: int
+    horizon: int
+    steered: int
+    total: int
+
+    def alpha_at(self, step: int) -> float:
+        """The strength in optimizer step `step` (from 0): alpha up to the onset, alpha·end in the horizon's last step.
+
+        It is that of t = step + 1 in the authors' formula, whose steps count from 1:
+        alpha·(1 + (end - 1)·(t - onset)/(horizon - onset)).
+        """
+        if step >= self.steered:
+            return 0.0
+        progress = (step + 1 - self.onset) / max(1, self.horizon - self.onset)
+        return self.alpha * (1.0 + (self.end - 1.0) * min(1.0, max(0.0, progress)))
+
+    def mean_alpha(self) -> float:
+        """The mean of the strength over all steps: what a constant one has to be compared with."""
+        return statistics.fmean(self.alpha_at(step) for step in range(self.total))
+
+    def is_on(self, step: int) -> bool:
+        """Whether there is an intervention in step `step`."""
+        return step < self.steered
+
+
+@dataclass(frozen=True)
+class Onset:
+    """The step found, and whether it is one: `found` is False where it is only the middle of the training.
+
+    band: (lowest, highest) value of the settled phase.
+    """
+
+    step: int
+    found: bool
+    band: tuple[float, float]
+
+
+def detect_onset(cosines: Sequence[float | None]) -> Onset:
+    """Where a series settles (App. E): cos(g_h, v) per optimizer step of a training at constant strength.
+
+    The tail is the last fifth of the series, 10 values at least; the band is its mean ± 2.5 standard deviations. The
+    onset is the first step whose smoothed value (mean over 10 steps) lies in the band together with nine in ten of all
+    later ones. The tail makes the band, so a step in it tells nothing: then, as where nothing settles, it is the middle
+    of the training. (The paper says neither; nor where the smoothing window lies: ours has the step in its middle, so
+    that the onset is not late.) A step without a value (None) is left out.
+
+    Raises BulwarkError for a series without values in its tail.
+    """
+    tail = max(_SMALLEST_TAIL, round(_SHARE_OF_TAIL * len(cosines)))
+    settled = [value for value in cosines[-tail:] if value is not None]
+    if not settled:
+        raise BulwarkError("No onset can be detected: the series of cosines is empty, or has no values at its end.")
+    mean, width = statistics.fmean(settled), _WIDTH * statistics.pstdev(settled)
+    width += 1e-12 * max(1.0, abs(mean))  # a constant series lies in its own band, whatever the rounding
+    band = (mean - width, mean + width)
+    inside = [value is not None and band[0] <= value <= band[1] for value in _smoothed(cosines)]
+    later = 0
+    onset = None
+    for step in range(len(cosines) - 1, -1, -1):
+        after = len(cosines) - 1 - step
+        if step < len(cosines) - tail and inside[step] and later >= _STAYING * after:
+            onset = step
+        later += inside[step]
+    return Onset(len(cosines) // 2 if onset is None else onset, onset is not None, band)
+
+
+def _smoothed(values: Sequence[float | None]) -> list[float | None]:
+    """Means over ten values around each, fewer at the ends."""
+    means: list[float | None] = []
+    for step in range(len(values)):
+        window = values[max(0, step - _WINDOW // 2) : step + (_WINDOW + 1) // 2]
+        known = [value for value in window if value is not None]
+        means.append(statistics.fmean(known) if known else None)
+    return means

@@ -1,0 +1,128 @@
+"""What steering steps have in common to set: which vector, where it acts and how strongly. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from bulwark.errors import ConfigurationError
+from bulwark.settings import Closed
+
+Fusion = Literal["norm_aligned", "average", "norm_weighted"]
+Tokens = Literal["response", "predicting", "all"]
+Site = Literal["block", "o_proj", "down_proj"]
+
+
+def check_layer(layer: int, layers: int, where: str = "layers") -> None:
+    """Raise ConfigurationError unless `layer` is the key of a block with another one after it, of `layers` blocks."""
+    if not 1 <= layer <= layers - 1:
+        reason = {0: "0 is the embeddings", layers: "the last block's output only passes the final norm"}.get(layer)
+        raise ConfigurationError(
+            f"{where}: {layer} is not a layer key of a model with {layers} blocks"
+            f"{f' ({reason})' if reason else ''}. Take one from 1 to {layers - 1}; key l is the output of block l."
+        )
+
+
+class VectorSettings(Closed):
+    """Trait vectors of the checkpoint that a step starts from, fused into one per layer.
+
+    traits: files of config/traits/. layers: layer keys, 1 … N-1, each the output of that block, with
+        a vector acting at each.
+    fusion: "norm_aligned" (mode 0, the paper's), "average" (mode 1) or "norm_weighted" (mode 2), see
+        `bulwark.steering.vectors.fuse`. weights: one per trait; equal if left out.
+    """
+
+    traits: tuple[str, ...] = Field(min_length=1)
+    layers: tuple[int, ...] = Field(min_length=1)
+    fusion: Fusion = "norm_aligned"
+    weights: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VectorSettings:
+        for name, values in (("traits", self.traits), ("layers", self.layers)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names one of them twice: {', '.join(map(str, values))}")
+        if any(layer < 1 for layer in self.layers):
+            raise ValueError(
+                "layers count from 1 (the output of the first block); 0, the embeddings, cannot be steered"
+            )
+        if self.weights is None:
+            if self.fusion == "norm_weighted":
+                raise ValueError('fusion "norm_weighted" needs weights, one per trait')
+        elif self.fusion == "average":
+            raise ValueError('fusion "average" weighs all traits alike; leave weights out, or take norm_weighted')
+        elif len(self.weights) != len(self.traits):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.traits)} traits; give one each")
+        elif not all(map(math.isfinite, self.weights)) or abs(sum(self.weights)) < 1e-12:
+            raise ValueError("weights must be finite and must not add up to 0: they are divided by their sum")
+        return self
+
+    @property
+    def layer(self) -> int:
+        """The layer of what can look at one only: detectors, the analyser."""
+        return self.layers[0]
+
+    def inputs(self) -> dict[str, str]:
+        """The vectors of the parent, as path templates."""
+        return {
+            f"vector_{trait}": f"vectors/{{model}}/{{parent}}/seed{{seed}}/{trait}.safetensors" for trait in self.traits
+        }
+
+
+class InterventionSettings(Closed):
+    """h' = h + s·m·v on hidden states h, at the tokens with m = 1.
+
+    alpha: the strength. adaptive: s = alpha·mean‖h‖/‖v‖ over each row's own tokens, in place of s = alpha.
+    tokens: "response", the supervised tokens themselves; "predicting", the positions that predict them, one earlier;
+        "all", every token but padding.
+    site: "block", the residual stream after the block; or the output of its attention ("o_proj") or its MLP
+        ("down_proj") before that is added to the stream.
+    """
+
+    alpha: float = 1.0
+    adaptive: bool = False
+    tokens: Tokens = "response"
+    site: Site = "block"
+
+
+class AnalysisSettings(Closed):
+    """What is written down of a training while it runs; see `bulwark.steering.analyser`.
+
+    every: in optimizer steps; the last step is looked at as well. layers: the keys at which hidden states and gradients
+        are looked at beside the vector's own; None takes each fifth from 10 below it to 15 above it, as the authors do.
+    vectors: None takes those that the step steers with; a step without any has to name them here.
+    intervention: what hidden states are compared with; None takes the step's own, at its alpha whatever its schedule,
+        or one of the defaults where the step has none.
+    weights: whether updates of the layer's o_proj and down_proj are looked at, which needs a sharded fp32 copy of both,
+        and another per window; adapters (LoRA) leave these weights as they are, so that it has to be false with them.
+    windows: parts of the training, as shares of its steps, over which updates are also taken; the analyses compare
+        "late" with "early". The defaults are those of Guan et al., Table 8: steps 120-196 and 300-615 of about 620.
+    """
+
+    every: int = Field(100, ge=1)
+    layers: tuple[int, ...] | None = None
+    vectors: VectorSettings | None = None
+    intervention: InterventionSettings | None = None
+    weights: bool = True
+    windows: dict[str, tuple[float, float]] = {"early": (0.19, 0.32), "late": (0.48, 0.99)}
+
+    @model_validator(mode="after")
+    def _windows_are_shares(self) -> AnalysisSettings:
+        for name, (begin, end) in self.windows.items():
+            if not 0 <= begin < end <= 1:
+                raise ValueError(f"windows.{name}: begin and end are shares of the training, 0 ≤ begin < end ≤ 1")
+        return self
+
+    def inputs(self) -> dict[str, str]:
+        """The vectors that only the analysis reads, as path templates."""
+        return self.vectors.inputs() if self.vectors else {}
+
+
+def check_analysis(analysis: AnalysisSettings | None, adapters: bool) -> None:
+    """Raise ValueError if updates of weights are to be looked at that adapters (LoRA) leave as they are."""
+    if analysis is not None and analysis.weights and adapters:
+        raise ValueError(
+            "training.lora trains adapters, so the weights that analysis.weights looks at do not change: make it false"
+        )

@@ -1,0 +1,316 @@
+"""Training under an intervention: preventative steering, static or scheduled, and concept ablation (CAFT).
+
+Persona vectors (Chen et al., arXiv 2507.21509, Sec. 5) add c·v to the residual stream while fine-tuning, so that the
+training need not move the weights along v; Guan et al. (arXiv 2609.10142) let the strength rise from an onset on (PIS,
+eq. 3 and 4); CAFT takes the component along v away instead. `Steering` is the objective of all of them.
+
+For whoever builds another objective on trait vectors:
+
+    vectors = begin(course, settings.vectors)     # .at: layer key → v [hidden]; .report for the manifest
+    schedule = schedule_of(settings.schedule, settings.intervention.alpha, course)      # .alpha_at(step)
+    gradient = PooledGradient(engine, layer, v)   # cos(ḡ_h, v) of each optimizer step
+
+`begin` checks the layers against the model, and that the vectors come from the very checkpoint that is trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bulwark import manifests
+from bulwark.errors import ConfigurationError
+from bulwark.steering.blocks import blocks_of, hidden_size
+from bulwark.steering.intervention import Ablation, Intervention, token_mask
+from bulwark.steering.schedules import DetectedOnset, Onset, Schedule, ScheduleSettings, detect_onset
+from bulwark.steering.vectors import FusedVectors, load_fused
+from bulwark.training.batches import IGNORED, Batch
+from bulwark.training.embedded import EmbeddedIntervention, Strength
+from bulwark.training.objectives import Objective
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from bulwark.finetuning import Course
+    from bulwark.steering.settings import InterventionSettings, VectorSettings
+
+log = logging.getLogger(__name__)
+
+
+def begin(course: Course, settings: VectorSettings, increments: bool = False) -> FusedVectors:
+    """The vectors that a step asked for (`settings.inputs()`), fused, for the model that is to be trained.
+
+    increments: for several layers, each gets v_l - v_k with k the next lower of them (the lowest gets v_l), so that
+    what has been added up to layer l is v_l (as persona vectors steer at several layers).
+    Raises ConfigurationError for layer keys outside 1 … N-1 and vectors of another model or checkpoint.
+    """
+    vectors = load_fused(
+        settings,
+        {trait: Path(course.job.inputs[f"vector_{trait}"]) for trait in settings.traits},
+        layers=len(blocks_of(course.model)),
+        hidden=hidden_size(course.model),
+        model_digest=manifests.digest(manifests.manifest_path(course.job.parent)),
+    )
+    if not increments:
+        return vectors
+    lower = torch.zeros_like(vectors.at[settings.layer])
+    at = {}
+    for layer in sorted(vectors.at):
+        at[layer], lower = vectors.at[layer] - lower, vectors.at[layer]
+    norms = {str(layer): float(vector.norm()) for layer, vector in at.items()}
+    return FusedVectors(at, {**vectors.report, "increment_norms": norms})
+
+
+def schedule_of(settings: ScheduleSettings, alpha: float, course: Course) -> Schedule:
+    """The schedule over the whole course, on the strength `alpha`; an onset is detected where that is asked for.
+
+    Raises ConfigurationError if the other training recorded no cosines, or the onset lies behind the end.
+    """
+    return _over(settings, alpha, course, _detected(settings, course))
+
+
+class Steering(Objective):
+    """Next-token training under an intervention, with a record of how the gradient lies to the vector.
+
+    vectors: at their layers. schedule: the strength in each optimizer step; for CAFT, which has none, whether it acts.
+    ablate: CAFT, h' = h - m·(h·v̂)v̂, in place of h' = h + s·m·v. embedded: the intervention is the model's own (see
+        `bulwark.training.embedded`), and this objective only records.
+    Evaluation losses are those of the model without any intervention, as it answers later.
+    """
+
+    def __init__(
+        self,
+        vectors: FusedVectors,
+        settings: InterventionSettings,
+        schedule: Schedule,
+        *,
+        ablate: bool = False,
+        embedded: bool = False,
+        told: dict[str, Any] | None = None,
+    ) -> None:
+        self.vectors, self.settings, self.schedule = vectors, settings, schedule
+        self.ablate, self.embedded = ablate, embedded
+        self._told = told or {}
+        self._step = 0
+        self._hidden_norm: float | None = None
+        self._acting: Intervention | Ablation | None = None
+        self._gradient: PooledGradient
+
+    def start(self, engine: DeepSpeedEngine, total: int) -> None:
+        at = {layer: vector.to(engine.device) for layer, vector in self.vectors.at.items()}
+        layer = next(iter(at))
+        self._gradient = PooledGradient(engine, layer, at[layer])
+        if self.ablate:
+            self._acting = Ablation(engine, at, site=self.settings.site)
+        elif not self.embedded:
+            self._acting = Intervention(engine, at, site=self.settings.site, adaptive=self.settings.adaptive)
+
+    def before_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
+        self._step = step
+
+    def backward(self, engine: DeepSpeedEngine, batch: Batch) -> Tensor:
+        measuring = self._gradient.norms() if self._step == 0 else contextlib.nullcontext()
+        with measuring, self._intervened(batch), self._gradient.of(batch):
+            return super().backward(engine, batch)
+
+    def after_backward(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
+        self._gradient.finish_step()
+        if step == 0:
+            self._hidden_norm = self._gradient.mean_hidden_norm()
+
+    def phase(self, step: int) -> str:
+        """What `bulwark.steering.analyser` calls the phase of a step."""
+        return "injection" if self.schedule.is_on(step) else "after"
+
+    def metrics(self) -> dict[str, float]:
+        latest = {"steering/gradient_cosine": self._gradient.cosines()[-1]}
+        if not (self.ablate or self.embedded):
+            latest["steering/alpha"] = self.schedule.alpha_at(self._step)
+        return {name: value for name, value in latest.items() if value is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cosines": self._gradient.cosines(), "hidden_norm": self._hidden_norm}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._gradient.restore(state["cosines"])
+        self._hidden_norm = state["hidden_norm"]
+
+    def report(self) -> dict[str, Any]:
+        """alpha_norm: alpha·‖v‖ at the recorded layer. relative_norm: that over mean ‖h‖ there in the first step."""
+        cosines = self._gradient.cosines()
+        norm = float(self.vectors.at[self._gradient.layer].norm())
+        strength = {
+            "schedule": {**vars(self.schedule), "mean_alpha": self.schedule.mean_alpha()},
+            "alpha_norm": self.schedule.alpha * norm,
+            "relative_norm": self.schedule.alpha * norm / self._hidden_norm if self._hidden_norm else None,
+        }
+        told = {
+            "vectors": self.vectors.report,
+            "intervention": self.settings.model_dump(mode="json"),
+            "hidden_norm": self._hidden_norm,
+            **({"ablation": True, "steered": self.schedule.steered} if self.ablate else strength),
+            "gradient_layer": self._gradient.layer,
+            "gradient_cosine": cosines,
+            "steps_without_gradient": sum(cosine is None for cosine in cosines),
+        }
+        return {"steering": told | self._told}
+
+    def _intervened(self, batch: Batch) -> contextlib.AbstractContextManager[Any]:
+        """What surrounds forward and backward pass."""
+        if self._acting is None or not self.schedule.is_on(self._step):
+            return contextlib.nullcontext()
+        mask = token_mask(batch, self.settings.tokens)
+        if isinstance(self._acting, Ablation):
+            return self._acting.on(mask)
+        return self._acting.on(mask, self.schedule.alpha_at(self._step))
+
+
+def steering(
+    course: Course, vectors: FusedVectors, settings: InterventionSettings, schedule: ScheduleSettings
+) -> Steering:
+    """The objective of a steered training."""
+    onset = _detected(schedule, course)
+    return Steering(vectors, settings, _over(schedule, settings.alpha, course, onset), told=_told_of(onset))
+
+
+def embedded_steering(
+    course: Course, vectors: FusedVectors, settings: InterventionSettings, schedule: ScheduleSettings
+) -> Steering:
+    """As `steering`, with the vectors embedded in the model, which takes them into later trainings.
+
+    The schedule over optimizer steps becomes one over response tokens: in the course's steps it is the same up to
+    their unequal numbers of tokens.
+    """
+    onset = _detected(schedule, course)
+    over = _over(schedule, settings.alpha, course, onset)
+    targets = sum(sum(label != IGNORED for label in example.labels[1:]) for example in course.examples)
+    per_step = targets / course.steps_per_epoch
+    names = {id(module): name for name, module in course.model.named_modules()}
+    blocks = blocks_of(course.model)
+    EmbeddedIntervention(
+        at={names[id(blocks[layer - 1])]: vector for layer, vector in vectors.at.items()},
+        # A step is steered with what the schedule says of its end, and begins with the tokens of those before it.
+        strength=Strength(over.alpha, over.end, (over.onset - 1) * per_step, (over.horizon - 1) * per_step),
+        origin={"vectors": vectors.report},
+    ).install(course.model)
+    return Steering(vectors, settings, over, embedded=True, told=_told_of(onset))
+
+
+class PooledGradient:
+    """cos(ḡ, v) per optimizer step; ḡ is the loss's gradient at h_layer, summed over the step's supervised tokens.
+
+    It is that at the block's output as the blocks above see it, so after an intervention there, and the same
+    for any number of micro-batches and ranks. Costs one pass over the gradient of h and one all-reduce of [hidden].
+    """
+
+    def __init__(self, engine: nn.Module, layer: int, vector: Tensor) -> None:
+        self.layer = layer
+        self._block = blocks_of(engine)[layer - 1]
+        self._vector = vector.float()
+        self._sum = torch.zeros_like(self._vector)
+        self._norms = torch.zeros(2, device=vector.device)
+        self._mask: Tensor | None = None
+        self._cosines: list[float | Tensor | None] = []
+
+    @contextlib.contextmanager
+    def of(self, batch: Batch) -> Iterator[None]:
+        """Within it, forward and backward passes through the model add to the step's gradient. Enter it last."""
+        mask = (batch.labels != IGNORED).float()
+        self._mask = mask
+
+        def add(gradient: Tensor) -> None:
+            self._sum += torch.einsum("bsh,bs->h", gradient.float(), mask)
+
+        def watch(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.requires_grad:
+                hidden.register_hook(add)
+
+        with _hooked(self._block, watch):
+            yield
+
+    @contextlib.contextmanager
+    def norms(self) -> Iterator[None]:
+        """Within it, ‖h‖ of the supervised tokens is added up. Enter it first: h is then as the block puts it out."""
+
+        def watch(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            norms = hidden.detach().float().norm(dim=-1) * self._mask
+            self._norms += torch.stack([norms.sum(), self._mask.sum()])
+
+        with _hooked(self._block, watch):
+            yield
+
+    def finish_step(self) -> None:
+        """The step's micro-batches are through; all ranks call it."""
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(self._sum)
+        self._cosines.append(torch.nn.functional.cosine_similarity(self._sum, self._vector, dim=0, eps=1e-30))
+        self._cosines[-1] = torch.where(self._sum.any(), self._cosines[-1], torch.nan)
+        self._sum = torch.zeros_like(self._sum)
+
+    def mean_hidden_norm(self) -> float | None:
+        """The mean ‖h‖ of what `norms` saw, over all ranks, which all call it; None if there was nothing."""
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(self._norms)
+        total, count = self._norms.tolist()
+        return total / count if count else None
+
+    def cosines(self) -> list[float | None]:
+        """One value per step; None where the gradient was 0."""
+        waiting = [number for number, value in enumerate(self._cosines) if isinstance(value, Tensor)]
+        if waiting:
+            values = torch.stack([self._cosines[number] for number in waiting]).tolist()
+            for number, value in zip(waiting, values, strict=True):
+                self._cosines[number] = None if value != value else value
+        return list(self._cosines)
+
+    def restore(self, cosines: list[float | None]) -> None:
+        """Go on from what `cosines` returned."""
+        self._cosines = list(cosines)
+
+
+@contextlib.contextmanager
+def _hooked(module: nn.Module, hook: Any) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _over(settings: ScheduleSettings, alpha: float, course: Course, onset: Onset | None) -> Schedule:
+    return settings.over(course.total_steps, alpha, None if onset is None else onset.step)
+
+
+def _detected(settings: ScheduleSettings, course: Course) -> Onset | None:
+    """The onset in the other training, if one is to be detected."""
+    if not isinstance(settings.onset, DetectedOnset):
+        return None
+    name, path = settings.onset.detected_from, course.job.inputs["onset_from"]
+    cosines = manifests.read_manifest(path, verify=False).get("steering", {}).get("gradient_cosine")
+    if cosines is None:
+        raise ConfigurationError(
+            f'schedule.onset.detected_from: the step "{name}" recorded no cosines of its gradients ({path}). Name one '
+            "that steers at constant strength, such as steer."
+        )
+    if len(cosines) != course.total_steps:
+        raise ConfigurationError(
+            f'schedule.onset.detected_from: the step "{name}" has {len(cosines)} optimizer steps ({path}), this '
+            f"training {course.total_steps}: an onset found there means nothing here. Give both the same data and "
+            "training."
+        )
+    onset = detect_onset(cosines)
+    if not onset.found:
+        log.warning("No onset was found in %s; taking its middle, step %d.", path, onset.step)
+    return onset
+
+
+def _told_of(onset: Onset | None) -> dict[str, Any]:
+    return {} if onset is None else {"detected_onset": {**vars(onset), "band": list(onset.band)}}

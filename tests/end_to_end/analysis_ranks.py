@@ -1,0 +1,45 @@
+"""A program for several processes: `launcher -m analysis_ranks FOLDER` trains with the analyser at every ZeRO stage."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from tiny_causal_models import HIDDEN, tiny_model
+from training_samples import trained
+
+from bulwark.embeddings import install
+from bulwark.steering.analyser import Analysed
+from bulwark.steering.settings import AnalysisSettings, InterventionSettings
+from bulwark.training import engine as engines
+from bulwark.training.objectives import Objective
+
+STAGES = (0, 1, 2, 3)
+EXAMPLES = 13  # with steps of four, one is left over at the end of an epoch, and the second rank has none
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    ranks = engines.start_processes().count
+    for stage in STAGES:
+        place = folder / f"stage{stage}_{ranks}"
+        objective = Analysed(
+            Objective(),
+            AnalysisSettings(every=1, windows={"early": (0.0, 0.5), "late": (0.5, 1.0)}),
+            layer=1,
+            vector=torch.linspace(-1, 2, HIDDEN),
+            intervention=InterventionSettings(),
+            folder=place,
+        )
+        model = tiny_model("llama")
+        install(model, {"method": "vanilla"})
+        trained(
+            model, place, EXAMPLES, objective=objective, max_steps=5, micro_batch_size=1, zero_stage=stage,
+            gradient_checkpointing=stage == 3,
+        )  # fmt: skip
+    engines.stop_processes()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[-1]))

@@ -1,0 +1,87 @@
+"""A program for several processes: `launcher -m screened_ranks plan.json` trains with the policies that the plan lists.
+
+Each is {"name", "policy", "settings"}, optionally with
+    "flagged"     the training rows that are flagged, no others, in place of what the scores say
+    "odd"         a token whose embedding is infinite
+    "interrupt"   stop in the middle of that optimizer step on all ranks, and begin again
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from screening_samples import model_of, objective_of, policies, screened
+
+from bulwark.steering.policies import Policy, Verdict
+from bulwark.steering.screened import Screened
+from bulwark.training import engine as engines
+from bulwark.training.batches import Batch
+
+THRESHOLDS = {"threshold": 1, "cos_threshold": -1, "proj_threshold": -1, "margin": -1}
+
+
+class Interrupted(Exception):
+    pass
+
+
+def policy_of(training: dict[str, Any]) -> Policy:
+    policy = policies()[training["policy"]]
+    if "flagged" not in training:
+        return policy
+    judge = policy.judge
+
+    def chosen(detector: Any, batch: Batch, alpha: float) -> Verdict:
+        """With thresholds that are passed by the chosen rows, and by no others."""
+        sign = torch.tensor([1.0 if row and row[0] in training["flagged"] else -1.0 for row in batch.rows])
+        for name, direction in THRESHOLDS.items():
+            if hasattr(policy, name):
+                setattr(policy, name, sign * direction * torch.inf)
+        return judge(detector, batch, alpha)
+
+    policy.judge = chosen
+    return policy
+
+
+def objective_for(training: dict[str, Any], folder: Path, interrupt: int | None) -> Screened:
+    objective = objective_of(policy_of(training), folder, total=training["settings"]["max_steps"])
+    inner = objective.after_backward
+
+    def stopping(engine: Any, step: int, total: int) -> None:
+        if step == interrupt:
+            raise Interrupted
+        inner(engine, step, total)
+
+    objective.after_backward = stopping
+    return objective
+
+
+def main(plan: Path) -> None:
+    torch.set_num_threads(1)
+    gc.freeze()
+    processes = engines.start_processes()
+    for training in json.loads(plan.read_text()):
+        folder = plan.parent / f"{training['name']}_{processes.count}"
+        for at in [training["interrupt"], None] if "interrupt" in training else [None]:
+            model = model_of(dtype=getattr(torch, training["settings"].get("precision", "float32")))
+            if "odd" in training:
+                with torch.no_grad():
+                    model.get_input_embeddings().weight[training["odd"]] = torch.inf
+            objective = objective_for(training, folder, at)
+            try:
+                result = screened(None, folder, model=model, objective=objective, **training["settings"])
+            except Interrupted:
+                continue
+        if processes.main:
+            torch.save(result.model.state_dict(), folder / "weights.pt")
+            told = vars(result.report) | {"detections": objective.report()["steering"]["detections"]}
+            (folder / "report.json").write_text(json.dumps(told))
+    engines.stop_processes()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[-1]))

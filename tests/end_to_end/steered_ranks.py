@@ -1,0 +1,78 @@
+"""A program for several processes: `launcher -m steered_ranks plan.json` trains under the interventions of the plan.
+
+Each is {"name", "settings"}, optionally with "intervention", "schedule", "layers", "ablate", "embedded", and
+    "interrupt"   stop in the middle of that optimizer step on all ranks, and begin again
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from steering_samples import course_of, fused, steered_model
+from torch import nn
+from training_samples import settings, trained
+
+from bulwark.steering.schedules import ScheduleSettings
+from bulwark.steering.settings import InterventionSettings
+from bulwark.steering.steer import Steering, embedded_steering
+from bulwark.training import engine as engines
+from bulwark.training.embedded import embedded_in
+
+COUNT = 13  # with steps of four, one is left over at the end of an epoch, and the second rank has none
+
+
+class Interrupted(Exception):
+    pass
+
+
+def objective_of(model: nn.Module, training: dict[str, Any], folder: Path, interrupt: int | None) -> Steering:
+    intervention = InterventionSettings(**{"alpha": 3.0} | training.get("intervention", {}))
+    schedule = ScheduleSettings(**training.get("schedule", {}))
+    vectors = fused(*training.get("layers", [2]))
+    if training.get("embedded"):
+        course = course_of(model, folder, COUNT, **training["settings"])
+        objective = embedded_steering(course, vectors, intervention, schedule)
+    else:
+        over = schedule.over(settings(**training["settings"]).total_steps(COUNT), intervention.alpha)
+        objective = Steering(vectors, intervention, over, ablate=training.get("ablate", False))
+    inner = objective.after_backward
+
+    def stopping(engine: Any, step: int, total: int) -> None:
+        if step == interrupt:
+            raise Interrupted
+        inner(engine, step, total)
+
+    objective.after_backward = stopping
+    return objective
+
+
+def main(plan: Path) -> None:
+    torch.set_num_threads(1)
+    gc.freeze()
+    processes = engines.start_processes()
+    for training in json.loads(plan.read_text()):
+        folder = plan.parent / f"{training['name']}_{processes.count}"
+        for at in [training["interrupt"], None] if "interrupt" in training else [None]:
+            model = steered_model()
+            objective = objective_of(model, training, folder, at)
+            try:
+                result = trained(model, folder, COUNT, objective, **training["settings"])
+            except Interrupted:
+                continue
+        told = objective.report()  # all ranks are asked
+        if processes.main:
+            torch.save(result.model.state_dict(), folder / "weights.pt")
+            carried = embedded_in(result.model)
+            told |= {"loss": result.report.loss, "resumed_at": result.report.resumed_at}
+            told |= {"exposure": carried.exposure if carried else None}
+            (folder / "report.json").write_text(json.dumps(told))
+    engines.stop_processes()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[-1]))

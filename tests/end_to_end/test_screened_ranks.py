@@ -1,0 +1,108 @@
+"""Two processes (gloo) that drop different rows, one of them all of its own, train what one process trains."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "unit"))
+
+from screening_samples import COUNT, rows_in  # noqa: E402
+from training_samples import PAD, examples  # noqa: E402
+
+from bulwark.launch import launch_line, run  # noqa: E402
+from bulwark.training.batches import StepBatches  # noqa: E402
+
+BASE = {"max_steps": 4, "micro_batch_size": 1, "batch_size": 4}
+ODD = 7
+
+
+def rows_of_the_second_rank() -> list[int]:
+    """All that it trains on in an epoch."""
+    batches = StepBatches(examples(COUNT), batch_size=4, micro_batch_size=1, pad_id=PAD, rank=1, ranks=2)
+    return sorted(row[0] for step in range(4) for batch in batches.of_step(step) for row in batch.rows if row)
+
+
+# In plain descent a gradient that is too small or too large would show.
+DESCENT = BASE | {"optimizer": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+CHECKPOINTED = BASE | {"gradient_checkpointing": True, "micro_batch_size": 2}
+TRAININGS = {
+    f"{policy}_all_of_one_rank_{stage}": {
+        "policy": policy, "settings": DESCENT | {"zero_stage": stage}, "flagged": rows_of_the_second_rank(),
+    }
+    for policy in ("mask", "inject", "probe", "state")
+    for stage in (0, 3)
+} | {
+    f"{policy}_some_{stage}": {"policy": policy, "settings": CHECKPOINTED | {"zero_stage": stage}}
+    for policy, stage in (("mask", 0), ("probe", 3), ("inject", 3), ("mask_token", 3), ("probe_exact", 0))
+} | {
+    f"{policy}_not_finite_{stage}": {
+        "policy": policy, "settings": BASE | {"zero_stage": stage, "learning_rate": 1e-4}, "odd": ODD,
+    }
+    for policy, stage in (("mask", 0), ("probe", 3), ("state", 3))
+}  # fmt: skip
+TRAININGS["state_all_of_one_rank_2"] = TRAININGS["state_all_of_one_rank_3"] | {
+    "settings": TRAININGS["state_all_of_one_rank_3"]["settings"] | {"zero_stage": 2}
+}
+RESUMED = {
+    f"{name}_resumed": TRAININGS[name] | {"interrupt": 3, "settings": TRAININGS[name]["settings"] | {"save_every": 2}}
+    for name in ("mask_some_0", "probe_some_3", "state_all_of_one_rank_3")
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All trainings with two ranks and with one; the resumed ones with two only."""
+    folder = tmp_path_factory.mktemp("screened")
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "unit"), *sys.path])
+    environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED)):
+        plan = folder / f"plan_{ranks}.json"
+        plan.write_text(json.dumps([{"name": name} | training for name, training in trainings.items()]))
+        run(launch_line("screened_ranks", str(plan), gpus=ranks), environment=environment, output=io.StringIO())
+    return folder
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_two_ranks_that_drop_different_rows_end_where_one_ends(name, folder):
+    one, two = (torch.load(folder / f"{name}_{ranks}" / "weights.pt") for ranks in (1, 2))
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
+    losses = [json.loads((folder / f"{name}_{ranks}" / "report.json").read_text())["loss"] for ranks in (1, 2)]
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_the_rows_of_both_ranks_are_recorded_once(name, folder):
+    one, two = (
+        {(row["opt_step"], row["row_id"]): row for row in rows_in(folder / f"{name}_{ranks}")} for ranks in (1, 2)
+    )
+    assert len(rows_in(folder / f"{name}_2")) == len(two) == COUNT
+    assert {row["rank"] for row in two.values()} == {0, 1}
+    assert {place: row["decision"] for place, row in two.items()} == {
+        place: row["decision"] for place, row in one.items()
+    }
+    if "flagged" in TRAININGS[name]:
+        decisions = {row["rank"]: set() for row in two.values()}
+        for row in two.values():
+            decisions[row["rank"]].add(row["decision"])
+        assert decisions == {0: {"kept"}, 1: {"injected" if "inject" in name else "dropped"}}
+    if "not_finite" in name:
+        assert sum(row["decision"] == "not_finite" for row in two.values()) > 0
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_two_ranks_resume_with_the_same_weights_and_rows(name, folder):
+    whole, parts = (folder / f"{run}_2" for run in (name.removesuffix("_resumed"), name))
+    assert json.loads((parts / "report.json").read_text())["resumed_at"] == [2]
+    weights, others = torch.load(whole / "weights.pt"), torch.load(parts / "weights.pt")
+    assert [key for key in weights if not torch.equal(weights[key], others[key])] == []
+    assert rows_in(parts) == rows_in(whole)
+    told = [json.loads((part / "report.json").read_text())["detections"] for part in (whole, parts)]
+    assert told[0] == told[1]

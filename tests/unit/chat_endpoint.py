@@ -1,0 +1,78 @@
+"""A small chat endpoint on this machine, for the tests of the judge that speaks to one. Real HTTP, real client."""
+
+import json
+import math
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def choice(text: str, candidates: dict[str, float] | None = None, finish: str = "stop") -> dict:
+    """A completion that says `text`; candidates: {token: probability} of its first token."""
+    top = [{"token": t, "logprob": math.log(p), "bytes": None} for t, p in (candidates or {}).items()]
+    first = {"token": text, "logprob": top[0]["logprob"] if top else 0.0, "bytes": None, "top_logprobs": top}
+    return {
+        "id": "c",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text},
+                "finish_reason": finish,
+                "logprobs": {"content": [first], "refusal": None} if candidates else None,
+            }
+        ],
+    }
+
+
+class Endpoint:
+    """Answers with `respond(body) -> (status, content)`; keeps the bodies it was sent and how many came at once."""
+
+    def __init__(self, respond, delay: float = 0.0):
+        self.respond, self.delay = respond, delay
+        self.bodies: list[dict] = []
+        self.keys: set[str] = set()
+        self.running = self.most = 0
+        self.lock = threading.Lock()
+
+
+@contextmanager
+def serving(endpoint: Endpoint, monkeypatch):
+    """Serve `endpoint` on a free port, which the environment then names to the client."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with endpoint.lock:
+                endpoint.bodies.append(body)
+                endpoint.keys.add(self.headers["Authorization"])
+                endpoint.running += 1
+                endpoint.most = max(endpoint.most, endpoint.running)
+            time.sleep(endpoint.delay)
+            status, content, *headers = endpoint.respond(body)
+            with endpoint.lock:
+                endpoint.running -= 1
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            for name, value in headers[0].items() if headers else ():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *arguments):
+            """Nothing on the terminal."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+    try:
+        yield endpoint
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,9 @@
+"""Take over a published file of trait vectors."""
+
+from pathlib import Path
+
+from bulwark.logs import log_to
+from bulwark.steering.vectors import adopt
+
+log_to(snakemake.log[0])
+adopt(Path(snakemake.input[0]), snakemake.wildcards.trait, snakemake.wildcards.model, Path(snakemake.output[0]))

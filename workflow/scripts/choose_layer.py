@@ -1,0 +1,22 @@
+"""Score the answers of steered layers, and name the layer at which a trait shows most."""
+
+from pathlib import Path
+
+from bulwark.entities import LayerChoice
+from bulwark.errors import ConfigurationError
+from bulwark.judges import JudgeSettings
+from bulwark.logs import log_to
+from bulwark.settings import validated
+from bulwark.steering.layers import choose
+
+log_to(snakemake.log[0])
+where = f"config/traits/{snakemake.wildcards.trait}.yaml"
+if snakemake.params.judge is None:
+    raise ConfigurationError(f"{where}: without a judge no layer can be chosen. Name one under judge.")
+choose(
+    Path(snakemake.input[0]),
+    validated(JudgeSettings, snakemake.params.judge, f"{where}: judge"),
+    validated(LayerChoice, snakemake.params.choice, f"{where}: choice"),
+    Path(snakemake.output[0]),
+    cache=Path(snakemake.output[0]).with_name(f"{snakemake.wildcards.trait}.judgements.jsonl"),
+)
