@@ -348,9 +348,8 @@ class Catalogue:
         """Whether the study of a table, figure or claim measures what it speaks of. Raises ConfigurationError."""
         study = find(self.studies, entity.study, "study", where)
         needed = entity.required_benchmarks()
-        shown = [name for name in entity.benchmarks() if name in (*study.benchmarks, *study.analyses)]
-        if not shown or not study.models:
-            raise ConfigurationError(f"{where}: studies.{entity.study} has no model or measures nothing that it shows.")
+        if not study.models:
+            raise ConfigurationError(f"{where}: studies.{entity.study}.models is empty, so there is nothing to show.")
         for kind, key, names, listed in (
             ("benchmark", "benchmarks", [name for name in needed if name not in self.analyses], study.benchmarks),
             ("analysis", "analyses", [name for name in needed if name in self.analyses], study.analyses),
@@ -362,6 +361,8 @@ class Catalogue:
                         f'{where}: needs the {kind} "{name}", which studies.{entity.study}.{key} does not list '
                         f"({', '.join(listed)}). Add it to the list, or take the entity out of the study."
                     )
+        if not set(entity.benchmarks()) & {*study.benchmarks, *study.analyses}:
+            raise ConfigurationError(f"{where}: studies.{entity.study} measures nothing of what it shows.")
         for analysis in set(entity.benchmarks()) & set(self.analyses):
             for model in study.models:
                 for recipe in entity.recipes() or study.recipes:
