@@ -16,10 +16,9 @@ from bulwark.errors import RecordError
 from bulwark.settings import Closed, Text
 
 KIND = "contrast"
+"""The kind of a data set whose records are contrasts (config/datasets/)."""
 NORMAL_LEVELS = ("normal", "benign", "0")
 """The levels (`meta.level`) of rows that do not show the trait."""
-"""The kind of a data set whose records are contrasts (config/datasets/)."""
-
 
 _NOT_DATA = "download.json"  # the manifest of a download
 

@@ -42,7 +42,7 @@ AT = {
     "published": [(0, "float32"), (3, "float32"), (1, "bfloat16"), (3, "bfloat16")],
     "flat": [(2, "float32"), (3, "float32"), (1, "bfloat16")],
     "functional_mean": [(0, "float32"), (3, "float32")],
-    "svd_u": [(1, "float32"), (2, "float32")],
+    "svd_u": [(1, "float32"), (2, "float32"), (3, "float32")],
 }
 TRAININGS = {
     f"{way}-{stage}-{precision}": arguments | {"settings": {"zero_stage": stage, "precision": precision}}
