@@ -7,29 +7,33 @@ needs other settings than most, the step's or benchmark's own file says so under
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from bulwark import analyses as analysis_modules
 from bulwark import benchmarks as benchmark_modules
-from bulwark import recipes, steps
+from bulwark import checking, recipes, steps
 from bulwark.digests import code_digest, step_digest, world_digest
-from bulwark.entities import Analysis, Benchmark, Dataset, Model, Projection, Resources, Step, Study, Trait
+from bulwark.entities import (
+    Analysis,
+    Benchmark,
+    Dataset,
+    Model,
+    Projection,
+    Resources,
+    Step,
+    Study,
+    Trait,
+    find,
+    module_named,
+)
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.judges import JudgeSettings
-from bulwark.miniature import records as miniature_records
-from bulwark.miniature.settings import MiniatureSettings
-from bulwark.prompts import TEMPLATES
-from bulwark.records import SCHEMAS
 from bulwark.reporting.settings import Claim, Figure, Table
 from bulwark.settings import Closed, completed, merged, read_yaml, validated
-from bulwark.steering import projections
 from bulwark.steering.projections import ProjectionSettings
-from bulwark.traits import KIND as CONTRAST
 
 __all__ = [
     "Catalogue",
@@ -53,7 +57,6 @@ _FOLDERS: dict[str, type[Closed]] = {
     "figures": Figure,
     "claims": Claim,
 }
-Entity = TypeVar("Entity", bound=Closed)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Catalogue:
         settings = merged(step.settings, special.settings) if special else step.settings
         origin = f"config/steps/{name}.yaml, settings" + (f" with models.{model}.settings" if special else "")
         cost = special.cost if special and special.cost else step.cost
-        module = _module(steps.__name__, step.kind, "kind of step", f"config/steps/{name}.yaml: kind")
+        module = module_named(steps.__name__, step.kind, "kind of step", f"config/steps/{name}.yaml: kind")
         return ResolvedStep(step.kind, validated(module.Settings, settings, origin), cost)
 
     def benchmark(self, model: str | None, name: str, where: str = "") -> ResolvedBenchmark:
@@ -128,7 +131,7 @@ class Catalogue:
         special = entity.models.get(model)
         settings = merged(entity.settings, special.settings) if special else entity.settings
         origin = f"config/benchmarks/{name}.yaml, settings" + (f" with models.{model}.settings" if special else "")
-        module = _module(
+        module = module_named(
             benchmark_modules.__name__, entity.module, "benchmark module", f"config/benchmarks/{name}.yaml: module"
         )
         return ResolvedBenchmark(
@@ -212,162 +215,6 @@ class Catalogue:
             for seed in self.seeds(recipe, asked.seeds)
         ]
 
-    def check(self) -> None:
-        """Check every name and every setting. Raises ConfigurationError for the first wrong one."""
-        for name, model in self.models.items():
-            self._check_model(name, model)
-        for name, dataset in self.datasets.items():
-            self._check_dataset(name, dataset)
-        for name, trait in self.traits.items():
-            self._check_trait(name, trait)
-        for kind, entities in (
-            ("steps", self.steps),
-            ("benchmarks", self.benchmarks),
-            ("projections", self.projections),
-        ):
-            for name, entity in entities.items():
-                for model in entity.models:
-                    self.model(model, f"config/{kind}/{name}.yaml: models")
-        for name in self.steps:
-            for model in [None, *self.models]:
-                settings, where = self.step(model, name).settings, f"config/steps/{name}.yaml: settings"
-                for path in settings.inputs().values():
-                    self._check_input(path, where)
-                    self._check_compared(path, model, settings, (getattr(settings, "data", None), "train"), where)
-        for name in self.benchmarks:
-            for model in [None, *self.models]:
-                benchmark = self.benchmark(model, name)
-                self.dataset(benchmark.dataset, f"config/benchmarks/{name}.yaml: dataset")
-                benchmark_modules.judge_of(benchmark.module, benchmark.settings, f"config/benchmarks/{name}.yaml")
-                for path in benchmark_modules.inputs_of(benchmark.settings).values():
-                    where = f"config/benchmarks/{name}.yaml: settings"
-                    self._check_input(path, where)
-                    self._check_compared(path, model, benchmark.settings, (benchmark.dataset, benchmark.split), where)
-        for name, analysis in self.analyses.items():
-            self._check_analysis(name, analysis)
-        for name in self.projections:
-            for model in [None, *self.models]:
-                projected, where = self.projection(model, name), f"config/projections/{name}.yaml"
-                self._check_input(f"data/{projected.dataset}/{projected.split}.jsonl", f"{where}: dataset")
-                for path in projected.settings.inputs().values():
-                    self._check_input(path, f"{where}: settings")
-        for name, study in self.studies.items():
-            self._check_study(f"studies.{name}", study)
-        for kind, entities in (("tables", self.tables), ("figures", self.figures), ("claims", self.claims)):
-            for name, entity in entities.items():
-                where = f"config/{kind}/{name}.yaml"
-                for benchmark, metric in entity.metrics():
-                    find(self._metrics_of(benchmark, where), metric, f"metric of {benchmark}", where)
-                for recipe in entity.recipes():
-                    recipes.check(recipe, self.steps, where)
-
-    def _metrics_of(self, name: str, where: str) -> Mapping[str, bool | None]:
-        """The metrics of a benchmark or, under the same key, of an analysis."""
-        if name in self.analyses:
-            return analysis_modules.module_of(self.analyses[name].module).METRICS
-        return benchmark_modules.module_of(find(self.benchmarks, name, "benchmark", where).module).METRICS
-
-    def _check_analysis(self, name: str, analysis: Analysis) -> None:
-        where = f"config/analyses/{name}.yaml"
-        module = _module(analysis_modules.__name__, analysis.module, "analysis module", f"{where}: module")
-        validated(module.Settings, analysis.settings, f"{where}, settings")
-        if name in self.benchmarks:
-            raise ConfigurationError(f'{where}: a benchmark is called "{name}" as well; no table could tell which.')
-
-    def _check_model(self, name: str, model: Model) -> None:
-        where = f"config/models/{name}.yaml"
-        find(TEMPLATES, model.template, "prompt template", where)
-        if model.source.miniature is not None:
-            validated(MiniatureSettings, model.source.miniature, f"{where}, source.miniature")
-            find(self.datasets, model.source.data, "dataset", f"{where}, source.data")
-            self.resources(name, "pretrain")
-
-    def _check_dataset(self, name: str, dataset: Dataset) -> None:
-        where = f"config/datasets/{name}.yaml"
-        if dataset.kind not in (*SCHEMAS, CONTRAST):
-            _module(benchmark_modules.__name__, dataset.kind, "kind of records", f"{where}: kind")
-        if dataset.source.miniature is not None:
-            self.model(dataset.source.world, f"{where}: source.world")
-            known = miniature_records.splits(dataset.source.miniature)
-            for split, wanted in dataset.splits.items():
-                source_split = wanted if isinstance(wanted, str) else split
-                find(dict.fromkeys(known), source_split, "split of the miniature's data set", f"{where}: splits")
-
-    def _check_trait(self, name: str, trait: Trait) -> None:
-        where = f"config/traits/{name}.yaml"
-        self.judge_of_trait(name)
-        for model in trait.files:
-            self.model(model, f"{where}: files")
-        if trait.dataset is not None:
-            dataset = self.dataset(trait.dataset, f"{where}: dataset")
-            find(dataset.splits, trait.split, f'split of the dataset "{trait.dataset}"', f"{where}: split")
-            if dataset.kind != CONTRAST:
-                raise ConfigurationError(
-                    f'{where}: the dataset "{trait.dataset}" holds records of the kind "{dataset.kind}"; a trait is '
-                    f'extracted from one of the kind "{CONTRAST}".'
-                )
-
-    def _check_input(self, path: str, where: str) -> None:
-        """Whether a file that a step or benchmark asks for can be made, as far as its path names a data set."""
-        stage, *rest = path.split("/")
-        if stage == "data":
-            dataset, file = rest
-            splits = self.dataset(dataset, where).splits
-            find(splits, file.removesuffix(".jsonl"), f'split of the dataset "{dataset}"', where)
-        if stage == "checkpoints":
-            find(self.steps, rest[1].removeprefix("{prefix}"), "step", where)
-        if stage == "vectors":
-            self.trait(Path(rest[-1]).stem, where)
-        if stage == "projections":
-            find(self.projections, Path(rest[-1]).stem, "projection", where)
-
-    def _check_compared(self, path: str, model: str | None, settings: Closed, records: Any, where: str) -> None:
-        """Whether the projections that a step or benchmark compares itself with are of its own records and vectors."""
-        if path.startswith("projections/"):
-            name = Path(path).stem
-            there = self.projection(model, name, where)
-            projections.refuse_others(
-                name, (records, settings.vectors), ((there.dataset, there.split), there.settings.vectors), where
-            )
-
-    def _check_study(self, where: str, study: Study) -> None:
-        for model in study.models:
-            self.model(model, f"{where}.models")
-        for recipe in study.recipes:
-            recipes.check(recipe, self.steps, f"{where}.recipes")
-        for benchmark in study.benchmarks:
-            find(self.benchmarks, benchmark, "benchmark", f"{where}.benchmarks")
-        for analysis in study.analyses:
-            find(self.analyses, analysis, "analysis", f"{where}.analyses")
-        for kind in ("tables", "figures", "claims"):
-            for name in getattr(study, kind):
-                entity = find(getattr(self, kind), name, kind[:-1], f"{where}.{kind}")
-                self.check_measured(entity, f"config/{kind}/{name}.yaml")
-
-    def check_measured(self, entity: Table | Figure | Claim, where: str) -> None:
-        """Whether the study of a table, figure or claim measures what it speaks of. Raises ConfigurationError."""
-        study = find(self.studies, entity.study, "study", where)
-        needed = entity.required_benchmarks()
-        if not study.models:
-            raise ConfigurationError(f"{where}: studies.{entity.study}.models is empty, so there is nothing to show.")
-        for kind, key, names, listed in (
-            ("benchmark", "benchmarks", [name for name in needed if name not in self.analyses], study.benchmarks),
-            ("analysis", "analyses", [name for name in needed if name in self.analyses], study.analyses),
-            ("recipe", "recipes", entity.recipes(), study.recipes),
-        ):
-            for name in names:
-                if name not in listed:
-                    raise ConfigurationError(
-                        f'{where}: needs the {kind} "{name}", which studies.{entity.study}.{key} does not list '
-                        f"({', '.join(listed)}). Add it to the list, or take the entity out of the study."
-                    )
-        if not set(entity.benchmarks()) & {*study.benchmarks, *study.analyses}:
-            raise ConfigurationError(f"{where}: studies.{entity.study} measures nothing of what it shows.")
-        for analysis in set(entity.benchmarks()) & set(self.analyses):
-            for model in study.models:
-                for recipe in entity.recipes() or study.recipes:
-                    self.analysis(model, recipe, analysis, where)
-
 
 def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
     """Join the entity files under `folder` with the sections of `config`, and check the whole.
@@ -384,7 +231,9 @@ def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
         over = _map(config.get(section) or {}, section)
         for name, changes in over.items():
             maps[name] = merged(maps.get(name, {}), _map(changes, f"{section}.{name}"))
-        maps = {name: completed(name, maps, f"config/{section}") for name in maps}
+        whole = {name: completed(name, maps, f"config/{section}") for name in maps}
+        # What others are like comes before them, so that a mistake in it is not told of them.
+        maps = {name: whole[name] for name in sorted(maps, key=lambda name: _generation(name, maps))}
         entities[section] = {
             name: _entity(cls, data, name, folder / section, section, over) for name, data in maps.items()
         }
@@ -393,7 +242,7 @@ def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
         for name, data in _map(config.get("studies") or {}, "studies").items()
     }
     catalogue = Catalogue(**entities, studies=studies)
-    catalogue.check()
+    checking.check(catalogue)
     published = {path.stem: path for path in (folder / "published").glob("*.yaml")}
     for section in ("tables", "figures"):
         for name, entity in entities[section].items():
@@ -402,26 +251,16 @@ def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
     return catalogue
 
 
-def find(entities: Mapping[str, Entity], name: str, kind: str, where: str = "") -> Entity:
-    """Look up an entity. Raises ConfigurationError that says where the name stood and what is nearest to it."""
-    if name not in entities:
-        place = f"{where}: " if where else ""
-        raise ConfigurationError(f'{place}there is no {kind} "{name}".{nearest(name, entities)}')
-    return entities[name]
-
-
 def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
     """Raise ConfigurationError for a target `<kind>_<name>` that does not exist."""
     entities = {"table": catalogue.tables, "figure": catalogue.figures, "paper": catalogue.studies}[kind]
     find(entities, name, {"paper": "study"}.get(kind, kind), f'target "{kind}_{name}"')
 
 
-def _module(package: str, name: str, kind: str, where: str) -> ModuleType:
-    folder = Path(importlib.import_module(package).__file__).parent
-    known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-    if name not in known:
-        raise ConfigurationError(f'{where}: there is no {kind} "{name}".{nearest(name, known)}')
-    return importlib.import_module(f"{package}.{name}")
+def _generation(name: str, maps: Mapping[str, Mapping[str, Any]]) -> int:
+    """How many entities stand between `name` and one that is like no other."""
+    other = maps[name].get("like")
+    return 0 if other is None else 1 + _generation(other, maps)
 
 
 def _map(value: Any, where: str) -> Mapping[str, Any]:

@@ -111,6 +111,8 @@ def save_model(
         if _WEIGHTS.fullmatch(file.name) or file.name == embeddings.CODE_FILE:
             file.unlink()
     model.save_pretrained(folder, state_dict=state_dict, max_shard_size=_SHARD_SIZE)
+    for file in folder.glob("*.safetensors"):
+        manifests.readable(file)
     tokenizer.save_pretrained(folder)
 
 

@@ -6,12 +6,19 @@ their own classes live with the code that uses them; `bulwark.catalogue` joins t
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from bulwark.decoding import Decoding
+from bulwark.errors import ConfigurationError, nearest
 from bulwark.settings import Closed
+
+Entity = TypeVar("Entity", bound=Closed)
 
 
 class Resources(Closed):
@@ -58,12 +65,16 @@ class ModelSource(Closed):
 
 
 class Model(Closed):
-    """config/models/: a base model, its prompt template, and what its jobs cost, per stage (train, generate)."""
+    """config/models/: a base model, its prompt template, and what its jobs cost, per stage (train, generate).
+
+    blocks: how many decoder blocks it has, by which layers are checked before the model is there.
+    """
 
     description: str = ""
     source: ModelSource
     template: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    blocks: int | None = Field(None, ge=1)
     resources: Stages
 
 
@@ -275,3 +286,20 @@ def _exactly_one(source: Closed, *keys: str) -> Any:
     if len(given) != 1:
         raise ValueError(f"a source has exactly one of {', '.join(keys)}; here: {', '.join(given) or 'none'}")
     return source
+
+
+def find(entities: Mapping[str, Entity], name: str, kind: str, where: str = "") -> Entity:
+    """Look up an entity. Raises ConfigurationError that says where the name stood and what is nearest to it."""
+    if name not in entities:
+        place = f"{where}: " if where else ""
+        raise ConfigurationError(f'{place}there is no {kind} "{name}".{nearest(name, entities)}')
+    return entities[name]
+
+
+def module_named(package: str, name: str, kind: str, where: str) -> ModuleType:
+    """Import the module `name` of `package`. Raises ConfigurationError as `find` does."""
+    folder = Path(importlib.import_module(package).__file__).parent
+    known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    if name not in known:
+        raise ConfigurationError(f'{where}: there is no {kind} "{name}".{nearest(name, known)}')
+    return importlib.import_module(f"{package}.{name}")

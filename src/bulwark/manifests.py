@@ -146,6 +146,13 @@ def start_recipe(model: Path, output: Path, identity: dict[str, Any]) -> dict[st
     return content
 
 
+def readable(path: str | Path) -> None:
+    """Let whoever may read a new file read this one, too: safetensors writes for its owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all: beside its place, synced to the disk, then renamed. Folders are made."""
     path = Path(path)

@@ -112,6 +112,9 @@ def _explained(problem: dict, cls: type[BaseModel]) -> str:
     value = problem.get("input")
     if problem["type"] == "extra_forbidden":
         return f'unknown key "{path}".{nearest(location[-1], _keys_beside(cls, problem["loc"]))}'
+    if problem["type"] == "value_error":  # one of ours, which says what it found
+        said = str(problem["ctx"]["error"])
+        return f'"{path}": {said}.' if location else f"{said}."
     if problem["type"] == "missing":
         return f'the key "{path}" is missing.'
     if isinstance(value, str) and problem["type"] in {"float_type", "int_type"}:

@@ -7,6 +7,8 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from bulwark.judges.openai import PROBE
+
 
 def choice(text: str, candidates: dict[str, float] | None = None, finish: str = "stop") -> dict:
     """A completion that says `text`; candidates: {token: probability} of its first token."""
@@ -29,10 +31,14 @@ def choice(text: str, candidates: dict[str, float] | None = None, finish: str = 
 
 
 class Endpoint:
-    """Answers with `respond(body) -> (status, content)`; keeps the bodies it was sent and how many came at once."""
+    """Answers with `respond(body) -> (status, content)`; keeps the bodies it was sent and how many came at once.
 
-    def __init__(self, respond, delay: float = 0.0):
-        self.respond, self.delay = respond, delay
+    number: how its tokenizer begins "57", which the judge asks for before it reads scores of several digits; that
+    request is not kept.
+    """
+
+    def __init__(self, respond, delay: float = 0.0, number: str = "57"):
+        self.respond, self.delay, self.number = respond, delay, number
         self.bodies: list[dict] = []
         self.keys: set[str] = set()
         self.running = self.most = 0
@@ -46,6 +52,8 @@ def serving(endpoint: Endpoint, monkeypatch):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if body["messages"][0]["content"] == PROBE:
+                return self.say(200, choice(endpoint.number, {endpoint.number: 1.0}))
             with endpoint.lock:
                 endpoint.bodies.append(body)
                 endpoint.keys.add(self.headers["Authorization"])
@@ -55,11 +63,14 @@ def serving(endpoint: Endpoint, monkeypatch):
             status, content, *headers = endpoint.respond(body)
             with endpoint.lock:
                 endpoint.running -= 1
+            self.say(status, content, headers[0] if headers else {})
+
+        def say(self, status, content, headers=()):
             data = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
-            for name, value in headers[0].items() if headers else ():
+            for name, value in dict(headers).items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)

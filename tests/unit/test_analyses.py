@@ -171,7 +171,7 @@ def test_names_of_analyses_are_not_those_of_benchmarks():
         load(analyses={"other": {"module": "steer"}})
 
 
-@pytest.mark.parametrize("step", ["sft_watched", "steer", "delta_loss", "idp"])
+@pytest.mark.parametrize("step", ["sft_watched", "steer", "delta_loss"])
 def test_adapters_have_no_updates_of_weights_to_look_at(step):
     lora = {"training": {"lora": {"rank": 2}}}
     changed = {step: {"models": {"miniature": {"settings": lora}}}}

@@ -24,7 +24,7 @@ LAYERS = [
     ["steps"],
     ["benchmarks", "analyses", "evaluation", "harness", "assistant"],
     ["reporting"],
-    ["catalogue", "digests", "planning"],
+    ["catalogue", "checking", "digests", "planning"],
     ["cli"],
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}

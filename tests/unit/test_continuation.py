@@ -9,9 +9,11 @@ from pydantic import ValidationError
 from training_samples import PAD, examples, settings
 
 from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.settings import validated
 from bulwark.steering.continuation import Continuation, continued
 from bulwark.steering.delta_settings import ContinuationSettings
 from bulwark.steering.intervention import token_mask
+from bulwark.steps import idp_continuation
 from bulwark.training.batches import training_batches
 
 WAYS = {
@@ -185,3 +187,12 @@ def test_settings_that_make_no_sense():
         ContinuationSettings(boundary=3, modules=("o_proj", "o_proj"))
     with pytest.raises(ValidationError):
         ContinuationSettings(boundary=3, modules=())
+    data = {
+        "data": "x",
+        "training": {"epochs": 1.0, "batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-3},
+        "vectors": {"traits": ["evil"], "layers": [2]},
+        "intervention": {"adaptive": True},
+        "continuation": {"boundary": 3, "scale": "raw"},
+    }
+    with pytest.raises(ConfigurationError, match='"raw" would change nothing'):
+        validated(idp_continuation.Settings, data, "config/steps/x.yaml")

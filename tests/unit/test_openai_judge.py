@@ -109,6 +109,20 @@ def test_log_probabilities_can_be_demanded(monkeypatch):
         judge(asked(), settings(answers="logprobs"))
 
 
+def test_a_judge_that_writes_single_digits_is_read_as_text_where_they_would_mislead(monkeypatch, caplog):
+    """The first token of its 85 is 8; on 0 … 9 there is nothing to mistake."""
+
+    def respond(body):
+        return 200, choice("8", {"8": 0.9, "9": 0.1}) if "logprobs" in body else choice("85")
+
+    with serving(Endpoint(respond, number="5"), monkeypatch):
+        assert judge(asked(3), settings(100)) == [Judgement(85.0, None, "text")] * 3
+        assert judge(asked(), settings(9)) == [Judgement(pytest.approx(8.1), None, "logprobs")]
+        with pytest.raises(BulwarkError, match="Take scale 9"):
+            judge(asked(), settings(100, answers="logprobs"))
+    assert sum("values are read from text" in record.message for record in caplog.records) == 1
+
+
 def test_a_content_filter_is_a_failed_judgement_and_does_not_end_log_probabilities(monkeypatch):
     def respond(body):
         if "Question 0" in body["messages"][0]["content"]:

@@ -246,11 +246,13 @@ def test_settings_that_make_no_sense(wrong):
         ({"lora": {"rank": 2}}, "keep", "leave out training.lora"),
         ({"optimizer": "schedulefree_adamw", "schedule": "constant"}, "keep", "use adamw or sgd"),
         ({"optimizer": "sgd"}, "project", "preservation.moments: keep"),
+        ({"keep_best": True}, "keep", "another phase begins"),
+        ({"max_steps": 3}, "keep", "nothing is left of the training's 3 steps"),
     ],
 )
 def test_trainings_without_such_a_displacement(changes, moments, message):
     with pytest.raises(ValueError, match=message):
-        check_training(samples.settings(**changes), moments)
+        check_training(samples.settings(**changes), PreservationSettings(boundary=3), moments)
 
 
 def test_sgd_keeps_to_its_projected_gradient(tmp_path):

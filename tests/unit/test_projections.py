@@ -284,11 +284,20 @@ def test_screening_says_null_where_nothing_is_defined():
     assert screened(levelled, [], [1.0], subset=5)["separation"]["fused"]["1"]["delta"] is None
 
 
-def test_what_is_compared_must_be_of_the_same_rows_and_vectors():
-    own = validated(ProjectionSettings, SETTINGS, "here").vectors
-    deeper = own.model_copy(update={"layers": (1,)})
-    projections.refuse_others("p", (("d", "train"), own), (("d", "train"), own), "config/steps/x.yaml")
+def test_what_is_compared_must_be_of_the_same_rows_tokens_and_vectors():
+    made = validated(ProjectionSettings, {**SETTINGS, "max_tokens": 64}, "here")
+    here = {"records": ("d", "train"), "vectors": made.vectors, "max_tokens": 64}
+
+    def compared(there=made, records=("d", "train"), **changes):
+        projections.refuse_others("p", {**here, **changes}, there, records, "config/steps/x.yaml")
+
+    compared()
+    deeper = made.model_copy(update={"vectors": made.vectors.model_copy(update={"layers": (1,)})})
     with pytest.raises(ConfigurationError, match=r'x.yaml: the projection "p" has vectors .*layers=\(1,\)'):
-        projections.refuse_others("p", (("d", "train"), own), (("d", "train"), deeper), "config/steps/x.yaml")
-    with pytest.raises(ConfigurationError, match="data set and split"):
-        projections.refuse_others("p", (("d", "train"), own), (("d", "test"), own), "config/steps/x.yaml")
+        compared(deeper)
+    with pytest.raises(ConfigurationError, match="records"):
+        compared(records=("d", "test"))
+    with pytest.raises(ConfigurationError, match="max_tokens 64, but it is compared with 32"):
+        compared(max_tokens=32)
+    with pytest.raises(ConfigurationError, match="mode prompt_last"):
+        compared(made.model_copy(update={"mode": "prompt_last"}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from screening_samples import (
 from tiny_causal_models import V
 from training_samples import examples
 
-from bulwark.errors import BulwarkError
+from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.steering.schedules import ScheduleSettings
 from bulwark.training.batches import StepBatches
 
@@ -60,6 +61,15 @@ def test_the_step_is_the_mean_over_kept_tokens_however_it_is_cut_into_micro_batc
     assert len(set(decisions[0])) == 2
     torch.testing.assert_close(parts.model.state_dict(), whole.model.state_dict(), atol=2e-5, rtol=0)
     torch.testing.assert_close(torch.tensor(parts.report.loss), torch.tensor(whole.report.loss), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_with_dropout_is_refused(tmp_path):
+    """Two of its passes differ whatever was added, so that rows would be flagged at random."""
+    model = model_of()
+    model.config.attention_dropout = 0.1
+    objective = objective_of(delta_loss(), tmp_path)
+    with pytest.raises(ConfigurationError, match=r"attention_dropout: 0\.1"):
+        objective.start(SimpleNamespace(module=model), 4)
 
 
 def _place(row):

@@ -33,6 +33,8 @@ def settings_of(module, **changes):
         ({"training": TRAINING | {"loss_on": "all"}}, 'must be "response"'),
         ({"vectors": {"traits": ["x"], "layers": [1, 2]}}, "judged at one layer"),
         ({"unknown": 1}, "unknown"),
+        ({"training": TRAINING | {"lora": {"rank": 2, "dropout": 0.1}}}, "set training.lora.dropout to 0"),
+        ({"training": TRAINING | {"optimizer": "schedulefree_adamw", "schedule": "constant"}}, "use adamw or sgd"),
     ],
 )
 def test_settings_that_do_not_let_rows_be_judged_are_refused(module, changes, reason):
@@ -46,6 +48,7 @@ def test_settings_that_do_not_let_rows_be_judged_are_refused(module, changes, re
         (delta_loss, {"mode": "inject", "granularity": "token"}, 'granularity must be "sample"'),
         (delta_loss, {"strategy": "min", "granularity": "token"}, 'granularity must be "sample"'),
         (delta_loss, {"intervention": {"site": "o_proj"}}, "site is o_proj"),
+        (delta_loss, {"intervention": {"alpha": 0.0}}, "nothing is (ever )?flagged"),
         (gradient_probe, {"perturbation": {"alpha": 0.01}}, "either as relative or as alpha"),
         (gradient_probe, {"perturbation": {"relative": None}}, "either as relative or as alpha"),
         (

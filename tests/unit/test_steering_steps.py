@@ -14,6 +14,8 @@ from bulwark.steps import caft, pis, sft, steer
 ROOT = Path(__file__).parents[2]
 TRAINING = {"epochs": 1.0, "batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-3}
 COMMON = {"data": "x", "training": TRAINING, "vectors": {"traits": ["evil"], "layers": [2]}}
+SHORT = {**TRAINING, "epochs": None, "max_steps": 2}
+TWO = {"traits": ["evil"], "layers": [1, 2]}
 RISE = {"shape": "rise", "onset": 3}
 
 
@@ -41,6 +43,12 @@ def catalogue() -> catalogues.Catalogue:
         (pis, {"schedule": {"withdraw_at": 3}}, "the strength of PIS rises"),
         (pis, {"schedule": RISE, "training": TRAINING | {"packing": True}}, "packing must be false"),
         (caft, {"training": TRAINING | {"loss_on": "all"}}, "loss_on must be response"),
+        (caft, {"withdraw_at": 2, "training": TRAINING | {"keep_best": True}}, "make training.keep_best false"),
+        (pis, {"schedule": RISE, "training": TRAINING | {"keep_best": True}}, "the strength changes on the way"),
+        (steer, {"embedded": True, "training": TRAINING | {"keep_best": True}}, "tokens of all steps"),
+        (steer, {"increments": True, "vectors": TWO, "intervention": {"adaptive": True}}, "leave one of them out"),
+        (pis, {"schedule": RISE, "training": SHORT}, r"max_steps is 2; schedule: the onset 3 lies behind"),
+        (steer, {"schedule": {"withdraw_at": 5}, "training": SHORT}, "never be withdrawn"),
     ],
 )
 def test_contradictions_are_refused_before_any_job(module, changes, complaint):
@@ -74,6 +82,31 @@ def test_all_variants_train_alike(catalogue, model):
     assert set(training.values()) == {training["sft"]}
     data = {name: catalogue.step(model, name).settings.data for name in variants if name != "sft_clean"}
     assert len(set(data.values())) == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        ("sft", "does not steer at constant strength"),
+        ("pis", "does not steer at constant strength"),
+        ("early", "does not steer at constant strength"),
+        ("caft", "does not steer at constant strength"),
+        ("pis_detected", "is the step itself"),
+        ("steer_evil", "has the vectors"),
+    ],
+)
+def test_an_onset_can_be_found_only_where_the_same_vectors_act_at_constant_strength(other, complaint):
+    whole = read_yaml(ROOT / "config/config.yaml")
+    changed = {"pis_detected": {"settings": {"schedule": {"onset": {"detected_from": other}}}}}
+    with pytest.raises(ConfigurationError, match=complaint):
+        catalogues.load({**whole, "steps": changed}, ROOT / "config")
+
+
+def test_a_mistake_is_told_of_the_file_that_it_stands_in():
+    """Not of the first variant that is like it."""
+    whole = read_yaml(ROOT / "config/config.yaml")
+    with pytest.raises(ConfigurationError, match=r"^config/steps/steer\.yaml"):
+        catalogues.load({**whole, "steps": {"steer": {"settings": {"vectors": {"layers": [0]}}}}}, ROOT / "config")
 
 
 def test_the_mean_is_that_of_pis(catalogue):

@@ -191,6 +191,21 @@ def test_scales_that_end_and_averages(tmp_path):
     assert "| one (0 to 9) ↑ | published | two (0 to 9) ↑ | published | both (0 to 9) ↑ | published |" in markdown
 
 
+def test_an_average_of_fewer_columns_than_the_papers_says_so(tmp_path):
+    columns = [
+        {"benchmark": "sep", "metric": "separation", "label": "one"},
+        {"benchmark": "absent", "metric": "separation", "label": "two", "if_measured": True},
+    ]
+    spec = SPEC | {"columns": columns, "averages": [{"label": "both", "of": ["one", "two"]}], "compact": True}
+    published = tmp_path / "published.yaml"
+    average = {"benchmark": "average", "metric": "both", "unit": "percent", "values": {"miniature": {"aside": 67.5}}}
+    published.write_text(json.dumps({"results": [average]}))
+    frame, _, markdown, _ = made(tmp_path, spec, study_cells(tmp_path, n=40), published)
+    assert frame.iloc[-1]["both.published"] == pytest.approx(67.5)
+    assert frame.iloc[-1]["both.value"] == frame.iloc[-1]["sep.separation_percent.value"]
+    assert "| both of 1 (%) ↑ | published, of 2 |" in markdown
+
+
 @pytest.mark.parametrize(("label", "percent", "told"), [("three", True, "no column"), ("two", False, "scales")])
 def test_averages_are_of_columns_of_one_scale(label, percent, told):
     columns = [

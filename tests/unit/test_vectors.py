@@ -160,12 +160,29 @@ def test_the_authors_two_forms_are_read(tmp_path):
         ({"1": torch.zeros(3)}, "layer keys are whole numbers"),
         ({1: torch.zeros(3), 2: torch.zeros(4)}, "different sizes"),
         ({1: [0.0]}, "found a list"),
+        ({10**9: torch.zeros(3)}, "layer keys are whole numbers from 0, below"),
+        (torch.full((3, 4), torch.nan), "no layer of which all are finite"),
+        (torch.zeros(0, 4), "no layer of which all are finite"),
     ],
 )
 def test_other_payloads_are_refused(tmp_path, payload, part):
     torch.save(payload, tmp_path / "v.pt")
     with pytest.raises(BulwarkError, match=part):
         read_published(tmp_path / "v.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world", b"PK\x03\x04 cut"])
+def test_files_that_are_no_tensors_are_refused(tmp_path, content):
+    (tmp_path / "v.pt").write_bytes(content)
+    with pytest.raises(BulwarkError, match=r"v\.pt: cannot be read as tensors and nothing else"):
+        read_published(tmp_path / "v.pt")
+
+
+def test_who_may_read_other_files_may_read_vectors(tmp_path):
+    vectors.write(tmp_path / "v.safetensors", rows(), {})
+    (tmp_path / "text").write_text("")
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("v.safetensors", "text")]
+    assert modes[0] == modes[1]
 
 
 class Code:
@@ -177,7 +194,7 @@ class Code:
 
 def test_nothing_pickled_is_run(tmp_path, capsys):
     torch.save({1: Code()}, tmp_path / "v.pt")
-    with pytest.raises(BulwarkError, match="as tensors only"):
+    with pytest.raises(BulwarkError, match="as tensors and nothing else"):
         read_published(tmp_path / "v.pt")
     assert "run" not in capsys.readouterr().out
 

@@ -1,5 +1,7 @@
 """Plans of steered recipes: the vectors of the parent, and the sibling in which an onset is found."""
 
+import pytest
+
 MINIATURE = ("--configfile", "config/miniature.yaml", "--")
 
 
@@ -23,13 +25,45 @@ def test_an_attack_on_an_embedded_checkpoint_is_a_chain(checkout):
     assert plan["extract_vectors"] == 1
 
 
-def test_a_layer_that_the_model_does_not_have_is_refused_when_it_is_planned(checkout):
-    overlay = "steps: {steer: {models: {miniature: {settings: {vectors: {layers: [4]}}}}}}"
-    (checkout.folder / "overlay.yaml").write_text(overlay)
-    target = "results/checkpoints/miniature/steer/seed0/checkpoint.json"
+@pytest.mark.parametrize(
+    ("settings", "target", "told"),
+    [
+        (
+            "steps: {steer: {models: {miniature: {settings: {vectors: {layers: [4]}}}}}}",
+            "checkpoints/miniature/steer/seed0/checkpoint.json",
+            "config/steps/steer.yaml, vectors.layers: 4 is not a layer key",
+        ),
+        (
+            "steps: {steer: {models: {miniature: {settings: {analysis: {layers: [0]}}}}}}",
+            "checkpoints/miniature/steer/seed0/checkpoint.json",
+            "config/steps/steer.yaml, analysis.layers: 0 is not a layer key",
+        ),
+        (
+            "steps: {idp: {models: {miniature: {settings: {preservation: {layers: [9]}}}}}}",
+            "checkpoints/miniature/idp/seed0/checkpoint.json",
+            "config/steps/idp.yaml, preservation.layers: 9, but the model has 4 blocks",
+        ),
+        (
+            "benchmarks: {detectors: {models: {miniature: {settings: {vectors: {layers: [4]}, projections: null}}}}}",
+            "scores/miniature/base/seed0/detectors.json",
+            "config/benchmarks/detectors.yaml, vectors.layers: 4 is not a layer key",
+        ),
+        (
+            "projections: {miniature_clean_rude: {settings: {vectors: {layers: [4]}}}}",
+            "projections/miniature/base/seed0/miniature_clean_rude.parquet",
+            "config/projections/miniature_clean_rude.yaml, vectors.layers: 4 is not a layer key",
+        ),
+        (
+            "traits: {rude: {choice: {candidates: [4]}}}",
+            "vectors/miniature/base/seed0/rude.layers.json",
+            "config/traits/rude.yaml, choice.candidates: 4 is not a layer key",
+        ),
+    ],
+)
+def test_a_layer_that_the_model_does_not_have_is_refused_when_it_is_planned(settings, target, told, checkout):
+    (checkout.folder / "overlay.yaml").write_text(settings)
     done = checkout.snakemake(
-        "--dry-run", "--configfile", "config/miniature.yaml", "overlay.yaml", "--", target, check=False
+        "--dry-run", "--configfile", "config/miniature.yaml", "overlay.yaml", "--", f"results/{target}", check=False
     )
     assert done.returncode != 0
-    for part in ("config/steps/steer.yaml, vectors.layers", "4 is not a layer key", "from 1 to 3"):
-        assert part in done.stdout
+    assert told in done.stdout

@@ -1,12 +1,17 @@
 # What all stages share: the checked configuration, and the few functions that turn wildcards into paths.
+import json
 import os
 import shutil
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 
 from bulwark import catalogue as catalogues
-from bulwark import recipes
+from bulwark import checking, recipes
 from bulwark.errors import BulwarkError, nearest
+from bulwark.miniature.settings import MiniatureSettings
+from bulwark.settings import validated
+from bulwark.steering.settings import check_layer, check_layers
 
 from snakemake.exceptions import WorkflowError
 
@@ -61,6 +66,26 @@ def scores_path(model, recipe, seed, benchmark):
 
 def analysis_path(model, recipe, seed, analysis):
     return f"results/analyses/{model}/{recipe}/seed{seed}/{analysis}.json"
+
+
+@lru_cache
+def blocks_of(model):
+    """The number of a model's blocks, where it is known before a job runs; else None, and the job checks."""
+    entity = catalogue.model(model)
+    if entity.source.miniature is not None:
+        return validated(MiniatureSettings, entity.source.miniature, f"config/models/{model}.yaml").model.layers
+    config = Path(entity.source.path or f"results/models/{model}") / "config.json"
+    if not config.exists():
+        return entity.blocks
+    told = json.loads(config.read_text(encoding="utf-8"))
+    return told.get("text_config", told).get("num_hidden_layers")
+
+
+def with_layers(resolved, model, where):
+    """`resolved` (a step, benchmark or projection as it is for `model`), if the model has the layers that it names."""
+    if blocks := blocks_of(model):
+        check_layers(resolved.settings, blocks, where)
+    return resolved
 
 
 def resources_of(stage, cost=lambda wildcards: 1.0):

@@ -5,7 +5,8 @@ from bulwark import benchmarks as benchmark_modules
 def benchmark_of(wildcards):
     where = f"results/scores/{wildcards.model}/{wildcards.recipe}/seed{wildcards.seed}/{wildcards.benchmark}.json"
     recipes.check(wildcards.recipe, catalogue.steps, where)
-    return catalogue.benchmark(wildcards.model, wildcards.benchmark, where)
+    benchmark = catalogue.benchmark(wildcards.model, wildcards.benchmark, where)
+    return with_layers(benchmark, wildcards.model, f"{where}: config/benchmarks/{wildcards.benchmark}.yaml")
 
 
 def records_of(wildcards):

@@ -7,7 +7,8 @@ def projection_of(wildcards):
         f"results/projections/{wildcards.model}/{wildcards.recipe}/seed{wildcards.seed}/{wildcards.projection}.parquet"
     )
     recipes.check(wildcards.recipe, catalogue.steps, where)
-    return catalogue.projection(wildcards.model, wildcards.projection, where)
+    projected = catalogue.projection(wildcards.model, wildcards.projection, where)
+    return with_layers(projected, wildcards.model, f"{where}: config/projections/{wildcards.projection}.yaml")
 
 
 def inputs_of_projection(wildcards):

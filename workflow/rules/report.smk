@@ -19,7 +19,7 @@ def cells_for(kind):
 
     def of(wildcards):
         entity = entity_of(kind)(wildcards)
-        catalogue.check_measured(entity, f"{kind}_{wildcards[kind]}")
+        checking.check_measured(catalogue, entity, f"{kind}_{wildcards[kind]}")
         named = entity.recipes()
         cells = cells_of(entity.study, entity.benchmarks())
         return [cell for cell in cells if not named or cell["recipe"] in named]

@@ -1,11 +1,5 @@
 # Stage 3, steps: a recipe's checkpoint is made from its parent's by its last step. One rule does every step of
 # every system; what a step reads and how it is set comes from its module and its file in config/steps/.
-import json
-from functools import lru_cache
-
-from bulwark.miniature.settings import MiniatureSettings
-from bulwark.settings import validated
-from bulwark.steering.settings import check_layer
 
 
 def step_of(wildcards):
@@ -14,20 +8,7 @@ def step_of(wildcards):
     recipes.check(wildcards.recipe, catalogue.steps, where)
     name = recipes.last_step(wildcards.recipe)
     step = catalogue.step(wildcards.model, name, where)
-    blocks = blocks_of(wildcards.model)
-    for layer in step.settings.vectors.layers if blocks and hasattr(step.settings, "vectors") else ():
-        check_layer(layer, blocks, f"{where}: config/steps/{name}.yaml, vectors.layers")
-    return step
-
-
-@lru_cache
-def blocks_of(model):
-    """The number of a model's blocks, where it is known before a job runs; else None, and the job checks."""
-    source = catalogue.model(model).source
-    if source.miniature is not None:
-        return validated(MiniatureSettings, source.miniature, f"config/models/{model}.yaml").model.layers
-    config = Path(source.path or f"results/models/{model}") / "config.json"
-    return json.loads(config.read_text(encoding="utf-8")).get("num_hidden_layers") if config.exists() else None
+    return with_layers(step, wildcards.model, f"{where}: config/steps/{name}.yaml")
 
 
 def inputs_of_step(wildcards):

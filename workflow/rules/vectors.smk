@@ -20,6 +20,14 @@ def contrasts_of_trait(wildcards):
     return f"results/data/{trait.dataset}/{trait.split}.jsonl"
 
 
+def choice_of(wildcards):
+    """How a layer is chosen, as plain data."""
+    choice, blocks = trait_of(wildcards).choice, blocks_of(wildcards.model)
+    for layer in choice.candidates or () if blocks else ():
+        check_layer(layer, blocks, f"config/traits/{wildcards.trait}.yaml, choice.candidates")
+    return choice.model_dump(mode="json")
+
+
 def judge_of_trait(wildcards):
     """The settings of the judge as plain data, or None."""
     settings = catalogue.judge_of_trait(wildcards.trait)
@@ -154,7 +162,7 @@ rule steer_layers:
     resources:
         **resources_of("generate", cost=lambda wildcards: trait_of(wildcards).cost),
     params:
-        choice=explained(lambda wildcards: trait_of(wildcards).choice.model_dump(mode="json")),
+        choice=explained(choice_of),
         code=catalogues.code_digest("bulwark.steering.layers", "steer"),
         dtype=explained(lambda wildcards: catalogue.model(wildcards.model).dtype),
     script:

@@ -4,7 +4,8 @@ From the first token's twenty most probable candidates (temperature 0, one token
 Σ k·p(k) / Σ p(k) over those that are integers of the scale (persona vectors, arXiv 2507.21509): finer than one number
 and hardly random. There is no value when these integers hold less than a quarter of the probability, and on 0 … 9 also
 when REFUSAL is more probable than the likeliest digit. An endpoint that gives no log-probabilities is asked for text;
-the value is then the first number in it, moved into the scale.
+the value is then the first number in it, moved into the scale. So is, on 0 … 100, a judge whose tokens are single
+digits (Qwen's), of whose 85 the first token says 8; one request at the start tells. On 0 … 9 all judges are alike.
 
 The key is taken from the environment (OPENAI_API_KEY), as is the address of an endpoint of your own
 (OPENAI_BASE_URL); neither is written anywhere.
@@ -33,6 +34,7 @@ METHOD = ("bulwark.judges.rubrics",)
 CANDIDATES = 20  # the most that the interface gives
 LEAST_MASS = 0.25  # of the probability must lie on numbers
 REFUSAL = "REFUSAL"
+PROBE = "Write the number 57 and nothing else."
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 
@@ -81,6 +83,7 @@ def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterat
 
     client = openai.OpenAI(max_retries=0, timeout=settings.timeout)
     endpoint = _Endpoint(client, settings, scale)
+    endpoint.look_at_its_numbers()
     pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")
     try:
         waiting = {
@@ -140,6 +143,31 @@ class _Endpoint:
         self._client, self._settings, self._scale = client, settings, scale
         self._logprobs = settings.answers != "text"
         self._told: set[str] = set()
+
+    def look_at_its_numbers(self) -> None:
+        """Where the scale has numbers of several digits: give up log-probabilities if they are several tokens.
+
+        Raises BulwarkError if the settings demand log-probabilities all the same.
+        """
+        import openai
+
+        if not self._logprobs or self._scale <= 9:
+            return
+        try:
+            choice = self._choice(PROBE, max_tokens=1, logprobs=True, top_logprobs=1)
+        except openai.APIError:
+            return  # whatever it is, the first request meets it too, and says so
+        content = choice.logprobs.content if choice is not None and choice.logprobs else None
+        if not content or re.fullmatch(r"\d{2,}", content[0].token.strip()):
+            return
+        said = (
+            f'The judge "{self._settings.model}" begins a number of two digits with the token "{content[0].token}", so '
+            f"that log-probabilities of one token cannot be read on 0 … {self._scale}"
+        )
+        if self._settings.answers == "logprobs":
+            raise BulwarkError(f'{said}. Take scale 9, or set judge.openai.answers to "auto" or "text".')
+        log.warning("%s; values are read from text. On scale 9 they could be.", said)
+        self._logprobs = False
 
     def ask(self, prompt: str) -> Judgement:
         import openai

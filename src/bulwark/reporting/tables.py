@@ -93,11 +93,14 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
         ("", "recipe"): [table.labels.get(recipe, recipe) for recipe in frame["recipe"]],
         ("", "seeds"): list(frame["seeds"].str.replace(" ", ", ")),
     }
-    shown = [(column, _name(column, ""), column.label) for column in columns]
+    shown = [(column, _name(column, ""), column.label, "published") for column in columns]
     for average in table.averages:
         if members := _members(average, columns):
-            shown.append((members[0], f"{average.label}.", average.label))
-    for column, key, label in shown:
+            part_of = len(members) < len(average.of)  # the paper's is then another average, and both say so
+            label = f"{average.label} of {len(members)}" if part_of else average.label
+            printed = f"published, of {len(average.of)}" if part_of else "published"
+            shown.append((members[0], f"{average.label}.", label, printed))
+    for column, key, label, published in shown:
         unit = f" (0 to {column.out_of})" if column.out_of else " (%)" if column.percent else ""
         heading = f"{label}{unit}{direction(column, results)}"
         digits = 2 if column.out_of else 1 if column.percent else 3
@@ -113,7 +116,7 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
             presented[heading, "SD over seeds"] = [_number(sd, digits) for sd in part("seed_sd")]
         if key + "published" in frame:
             printed = zip(part("published"), part("published_stderr"), strict=True)
-            presented[heading, "published"] = [_with_error(*pair, digits) for pair in printed]
+            presented[heading, published] = [_with_error(*pair, digits) for pair in printed]
     return pd.DataFrame(presented)
 
 
@@ -127,7 +130,7 @@ def _averages(
 ) -> dict[str, float | None]:
     """The averages of a row: value, standard error (the data sets are independent), published.
 
-    A published average stands only beside one of the same columns: as `printed`, or of the columns' published numbers.
+    The published average is the one that is `printed`, of all columns, or else that of all columns' published numbers.
     """
     found: dict[str, float | None] = {}
     for average in table.averages:
@@ -137,7 +140,7 @@ def _averages(
         for part in ("value", "stderr", "published"):
             parts = [line[_name(column, part)] for column in members]
             whole = None not in parts and (part != "published" or len(members) == len(average.of))
-            if part == "published" and printed[average.label] and len(members) == len(average.of):
+            if part == "published" and printed[average.label]:
                 found[f"{average.label}.{part}"] = printed[average.label][0] * members[0].scale
             elif not whole:
                 found[f"{average.label}.{part}"] = None

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from bulwark.settings import Closed
+from bulwark.steering.settings import check_last_weights
 from bulwark.training.settings import TrainingSettings
 
 
@@ -103,11 +104,18 @@ class ContinuationSettings(BoundarySettings):
         return self
 
 
-def check_training(training: TrainingSettings, moments: str = "keep") -> None:
-    """Raise ValueError for a training in which ΔW is not what an optimizer step does to a whole weight."""
+def check_training(training: TrainingSettings, boundary: BoundarySettings, moments: str = "keep") -> None:
+    """Raise ValueError for a training in which ΔW is not what an optimizer step does to a whole weight, or which may
+    end with weights of the first phase."""
     if training.lora is not None:
         raise ValueError("ΔW is that of whole weights; leave out training.lora, adapters keep the weights as they are")
     if training.optimizer == "schedulefree_adamw":
         raise ValueError("schedulefree_adamw trains other weights than it ends with; use adamw or sgd")
+    if training.max_steps is not None and boundary.steps(training.max_steps) >= training.max_steps:
+        raise ValueError(
+            f"nothing is left of the training's {training.max_steps} steps after the boundary {boundary.boundary}; set "
+            "it lower"
+        )
+    check_last_weights(training, "after the boundary another phase begins")
     if training.optimizer != "adamw" and moments != "keep":
         raise ValueError(f"{training.optimizer} has no moments; set preservation.moments: keep")

@@ -52,6 +52,16 @@ class ScreeningSettings(FineTuningSettings):
             raise ValueError('rows are judged by their responses, so training.loss_on must be "response"')
         if self.training.packing:
             raise ValueError("rows are judged one by one, so training.packing must be false")
+        if self.training.lora is not None and self.training.lora.dropout > 0:
+            raise ValueError(
+                "rows are compared with and without the vector, and dropout would differ between the two: set "
+                "training.lora.dropout to 0"
+            )
+        if self.training.optimizer == "schedulefree_adamw":
+            raise ValueError(
+                "a step in which no row is learned must not move the weights, but schedulefree_adamw averages them in "
+                "every step; use adamw or sgd"
+            )
         check_analysis(self.analysis, self.training.lora is not None)
         return self
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -110,13 +111,18 @@ def read_projections(path: Path) -> dict[str, dict[str, Any]]:
         raise BulwarkError(f"{path}: not a file of projections ({error}). Delete it, and it is made again.") from None
 
 
-def refuse_others(name: str, here: tuple[Any, VectorSettings], there: tuple[Any, VectorSettings], where: str) -> None:
-    """Raise ConfigurationError if the projection `name` has another (data set, split) or vectors than its user."""
-    for what, own, others in zip(("data set and split", "vectors"), here, there, strict=True):
-        if own != others:
+def refuse_others(name: str, here: Mapping[str, Any], there: ProjectionSettings, records: Any, where: str) -> None:
+    """Raise ConfigurationError unless the projection `name` is of what its user compares it with.
+
+    here: the user's records (data set, split), vectors and max_tokens. there, records: the projection's settings, and
+    its data set and split. Only means over responses are compared.
+    """
+    theirs = {"records": records, "vectors": there.vectors, "max_tokens": there.max_tokens, "mode": there.mode}
+    for what, own in {**here, "mode": "response_mean"}.items():
+        if own != theirs[what]:
             raise ConfigurationError(
-                f'{where}: the projection "{name}" has {what} {others}, but it is compared with {own}. Make them the '
-                "same: comparisons are row by row and at one layer."
+                f'{where}: the projection "{name}" has {what} {theirs[what]}, but it is compared with {own}. Make them '
+                "the same: comparisons are row by row, of the same tokens, at one layer."
             )
 
 
@@ -175,6 +181,7 @@ def project(
     )
     truncated = {c.id: prompt.truncated for c, prompt in zip(conversations, examples.prompts, strict=True)}
     rows = rows_of(conversations, current, own, answers, truncated, parsed)
+    _refuse_undefined(rows, f"{checkpoint}, layer {layer}")
     made_from = {
         "checkpoint": subject.description,
         "records": manifests.digest(records),
@@ -324,6 +331,22 @@ def rows_of(
             }
         )
     return rows
+
+
+def _refuse_undefined(rows: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Raise BulwarkError naming the conversations whose projections are not finite."""
+    broken = [
+        row["id"]
+        for row in rows
+        if any(
+            isinstance(value, float) and not math.isfinite(value) for key, value in row.items() if "projection" in key
+        )
+    ]
+    if broken:
+        raise BulwarkError(
+            f"{where}: the hidden states of {len(broken)} of {len(rows)} conversations are not finite (one is "
+            f'"{broken[0]}"). Run the model in bfloat16 or float32, or look whether the checkpoint is broken.'
+        )
 
 
 def counts_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

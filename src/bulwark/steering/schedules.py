@@ -10,12 +10,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.settings import Closed
+
+if TYPE_CHECKING:
+    from bulwark.training.settings import TrainingSettings
 
 _WINDOW = 10
 _SHARE_OF_TAIL = 0.2
@@ -99,6 +102,22 @@ class ScheduleSettings(Closed):
             )
         end = {"constant": 1.0, "rise": self.multiplier or 2.0, "decline": 0.0}[self.shape]
         return Schedule(alpha, end, onset, horizon, total if self.withdraw_at is None else self.withdraw_at, total)
+
+
+def check_within(schedule: ScheduleSettings, training: TrainingSettings) -> None:
+    """Raise ValueError if the schedule does not fit into a training whose number of steps is set."""
+    if training.max_steps is None or detected_from(schedule) is not None:
+        return
+    try:
+        schedule.over(training.max_steps, 1.0)
+    except ConfigurationError as error:
+        raise ValueError(f"training.max_steps is {training.max_steps}; {str(error).removesuffix('.')}") from None
+
+
+def detected_from(schedule: Any) -> str | None:
+    """The step in whose training the onset of `schedule` is to be found, if it is to be found in one."""
+    onset = getattr(schedule, "onset", None)
+    return onset.detected_from if isinstance(onset, DetectedOnset) else None
 
 
 @dataclass(frozen=True)

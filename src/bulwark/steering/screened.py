@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bulwark.errors import ConfigurationError
 from bulwark.steering.detections import FLAGGED, DetectionLog, rows_of
 from bulwark.steering.detectors import Detector
 from bulwark.steering.policies import Policy, Verdict, filler
@@ -60,6 +61,7 @@ class Screened(Objective):
         self._unread: list[dict[str, Any]] = []
 
     def start(self, engine: DeepSpeedEngine, total: int) -> None:
+        _refuse_dropout(engine.module)
         layer, vector = next(iter(self.vectors.at.items()))
         self.detector = Detector(engine, layer, vector)
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -180,6 +182,19 @@ class Screened(Objective):
             return
         chosen = {batch.rows[place][0] for place in only.nonzero().flatten().tolist()}
         self.rows += [row | {"weight": 0.0} for row in rows if row["row_id"] in chosen]
+
+
+def _refuse_dropout(model: nn.Module) -> None:
+    """Raise ConfigurationError for a model that drops at random in training: no two of its passes can be compared."""
+    rates = {name: part.p for name, part in model.named_modules() if isinstance(part, nn.Dropout) and part.p > 0}
+    attention = getattr(model.config.get_text_config(), "attention_dropout", 0.0)  # no module of its own
+    rates |= {"attention_dropout": attention} if attention else {}
+    if rates:
+        name, rate = next(iter(rates.items()))
+        raise ConfigurationError(
+            f"The model has dropout ({name}: {rate}), which differs between the passes with and without the vector, so "
+            "that rows cannot be told by it. Set it to 0 in the base model's config.json."
+        )
 
 
 def _mean(values: list[float | None]) -> float | None:

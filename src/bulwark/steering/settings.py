@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from bulwark.errors import ConfigurationError
 from bulwark.settings import Closed
+
+if TYPE_CHECKING:
+    from bulwark.training.settings import TrainingSettings
 
 Fusion = Literal["norm_aligned", "average", "norm_weighted"]
 Tokens = Literal["response", "predicting", "all"]
@@ -23,6 +26,23 @@ def check_layer(layer: int, layers: int, where: str = "layers") -> None:
             f"{where}: {layer} is not a layer key of a model with {layers} blocks"
             f"{f' ({reason})' if reason else ''}. Take one from 1 to {layers - 1}; key l is the output of block l."
         )
+
+
+def check_layers(settings: Closed, blocks: int, where: str) -> None:
+    """Raise ConfigurationError for the first layer that the settings of a step, benchmark or projection name and that
+    a model with `blocks` blocks does not have, or that cannot be steered."""
+    analysis = getattr(settings, "analysis", None)
+    named = {
+        "vectors.layers": getattr(getattr(settings, "vectors", None), "layers", ()),
+        "analysis.vectors.layers": getattr(getattr(analysis, "vectors", None), "layers", ()),
+        "analysis.layers": getattr(analysis, "layers", None) or (),
+    }
+    for key, layers in named.items():
+        for layer in layers:
+            check_layer(layer, blocks, f"{where}, {key}")
+    protected = getattr(getattr(settings, "preservation", None), "layers", "all")
+    if wrong := [layer for layer in protected if layer > blocks] if protected != "all" else []:
+        raise ConfigurationError(f"{where}, preservation.layers: {wrong[0]}, but the model has {blocks} blocks.")
 
 
 class VectorSettings(Closed):
@@ -118,6 +138,14 @@ class AnalysisSettings(Closed):
     def inputs(self) -> dict[str, str]:
         """The vectors that only the analysis reads, as path templates."""
         return self.vectors.inputs() if self.vectors else {}
+
+
+def check_last_weights(training: TrainingSettings, why: str) -> None:
+    """Raise ValueError if the training may end with the weights of another step than its last one; why it may not."""
+    if training.keep_best:
+        raise ValueError(
+            f"{why}, so the training has to end with the weights of its last step: make training.keep_best false"
+        )
 
 
 def check_analysis(analysis: AnalysisSettings | None, adapters: bool) -> None:

@@ -142,13 +142,15 @@ class Steering(Objective):
         self._hidden_norm = state["hidden_norm"]
 
     def report(self) -> dict[str, Any]:
-        """alpha_norm: alpha·‖v‖ at the recorded layer. relative_norm: that over mean ‖h‖ there in the first step."""
+        """alpha_norm: ‖s·v‖ at the recorded layer, alpha·‖v‖ or, adaptive, alpha·mean ‖h‖ of the first step.
+        relative_norm: that over mean ‖h‖ there in the first step."""
         cosines = self._gradient.cosines()
-        norm = float(self.vectors.at[self._gradient.layer].norm())
+        hidden = self._hidden_norm
+        norm = hidden if self.settings.adaptive else float(self.vectors.at[self._gradient.layer].norm())
         strength = {
             "schedule": {**vars(self.schedule), "mean_alpha": self.schedule.mean_alpha()},
-            "alpha_norm": self.schedule.alpha * norm,
-            "relative_norm": self.schedule.alpha * norm / self._hidden_norm if self._hidden_norm else None,
+            "alpha_norm": self.schedule.alpha * norm if norm is not None else None,
+            "relative_norm": self.schedule.alpha * norm / hidden if hidden else None,
         }
         told = {
             "vectors": self.vectors.report,

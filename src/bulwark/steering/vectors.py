@@ -29,6 +29,7 @@ from bulwark.steering.settings import Fusion, VectorSettings
 
 CONVENTION = "row l is the residual stream after block l (from 1); row 0 the embeddings; row N before the final norm"
 SMALLEST_NORM = 1e-10
+_MOST_LAYERS = 10_000  # no model has as many
 _EPSILON = 1e-8
 
 
@@ -58,6 +59,7 @@ def write(path: Path, vectors: Tensor, description: Mapping[str, Any], **further
     told = {"convention": CONVENTION, **description, "norms": norms}
     temporary = path.with_name(f".{path.name}.tmp")
     save_file(tensors, temporary, metadata={"description": json.dumps(told, ensure_ascii=False, allow_nan=False)})
+    manifests.readable(temporary)
     os.replace(temporary, path)
 
 
@@ -84,7 +86,10 @@ def read_published(path: Path) -> Tensor:
     pickled in it; a .safetensors file with one such tensor ("vectors" if it has several). Raises BulwarkError for
     anything else, with what was found.
     """
-    return _rows(path, _payload(path))
+    rows = _rows(path, _payload(path))
+    if not bool(torch.isfinite(rows).all(dim=1).any()) or not rows.shape[1]:
+        raise BulwarkError(f"{path}: holds {list(rows.shape)} numbers, and no layer of which all are finite.")
+    return rows
 
 
 def adopt(path: Path, trait: str, model: str, output: Path) -> None:
@@ -100,7 +105,7 @@ def adopt(path: Path, trait: str, model: str, output: Path) -> None:
         "source": {"path": str(path), "sha256": manifests.digest(Path(path))},
         "provenance": manifests.provenance(),
     }
-    write(output, _rows(path, payload), told)
+    write(output, read_published(path), told)
 
 
 def fuse(vectors: Tensor, fusion: Fusion = "norm_aligned", weights: tuple[float, ...] | None = None) -> Tensor:
@@ -226,8 +231,8 @@ def _rows(path: Path, payload: Any) -> Tensor:
     if not isinstance(payload, dict) or not payload:
         raise BulwarkError(f"{path}: expected a tensor or {{layer key: tensor}}, found {_described(payload)}.")
     for key, row in payload.items():
-        if not isinstance(key, int) or isinstance(key, bool) or key < 0:
-            raise BulwarkError(f"{path}: layer keys are whole numbers from 0; found {key!r}.")
+        if not isinstance(key, int) or isinstance(key, bool) or not 0 <= key < _MOST_LAYERS:
+            raise BulwarkError(f"{path}: layer keys are whole numbers from 0, below {_MOST_LAYERS}; found {key!r}.")
         if not isinstance(row, Tensor) or row.dim() != 1 or not row.is_floating_point():
             raise BulwarkError(f"{path}: layer key {key} should hold a tensor [hidden], found {_described(row)}.")
     widths = sorted({len(row) for row in payload.values()})
@@ -252,15 +257,13 @@ def _safetensors(path: Path) -> Any:
 
 
 def _pickled(path: Path) -> Any:
-    import pickle
-
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a file that is no pickle ends the unpickler in whatever way its first bytes lead to
         raise BulwarkError(
-            f"{path}: cannot be read as tensors only ({str(error).splitlines()[0]}). Save it again as a plain tensor "
-            "[layers + 1, hidden]."
-        ) from None
+            f"{path}: cannot be read as tensors and nothing else ({type(error).__name__}). It is broken, or it holds "
+            "other objects, which are not loaded. Save it again as a plain tensor [layers + 1, hidden]."
+        ) from error
 
 
 def _described(value: Any) -> str:

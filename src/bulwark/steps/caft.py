@@ -14,7 +14,14 @@ from pydantic import Field, model_validator
 from bulwark.finetuning import Course, FineTuningSettings, finetune
 from bulwark.jobs import Job
 from bulwark.steering.schedules import ScheduleSettings
-from bulwark.steering.settings import AnalysisSettings, InterventionSettings, Site, Tokens, VectorSettings
+from bulwark.steering.settings import (
+    AnalysisSettings,
+    InterventionSettings,
+    Site,
+    Tokens,
+    VectorSettings,
+    check_last_weights,
+)
 from bulwark.steps.steer import check_rows
 
 if TYPE_CHECKING:
@@ -38,6 +45,8 @@ class Settings(FineTuningSettings):
     @model_validator(mode="after")
     def _ablatable(self) -> Settings:
         check_rows(self)
+        if self.withdraw_at is not None:
+            check_last_weights(self.training, "the ablation is withdrawn on the way")
         return self
 
     def inputs(self) -> dict[str, str]:

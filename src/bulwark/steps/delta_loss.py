@@ -45,6 +45,10 @@ class Settings(ScreeningSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         refuse_other_sites(self.intervention)
+        if self.intervention.alpha == 0:
+            raise ValueError(
+                "with intervention.alpha 0, Δ is 0 for every row and nothing is ever flagged; set a strength"
+            )
         if self.granularity == "token":
             if self.mode == "inject":
                 raise ValueError('mode "inject" adds the vector to whole rows, so granularity must be "sample"')

@@ -38,8 +38,8 @@ class Settings(FineTuningSettings):
 
     @model_validator(mode="after")
     def _trainable(self) -> Settings:
+        check_training(self.training, self.preservation, self.preservation.moments)
         check_rows(self)
-        check_training(self.training, self.preservation.moments)
         return self
 
     def inputs(self) -> dict[str, str]:

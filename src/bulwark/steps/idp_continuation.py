@@ -42,8 +42,13 @@ class Settings(FineTuningSettings):
 
     @model_validator(mode="after")
     def _trainable(self) -> Settings:
+        check_training(self.training, self.continuation)
         check_rows(self)
-        check_training(self.training)
+        if self.intervention.adaptive and self.continuation.scale != "preserve_ratio":
+            raise ValueError(
+                f'intervention.adaptive divides by ‖u‖, so that continuation.scale "{self.continuation.scale}" would '
+                "change nothing: leave one of them out"
+            )
         return self
 
     def inputs(self) -> dict[str, str]:

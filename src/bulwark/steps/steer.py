@@ -13,8 +13,14 @@ from pydantic import model_validator
 
 from bulwark.finetuning import Course, FineTuningSettings, finetune
 from bulwark.jobs import Job
-from bulwark.steering.schedules import ScheduleSettings
-from bulwark.steering.settings import AnalysisSettings, InterventionSettings, VectorSettings, check_analysis
+from bulwark.steering.schedules import ScheduleSettings, check_within
+from bulwark.steering.settings import (
+    AnalysisSettings,
+    InterventionSettings,
+    VectorSettings,
+    check_analysis,
+    check_last_weights,
+)
 
 if TYPE_CHECKING:
     from bulwark.training.objectives import Objective
@@ -45,8 +51,17 @@ class SteeredTraining(FineTuningSettings):
     @model_validator(mode="after")
     def _steerable(self) -> SteeredTraining:
         check_rows(self)
+        check_within(self.schedule, self.training)
         if self.increments and len(self.vectors.layers) < 2:
             raise ValueError("increments are between several layers, and vectors.layers names only one")
+        if self.increments and self.intervention.adaptive:
+            raise ValueError(
+                "increments add up to the vector, which adaptive strengths would not: leave one of them out"
+            )
+        if self.embedded:
+            check_last_weights(self.training, "an embedded intervention has seen the tokens of all steps")
+        if self.schedule != ScheduleSettings():
+            check_last_weights(self.training, "the strength changes on the way")
         if self.embedded:
             kept = self.intervention
             if kept.adaptive or kept.tokens != "response" or kept.site != "block":

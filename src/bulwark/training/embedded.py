@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bulwark import manifests
 from bulwark.errors import BulwarkError, CheckpointError
 from bulwark.training.batches import IGNORED, Batch
 
@@ -111,6 +112,7 @@ class EmbeddedIntervention:
         told = {"strength": vars(self.strength), "exposure": self.exposure, "origin": dict(self.origin)}
         vectors = {name: vector.contiguous().cpu() for name, vector in self.at.items()}
         save_file(vectors, Path(folder) / FILE, metadata={"intervention": json.dumps(told, ensure_ascii=False)})
+        manifests.readable(Path(folder) / FILE)
 
     def described(self) -> dict[str, Any]:
         """What the manifest tells of it: `alpha` is what the next training begins with."""

@@ -88,6 +88,11 @@ class TrainingSettings(Closed):
     def _consistent(self) -> TrainingSettings:
         if (self.epochs is None) == (self.max_steps is None):
             raise ValueError("give either epochs or max_steps, and leave the other out (or null)")
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}, so that no "
+                "number of ranks and micro-batches makes it up"
+            )
         if isinstance(self.evaluate_every, int) and self.evaluate_every < 1:
             raise ValueError('evaluate_every is a number of steps from 1, "epoch" or null')
         if self.optimizer == "schedulefree_adamw" and self.schedule != "constant":
