@@ -93,7 +93,7 @@ def test_a_flat_projection_touches_only_what_erodes(project, tmp_path, monkeypat
     real = Preservation._surplus
     monkeypatch.setattr(Preservation, "_surplus", surplus)
     chosen = {"shape": "flat", "remove": "eroding", "project": project, "moments": "keep"}
-    weights(tmp_path, chosen, learning_rate=0.05, max_steps=14)
+    weights(tmp_path, chosen, learning_rate=0.05, max_steps=14, eps=1e-8)
     against, along = [step for step in steps if step[0] < 0], [step for step in steps if step[0] >= 0]
     assert against
     assert along

@@ -123,11 +123,11 @@ def test_moving_a_batch_keeps_what_is_no_tensor():
     assert (moved.rows, moved.step_tokens) == (batch.rows, batch.step_tokens)
 
 
-@pytest.mark.parametrize(("ranks", "multiple"), [(1, 3), (2, 6)])
-def test_a_batch_that_does_not_divide_is_told(ranks, multiple):
+@pytest.mark.parametrize(("ranks", "micro_batch", "multiple"), [(2, 4, 8), (3, 2, 6)])
+def test_a_batch_that_does_not_divide_is_told(ranks, micro_batch, multiple):
     with pytest.raises(ConfigurationError, match=f"batch_size 4 cannot be divided .* multiple of {multiple}"):
         training_batches(
-            examples(8), settings(micro_batch_size=3), seed=0, pad_id=PAD, rank=0, ranks=ranks, flatten=False
+            examples(8), settings(micro_batch_size=micro_batch), seed=0, pad_id=PAD, rank=0, ranks=ranks, flatten=False
         )
 
 

@@ -17,7 +17,7 @@ from training_samples import PAD, Edited, Trajectory, examples, settings, traine
 from transformers import get_scheduler
 
 from bulwark.embeddings import install
-from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.errors import BulwarkError
 from bulwark.training.batches import training_batches
 from bulwark.training.loop import Objective, next_token_loss
 from bulwark.training.settings import TrainingSettings
@@ -326,11 +326,6 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_state(tmp_path)
 def test_without_a_state_it_says_so(tmp_path):
     with pytest.raises(BulwarkError, match=r"No state had been saved"):
         trained(model_of(), tmp_path, objective=_Diverging(), max_steps=6, micro_batch_size=4)
-
-
-def test_a_batch_that_does_not_divide(tmp_path):
-    with pytest.raises(ConfigurationError, match="batch_size 4 cannot be divided"):
-        trained(model_of(), tmp_path, micro_batch_size=3)
 
 
 def test_a_frozen_model(tmp_path):

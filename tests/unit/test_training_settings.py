@@ -41,6 +41,7 @@ def test_warm_up_in_steps_or_as_a_share():
         ({"evaluate_every": 0}, "evaluate_every"),
         ({"evaluate_every": "batch"}, "evaluate_every"),
         ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 254}, "no multiple of micro_batch_size 4"),
         ({"learning_rate": "2e-5"}, "write 2.0e-5"),
         ({"warmup_ration": 0.1}, "warmup_ratio"),
         ({"lora": {"rank": 8, "target": ["q_proj"]}}, "lora.target"),

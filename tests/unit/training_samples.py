@@ -34,9 +34,6 @@ def examples(count: int, seed: int = 0, shortest: int = 4, longest: int = 12) ->
 
 def settings(**changes: Any) -> TrainingSettings:
     defaults = {"max_steps": 4, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-2, "save_minutes": None}
-    # With AdamW's usual 1e-8, a gradient of nearly 0 becomes a whole step in whichever direction rounding gives it, and
-    # trainings that should agree to 1e-5 agree on one processor and not on another.
-    defaults |= {"eps": 1e-4}
     return TrainingSettings(**(defaults | changes))
 
 

@@ -130,8 +130,8 @@ def test_a_mistake_in_the_configuration_is_named_before_any_job(checkout, overla
 def test_a_number_that_yaml_reads_as_text_is_explained(checkout):
     step = checkout.folder / "config" / "steps" / "aside.yaml"
     text = step.read_text(encoding="utf-8")
-    assert "learning_rate: 1.5e-3" in text
-    step.write_text(text.replace("learning_rate: 1.5e-3", "learning_rate: 15e-4"), encoding="utf-8")
+    assert "learning_rate: 1.0e-3" in text
+    step.write_text(text.replace("learning_rate: 1.0e-3", "learning_rate: 15e-4"), encoding="utf-8")
     done = checkout.snakemake("--dry-run", "all", check=False)
     assert done.returncode != 0
     for part in ("config/steps/aside.yaml", "training.learning_rate", "write 15.0e-4"):

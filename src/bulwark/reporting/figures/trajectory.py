@@ -102,9 +102,9 @@ class _Panel:
         if self.saddle:
             panel.plot_surface(xs, ys, xs * ys, color="#9db7c9", alpha=0.25, linewidth=0, rcount=30, ccount=30)
             panel.view_init(elev=25, azim=-50)
-            panel.set_zlabel("Z = XY", fontsize=8, labelpad=4)
+            panel.set_zlabel("Z = XY", fontsize=8, labelpad=1)
             panel.tick_params(labelsize=7, pad=0)
-            panel.set_box_aspect(None, zoom=0.8)
+            panel.set_box_aspect(None, zoom=0.76)
             for axis in (panel.xaxis, panel.yaxis, panel.zaxis):
                 axis.set_major_locator(_few())
         else:
