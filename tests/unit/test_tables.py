@@ -194,16 +194,21 @@ def test_scales_that_end_and_averages(tmp_path):
 def test_an_average_of_fewer_columns_than_the_papers_says_so(tmp_path):
     columns = [
         {"benchmark": "sep", "metric": "separation", "label": "one"},
-        {"benchmark": "absent", "metric": "separation", "label": "two", "if_measured": True},
+        {"benchmark": "sep", "metric": "utility", "label": "two"},
+        {"benchmark": "absent", "metric": "separation", "label": "three", "if_measured": True},
     ]
-    spec = SPEC | {"columns": columns, "averages": [{"label": "both", "of": ["one", "two"]}], "compact": True}
+    averages = [{"label": "all", "of": ["one", "two", "three"]}, {"label": "last", "of": ["two", "three"]}]
+    spec = SPEC | {"columns": columns, "averages": averages, "compact": True}
     published = tmp_path / "published.yaml"
-    average = {"benchmark": "average", "metric": "both", "unit": "percent", "values": {"miniature": {"aside": 67.5}}}
+    average = {"benchmark": "average", "metric": "all", "unit": "percent", "values": {"miniature": {"aside": 67.5}}}
     published.write_text(json.dumps({"results": [average]}))
     frame, _, markdown, _ = made(tmp_path, spec, study_cells(tmp_path, n=40), published)
-    assert frame.iloc[-1]["both.published"] == pytest.approx(67.5)
-    assert frame.iloc[-1]["both.value"] == frame.iloc[-1]["sep.separation_percent.value"]
-    assert "| both of 1 (%) ↑ | published, of 2 |" in markdown
+    last = frame.iloc[-1]
+    assert last["all.published"] == pytest.approx(67.5)
+    parts = [last[f"sep.{metric}_percent.value"] for metric in ("separation", "utility")]
+    assert last["all.value"] == pytest.approx(sum(parts) / 2)
+    assert "| all of 2 (%) ↑ | published, of 3 |" in markdown
+    assert "last" not in markdown  # of a single column, it would be that column again
 
 
 @pytest.mark.parametrize(("label", "percent", "told"), [("three", True, "no column"), ("two", False, "scales")])

@@ -95,7 +95,7 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
     }
     shown = [(column, _name(column, ""), column.label, "published") for column in columns]
     for average in table.averages:
-        if members := _members(average, columns):
+        if len(members := _members(average, columns)) > 1:
             part_of = len(members) < len(average.of)  # the paper's is then another average, and both say so
             label = f"{average.label} of {len(members)}" if part_of else average.label
             printed = f"published, of {len(average.of)}" if part_of else "published"
@@ -135,7 +135,7 @@ def _averages(
     found: dict[str, float | None] = {}
     for average in table.averages:
         members = _members(average, columns)
-        if not members:
+        if len(members) < 2:
             continue
         for part in ("value", "stderr", "published"):
             parts = [line[_name(column, part)] for column in members]
