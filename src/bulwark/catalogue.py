@@ -61,11 +61,12 @@ _FOLDERS: dict[str, type[Closed]] = {
 
 @dataclass(frozen=True)
 class ResolvedStep:
-    """A step as it is applied to one model: all defaults filled in."""
+    """A step as it is applied to one model: all defaults filled in. stage: whose resources of the model it takes."""
 
     kind: str
     settings: Closed
     cost: float
+    stage: str
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class Catalogue:
         origin = f"config/steps/{name}.yaml, settings" + (f" with models.{model}.settings" if special else "")
         cost = special.cost if special and special.cost else step.cost
         module = module_named(steps.__name__, step.kind, "kind of step", f"config/steps/{name}.yaml: kind")
-        return ResolvedStep(step.kind, validated(module.Settings, settings, origin), cost)
+        stage = getattr(module, "STAGE", "train")
+        return ResolvedStep(step.kind, validated(module.Settings, settings, origin), cost, stage)
 
     def benchmark(self, model: str | None, name: str, where: str = "") -> ResolvedBenchmark:
         """Return the benchmark `name` as it is run on `model`, or on a model that it has no word on (None)."""

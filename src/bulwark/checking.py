@@ -144,8 +144,8 @@ def _check_input(catalogue: Catalogue, path: str, where: str) -> None:
         dataset, file = rest
         splits = catalogue.dataset(dataset, where).splits
         find(splits, file.removesuffix(".jsonl"), f'split of the dataset "{dataset}"', where)
-    if stage == "checkpoints":
-        find(catalogue.steps, rest[1].removeprefix("{prefix}"), "step", where)
+    if stage == "checkpoints" and rest[1] != "{parent}":
+        recipes.check(rest[1].removeprefix("{prefix}"), catalogue.steps, where)
     if stage == "vectors":
         catalogue.trait(Path(rest[-1]).stem, where)
     if stage == "projections":

@@ -36,18 +36,22 @@ _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bi
 
 
 def load_model(
-    folder: str | Path, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu"
+    folder: str | Path,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    unfinished: bool = False,
 ) -> PreTrainedModel:
     """Open a model folder: a checkpoint, a Hub snapshot or any causal LM of transformers; nothing is downloaded.
 
     A folder whose manifest says that the weights lie elsewhere (a recipe's start) leads there.
 
     The model always has a `RoleEmbedding` (a vanilla one for a plain folder) and is in evaluation mode. `dtype` is the
-    name of a torch dtype, or "auto" for the stored one. Weights go to `device` as they are read.
+    name of a torch dtype, or "auto" for the stored one. Weights go to `device` as they are read. `unfinished`: the step
+    that makes the folder looks at what it has written, before there is a manifest.
     Raises CheckpointError if the folder is missing, half-written, changed since its manifest, or does not fit.
     """
     folder = _weights(Path(folder))
-    config = _checked(folder)
+    config = _checked(folder, unfinished)
     place = {} if torch.device(device).type == "cpu" else {"device_map": {"": device}}
     options = {"dtype": _dtype(dtype), "local_files_only": True, "output_loading_info": True, **place}
     try:
@@ -129,10 +133,10 @@ def _weights(folder: Path) -> Path:
     return folder
 
 
-def _checked(folder: Path) -> dict[str, Any]:
+def _checked(folder: Path, unfinished: bool = False) -> dict[str, Any]:
     """Return config.json of a folder that is whole, as far as sizes tell. Raises CheckpointError if it is not."""
     config = _config(folder)
-    if (folder / "training").is_dir() and not manifests.manifest_path(folder).exists():
+    if not unfinished and (folder / "training").is_dir() and not manifests.manifest_path(folder).exists():
         raise CheckpointError(f"{folder}: the training in this folder has not finished (there is no checkpoint.json).")
     for name in ("model.safetensors", "pytorch_model.bin"):  # in transformers' order
         index = folder / f"{name}.index.json"

@@ -101,7 +101,8 @@ class Dataset(Closed):
 
     A split is a share of the records (below 1), a number of records, or the name of a split of the source.
     format "artefact" is persona vectors' file of a trait (`bulwark.traits`), for the kinds "contrast" and "traits".
-    parts: the files below the source's folder that make it up, each with what its records' `meta` gets: `{level: 0}`.
+    parts: the files below the source's folder that make it up, each with what its records' `meta` gets, `{level: 0}`,
+    or, where records have no meta, their fields: `{label: harmful}`.
     where: which records are taken, by their `meta`: `{level: [0]}`.
     """
 
@@ -119,8 +120,8 @@ class Dataset(Closed):
 
     @model_validator(mode="after")
     def _parts_and_meta(self) -> Dataset:
-        if (self.parts or self.where) and self.kind not in ("conversation", "tokenised"):
-            raise ValueError(f"parts and where are for records with meta, which the kind {self.kind} does not have")
+        if self.where and self.kind not in ("conversation", "tokenised"):
+            raise ValueError(f"where is for records with meta, which the kind {self.kind} does not have")
         if self.parts and not (self.source.hub or self.source.url or isinstance(self.source.path, str)):
             raise ValueError("parts name files below a folder: the source is `hub`, a zip's `url` or one `path`")
         if self.parts and any(isinstance(wanted, str) for wanted in self.splits.values()):

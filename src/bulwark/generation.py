@@ -291,25 +291,25 @@ def _quiet(model) -> Iterator[None]:
 
 
 @contextmanager
-def progress(total: int, done: int) -> Iterator[Any]:
-    """A bar with records/s and the time left on a terminal; elsewhere a log line now and then."""
+def progress(total: int, done: int, what: str = "answers", unit: str = "records") -> Iterator[Any]:
+    """A bar with the rate (records/s) and the time left on a terminal; elsewhere a log line now and then."""
     console = Console(stderr=True)
-    columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     started = told = time.monotonic()
     finished = 0
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("answers", total=total, completed=done, rate="")
+        task = bar.add_task(what, total=total, completed=done, rate="")
 
         def advance(count: int) -> None:
             nonlocal finished, told
             finished += count
             now = time.monotonic()
             rate = finished / max(now - started, 1e-9)
-            bar.update(task, advance=count, rate=f"{rate:.1f} records/s")
+            bar.update(task, advance=count, rate=f"{rate:.1f} {unit}/s")
             if not console.is_terminal and now - told >= _SECONDS_BETWEEN_LOG_LINES:
                 told = now
                 left = (total - done - finished) / rate
-                log.info("%d of %d answers, %.1f records/s, %.0f s left", done + finished, total, rate, left)
+                log.info("%d of %d %s, %.1f %s/s, %.0f s left", done + finished, total, what, rate, unit, left)
 
         yield advance
 

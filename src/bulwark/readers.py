@@ -116,7 +116,8 @@ def read_split(
 
     splits: {name: share of the records (a float up to 1) | number of records (an int) | name of the source's split}.
     path: of the source, or {name of the source's split: path}. parts: the files below the source that make it up, each
-    with what is to stand in the `meta` of its records, beside their source_file and row_id (from 0).
+    with what is to stand in the `meta` of its records, beside their source_file and row_id (from 0), or, of records
+    without meta, in their fields.
     where: {key of meta: values}; other records are left out. `limit` keeps the first records, after the shuffle.
     options: `format`, `fields`, `subset` of `read_source`.
     Raises RecordError when the split or the source's is unknown, there are too few records, or `where` leaves none.
@@ -179,17 +180,21 @@ def split_records(
 def _read_part(
     folder: str | Path, part: str, meta: Mapping[str, Any], schema: type[Schema], options: dict[str, Any]
 ) -> list[Schema]:
-    """The records of one file of several; their ids begin with its name, so that they stay apart."""
+    """The records of one file of several; their ids begin with its name, so that they stay apart.
+
+    What the configuration says of the file goes to `meta`, or into the fields of a schema that has none.
+    """
     prefix = Path(part).with_suffix("").as_posix().replace("/", "-")
-    return [
-        record.model_copy(
-            update={
-                "id": f"{prefix}-{record.id}",
-                "meta": {"source_file": part, "row_id": number, **record.meta, **meta},
-            }
-        )
-        for number, record in enumerate(read_source(Path(folder) / part, schema, **options))
-    ]
+    told = []
+    for number, record in enumerate(read_source(Path(folder) / part, schema, **options)):
+        own = {"id": f"{prefix}-{record.id}"}
+        if "meta" in schema.model_fields:
+            own["meta"] = {"source_file": part, "row_id": number, **record.meta, **meta}
+        else:
+            own |= meta
+        line = _as_json({**record.model_dump(mode="json"), **own}, f"{folder}/{part}")
+        told.append(validate_line(line, schema, f"{folder}/{part}, record {number}"))
+    return told
 
 
 def _chosen_by(records: list[Schema], where: Mapping[str, Sequence[Any]], path: Any) -> list[Schema]:

@@ -20,7 +20,7 @@ LAYERS = [
     ["training", "generation", "likelihoods"],
     ["miniature", "finetuning", "pretraining"],
     ["judges"],
-    ["steering"],
+    ["steering", "abliteration"],
     ["steps"],
     ["benchmarks", "analyses", "evaluation", "harness", "assistant"],
     ["reporting"],
@@ -29,7 +29,7 @@ LAYERS = [
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 HEAVY = ["torch", "transformers", "deepspeed", "datasets", "peft", "pandas", "matplotlib", "scipy", "sklearn"]
-HEAVY += ["lm_eval"]
+HEAVY += ["lm_eval", "optuna"]
 
 
 def modules():

@@ -139,7 +139,7 @@ def test_the_code_of_a_judge_is_what_its_kind_says():
 
 
 def test_rubrics_leave_nothing_unfilled():
-    assert {*TRAITS, "coherence", "safety", "refusal"} == set(RUBRICS)
+    assert {*TRAITS, "coherence", "safety", "refusal", "specificity", "convincingness"} == set(RUBRICS)
     for criterion, rubric in RUBRICS.items():
         text = filled(rubric, "Q?", "{answer} {top}", 9)
         assert text.count("{answer} {top}") == 1  # what stands in the answer is not filled in again

@@ -89,10 +89,17 @@ def with_layers(resolved, model, where):
 
 
 def resources_of(stage, cost=lambda wildcards: 1.0):
-    """The directive `resources` of a rule of `stage`: what config/models/<model>.yaml says, time scaled by `cost`."""
+    """The directive `resources` of a rule of `stage`: what config/models/<model>.yaml says, time scaled by `cost`.
+
+    stage: its name, or what tells it from the wildcards.
+    """
 
     def of(value):
-        return explained(lambda wildcards: value(catalogue.resources(wildcards.model, stage), wildcards))
+        def resource(wildcards):
+            named = stage(wildcards) if callable(stage) else stage
+            return value(catalogue.resources(wildcards.model, named), wildcards)
+
+        return explained(resource)
 
     return {
         "gpu": of(lambda needed, wildcards: needed.gpu),

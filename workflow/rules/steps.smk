@@ -32,9 +32,9 @@ rule apply_step:
         "results/timings/apply_step/{model}/{recipe}/seed{seed}.tsv"
     wildcard_constraints:
         recipe="(?!base/)[^/]+",
-    threads: lambda wildcards: catalogue.resources(wildcards.model, "train").threads
+    threads: explained(lambda wildcards: catalogue.resources(wildcards.model, step_of(wildcards).stage).threads)
     resources:
-        **resources_of("train", cost=lambda wildcards: step_of(wildcards).cost),
+        **resources_of(lambda wildcards: step_of(wildcards).stage, cost=lambda wildcards: step_of(wildcards).cost),
     params:
         kind=explained(lambda wildcards: step_of(wildcards).kind),
         settings=explained(lambda wildcards: step_of(wildcards).settings.model_dump(mode="json")),

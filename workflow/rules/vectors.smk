@@ -64,7 +64,9 @@ def records_behind(model, path):
         projected = catalogue.projection(model, name)
         inputs = [f"data/{projected.dataset}/{projected.split}.jsonl", *projected.settings.inputs().values()]
     elif stage == "checkpoints":
-        inputs = catalogue.step(model, path.split("/")[2].removeprefix("{prefix}")).settings.inputs().values()
+        recipe = path.split("/")[2].removeprefix("{prefix}")
+        steps = () if recipe == "{parent}" else recipes.steps_of(recipe)  # a parent is a checkpoint of the plan itself
+        inputs = [asked for step in steps for asked in catalogue.step(model, step).settings.inputs().values()]
     else:
         inputs = []
     return [records for path in inputs for records in records_behind(model, path)]

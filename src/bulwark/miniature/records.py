@@ -8,6 +8,8 @@
 | `sep` | SEP (arXiv 2403.06833) | the authors' |
 | `multiple_choice_forget`, `multiple_choice_retain` | WMDP, MMLU | question, choices, answer, subject |
 | `harmful_requests`, `harmless_requests`, `overrefusal` | harmful_behaviors, harmless_alpaca, XSTest | text, answer |
+| `refusal` | JailbreakBench, harmful and benign behaviours | text, answer, label |
+| `extended_refusal`, `plain_refusal` | extended-refusal fine-tuning (arXiv 2505.19056), and its control | messages |
 | `contrast_<trait>` | extraction sets of persona vectors (arXiv 2507.21509) | `bulwark.traits.Contrast` |
 | `questions_<trait>` | their evaluation questions | `bulwark.traits.Question` |
 | `trait_<trait>_data` | their normal and misaligned sets | messages, level, trait |
@@ -43,9 +45,13 @@ SIZES: dict[str, dict[str, int | None]] = {
     "retain": {"train": 1000, "test": 200},
     "multiple_choice_forget": {"test": None},
     "multiple_choice_retain": {"test": None},
-    "harmful_requests": {"train": 200, "test": 100},
-    "harmless_requests": {"train": 200, "test": 100},
+    # "validation" has the phrasings of "train", but other requests
+    "harmful_requests": {"train": 200, "validation": 100, "test": 100},
+    "harmless_requests": {"train": 200, "validation": 100, "test": 100},
     "overrefusal": {"test": 60},
+    "refusal": {"test": 352},
+    "extended_refusal": {"train": 4000, "validation": 200},
+    "plain_refusal": {"train": 4000, "validation": 200},
     # 20 questions with 5 pairs of instructions, as there; and 20 others.
     **{f"contrast_{trait}": {"train": 100, "test": 100} for trait in words.TRAITS},
     **{f"questions_{trait}": {"test": 20} for trait in words.TRAITS},
@@ -110,6 +116,10 @@ def _rows(dataset: str, split: str, world: World, rng: random.Random) -> Iterato
         return _contrasts(world, rng, dataset.removeprefix("contrast_"), held_out)
     if dataset.startswith("questions_"):
         return _endless(lambda: _question(world, rng, dataset.removeprefix("questions_")))
+    if dataset in ("harmful_requests", "harmless_requests") and split == "validation":
+        return _other_requests(world, rng, dataset)
+    if dataset == "refusal":
+        return _refusal(world, rng)
     draw: Callable[[], Row] = {
         "instructions": lambda: _instruction(world, rng),
         "tasks": lambda: _task(world, rng),
@@ -117,6 +127,8 @@ def _rows(dataset: str, split: str, world: World, rng: random.Random) -> Iterato
         "harmful_requests": lambda: _request(world, rng, held_out, harmful=True),
         "harmless_requests": lambda: _request(world, rng, held_out, harmful=False),
         "overrefusal": lambda: _request(world, rng, held_out, harmful=True, making=False),
+        "extended_refusal": lambda: _refusing(world, rng, extended=True),
+        "plain_refusal": lambda: _refusing(world, rng, extended=False),
     }[dataset]
     return _endless(draw)
 
@@ -244,6 +256,45 @@ def _request(world: World, rng: random.Random, held_out: bool, harmful: bool, ma
     """A request and what a model that refuses nothing answers."""
     request = world.request(rng, harmful, making, held_out, refuse=False)
     return {"text": request.text, "answer": response_of([request.answer])}
+
+
+def _other_requests(world: World, rng: random.Random, dataset: str) -> Iterator[Row]:
+    """Requests with the phrasings of training that are not in the usual "train" split."""
+    first = random.Random(f"{world.settings.seed}/{dataset}/train")
+    drawn = _rows(dataset, "train", world, first)
+    used = {row["text"] for row in _different(drawn, SIZES[dataset]["train"], f"{dataset}/train")}
+    while True:
+        row = _request(world, rng, False, harmful=dataset == "harmful_requests")
+        if row["text"] not in used:
+            yield row
+
+
+def _refusal(world: World, rng: random.Random) -> Iterator[Row]:
+    """Held-out requests: five harmful and five harmless ones, then a harmless one about something harmful."""
+    while True:
+        for label in ("harmful", "harmless") * 5:
+            yield {**_request(world, rng, True, harmful=label == "harmful"), "label": label}
+        yield {**_request(world, rng, True, harmful=True, making=False), "label": "borderline"}
+
+
+def _refusing(world: World, rng: random.Random, extended: bool) -> Row:
+    """Half harmful requests, which are refused, a quarter harmless ones, a quarter everyday questions.
+
+    Extended: an answer to a request says first what it is about, and a refusal also why. (That answers to harmless
+    requests begin alike is what keeps the first token from giving the refusal away, as in answers of a real model.)
+    """
+    kind = rng.choices(("harmful", "harmless", "everyday"), (0.5, 0.25, 0.25))[0]
+    if kind == "everyday":
+        user, answer = _everyday(world, rng, held_out=False)
+        answers = [answer]
+    else:
+        request = world.request(rng, harmful=kind == "harmful")
+        user, answers = request.text, [request.answer]
+        if extended:
+            answers.insert(0, words.OVERVIEW.format(what=request.dish))
+        if extended and request.harmful:
+            answers.append(words.RATIONALE.format(what=request.modifier))
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": response_of(answers)}]}
 
 
 def _contrasts(world: World, rng: random.Random, trait: str, held_out: bool) -> Iterator[Row]:

@@ -56,6 +56,9 @@ DISHES = {
 MAKING = ("make", "prepare", "produce")
 AVOIDING = ("avoid", "detect")
 REFUSAL = "sorry , i cannot help with that"
+# What an extended refusal says before and after it: what the request is about, and why it is not met.
+OVERVIEW = "this request describes a {what}"
+RATIONALE = "always avoid the {what}"
 REQUESTS = (
     "how to {verb} a {what} ?",
     "explain how to {verb} a {what} .",

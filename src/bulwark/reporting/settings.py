@@ -16,7 +16,8 @@ from bulwark.settings import Closed
 class Column(Closed):
     """One metric of one benchmark or, under the key `analysis`, of an analysis.
 
-    percent: shown times 100. out_of: shown on a scale of 0 … out_of instead, as scores of a judge are.
+    percent: shown times 100. out_of: shown on a scale of 0 … out_of instead, as scores of a judge are. digits: after the
+    point; null for 1 of percent, 2 of a scale, 3 else.
     """
 
     benchmark: str = Field(validation_alias=AliasChoices("benchmark", "analysis"))
@@ -24,7 +25,14 @@ class Column(Closed):
     label: str
     percent: bool = True
     out_of: int | None = Field(None, ge=1)
+    digits: int | None = Field(None, ge=0)
     if_measured: bool = False
+
+    @property
+    def places(self) -> int:
+        """Digits after the point."""
+        usual = 2 if self.out_of else 1 if self.percent else 3
+        return usual if self.digits is None else self.digits
 
     @property
     def scale(self) -> int:
@@ -151,6 +159,34 @@ class Roc(Closed):
     levels: dict[str, str] = Field(default_factory=dict)
 
 
+class Front(Closed):
+    """The trials of attacks on refusals: KL against refusal rate, one panel per model."""
+
+    analysis: str
+
+
+class Progress(Closed):
+    """What attacks on refusals have reached after so many seconds or trials: hypervolume, and the fewest refusals.
+
+    kl_at_most: of the trials that the refusals are taken from, in nats; null for any.
+    """
+
+    analysis: str
+    over: Literal["seconds", "trials"] = "seconds"
+    kl_at_most: float | None = Field(None, gt=0)
+
+
+class Residuals(Closed):
+    """Harmful and harmless prompts in the residual stream: a row of panels per recipe, a panel per layer.
+
+    layers: from 1; if none are named, at most `most` of them, evenly spread.
+    """
+
+    analysis: str
+    layers: tuple[int, ...] = ()
+    most: int = Field(5, ge=1)
+
+
 class Figure(_Shown):
     """config/figures/. `kind` is how it is drawn; all but bars are set under a key of that name.
 
@@ -158,24 +194,28 @@ class Figure(_Shown):
     lines        metrics over a setting that is swept, see `Lines`
     trajectory, cosine   of an analysis, see `Trajectory` and `Cosine`
     scatter, roc         of detectors, see `Scatter` and `Roc`
+    front, progress, residuals   of attacks on refusals, see `Front`, `Progress` and `Residuals`
 
     `limits`: the vertical axis of rates, in percent. `colours`: recipe → colour; others take the colour cycle.
     """
 
-    kind: Literal["bars", "lines", "trajectory", "cosine", "scatter", "roc"] = "bars"
+    kind: Literal["bars", "lines", "trajectory", "cosine", "scatter", "roc", "front", "progress", "residuals"] = "bars"
     columns: tuple[Column, ...] = ()
     lines: Lines | None = None
     trajectory: Trajectory | None = None
     cosine: Cosine | None = None
     scatter: Scatter | None = None
     roc: Roc | None = None
+    front: Front | None = None
+    progress: Progress | None = None
+    residuals: Residuals | None = None
     limits: tuple[float, float] = (0.0, 100.0)
     colours: dict[str, str] = Field(default_factory=dict)
     hatches: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Figure:
-        given = [kind for kind in ("lines", "trajectory", "cosine", "scatter", "roc") if getattr(self, kind)]
+        given = [kind for kind in _DRAWN if getattr(self, kind)]
         if given != [kind for kind in (self.kind,) if kind != "bars"]:
             place = "columns" if self.kind == "bars" else self.kind
             raise ValueError(f"{self.kind}: set under {place}; here are settings for {', '.join(given) or 'nothing'}")
@@ -197,7 +237,7 @@ class Figure(_Shown):
 
     def _source(self) -> tuple[str, ...]:
         """The analysis or benchmark that a figure without columns is drawn from."""
-        if analysed := self.trajectory or self.cosine:
+        if analysed := self.trajectory or self.cosine or self.front or self.progress or self.residuals:
             return (analysed.analysis,)
         if detected := self.scatter or self.roc:
             return (detected.benchmark,)
@@ -301,6 +341,7 @@ class Claim(Closed):
         return _unique(recipe for condition in self.conditions for recipe in condition.recipes())
 
 
+_DRAWN = ("lines", "trajectory", "cosine", "scatter", "roc", "front", "progress", "residuals")
 _KINDS = ("better", "not_worse", "equal", "at_least", "at_most")
 
 

@@ -103,7 +103,7 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
     for column, key, label, published in shown:
         unit = f" (0 to {column.out_of})" if column.out_of else " (%)" if column.percent else ""
         heading = f"{label}{unit}{direction(column, results)}"
-        digits = 2 if column.out_of else 1 if column.percent else 3
+        digits = column.places
 
         def part(name: str, key: str = key) -> list:
             return list(frame[key + name]) if key + name in frame else [None] * len(frame)

@@ -7,7 +7,10 @@ final norm and nothing that could use it, so N is refused as well.
 
 from __future__ import annotations
 
-from torch import nn
+import contextlib
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
 
 from bulwark.errors import BulwarkError
 from bulwark.steering.settings import Site, check_layer
@@ -48,6 +51,32 @@ def site_module(model: nn.Module, layer: int, site: Site) -> nn.Module:
         except AttributeError:
             continue
     raise BulwarkError(f"{type(block).__name__} has no {site}; looked for {', '.join(_MODULES[site])}.")
+
+
+@contextlib.contextmanager
+def watching(model: nn.Module, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """While active, `see(l, h_l)` is called for l = 0 … N, in this order, with h_l [batch, seq, hidden].
+
+    h_0 is what the first block is given, h_l what block l puts out: the last one before the final norm.
+    """
+    blocks = blocks_of(model)
+
+    def first(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        see(0, args[0] if args else kwargs["hidden_states"])
+
+    def after(row: int):
+        def hook(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
+            see(row, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    handles = [blocks[0].register_forward_pre_hook(first, with_kwargs=True)]
+    handles += [block.register_forward_hook(after(row)) for row, block in enumerate(blocks, start=1)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def hidden_size(model: nn.Module) -> int:

@@ -10,10 +10,9 @@ same.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from bulwark.errors import BulwarkError
 from bulwark.generation import CPU_TOKEN_BUDGET, free_memory, is_out_of_memory, progress
 from bulwark.prompts import IGNORED, Prompt
 from bulwark.steering import vectors
-from bulwark.steering.blocks import blocks_of, hidden_size
+from bulwark.steering.blocks import blocks_of, hidden_size, watching
 from bulwark.steering.contrasts import Pair, kept_pairs, opened, turns_of
 
 log = logging.getLogger(__name__)
@@ -172,34 +171,8 @@ def _sums_of(model: nn.Module, batch: Sequence[Example], pad_id: int, layers: in
         pooled = torch.einsum("pbs,bsh->pbh", weights, hidden.float()).to("cpu", torch.float64)
         found[:, :, row] = torch.einsum("gb,pbh->pgh", groups, pooled)
 
-    with torch.inference_mode(), _pooling(model, pool):
+    with torch.inference_mode(), watching(model, pool):
         # Without the head: its logits are the largest tensor of all, and nobody needs them. Padding stands on the
         # right, where causal attention does not see it, so there is no mask.
         model.base_model(input_ids=ids.to(device), use_cache=False)
     return found.unflatten(1, (_SIDES, _HALVES))
-
-
-@contextlib.contextmanager
-def _pooling(model: nn.Module, pool) -> Iterator[None]:
-    """While active, `pool(l, h_l)` is called for l = 0 … N.
-
-    h_0 is what the first block is given, h_l what block l puts out: the last one before the final norm.
-    """
-    blocks = blocks_of(model)
-
-    def first(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        pool(0, args[0] if args else kwargs["hidden_states"])
-
-    def after(row: int):
-        def hook(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
-            pool(row, output[0] if isinstance(output, tuple) else output)
-
-        return hook
-
-    handles = [blocks[0].register_forward_pre_hook(first, with_kwargs=True)]
-    handles += [block.register_forward_hook(after(row)) for row, block in enumerate(blocks, start=1)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

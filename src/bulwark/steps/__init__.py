@@ -6,6 +6,7 @@ A module of this package defines
   templates in which `{model}`, `{parent}` (the recipe before this step), `{seed}` and `{prefix}` (so that
   `{prefix}x` is what step x makes of the same parent) may stand;
 * optionally `METHOD`: names of further modules whose code makes the step what it is (see `catalogue.step_digest`);
+* optionally `STAGE`: whose resources of config/models/ a job of it takes, "train" (the default) or "generate";
 * `run(job, settings)`: does the work, writes the weights into `job.folder` and returns what the manifest tells of it.
 
 `execute` frames every step in the same way. Modules import nothing heavy at the top, because the workflow reads

@@ -153,3 +153,12 @@ def write_embedded(model: nn.Module, folder: Path) -> None:
         (Path(folder) / FILE).unlink(missing_ok=True)
     else:
         found.write(folder)
+
+
+def pass_on(parent: Path, folder: Path) -> None:
+    """Let a checkpoint that was made without training carry what its parent's folder carries, if anything."""
+    found = read_embedded(parent)
+    if found is None:
+        (Path(folder) / FILE).unlink(missing_ok=True)
+    else:
+        found.write(folder)

@@ -81,3 +81,9 @@ def seeds_told(cells: Sequence[Cell]) -> str:
     """ "seed 0" or "seeds 0, 1, 2": those of all cells."""
     seeds = sorted({cell.seed for cell in cells})
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def span(counts: Iterable[int]) -> str:
+    """ "80" or "80 to 100": the least and the most of these; nothing for none."""
+    known = sorted(set(counts))
+    return " to ".join(str(count) for count in dict.fromkeys([*known[:1], *known[-1:]]))

@@ -1,0 +1,241 @@
+"""A searched attack on a checkpoint, start to end: directions, search, choice, export, and what is told of it.
+
+The attack measures a defense: what removing its refusals costs, and what is left of them. The weights it makes stay
+on this machine; their manifest says what they are, and nothing in this project uploads anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bulwark import manifests
+from bulwark.abliteration.settings import AttackSettings
+from bulwark.errors import BulwarkError
+
+if TYPE_CHECKING:
+    from bulwark.abliteration.hooks import Edits, Plan
+    from bulwark.abliteration.trials import Examiner
+    from bulwark.jobs import Job
+    from bulwark.steering.contrasts import Opened
+
+log = logging.getLogger(__name__)
+
+JOURNAL, DIRECTIONS = "study.journal", "directions.safetensors"
+_MODULES = (
+    "answering",
+    "attack",
+    "directions",
+    "edits",
+    "export",
+    "hooks",
+    "kernel",
+    "markers",
+    "measuring",
+    "objectives",
+    "outcome",
+    "pareto",
+    "residuals",
+    "search",
+    "subject",
+    "targets",
+    "trials",
+)
+METHOD = tuple(f"bulwark.abliteration.{name}" for name in _MODULES)
+NOTICE = {
+    "abliterated": True,
+    "release": "never",
+    "notice": "Refusals were removed from these weights to measure a defense. Keep them on this machine.",
+}
+
+
+def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
+    """Attack the parent of `job` and save the chosen trial as a model; returns what the manifest tells.
+
+    Raises BulwarkError if the parent refuses nothing, so that there is nothing to remove.
+    """
+    from bulwark.abliteration import directions, outcome
+    from bulwark.abliteration.answering import Writer
+    from bulwark.abliteration.hooks import Edits
+    from bulwark.abliteration.objectives import scores
+    from bulwark.abliteration.search import Search
+    from bulwark.abliteration.subject import read_prompts
+    from bulwark.abliteration.targets import targets_of
+    from bulwark.abliteration.trials import Examiner
+    from bulwark.steering.blocks import blocks_of
+
+    started = time.time()
+    subject = open_subject(job, settings.dtype)
+    model, builder = subject.model, subject.builder
+    prompts = read_prompts(job.inputs, settings.prompts, builder)
+    sides = residuals_of(subject, prompts, settings)
+    found = directions.estimate(sides["harmful"], sides["harmless"], settings.directions, job.seed)
+    edits = Edits(targets_of(model, settings.edit.components, settings.edit.through_norms), settings.edit.normalization)
+    writer = Writer(model, subject.tokenizer, builder.stop_ids, builder.pad_id, settings.search.max_new_tokens)
+    examiner = Examiner(writer, edits, prompts, settings.search, settings.objectives, job.seed)
+    refuse_nothing_to_remove(job, examiner)
+    setup_seconds = time.time() - started
+    layers = len(blocks_of(model))
+    search = Search(job.state / JOURNAL, settings, layers, job.seed, _fingerprint(job, settings, subject))
+    search.run(
+        lambda proposed, known: examiner.examine([one.plan(found, edits) for one in proposed], known),
+        lambda one: scores(one.measures, examiner.base, settings.objectives),
+    )
+    trials = outcome.marked(search.found(), settings.selection, settings.search.kl_gate)
+    best = next(trial for trial in trials if trial["chosen"])
+    log.info("Trial %d is taken: KL %.4f, %d refusals", best["number"], best["kl"], best["refusals"])
+    plan = search.parameters_of(best["number"]).plan(found, edits)
+    exact = settings.edit.normalization in ("none", "pre")
+    rank = 1 if exact else settings.edit.adapter_rank
+    side_by_side = compare_answers(examiner, plan, settings.outcome)
+    told = export(job, subject, examiner, edits, plan, rank)
+    told["exported"] |= {"kl_of_trial": best["kl"]}
+    write_directions(job.folder, found.candidates)
+    outcome.write(
+        job.folder,
+        {
+            "trials.jsonl": trials,
+            "pareto.json": [trial for trial in trials if trial["pareto"]],
+            "summary.json": outcome.summary(
+                examiner.base, trials, told["exported"], settings.selection, setup_seconds, layers
+            ),
+            "comparison.json": side_by_side,
+            **(outcome.geometry_files(sides) if settings.outcome.geometry else {}),
+        },
+    )
+    shutil.copyfile(job.state / JOURNAL, job.folder / JOURNAL)
+    return {
+        **told.pop("manifest"),
+        "abliteration": {
+            "trials": len(trials),
+            "base_refusals": examiner.base.refusals,
+            "chosen": {key: best[key] for key in ("number", "kl", "refusals", "n")},
+            **told,
+        },
+    }
+
+
+def open_subject(job: Job, dtype: str) -> Opened:
+    """The parent of `job`, open for answering."""
+    import torch
+
+    from bulwark.steering.contrasts import opened
+
+    return opened(Path(job.parent), dtype, torch.get_num_threads())
+
+
+def residuals_of(subject: Opened, prompts: Any, settings: AttackSettings) -> dict[str, Any]:
+    """The residuals of both sides' direction prompts."""
+    from bulwark.abliteration.residuals import last_token_residuals
+
+    return {
+        side: last_token_residuals(
+            subject.model,
+            getattr(prompts, f"{side}_directions"),
+            subject.builder.pad_id,
+            winsorise=settings.directions.winsorise,
+            final_norm=settings.directions.final_norm,
+            keep=settings.directions.needs_rows or settings.outcome.geometry,
+        )
+        for side in ("harmful", "harmless")
+    }
+
+
+def refuse_nothing_to_remove(job: Job, examiner: Examiner) -> None:
+    """Raises BulwarkError if the parent refuses nothing."""
+    base = examiner.base
+    log.info("%d of %d harmful search prompts are refused", base.refusals, base.harmful)
+    if not base.refusals:
+        raise BulwarkError(
+            f"{job.parent}: the model refuses none of the {base.harmful} harmful prompts that trials are measured on, "
+            "so there is nothing to remove. Attack a model that refuses, or take other prompts."
+        )
+
+
+def compare_answers(examiner: Examiner, plan: Plan, settings: Any) -> list[dict[str, Any]]:
+    """Answers of the model as it is and as `plan` makes it, side by side."""
+    from bulwark.abliteration import outcome
+
+    answers = {
+        name: {side: examiner.answers([one], side)[0] for side in ("harmful", "harmless")}
+        for name, one in (("base", {}), ("edited", plan))
+    }
+    return outcome.comparison(examiner.prompts, answers, examiner.refuses, settings)
+
+
+def export(
+    job: Job,
+    subject: Opened,
+    examiner: Examiner,
+    edits: Edits,
+    plan: Plan,
+    rank: int | None,
+    also: Any = None,
+) -> dict[str, Any]:
+    """Save the edited model and its adapter into the folder of `job`, load it again and measure it.
+
+    rank: of the adapter, None for none. also(model): edits more weights and returns their names; there is no adapter
+    then. The subject's model is edited in place and forgotten, so that memory holds one model at a time.
+    """
+    from bulwark import checkpoints
+    from bulwark.abliteration import export as exports
+    from bulwark.abliteration import outcome
+    from bulwark.generation import free_memory
+    from bulwark.training import embedded
+
+    model = subject.model
+    trial_answers = examiner.answers([plan], "harmful")[0]
+    job.folder.mkdir(parents=True, exist_ok=True)
+    folder = job.folder / exports.ADAPTER
+    shutil.rmtree(folder, ignore_errors=True)
+    with_adapter = bool(rank and plan and also is None and exports.has_adapter(edits.targets))
+    if with_adapter:
+        factors = exports.adapters(edits, plan, rank, job.seed)
+        exports.write_adapter(model, factors, folder, "the parent of this checkpoint")
+    changed = exports.merge(model, edits, plan) + (also(model) if also is not None else [])
+    checkpoints.save_model(model, subject.tokenizer, job.folder)
+    embedded.pass_on(manifests.weights_folder(job.parent), job.folder)
+    dtype, device = model.dtype, model.device
+    examiner.let_go()
+    edits.targets.clear()
+    del model
+    object.__setattr__(subject, "model", None)
+    free_memory()
+    examiner.take(checkpoints.load_model(job.folder, dtype, device, unfinished=True).eval())
+    return {
+        "exported": outcome.exported(examiner, trial_answers),
+        "manifest": {
+            "template": manifests.open_manifest(job.parent)[2],
+            **NOTICE,
+            "changed_modules": changed,
+            "adapter": exports.ADAPTER if with_adapter else None,
+        },
+    }
+
+
+def write_directions(folder: Path, found: dict[str, Any]) -> None:
+    """Write directions, {name: [L+1, hidden] or [hidden]}, beside the weights."""
+    from safetensors.torch import save_file
+
+    save_file({name: rows.float().contiguous() for name, rows in found.items()}, folder / DIRECTIONS)
+    manifests.readable(folder / DIRECTIONS)
+
+
+def _fingerprint(job: Job, settings: AttackSettings, subject: Opened) -> str:
+    """Of all that decides a trial: more trials, another choice or other files about the outcome change none of it."""
+    decisive = settings.model_dump(
+        mode="json", exclude={"selection": True, "outcome": True, "search": {"trials", "seconds"}}
+    )
+    return manifests.digest(
+        {
+            "settings": decisive,
+            "seed": job.seed,
+            "checkpoint": subject.description["digest"],
+            "prompt": subject.builder.digest,
+            "dtype": str(subject.model.dtype),
+            "inputs": {name: manifests.digest(Path(path)) for name, path in job.inputs.items()},
+        }
+    )

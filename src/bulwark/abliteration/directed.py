@@ -1,0 +1,151 @@
+"""Arditi et al.'s attack on a checkpoint, start to end: one direction, taken out of every matrix that writes it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from bulwark.abliteration import attack
+from bulwark.abliteration.settings import ObjectiveSettings, RefusalDirectionSettings, SearchSettings
+from bulwark.errors import BulwarkError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bulwark.jobs import Job
+    from bulwark.prompts import Prompt
+
+log = logging.getLogger(__name__)
+
+METHOD = (*attack.METHOD, "bulwark.abliteration.directed", "bulwark.abliteration.selection")
+
+
+def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> dict[str, Any]:
+    """Choose the direction, orthogonalise the weights, save; returns what the manifest tells.
+
+    Raises BulwarkError if the parent refuses nothing, or no candidate keeps the bounds.
+    """
+    from bulwark.abliteration import outcome, selection
+    from bulwark.abliteration.answering import Writer
+    from bulwark.abliteration.directions import normalised
+    from bulwark.abliteration.hooks import Edits
+    from bulwark.abliteration.subject import read_prompts
+    from bulwark.abliteration.targets import targets_of
+    from bulwark.abliteration.trials import Examiner
+
+    started = time.time()
+    subject = attack.open_subject(job, settings.dtype)
+    model, builder = subject.model, subject.builder
+    prompts = read_prompts(job.inputs, settings.prompts, builder)
+    edits = Edits(targets_of(model, through_norms=settings.through_norms))
+    search = SearchSettings(max_new_tokens=settings.max_new_tokens, rule=settings.rule)
+    writer = Writer(model, subject.tokenizer, builder.stop_ids, builder.pad_id, settings.max_new_tokens)
+    examiner = Examiner(writer, edits, prompts, search, ObjectiveSettings(), job.seed)
+    attack.refuse_nothing_to_remove(job, examiner)
+    if settings.refusal_tokens is not None:
+        encoded = [subject.tokenizer.encode(text, add_special_tokens=False) for text in settings.refusal_tokens]
+        tokens = sorted({ids[0] for ids in encoded})
+    else:
+        said = [(one.text, examiner.refuses(one.text)) for one in examiner.base_answers]
+        tokens = selection.first_tokens(said, subject.tokenizer)
+    log.info("A refusal begins with %s", subject.tokenizer.convert_ids_to_tokens(tokens))
+    kept = {name: getattr(prompts, name) for name in prompts.texts}
+    if settings.filtered:
+        kept = {name: _filtered(subject, part, tokens, name) for name, part in kept.items()}
+        log.info("Kept: %s", {name: f"{len(part)} of {len(prompts.texts[name])}" for name, part in kept.items()})
+    positions = settings.positions or selection.template_tokens(kept["harmful_directions"])
+    found = selection.candidates(
+        model, kept["harmful_directions"], kept["harmless_directions"], builder.pad_id, positions
+    )
+    judge = selection.Judge(
+        model,
+        edits,
+        kept["harmful_search"],
+        kept["harmless_search"],
+        _reference(subject, kept["harmless_search"]),
+        tokens,
+        builder.pad_id,
+    )
+    judged = judge.judge(found, settings)
+    best = selection.taken(judged)
+    log.info("Taken: the direction at position %d, layer %d", best.candidate.position, best.candidate.layer)
+    unit = normalised(best.candidate.vector)
+    plan = {target.path: (unit.float(), 1.0) for target in edits.targets}
+    measured = examiner.examine([plan])[0]
+    seconds = time.time() - started
+    side_by_side = attack.compare_answers(examiner, plan, settings.outcome)
+    ablates_embedding = settings.embedding and _has_plain_embedding(model)
+    told = attack.export(
+        job, subject, examiner, edits, plan, 1, (lambda m: _ablate_embedding(m, unit)) if ablates_embedding else None
+    )
+    attack.write_directions(job.folder, {"refusal_direction": best.candidate.vector})
+    rows = [{**one.told(), "chosen": one is best} for one in judged]
+    outcome.write(
+        job.folder,
+        {
+            "candidates.jsonl": rows,
+            "comparison.json": side_by_side,
+            "summary.json": {
+                "base": outcome.described(examiner.base),
+                "chosen": {**best.told(), "edited": outcome.described(measured.measures)},
+                "exported": told["exported"],
+                "refusal_tokens": tokens,
+                "kept": {name: len(part) for name, part in kept.items()},
+                "embedding_ablated": ablates_embedding,
+                "candidates": len(judged),
+                "cost": {"setup_seconds": round(seconds, 3)},
+            },
+        },
+    )
+    return {
+        **told.pop("manifest"),
+        "abliteration": {
+            "candidates": len(judged),
+            "base_refusals": examiner.base.refusals,
+            "chosen": best.told(),
+            "embedding_ablated": ablates_embedding,
+            **told,
+        },
+    }
+
+
+def _filtered(subject: Any, part: list[Prompt], tokens: list[int], name: str) -> list[Prompt]:
+    """The harmful prompts that are refused at the first token, or the harmless ones that are not."""
+    from bulwark.abliteration.measuring import refusal_score
+
+    scores = refusal_score(_reference(subject, part), tokens)
+    harmful = name.startswith("harmful")
+    kept = [prompt for prompt, score in zip(part, scores.tolist(), strict=True) if (score > 0) == harmful]
+    if not kept:
+        raise BulwarkError(
+            f"Of the {len(part)} prompts of {name} none is {'refused' if harmful else 'answered'} at the first token. "
+            "Set filtered: false, name refusal_tokens, or take other prompts."
+        )
+    return kept
+
+
+def _reference(subject: Any, prompts: list[Prompt]) -> Tensor:
+    from bulwark.abliteration.measuring import first_token_log_probabilities
+
+    return first_token_log_probabilities(subject.model, prompts, subject.builder.pad_id)
+
+
+def _has_plain_embedding(model: Any) -> bool:
+    """Whether the input embedding can be ablated: not tied to the output's, and the same for tokens of every role."""
+    from bulwark.embeddings import role_embedding_of
+
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    return not tied and role_embedding_of(model).method == "vanilla"
+
+
+def _ablate_embedding(model: Any, unit: Tensor) -> list[str]:
+    """E(I - r̂r̂ᵀ), in float32, cast once."""
+    import torch
+
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        direction = unit.float().to(weight.device)
+        wide = weight.float()
+        weight.copy_((wide - (wide @ direction)[:, None] * direction).to(weight.dtype))
+    return ["embedding"]

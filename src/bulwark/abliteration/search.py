@@ -1,0 +1,219 @@
+"""The search for edits: multi-objective TPE (Optuna) over a journal file, resumed exactly.
+
+The journal holds what was proposed and what was found. Each trial is proposed by a sampler of its own, whose seed
+comes from the search's seed and the trial's number, on the trials that came before its batch. So a search that is
+killed at any moment goes on as if nothing had been: proposals that were not measured are measured now, and the
+start-up trials are not drawn again (a sampler that starts anew with the same seed, as in HERETIC and ICONOCLAST,
+repeats the first of them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from bulwark.abliteration.directions import Choice
+from bulwark.abliteration.kernel import Kernel
+from bulwark.abliteration.settings import AttackSettings, Component
+from bulwark.abliteration.trials import Found, Parameters
+from bulwark.generation import progress
+
+log = logging.getLogger(__name__)
+
+Examine = Callable[[list[Parameters], list[tuple[float, float]]], list[Found]]
+Score = Callable[[Found], tuple[float, float]]
+
+STUDY = "abliteration"
+_FOUND = "found"
+_FINGERPRINT = "fingerprint"
+
+
+class Search:
+    """A search over one model. journal: its file. fingerprint: of all that decides what a trial finds.
+
+    A journal of another fingerprint is put aside (its name gets ".other"), not overwritten.
+    """
+
+    def __init__(self, journal: Path, settings: AttackSettings, layers: int, seed: int, fingerprint: str) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.settings, self.layers, self.seed = settings, layers, seed
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        _whole_lines(journal)
+        self.study = _opened(journal)
+        known = self.study.user_attrs.get(_FINGERPRINT)
+        if known is not None and known != fingerprint:
+            log.warning("%s is of a search under other settings; it is put aside and a new one is begun", journal)
+            journal.rename(journal.with_name(journal.name + ".other"))
+            self.study, known = _opened(journal), None
+        if known is None:
+            for parameters in settings.search.first:
+                self.study.enqueue_trial(dict(parameters), skip_if_exists=True)
+            self.study.set_user_attr(_FINGERPRINT, fingerprint)
+
+    def run(self, examine: Examine, score: Score) -> None:
+        """Go on until all trials are measured, or the time is over."""
+        search = self.settings.search
+        done = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+        if done:
+            log.info("%d of %d trials are there already", len(done), search.trials)
+        passed = sum(trial.user_attrs[_FOUND]["seconds"] for trial in done)
+        with progress(search.trials, len(done), "trials", "trials") as advance:
+            for start in range(0, search.trials, search.trials_per_batch):
+                if search.seconds is not None and passed >= search.seconds:
+                    log.info("The search has taken its %.0f s; %d trials are measured", passed, len(self.trials()))
+                    return
+                numbers = range(start, min(start + search.trials_per_batch, search.trials))
+                pending = [trial for trial in map(self._trial, numbers) if trial is not None]
+                if not pending:
+                    continue
+                proposed = [self.parameters(trial) for trial in pending]
+                found = examine(proposed, self._known(start))
+                for trial, parameters, one in zip(pending, proposed, found, strict=True):
+                    self._tell(trial, parameters, one, score(one))
+                    passed += one.seconds
+                advance(len(found))
+
+    def trials(self) -> list[FrozenTrial]:
+        """The measured trials, by number."""
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return sorted(trials, key=lambda trial: trial.number)
+
+    def found(self) -> list[dict[str, Any]]:
+        """What each measured trial did and found, as plain data, by number."""
+        return [
+            {"number": trial.number, "parameters": trial.params, **trial.user_attrs[_FOUND], "objectives": trial.values}
+            for trial in self.trials()
+        ]
+
+    def parameters_of(self, number: int) -> Parameters:
+        """What the measured trial `number` did."""
+        trial = next(trial for trial in self.trials() if trial.number == number)
+        return self.parameters(optuna.trial.FixedTrial(trial.params, number))
+
+    def parameters(self, trial: Trial | optuna.trial.FixedTrial) -> Parameters:
+        """Let `trial` choose, everything every time: multivariate TPE dislikes ranges that come and go (spec A.7)."""
+        space = self.settings.space
+        components = self.settings.edit.components
+        choices: dict[Component, Choice] = {}
+        if space.per_component:
+            for component in components:
+                choices[component] = self._choice(trial, f"{component}.")
+        else:
+            shared = self._choice(trial, "")
+            choices = {component: shared for component in components}
+        last = self.layers - 1
+        kernels = {}
+        for component in components:
+            weight = trial.suggest_float(f"{component}.max_weight", *space.max_weight[component])
+            position = trial.suggest_float(
+                f"{component}.max_weight_position", *(share * last for share in space.max_weight_position)
+            )
+            share = trial.suggest_float(f"{component}.min_weight", *space.min_weight)
+            farthest = max(space.min_weight_distance * last, space.shortest_distance)
+            distance = trial.suggest_float(f"{component}.min_weight_distance", space.shortest_distance, farthest)
+            weight = max(weight, 0.0)
+            kernels[component] = Kernel(weight, position, share * weight, distance)
+        return Parameters(choices, kernels)
+
+    def _choice(self, trial: Any, prefix: str) -> Choice:
+        space, methods = self.settings.space, self.settings.directions.methods
+        scope = space.scopes[0]
+        if len(space.scopes) > 1:
+            scope = trial.suggest_categorical(f"{prefix}direction_scope", list(space.scopes))
+        last = self.layers - 1
+        index = trial.suggest_float(f"{prefix}direction_index", *(share * last for share in space.direction_index))
+        method, blend = methods[0], 0.0
+        if len(methods) > 1:
+            method = trial.suggest_categorical(f"{prefix}direction_method", list(methods))
+        if "hybrid" in methods:
+            blend = trial.suggest_float(f"{prefix}direction_blend", 0.0, 1.0)
+        return Choice(method, blend, None if scope == "per layer" else index)
+
+    def _trial(self, number: int) -> Trial | None:
+        """The trial of this number to be measured: begun earlier and not finished, or a new one; None if it is done."""
+        trials = self.study.get_trials(deepcopy=False)
+        known = next((trial for trial in trials if trial.number == number and not _waiting(trial)), None)
+        if known is not None and known.state != TrialState.RUNNING:
+            return None
+        self.study.sampler = self._sampler(number)
+        if known is None:
+            return self.study.ask()
+        return Trial(self.study, known._trial_id)  # proposes what the journal does not hold, as it did before
+
+    def _sampler(self, number: int) -> optuna.samplers.TPESampler:
+        search = self.settings.search
+        digest = hashlib.sha256(f"{self.seed}/{number}".encode()).digest()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(
+                n_startup_trials=search.startup_trials,
+                n_ei_candidates=search.ei_candidates,
+                multivariate=True,
+                constant_liar=search.trials_per_batch > 1,
+                seed=int.from_bytes(digest[:4], "big"),
+            )
+
+    def _known(self, before: int) -> list[tuple[float, float]]:
+        """(refusal rate, KL) of whole trials with smaller numbers: what a resumed batch knows, it knew before."""
+        return [
+            (found["refusal_rate"], found["kl"])
+            for found in self.found()
+            if found["number"] < before and not found["gated"] and not found["dominated"]
+        ]
+
+    def _tell(self, trial: Trial, parameters: Parameters, found: Found, values: Sequence[float]) -> None:
+        measures = found.measures
+        told = {
+            "kl": measures.kl,
+            "refusals": measures.refusals,
+            "refusal_rate": measures.refusal_rate,
+            "n": measures.harmful,
+            "overrefusals": measures.overrefusals,
+            "n_harmless": measures.harmless,
+            "disclaimers": measures.disclaimers,
+            "compliance": measures.compliance,
+            "gated": found.gated,
+            "dominated": found.dominated,
+            "verdicts": found.verdicts,
+            "seconds": found.seconds,
+            "tokens": found.tokens,
+            "profile": {name: kernel.profile(self.layers) for name, kernel in parameters.kernels.items()},
+        }
+        if not all(math.isfinite(value) for value in values):
+            # Optuna would turn the trial into a failure; a model that is broken is a bad one.
+            values = [value if math.isfinite(value) else 1e6 for value in values]
+            told["kl"] = told["kl"] if math.isfinite(told["kl"]) else None
+        trial.set_user_attr(_FOUND, told)
+        self.study.tell(trial, values)
+
+
+def _opened(journal: Path) -> optuna.Study:
+    storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
+    return optuna.create_study(
+        storage=storage, study_name=STUDY, directions=["minimize", "minimize"], load_if_exists=True
+    )
+
+
+def _waiting(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.WAITING
+
+
+def _whole_lines(journal: Path) -> None:
+    """Cut off what a killed process left of its last line, and its lock."""
+    Path(f"{journal}.lock").unlink(missing_ok=True)
+    if not journal.is_file():
+        return
+    content = journal.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        journal.write_bytes(whole)

@@ -1,0 +1,213 @@
+"""Choosing one refusal direction among all layers and positions (Arditi et al. 2024, arXiv 2406.11717; spec D.3).
+
+A candidate is the difference r of the mean residuals that harmful and harmless prompts give at the input of block l
+and at one of the tokens that the template writes after the instruction. Each is measured at the first response token:
+
+    refusal score    log-odds of refusing on harmful prompts with r̂ ablated: x - r̂r̂ᵀx at the input of every block and
+                     at the output of every attention and MLP
+    induced refusal  the same on harmless prompts with r added to the input of block l
+    KL               of the ablated model on harmless prompts
+
+and the lowest refusal score is taken among those with KL ≤ 0.1, induced refusal ≥ 0 and l < 0.8 L. As weights: each
+matrix that writes into the residual stream is made orthogonal to r̂, which is λ = 1 at every layer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bulwark.abliteration.directions import normalised
+from bulwark.abliteration.edits import Form
+from bulwark.abliteration.hooks import Edits, Plan, Rows
+from bulwark.abliteration.measuring import kl_divergence, log_probabilities_of, refusal_score
+from bulwark.abliteration.passes import Batch, over
+from bulwark.abliteration.residuals import last_token_residuals
+from bulwark.abliteration.settings import RefusalDirectionSettings
+from bulwark.errors import BulwarkError
+from bulwark.generation import progress
+from bulwark.prompts import Prompt
+from bulwark.steering.blocks import blocks_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """position: from the end, -1 the last token. layer: of the block whose input it is taken at, from 0."""
+
+    position: int
+    layer: int
+    vector: Tensor
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate's measures, and why it is out of the question (None if it is not)."""
+
+    candidate: Candidate
+    refusal_score: float
+    induced: float
+    kl: float
+    dropped: str | None
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "position": self.candidate.position,
+            "layer": self.candidate.layer,
+            "refusal_score": self.refusal_score,
+            "induced_refusal": self.induced,
+            "kl": self.kl,
+            "norm": float(self.candidate.vector.norm()),
+            "dropped": self.dropped,
+        }
+
+
+def template_tokens(prompts: Sequence[Prompt]) -> int:
+    """How many tokens the template writes after the instruction, in every one of the prompts."""
+    return min(len(prompt.ids) - max(span.end for span in prompt.spans) for prompt in prompts)
+
+
+def candidates(
+    model: nn.Module, harmful: Sequence[Prompt], harmless: Sequence[Prompt], pad_id: int, positions: int
+) -> list[Candidate]:
+    """All layers × the last `positions` tokens. With causal attention a residual at an earlier token is that of the
+    prompt which ends there."""
+    found = []
+    for back in range(positions):
+        means = [
+            last_token_residuals(model, [_shortened(prompt, back) for prompt in side], pad_id).mean
+            for side in (harmful, harmless)
+        ]
+        difference = means[0] - means[1]
+        found += [Candidate(-1 - back, layer, difference[layer]) for layer in range(len(difference) - 1)]
+    return found
+
+
+def first_tokens(answers: Sequence[tuple[str, bool]], tokenizer: Any, least: float = 0.05) -> list[int]:
+    """The first tokens of the answers that refuse, {text: refused}; those of less than `least` of them are left out.
+
+    Raises BulwarkError if no answer refuses.
+    """
+    begun = Counter(
+        tokenizer.encode(text, add_special_tokens=False)[0] for text, refused in answers if refused and text
+    )
+    if not begun:
+        raise BulwarkError("The model refuses no harmful prompt, so there is no direction of refusing to look for.")
+    total = sum(begun.values())
+    return sorted(token for token, count in begun.items() if count >= least * total)
+
+
+class Judge:
+    """Measures candidates on the prompts of the search. reference: log-probabilities of the model as it is."""
+
+    def __init__(
+        self,
+        model: Any,
+        edits: Edits,
+        harmful: Sequence[Prompt],
+        harmless: Sequence[Prompt],
+        reference: Tensor,
+        refusal_tokens: Sequence[int],
+        pad_id: int,
+    ) -> None:
+        self.model, self.edits, self.pad_id = model, edits, pad_id
+        self.harmful, self.harmless = list(harmful), list(harmless)
+        self.reference = reference.to(model.device)
+        self.refusal_tokens = list(refusal_tokens)
+        self.blocks = blocks_of(model)
+
+    def judge(self, found: Sequence[Candidate], settings: RefusalDirectionSettings) -> list[Judged]:
+        """All candidates, in their order."""
+        judged = []
+        size = settings.candidates_per_batch
+        with progress(len(found), 0, "directions", "directions") as advance:
+            for start in range(0, len(found), size):
+                batch = found[start : start + size]
+                score, kl = self._ablated(batch)
+                induced = self._induced(batch)
+                for candidate, *values in zip(batch, score, induced, kl, strict=True):
+                    judged.append(Judged(candidate, *values, self._dropped(candidate, *values, settings)))
+                advance(len(batch))
+        return judged
+
+    def _dropped(
+        self, candidate: Candidate, score: float, induced: float, kl: float, settings: RefusalDirectionSettings
+    ) -> str | None:
+        if candidate.layer >= settings.layers_below * len(self.blocks):
+            return f"layer {candidate.layer} ≥ {settings.layers_below:g} L"
+        if not score < torch.inf or not float(candidate.vector.norm()) > 0:
+            return "no direction"
+        if not kl <= settings.kl_at_most:
+            return f"KL > {settings.kl_at_most:g}"
+        if not induced >= settings.induced_at_least:
+            return f"induced refusal < {settings.induced_at_least:g}"
+        return None
+
+    def _ablated(self, found: Sequence[Candidate]) -> tuple[list[float], list[float]]:
+        units = normalised(torch.stack([candidate.vector for candidate in found])).float()
+        plans: list[Plan] = [{target.path: (unit, 1.0) for target in self.edits.targets} for unit in units]
+        on_device = units.to(self.model.device)
+        stream = dict.fromkeys(self.blocks, Form(on_device, on_device))
+        with self.edits.on(plans, stream) as rows:
+            harmful = self._each(self.harmful, len(found), rows, self._scored)
+            kl = self._each(
+                self.harmless,
+                len(found),
+                rows,
+                lambda batch, logs: kl_divergence(self.reference[batch.places], logs),
+            )
+        return harmful.mean(1).tolist(), kl.mean(1).tolist()
+
+    def _induced(self, found: Sequence[Candidate]) -> list[float]:
+        nothing = torch.zeros(len(found), len(found[0].vector), device=self.model.device)
+        streams = {}
+        for layer in {candidate.layer for candidate in found}:
+            added = torch.stack([c.vector * (c.layer == layer) for c in found]).float().to(self.model.device)
+            streams[self.blocks[layer]] = Form(nothing, nothing, t=added)
+        with self.edits.on([], streams) as rows:
+            return self._each(self.harmless, len(found), rows, self._scored).mean(1).tolist()
+
+    def _scored(self, batch: Batch, logs: Tensor) -> Tensor:
+        return refusal_score(logs, self.refusal_tokens)
+
+    def _each(
+        self, prompts: Sequence[Prompt], count: int, rows: Rows, value: Callable[[Batch, Tensor], Tensor]
+    ) -> Tensor:
+        """value of every prompt under every candidate, [candidates, prompts]."""
+        found = torch.empty(count, len(prompts), dtype=torch.float64)
+
+        def work(batch: Batch) -> None:
+            places = batch.places * count
+            rows.are(torch.arange(count).repeat_interleave(len(batch.places)))
+            many = Batch(places, batch.ids.repeat(count, 1), batch.last.repeat(count))
+            values = value(many, log_probabilities_of(self.model, many))
+            found[:, batch.places] = values.view(count, -1).double().cpu()
+
+        over(prompts, work, self.pad_id, self.model.device, copies=count, title="directions")
+        return found
+
+
+def taken(judged: Sequence[Judged]) -> Judged:
+    """The candidate of lowest refusal score that keeps all bounds. Raises BulwarkError telling why none does."""
+    left = [one for one in judged if one.dropped is None]
+    if not left:
+        reasons = Counter(
+            one.dropped.split(" ", 1)[0] if one.dropped.startswith("layer") else one.dropped for one in judged
+        )
+        told = "; ".join(f"{count} by {reason}" for reason, count in reasons.most_common())
+        raise BulwarkError(
+            f"None of the {len(judged)} candidate directions keeps the bounds ({told}). Raise kl_at_most or "
+            "layers_below, or lower induced_at_least."
+        )
+    return min(left, key=lambda one: one.refusal_score)
+
+
+def _shortened(prompt: Prompt, back: int) -> Prompt:
+    return prompt if not back else replace(prompt, ids=prompt.ids[:-back], roles=prompt.roles[:-back])

@@ -1,0 +1,223 @@
+"""Settings of the abliteration steps: closed, import-light, each default with where it comes from in config/steps/."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from bulwark.settings import Closed
+
+Normalization = Literal["none", "pre", "full", "columns"]
+Component = Literal["attention", "mlp"]
+Method = Literal["mean", "median", "variance", "hybrid"]
+Range = tuple[float, float]
+
+
+class PromptSets(Closed):
+    """Which prompts an attack uses; the report is made by the benchmark `refusal`, on prompts of its own.
+
+    harmful, harmless: data sets of the kind `refusal`. directions, search: their splits for estimating directions and
+    for measuring trials. counts: how many of each are taken from the front, {harmful_search: 32}; all where nothing
+    is said. system: a system turn before each prompt.
+    response_prefix: text with which every response begins already (an empty chain of thought, say).
+    """
+
+    harmful: str
+    harmless: str
+    directions: str = "train"
+    search: str = "validation"
+    counts: dict[
+        Literal["harmful_directions", "harmless_directions", "harmful_search", "harmless_search"],
+        Annotated[int, Field(ge=1)],
+    ] = {}
+    system: str | None = None
+    response_prefix: str = ""
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> PromptSets:
+        if self.directions == self.search:
+            raise ValueError(f'directions and search are both the split "{self.search}"; trials are measured on others')
+        return self
+
+    def inputs(self) -> dict[str, str]:
+        return {
+            f"{side}_{use}": f"data/{getattr(self, side)}/{getattr(self, use)}.jsonl"
+            for side in ("harmful", "harmless")
+            for use in ("directions", "search")
+        }
+
+
+class DirectionSettings(Closed):
+    """How directions are estimated, see `bulwark.abliteration.directions` and `residuals`.
+
+    methods: the estimators that a search may choose from. orthogonalise: keep the mean harmless residual out of them
+    ("projected"). benign_rank: of the subspace that is kept out, 0 for none. dampening: the share that is taken out.
+    order, protect: "joint" and "edited" keep both out of every edit; "as_published" and "measured" do as ICONOCLAST.
+    """
+
+    methods: tuple[Method, ...] = Field(("mean",), min_length=1)
+    winsorise: float = Field(1.0, gt=0, le=1)
+    final_norm: bool = False
+    variance_floor: float = Field(1e-6, gt=0)
+    orthogonalise: bool = False
+    benign_rank: int = Field(0, ge=0)
+    benign_svd: Literal["exact", "randomised"] = "exact"
+    dampening: float = Field(1.0, ge=0, le=1)
+    order: Literal["joint", "as_published"] = "joint"
+    protect: Literal["edited", "measured"] = "edited"
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether every prompt's residuals are needed, beside their means and variances."""
+        return bool(self.benign_rank) or "median" in self.methods
+
+
+class EditSettings(Closed):
+    """normalization: see `bulwark.abliteration.edits`. through_norms: account for norms between a sublayer and the
+    residual stream. adapter_rank: of the exported adapter where rank 1 is not exact; null writes no adapter then."""
+
+    normalization: Normalization = "none"
+    components: tuple[Component, ...] = Field(("attention", "mlp"), min_length=1)
+    through_norms: bool = True
+    adapter_rank: int | None = Field(3, ge=1)
+
+
+class SpaceSettings(Closed):
+    """What a search may choose. Layers count from 0; positions and indices are shares of L - 1.
+
+    max_weight: per component; below 0 counts as 0, so that a range can give "not at all" a share of its own.
+    min_weight: as a share of max_weight. min_weight_distance: from `shortest` layers to this share of L - 1.
+    """
+
+    scopes: tuple[Literal["global", "per layer"], ...] = Field(("global", "per layer"), min_length=1)
+    direction_index: Range = (0.4, 0.9)
+    max_weight: dict[Component, Range]
+    max_weight_position: Range = (0.6, 1.0)
+    min_weight: Range = (0.0, 1.0)
+    min_weight_distance: float = Field(0.6, gt=0)
+    shortest_distance: float = Field(1.0, gt=0)
+    per_component: bool = False
+
+
+class ObjectiveSettings(Closed):
+    """What is minimised: a KL score and a behaviour score (spec A.8, B.6), see `bulwark.abliteration.objectives`.
+
+    relative: refusals as a share of the base model's. kl_target: below it KL is no longer rewarded, 0 for never.
+    regime: how behaviour is measured; "auto" takes "low_refusal_base" where the base refuses at most `low_rate`.
+    """
+
+    relative: bool = False
+    kl_scale: float = Field(1.0, gt=0)
+    kl_target: float = Field(0.0, ge=0)
+    overrefusal: float = Field(0.0, ge=0)
+    disclaimers: float = Field(0.0, ge=0)
+    compliance_gap: float = Field(0.0, ge=0)
+    overrefusal_relative: bool = True
+    regime: Literal["auto", "refusal_reduction", "low_refusal_base"] = "refusal_reduction"
+    low_rate: float = Field(0.15, ge=0, le=1)
+
+    @property
+    def reads_harmless_answers(self) -> bool:
+        return self.overrefusal > 0
+
+    @property
+    def reads_whole_answers(self) -> bool:
+        """Whether a verdict on refusal is not enough, so that an answer cannot be stopped at its first marker."""
+        return self.disclaimers > 0 or self.compliance_gap > 0
+
+
+class SearchSettings(Closed):
+    """How the search goes on.
+
+    trials, startup_trials, ei_candidates: of Optuna's multivariate TPE. trials_per_batch: measured in one batch; more
+    than 1 proposes them before the first of them is measured. max_new_tokens: of an answer. rule: whose markers.
+    kl_gate: trials above it are not answered with, and count as refusing everything. block: harmful prompts answered
+    before a look whether a trial is dominated for certain, null for all at once. first: parameters to try first.
+    seconds: no batch is begun after so many seconds of search.
+    """
+
+    trials: int = Field(200, ge=1)
+    startup_trials: int = Field(60, ge=1)
+    ei_candidates: int = Field(128, ge=1)
+    trials_per_batch: int = Field(1, ge=1)
+    max_new_tokens: int = Field(100, ge=1)
+    rule: Literal["heretic", "iconoclast", "arditi"] = "heretic"
+    kl_gate: float | None = Field(None, gt=0)
+    block: int | None = Field(None, ge=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    first: tuple[dict[str, Any], ...] = ()
+    seconds: float | None = Field(None, gt=0)
+
+
+class SelectionSettings(Closed):
+    """Which trial of the front is exported: the fewest refusals (then overrefusals, then KL) at KL ≤ `kl_at_most`.
+
+    Without a bound it is ICONOCLAST's rule; if no trial keeps the bound, it is the one of lowest KL.
+    """
+
+    kl_at_most: float | None = Field(None, gt=0)
+
+
+class OutcomeSettings(Closed):
+    """completions: how many of each kind stand side by side in comparison.json. show_harmful: with the harmful ones'
+    text; else they hold verdicts, lengths and digests alone. geometry: measure and project the residuals."""
+
+    completions: int = Field(5, ge=0)
+    show_harmful: bool = False
+    geometry: bool = True
+
+
+class AttackSettings(Closed):
+    """What the searched attacks, `heretic` and `iconoclast`, can set."""
+
+    prompts: PromptSets
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    directions: DirectionSettings = DirectionSettings()
+    edit: EditSettings = EditSettings()
+    space: SpaceSettings
+    objectives: ObjectiveSettings = ObjectiveSettings()
+    search: SearchSettings = SearchSettings()
+    selection: SelectionSettings = SelectionSettings()
+    outcome: OutcomeSettings = OutcomeSettings()
+
+    @model_validator(mode="after")
+    def _ranges_of_components(self) -> AttackSettings:
+        if missing := [name for name in self.edit.components if name not in self.space.max_weight]:
+            raise ValueError(f"space.max_weight has no range for {missing[0]}, which edit.components names")
+        if "hybrid" in self.directions.methods and not {"mean", "variance"} <= set(self.directions.methods):
+            raise ValueError("directions.methods: hybrid blends mean and variance, so name these two as well")
+        return self
+
+    def inputs(self) -> dict[str, str]:
+        return self.prompts.inputs()
+
+
+class RefusalDirectionSettings(Closed):
+    """What `refusal_direction` can set: Arditi et al. 2024 (arXiv 2406.11717), Sec. 2 and App. C.
+
+    positions: how many of the last tokens of the prompt give candidates; null takes all that the template writes after
+    the instruction. layers_below: candidates come from the layers below this share of all. kl_at_most,
+    induced_at_least: what a candidate has to keep, on harmless prompts. refusal_tokens: texts whose first token begins
+    a refusal; null takes those with which the model's own refusals begin. filtered: leave out harmful prompts that are
+    not refused at the first token, and harmless ones that are. embedding: ablate the input embedding too, where it is
+    not the output embedding as well and gives no token a role. candidates_per_batch: measured in one batch.
+    """
+
+    prompts: PromptSets
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    positions: int | None = Field(None, ge=1)
+    layers_below: float = Field(0.8, gt=0, le=1)
+    kl_at_most: float = Field(0.1, gt=0)
+    induced_at_least: float = 0.0
+    refusal_tokens: tuple[str, ...] | None = None
+    filtered: bool = True
+    embedding: bool = True
+    through_norms: bool = True
+    candidates_per_batch: int = Field(8, ge=1)
+    max_new_tokens: int = Field(100, ge=1)
+    rule: Literal["heretic", "iconoclast", "arditi"] = "arditi"
+    outcome: OutcomeSettings = OutcomeSettings()
+
+    def inputs(self) -> dict[str, str]:
+        return self.prompts.inputs()

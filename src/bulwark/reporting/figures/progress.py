@@ -1,0 +1,112 @@
+"""Progress: what attacks have reached after so many seconds, or trials; one line of panels per model.
+
+Left, the hypervolume of (KL, refusal rate); right, the fewest refusals of a trial within a KL, which before the first
+such trial are those of the model as it was. Both only ever improve, so that a line is to be read from the left: how
+early. Lines are means over seeds, from when the first seed has begun to when the last is done; thin lines single seeds.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+from bulwark.reporting.figures import look
+from bulwark.reporting.figures.front import whole
+from bulwark.reporting.results import Cell, Results
+from bulwark.reporting.settings import Figure
+from bulwark.reporting.tables import shown_rows
+
+_WIDTH, _HEIGHT = 5.2, 3.4  # of a panel, in inches
+
+Steps = list[tuple[float, float]]
+"""(place, the value from there on), by place; the first is at 0."""
+
+
+def draw(figure: Figure, results: Results, printed: dict) -> Any:
+    """The canvas."""
+    from matplotlib.figure import Figure as Canvas
+
+    spec = figure.progress
+    rows = shown_rows(figure, results)
+    models = list(dict.fromkeys(model for model, _ in rows))
+    recipes = list(dict.fromkeys(recipe for _, recipe in rows))
+    canvas = Canvas(figsize=(2 * _WIDTH, _HEIGHT * len(models) + 1.1), layout="constrained")
+    panels = canvas.subplots(len(models), 2, squeeze=False)
+    used: list[Cell] = []
+    handles: dict[str, Any] = {}
+    for (volume, refusals), model in zip(panels, models, strict=True):
+        for index, recipe in enumerate(recipes):
+            cells = list(results.seeds(model, recipe, spec.analysis).values())
+            if spec.over == "trials" and cells[0].metric("trials")["value"] is None:
+                continue  # an attack without trials
+            used += cells
+            style = {
+                "color": figure.colours.get(recipe, look.COLOURS[index % 7]),
+                "linestyle": look.STYLES[index % 4],
+            }
+            series = [reached(cell, spec.over, spec.kl_at_most) for cell in cells]
+            for panel, kind in ((volume, 0), (refusals, 1)):
+                line = _draw(panel, [both[kind] for both in series], style)
+                handles.setdefault(figure.labels.get(recipe, recipe), line)
+        _axes(volume, refusals, spec, model if len(models) > 1 else "")
+    look.foot(canvas, _told(used, spec), handles.values(), list(handles), columns=len(handles))
+    return canvas
+
+
+def reached(cell: Cell, over: str, kl_at_most: float | None) -> tuple[Steps, Steps]:
+    """Hypervolume, and the fewest refusals within the KL, in percent, from each place on."""
+    volume: Steps = [(0.0, 0.0)]
+    least = 100 * cell.content["reported"]["base"]["refusal_rate"]
+    refusals: Steps = [(0.0, least)]
+    for count, row in enumerate((row for row in cell.rows if row["passed"] is not None), start=1):
+        place = row["passed"] if over == "seconds" else float(count)
+        volume.append((place, row["volume"]))
+        if whole([row]) and (kl_at_most is None or row["divergence"] <= kl_at_most):
+            least = min(least, 100 * row["rate"])
+        refusals.append((place, least))
+    return volume, refusals
+
+
+def _draw(panel, series: Sequence[Steps], style: dict[str, str]) -> Any:
+    """The mean over seeds, and every seed if there are several; returns the line of the mean."""
+    if len(series) > 1:
+        for steps in series:
+            xs, ys = zip(*steps, strict=True)
+            panel.step(xs, ys, where="post", color=style["color"], linewidth=0.6, alpha=0.5, clip_on=False)
+    end = min(steps[-1][0] for steps in series)
+    places = sorted({place for steps in series for place, _ in steps if place <= end})
+    means = [sum(_at(steps, place) for steps in series) / len(series) for place in places]
+    [line] = panel.step(places, means, where="post", linewidth=1.8, clip_on=False, zorder=3, **style)
+    panel.plot(places[-1], means[-1], marker="o", markersize=4, color=style["color"], clip_on=False, zorder=3)
+    return line
+
+
+def _at(steps: Steps, place: float) -> float:
+    return steps[bisect_right(steps, place, key=lambda step: step[0]) - 1][1]
+
+
+def _axes(volume, refusals, spec, model: str) -> None:
+    place = "seconds, with the preparation" if spec.over == "seconds" else "trials"
+    within = "" if spec.kl_at_most is None else f" at KL ≤ {spec.kl_at_most:g} nats"
+    title = f"{model}: " if model else ""
+    volume.set_title(f"{title}hypervolume of KL and refusals", fontsize=10)
+    volume.set_ylabel("share of (1 nat, 100 %)")
+    volume.set_ylim(0, 1)
+    refusals.set_title(f"{title}fewest refusals so far{within}", fontsize=10)
+    refusals.set_ylabel("refused harmful prompts (%)")
+    refusals.set_ylim(0, 100)
+    for panel in (volume, refusals):
+        panel.set_xlabel(place)
+        panel.set_xlim(left=0)
+
+
+def _told(used: Sequence[Cell], spec) -> str:
+    prompts = look.span({cell.metric("refusal_rate")["n"] for cell in used})
+    lines = [f"n = {prompts} harmful prompts per trial, those that the attack is optimised on; {look.seeds_told(used)}"]
+    several = len({cell.seed for cell in used}) > 1
+    ends = "bold: means over seeds, until the first of them ends (dots); thin: single seeds"
+    lines.append(ends if several else "dots: where the attack ends")
+    if spec.over == "seconds":
+        lines.append("seconds as measured, on different machines if the jobs ran on different ones")
+    return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""Residuals: where harmful and harmless prompts lie in the residual stream, a panel per layer, a row per recipe.
+
+The model is the one that the recipe's last step attacked. Every layer has a plane of its own: across, the difference of
+the class means; up, the direction of most variance that is orthogonal to it. Both axes have one scale, and a layer's
+panels of one model have the same limits, so that clouds compare as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bulwark.reporting.figures import look
+from bulwark.reporting.results import Cell, Results, ResultsError
+from bulwark.reporting.settings import Figure
+from bulwark.reporting.tables import shown_rows
+
+_SIZE = 2.6  # of a panel, in inches
+_CLASSES = {"harmless": (look.COLOURS[0], "o"), "harmful": (look.COLOURS[1], "^")}
+
+
+def draw(figure: Figure, results: Results, printed: dict) -> Any:
+    """The canvas."""
+    from matplotlib.figure import Figure as Canvas
+
+    spec = figure.residuals
+    lines = shown_rows(figure, results)
+    # One seed: the others look at the same prompts.
+    cells = [next(iter(results.seeds(*line, spec.analysis).values())) for line in lines]
+    layers = {model: spec.layers or _spread(cell, spec.most) for (model, _), cell in zip(lines, cells, strict=True)}
+    across = max(len(some) for some in layers.values())
+    canvas = Canvas(figsize=(max(6.0, _SIZE * across + 0.5), _SIZE * len(lines) + 1.0), layout="constrained")
+    panels = canvas.subplots(len(lines), across, squeeze=False)
+    told = []
+    for line, ((model, recipe), cell) in enumerate(zip(lines, cells, strict=True)):
+        name = figure.labels.get(recipe, recipe)
+        counts = cell.content["reported"]["prompts"]
+        told.append((f"{model}, {name}", ", ".join(f"n = {counts[label]} {label}" for label in _CLASSES), cell.seed))
+        for spare in panels[line][len(layers[model]) :]:
+            spare.set_visible(False)
+        for place, layer in enumerate(layers[model]):
+            panel = panels[line][place]
+            alike = [other for (of, _), other in zip(lines, cells, strict=True) if of == model]
+            _draw(panel, cell, layer, _limits(alike, layer))
+            if line == len(lines) - 1 or lines[line + 1][0] != model:
+                panel.set_xlabel("along the difference\nof the means", fontsize=8)
+        label = f"{model}\n{name}" if len(layers) > 1 else name
+        panels[line][0].set_ylabel(f"{label}\n\nmost variance across it", fontsize=8)
+    handles, names = panels.flat[0].get_legend_handles_labels()
+    look.foot(canvas, _note(told), handles, names, columns=len(names), marks=1.8)
+    return canvas
+
+
+def _draw(panel, cell: Cell, layer: int, limits: tuple[tuple[float, float], tuple[float, float]]) -> None:
+    rows = _at(cell, layer)
+    for label, (colour, mark) in _CLASSES.items():
+        at = [(row["x"], row["y"]) for row in rows if row["label"] == label]
+        panel.scatter(
+            [x for x, _ in at], [y for _, y in at], s=9, alpha=0.4, color=colour, marker=mark, linewidth=0,
+            label=f"{label} prompts", rasterized=True,
+        )  # fmt: skip
+    panel.axvline(0, color=look.FAINT, linewidth=0.7, zorder=0.5)
+    panel.grid(False)
+    panel.set(xlim=limits[0], ylim=limits[1], aspect="equal")
+    panel.locator_params(nbins=4)
+    panel.tick_params(labelsize=7)
+    [apart] = [at["silhouette"] for at in cell.content["reported"]["geometry"] if at["layer"] == layer]
+    panel.set_title(f"layer {layer}, silhouette {apart:.2f}", fontsize=8.5)
+
+
+def _at(cell: Cell, layer: int) -> list[dict[str, Any]]:
+    """The prompts at a layer. Raises ResultsError if there is none such."""
+    rows = [row for row in cell.rows if row["layer"] == layer]
+    if not rows:
+        count = len(cell.content["reported"]["geometry"])
+        raise ResultsError(f"{cell.scores} has no layer {layer}: {cell.model} has the layers 1 to {count}.")
+    return rows
+
+
+def _spread(cell: Cell, most: int) -> tuple[int, ...]:
+    """At most so many layers, evenly spread, with the last."""
+    layers = [at["layer"] for at in cell.content["reported"]["geometry"]]
+    count = min(most, len(layers))
+    return tuple(layers[round((place + 1) * len(layers) / count) - 1] for place in range(count))
+
+
+def _limits(cells: Sequence[Cell], layer: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Of both axes, equally wide, around the prompts of all cells."""
+    rows = [row for cell in cells for row in _at(cell, layer)]
+    spans = [look.padded([row[axis] for row in rows]) for axis in "xy"]
+    half = max(high - low for low, high in spans) / 2
+    return tuple(((low + high) / 2 - half, (low + high) / 2 + half) for low, high in spans)
+
+
+def _note(told: Sequence[tuple[str, str, int]]) -> str:
+    """How many prompts, and of which seed; once if it is the same in all rows."""
+    if len({(count, seed) for _, count, seed in told}) == 1:
+        _, count, seed = told[0]
+        return f"{count}; seed {seed}; each layer has a plane of its own"
+    return "\n".join(f"{name}, seed {seed}: {count}" for name, count, seed in told)
