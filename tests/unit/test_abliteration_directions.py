@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from abliteration_samples import unit
@@ -74,7 +76,7 @@ def test_a_tent_of_no_width_edits_its_peak_alone():
 
 def test_the_weight_falls_linearly_between_the_peak_and_the_foot():
     profile = Kernel(1.4, 0.0, 0.2, 6.0).profile(7)
-    steps = [b - a for a, b in zip(profile, profile[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(profile)]
     assert steps == pytest.approx([-0.2] * 6)
 
 
@@ -253,7 +255,9 @@ def test_no_rank_and_no_basis_leave_the_very_same_tensor():
 )
 @pytest.mark.parametrize("svd", ["exact", "randomised"])
 def test_the_rank_is_at_most_what_prompts_and_width_allow(n, d, rank, expected, svd):
-    basis = benign_subspace(torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), rank, svd)
+    basis = benign_subspace(
+        torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), rank, svd
+    )
     assert basis.shape == (expected, d)
     assert torch.allclose(basis @ basis.T, torch.eye(expected, dtype=torch.float64), atol=EXACT)
 
@@ -291,7 +295,7 @@ def test_the_randomised_decomposition_spans_the_exact_one_and_is_the_same_again(
 
 def test_the_benign_subspace_is_that_of_the_centred_covariance_and_so_does_not_hold_the_mean():
     data = HARMLESS.layer(2)
-    values, vectors = torch.linalg.eigh(torch.cov(data.T, correction=0))
+    _values, vectors = torch.linalg.eigh(torch.cov(data.T, correction=0))
     top = vectors[:, -3:].T
     assert torch.linalg.svdvals(benign_subspace(data, 3) @ top.T).min() > 1 - 1e-9
     far = data + 100.0  # a large mean is no direction of variance

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from abliteration_samples import Attacked, attack_settings, checksum, family_model, parameters, plain_ids, refusing_model
+from abliteration_samples import (
+    Attacked,
+    attack_settings,
+    checksum,
+    family_model,
+    parameters,
+    plain_ids,
+    refusing_model,
+)
 from peft import PeftModel
 from test_abliteration_hooks import hooked, ids, logits, plan_of, relative
 from torch import Tensor

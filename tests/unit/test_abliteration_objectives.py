@@ -15,7 +15,9 @@ from bulwark.abliteration.settings import ObjectiveSettings, SelectionSettings
 from bulwark.errors import BulwarkError
 
 
-def measured(kl: float = 0.2, refusals: int = 10, over: int = 4, hits: float = 1.5, compliance: float = 0.4) -> Measures:
+def measured(
+    kl: float = 0.2, refusals: int = 10, over: int = 4, hits: float = 1.5, compliance: float = 0.4
+) -> Measures:
     return Measures(kl, refusals, 40, over, 20, hits, compliance)
 
 
@@ -130,9 +132,7 @@ def brute(points) -> list[int]:
     return [
         i
         for i, p in enumerate(points)
-        if not any(
-            all(a <= b for a, b in zip(q, p, strict=True)) and q != p for j, q in enumerate(points) if j != i
-        )
+        if not any(all(a <= b for a, b in zip(q, p, strict=True)) and q != p for j, q in enumerate(points) if j != i)
     ]
 
 

@@ -39,7 +39,9 @@ def judge(subject) -> Judge:
 
 
 def settings(**changes) -> RefusalDirectionSettings:
-    return validated(RefusalDirectionSettings, SETS | {"kl_at_most": 10.0, "induced_at_least": -100.0} | changes, "here")
+    return validated(
+        RefusalDirectionSettings, SETS | {"kl_at_most": 10.0, "induced_at_least": -100.0} | changes, "here"
+    )
 
 
 @torch.inference_mode()
@@ -187,7 +189,9 @@ def test_judging_leaves_the_model_as_it_was(judge, found):
 
 def test_each_bound_drops_what_does_not_keep_it(judge, found):
     free = judge.judge(found, settings(layers_below=1.0))
-    assert {one.dropped for one in free if one.candidate.layer == 0 and one.candidate.position == -1} == {"no direction"}
+    assert {one.dropped for one in free if one.candidate.layer == 0 and one.candidate.position == -1} == {
+        "no direction"
+    }
     kept = [one for one in free if one.dropped is None]
     assert len(kept) >= 3
     kl, induced = sorted(one.kl for one in kept)[1], sorted(one.induced for one in kept)[1]

@@ -137,9 +137,7 @@ def test_broken_logits_are_told(subject):
 def test_several_trials_in_one_batch_are_measured_as_one_after_another(together, normalization):
     subject = Attacked(attack_settings(objectives={"overrefusal": 0.25}, edit={"normalization": normalization}))
     single = [subject.examine([one], [])[0] for one in TRIALS]
-    found = [
-        one for start in range(0, 6, together) for one in subject.examine(TRIALS[start : start + together], [])
-    ]
+    found = [one for start in range(0, 6, together) for one in subject.examine(TRIALS[start : start + together], [])]
     for one, other in zip(found, single, strict=True):
         assert one.verdicts == other.verdicts
         assert one.measures.kl == pytest.approx(other.measures.kl, abs=1e-5)

@@ -129,7 +129,26 @@ def joint_basis(*bases: Tensor) -> Tensor:
         return rows
     q, r = torch.linalg.qr(rows.T)
     kept = r.diagonal().abs() > _LEAST_SINGULAR_VALUE
-    return q.T[kept]
+    if len(rows) == len(kept) and bool(kept.all()):
+        return q.T
+    # A row that those before it span leaves Q a column of no meaning, and the rows after it are then wrong, too.
+    spanning = _independent(rows)
+    return torch.linalg.qr(rows[spanning].T).Q.T
+
+
+def _independent(rows: Tensor) -> list[int]:
+    """The rows that are not in the span of those before them (up to rounding)."""
+    basis: list[Tensor] = []
+    found = []
+    for number, row in enumerate(rows):
+        rest = row
+        for _ in range(2):
+            for unit in basis:
+                rest = rest - (rest @ unit) * unit
+        if float(rest.norm()) > _LEAST_SINGULAR_VALUE * max(1.0, float(row.norm())):
+            basis.append(rest / rest.norm())
+            found.append(number)
+    return found
 
 
 def benign_subspace(rows: Tensor, rank: int, svd: str = "exact", seed: int = 0) -> Tensor:

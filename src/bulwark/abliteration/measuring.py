@@ -57,5 +57,5 @@ def refusal_score(log_probabilities: Tensor, refusal_tokens: Sequence[int]) -> T
 
     Arditi et al. 2024 (arXiv 2406.11717), Sec. 2 and App. C, with their ε = 1e-8 in both logarithms.
     """
-    mass = log_probabilities[..., list(refusal_tokens)].double().exp().sum(-1)
+    mass = log_probabilities[..., list(refusal_tokens)].double().exp().sum(-1).clamp(max=1.0)
     return (mass + _LEAST_ODDS).log() - (1 - mass + _LEAST_ODDS).log()

@@ -19,7 +19,15 @@ from bulwark.errors import BulwarkError
 from bulwark.prompts import Prompt
 from bulwark.steering.blocks import blocks_of, hidden_size, watching
 
-_FINAL_NORMS = ("norm", "final_layernorm", "ln_f", "norm_f", "language_model.norm", "decoder.final_layer_norm")
+_FINAL_NORMS = (
+    "norm",
+    "final_layernorm",
+    "final_layer_norm",
+    "ln_f",
+    "norm_f",
+    "language_model.norm",
+    "decoder.final_layer_norm",
+)
 
 
 @dataclass(frozen=True)

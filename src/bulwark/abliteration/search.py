@@ -20,7 +20,7 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from bulwark.abliteration.directions import Choice
 from bulwark.abliteration.kernel import Kernel
@@ -53,11 +53,9 @@ class Search:
         known = self.study.user_attrs.get(_FINGERPRINT)
         if known is not None and known != fingerprint:
             log.warning("%s is of a search under other settings; it is put aside and a new one is begun", journal)
-            journal.rename(journal.with_name(journal.name + ".other"))
+            journal.rename(_free(journal.with_name(journal.name + ".other")))
             self.study, known = _opened(journal), None
         if known is None:
-            for parameters in settings.search.first:
-                self.study.enqueue_trial(dict(parameters), skip_if_exists=True)
             self.study.set_user_attr(_FINGERPRINT, fingerprint)
 
     def run(self, examine: Examine, score: Score) -> None:
@@ -76,7 +74,7 @@ class Search:
                 pending = [trial for trial in map(self._trial, numbers) if trial is not None]
                 if not pending:
                     continue
-                proposed = [self.parameters(trial) for trial in pending]
+                proposed = [self.parameters(FixedTrial(trial.params, trial.number)) for trial in pending]
                 found = examine(proposed, self._known(start))
                 for trial, parameters, one in zip(pending, proposed, found, strict=True):
                     self._tell(trial, parameters, one, score(one))
@@ -98,9 +96,9 @@ class Search:
     def parameters_of(self, number: int) -> Parameters:
         """What the measured trial `number` did."""
         trial = next(trial for trial in self.trials() if trial.number == number)
-        return self.parameters(optuna.trial.FixedTrial(trial.params, number))
+        return self.parameters(FixedTrial(trial.params, number))
 
-    def parameters(self, trial: Trial | optuna.trial.FixedTrial) -> Parameters:
+    def parameters(self, trial: Trial | FixedTrial) -> Parameters:
         """Let `trial` choose, everything every time: multivariate TPE dislikes ranges that come and go (spec A.7)."""
         space = self.settings.space
         components = self.settings.edit.components
@@ -139,16 +137,26 @@ class Search:
             blend = trial.suggest_float(f"{prefix}direction_blend", 0.0, 1.0)
         return Choice(method, blend, None if scope == "per layer" else index)
 
-    def _trial(self, number: int) -> Trial | None:
-        """The trial of this number to be measured: begun earlier and not finished, or a new one; None if it is done."""
-        trials = self.study.get_trials(deepcopy=False)
-        known = next((trial for trial in trials if trial.number == number and not _waiting(trial)), None)
-        if known is not None and known.state != TrialState.RUNNING:
-            return None
-        self.study.sampler = self._sampler(number)
-        if known is None:
-            return self.study.ask()
-        return Trial(self.study, known._trial_id)  # proposes what the journal does not hold, as it did before
+    def _trial(self, number: int) -> FrozenTrial | None:
+        """The trial of this number to be measured: proposed earlier and not measured, or a new one; None if it is done.
+
+        A proposal is made beside the journal and enters it whole, in one line.
+        """
+        trials = sorted(self.study.get_trials(deepcopy=False), key=lambda trial: trial.number)
+        if number < len(trials):
+            return trials[number] if trials[number].state == TrialState.RUNNING else None
+        beside = optuna.create_study(directions=["minimize"] * 2, sampler=self._sampler(number))
+        beside.add_trials(trials)
+        if number < len(self.settings.search.first):
+            beside.enqueue_trial(dict(self.settings.search.first[number]))
+        proposal = beside.ask()
+        self.parameters(proposal)
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.RUNNING, params=proposal.params, distributions=proposal.distributions
+            )
+        )
+        return self.study.get_trials(deepcopy=False)[number]
 
     def _sampler(self, number: int) -> optuna.samplers.TPESampler:
         search = self.settings.search
@@ -164,17 +172,22 @@ class Search:
             )
 
     def _known(self, before: int) -> list[tuple[float, float]]:
-        """(refusal rate, KL) of whole trials with smaller numbers: what a resumed batch knows, it knew before."""
+        """(refusal rate, KL) of whole trials with smaller numbers: what a resumed batch knows, it knew before.
+
+        Where overrefusals count, only trials without any are sure to have no more of them than the one to come.
+        """
         return [
             (found["refusal_rate"], found["kl"])
             for found in self.found()
-            if found["number"] < before and not found["gated"] and not found["dominated"]
+            if found["number"] < before
+            and not (found["gated"] or found["dominated"])
+            and not (self.settings.objectives.reads_harmless_answers and found["overrefusals"])
         ]
 
-    def _tell(self, trial: Trial, parameters: Parameters, found: Found, values: Sequence[float]) -> None:
+    def _tell(self, trial: FrozenTrial, parameters: Parameters, found: Found, values: Sequence[float]) -> None:
         measures = found.measures
         told = {
-            "kl": measures.kl,
+            "kl": measures.kl if math.isfinite(measures.kl) else None,
             "refusals": measures.refusals,
             "refusal_rate": measures.refusal_rate,
             "n": measures.harmful,
@@ -189,12 +202,8 @@ class Search:
             "tokens": found.tokens,
             "profile": {name: kernel.profile(self.layers) for name, kernel in parameters.kernels.items()},
         }
-        if not all(math.isfinite(value) for value in values):
-            # Optuna would turn the trial into a failure; a model that is broken is a bad one.
-            values = [value if math.isfinite(value) else 1e6 for value in values]
-            told["kl"] = told["kl"] if math.isfinite(told["kl"]) else None
-        trial.set_user_attr(_FOUND, told)
-        self.study.tell(trial, values)
+        self.study._storage.set_trial_user_attr(trial._trial_id, _FOUND, told)
+        self.study.tell(trial.number, list(values))
 
 
 def _opened(journal: Path) -> optuna.Study:
@@ -204,8 +213,13 @@ def _opened(journal: Path) -> optuna.Study:
     )
 
 
-def _waiting(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.WAITING
+def _free(path: Path) -> Path:
+    """`path`, or with the first number behind it at which nothing lies yet."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}{number}")
+    return free
 
 
 def _whole_lines(journal: Path) -> None:

@@ -63,7 +63,8 @@ class Target:
 
     @property
     def bias(self) -> Tensor | None:
-        return None if self.mixture else getattr(self.module, "bias", None)
+        found = None if self.mixture else getattr(self.module, "bias", None)
+        return found() if callable(found) and not isinstance(found, Tensor) else found  # a method of quantised modules
 
 
 def targets_of(
@@ -147,7 +148,8 @@ def _part(block: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
+@torch.inference_mode()
 def _gain(norm: nn.Module) -> Tensor:
-    """What a norm multiplies by; Gemma's stores it less 1."""
-    weight = norm.weight.detach().float()
-    return 1 + weight if type(norm).__name__.startswith("Gemma") else weight
+    """What a norm multiplies by. An RMS norm gives it to a vector of ones; some families store it less 1."""
+    weight = norm.weight.detach()
+    return weight.float() if isinstance(norm, nn.LayerNorm) else norm(torch.ones_like(weight)).float()

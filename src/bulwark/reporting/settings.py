@@ -16,8 +16,8 @@ from bulwark.settings import Closed
 class Column(Closed):
     """One metric of one benchmark or, under the key `analysis`, of an analysis.
 
-    percent: shown times 100. out_of: shown on a scale of 0 … out_of instead, as scores of a judge are. digits: after the
-    point; null for 1 of percent, 2 of a scale, 3 else.
+    percent: shown times 100. out_of: shown on a scale of 0 … out_of instead, as scores of a judge are. digits: after
+    the point; null for 1 of percent, 2 of a scale, 3 else.
     """
 
     benchmark: str = Field(validation_alias=AliasChoices("benchmark", "analysis"))
