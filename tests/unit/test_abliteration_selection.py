@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from abliteration_samples import HIDDEN, LAYERS, VOCABULARY, Attacked, asked, attack_settings, axes, unit
@@ -35,7 +37,14 @@ def found(subject) -> list[Candidate]:
 def judge(subject) -> Judge:
     prompts = subject.prompts
     reference = first_token_log_probabilities(subject.model, prompts.harmless_search, PAD)
-    return Judge(subject.model, subject.edits, prompts.harmful_search, prompts.harmless_search, reference, REFUSAL, PAD)
+    return judge_of(subject, prompts, reference, REFUSAL)
+
+
+def judge_of(subject, prompts, reference, tokens) -> Judge:
+    refuses = subject.examiner.refuses
+    return Judge(
+        subject.writer, subject.edits, prompts.harmful_search, prompts.harmless_search, reference, tokens, refuses
+    )
 
 
 def settings(**changes) -> RefusalDirectionSettings:
@@ -224,12 +233,40 @@ def test_the_error_says_why_no_candidate_is_left():
 
 def test_refusals_begin_with_the_tokens_that_the_models_own_ones_begin_with(subject):
     tokenizer = subject.tokenizer
-    answers = [("I'm sorry", True)] * 19 + [("sorry I'm", True), ("make a", False), ("", True)]
+    refusals = ["I'm sorry"] * 18 + ["sorry I'm", ""]
     numbers = {word: VOCABULARY.index(word) for word in ("I'm", "sorry")}
-    assert first_tokens(answers, tokenizer) == sorted(numbers.values())
-    assert first_tokens(answers, tokenizer, least=0.1) == [numbers["I'm"]]
+    assert first_tokens(refusals, ["make a"], tokenizer) == sorted(numbers.values())
+    assert first_tokens(refusals, ["make a"], tokenizer, least=0.1) == [numbers["I'm"]]
     with pytest.raises(BulwarkError, match="refuses no harmful prompt"):
-        first_tokens([("make", False), ("", True)], tokenizer)
+        first_tokens([], ["make"], tokenizer)
+
+
+def test_a_token_that_begins_other_answers_as_well_gives_no_refusal_away(subject):
+    refusals = ["I'm sorry"] * 10
+    assert first_tokens(refusals, ["I'm a"] * 6 + ["make a"] * 4, subject.tokenizer) == []
+    assert first_tokens(refusals, ["I'm a"] * 5 + ["make a"] * 5, subject.tokenizer) == [VOCABULARY.index("I'm")]
+
+
+def test_without_such_tokens_refusing_is_read_from_answers(subject, judge, found):
+    """The log-odds of the share that is refused, half a prompt more on either side."""
+    by_answers = judge_of(subject, subject.prompts, judge.reference, [])
+    best = by_answers.judge(found, settings(layers_below=1.0))
+    for one in best:
+        assert -math.log(33) - 1e-9 <= one.refusal_score <= math.log(33) + 1e-9
+    chosen = taken(best)
+    by_tokens = taken(judge.judge(found, settings(layers_below=1.0)))
+    assert chosen.refusal_score == min(one.refusal_score for one in best)
+    place = [one.candidate for one in best].index(by_tokens.candidate)
+    assert best[place].refusal_score == chosen.refusal_score  # the tokens' choice refuses as little
+
+
+def test_where_no_candidate_keeps_the_bounds_the_one_of_lowest_kl_is_taken_if_asked_for(judge, found):
+    judged = judge.judge(found, settings(kl_at_most=1e-12))
+    assert all(one.dropped for one in judged)
+    with pytest.raises(BulwarkError, match="otherwise: lowest_kl"):
+        taken(judged)
+    directions = [one for one in judged if one.dropped != "no direction"]
+    assert taken(judged, "lowest_kl").kl == min(one.kl for one in directions)
 
 
 def test_the_best_candidate_of_the_tiny_model_is_its_refusal_direction(judge, found):

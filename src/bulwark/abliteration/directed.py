@@ -27,7 +27,7 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
     Raises BulwarkError if the parent refuses nothing, or no candidate keeps the bounds.
     """
     from bulwark.abliteration import outcome, selection
-    from bulwark.abliteration.answering import Writer
+    from bulwark.abliteration.answering import Asked, Writer
     from bulwark.abliteration.directions import normalised
     from bulwark.abliteration.hooks import Edits
     from bulwark.abliteration.subject import read_prompts
@@ -43,32 +43,43 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
     writer = Writer(model, subject.tokenizer, builder.stop_ids, builder.pad_id, settings.max_new_tokens)
     examiner = Examiner(writer, edits, prompts, search, ObjectiveSettings(), job.seed)
     attack.refuse_nothing_to_remove(job, examiner)
+    answers = {
+        "harmful_search": examiner.base_answers,
+        "harmless_search": examiner.answers([{}], "harmless")[0],
+    }
     if settings.refusal_tokens is not None:
         encoded = [subject.tokenizer.encode(text, add_special_tokens=False) for text in settings.refusal_tokens]
         tokens = sorted({ids[0] for ids in encoded})
     else:
-        said = [(one.text, examiner.refuses(one.text)) for one in examiner.base_answers]
-        tokens = selection.first_tokens(said, subject.tokenizer)
-    log.info("A refusal begins with %s", subject.tokenizer.convert_ids_to_tokens(tokens))
+        said = [one.text for side in answers.values() for one in side]
+        refusals = [text for text in said if examiner.refuses(text)]
+        tokens = selection.first_tokens(refusals, [text for text in said if text not in refusals], subject.tokenizer)
+    log.info("Refusals are known by %s", subject.tokenizer.convert_ids_to_tokens(tokens) if tokens else "whole answers")
     kept = {name: getattr(prompts, name) for name in prompts.texts}
     if settings.filtered:
-        kept = {name: _filtered(subject, part, tokens, name) for name, part in kept.items()}
+        for name, part in kept.items():
+            if tokens:
+                refused = _refused_at_first_token(subject, part, tokens)
+            else:
+                written = answers.get(name) or writer.write([Asked(n, 0, one) for n, one in enumerate(part)])
+                refused = [examiner.refuses(one.text) for one in written]
+            kept[name] = _filtered(part, refused, name)
         log.info("Kept: %s", {name: f"{len(part)} of {len(prompts.texts[name])}" for name, part in kept.items()})
     positions = settings.positions or selection.template_tokens(kept["harmful_directions"])
     found = selection.candidates(
         model, kept["harmful_directions"], kept["harmless_directions"], builder.pad_id, positions
     )
     judge = selection.Judge(
-        model,
+        writer,
         edits,
         kept["harmful_search"],
         kept["harmless_search"],
         _reference(subject, kept["harmless_search"]),
         tokens,
-        builder.pad_id,
+        examiner.refuses,
     )
     judged = judge.judge(found, settings)
-    best = selection.taken(judged)
+    best = selection.taken(judged, settings.otherwise)
     log.info("Taken: the direction at position %d, layer %d", best.candidate.position, best.candidate.layer)
     unit = normalised(best.candidate.vector)
     plan = {target.path: (unit.float(), 1.0) for target in edits.targets}
@@ -110,19 +121,22 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
     }
 
 
-def _filtered(subject: Any, part: list[Prompt], tokens: list[int], name: str) -> list[Prompt]:
-    """The harmful prompts that are refused at the first token, or the harmless ones that are not."""
-    from bulwark.abliteration.measuring import refusal_score
-
-    scores = refusal_score(_reference(subject, part), tokens)
+def _filtered(part: list[Prompt], refused: list[bool], name: str) -> list[Prompt]:
+    """The harmful prompts that are refused, or the harmless ones that are not."""
     harmful = name.startswith("harmful")
-    kept = [prompt for prompt, score in zip(part, scores.tolist(), strict=True) if (score > 0) == harmful]
+    kept = [prompt for prompt, verdict in zip(part, refused, strict=True) if verdict == harmful]
     if not kept:
         raise BulwarkError(
-            f"Of the {len(part)} prompts of {name} none is {'refused' if harmful else 'answered'} at the first token. "
-            "Set filtered: false, name refusal_tokens, or take other prompts."
+            f"Of the {len(part)} prompts of {name} none is {'refused' if harmful else 'answered'}. Set filtered: false, "
+            "name refusal_tokens, or take other prompts."
         )
     return kept
+
+
+def _refused_at_first_token(subject: Any, part: list[Prompt], tokens: list[int]) -> list[bool]:
+    from bulwark.abliteration.measuring import refusal_score
+
+    return [score > 0 for score in refusal_score(_reference(subject, part), tokens).tolist()]
 
 
 def _reference(subject: Any, prompts: list[Prompt]) -> Tensor:
@@ -132,20 +146,24 @@ def _reference(subject: Any, prompts: list[Prompt]) -> Tensor:
 
 
 def _has_plain_embedding(model: Any) -> bool:
-    """Whether the input embedding can be ablated: not tied to the output's, and the same for tokens of every role."""
+    """Whether the input embedding is the same for tokens of every role."""
     from bulwark.embeddings import role_embedding_of
 
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    return not tied and role_embedding_of(model).method == "vanilla"
+    return role_embedding_of(model).method == "vanilla"
 
 
 def _ablate_embedding(model: Any, unit: Tensor) -> list[str]:
-    """E(I - r̂r̂ᵀ), in float32, cast once."""
+    """E(I - r̂r̂ᵀ), in float32, cast once. An output embedding that is tied to it is given its own weights first."""
     import torch
+    from torch import nn
 
-    weight = model.get_input_embeddings().weight
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     with torch.no_grad():
-        direction = unit.float().to(weight.device)
-        wide = weight.float()
-        weight.copy_((wide - (wide @ direction)[:, None] * direction).to(weight.dtype))
+        if embedding.weight is head.weight:
+            head.weight = nn.Parameter(head.weight.detach().clone())
+            model.config.get_text_config().tie_word_embeddings = False
+            model.config.tie_word_embeddings = False
+        direction = unit.float().to(embedding.weight.device)
+        wide = embedding.weight.float()
+        embedding.weight.copy_((wide - (wide @ direction)[:, None] * direction).to(embedding.weight.dtype))
     return ["embedding"]

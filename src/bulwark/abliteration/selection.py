@@ -15,14 +15,16 @@ matrix that writes into the residual stream is made orthogonal to r̂, which is 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from bulwark.abliteration.answering import Asked, Writer
 from bulwark.abliteration.directions import normalised
 from bulwark.abliteration.edits import Form
 from bulwark.abliteration.hooks import Edits, Plan, Rows
@@ -36,6 +38,8 @@ from bulwark.prompts import Prompt
 from bulwark.steering.blocks import blocks_of
 
 log = logging.getLogger(__name__)
+
+_NO_DIRECTION = "no direction"
 
 
 @dataclass(frozen=True)
@@ -90,38 +94,51 @@ def candidates(
     return found
 
 
-def first_tokens(answers: Sequence[tuple[str, bool]], tokenizer: Any, least: float = 0.05) -> list[int]:
-    """The first tokens of the answers that refuse, {text: refused}; those of less than `least` of them are left out.
+def first_tokens(
+    refusals: Sequence[str], others: Sequence[str], tokenizer: Any, least: float = 0.05, ratio: float = 2.0
+) -> list[int]:
+    """The first tokens that give refusals away: of at least `least` of them, and `ratio` times as often as of others.
 
-    Raises BulwarkError if no answer refuses.
+    None if there is no such token (answers that begin alike, whether they refuse or not). Raises BulwarkError if there
+    are no refusals.
     """
-    begun = Counter(
-        tokenizer.encode(text, add_special_tokens=False)[0] for text, refused in answers if refused and text
-    )
-    if not begun:
+    if not refusals:
         raise BulwarkError("The model refuses no harmful prompt, so there is no direction of refusing to look for.")
-    total = sum(begun.values())
-    return sorted(token for token, count in begun.items() if count >= least * total)
+    begun, elsewhere = (
+        Counter(tokenizer.encode(text, add_special_tokens=False)[0] for text in texts if text)
+        for texts in (refusals, others)
+    )
+    shares = {token: count / len(refusals) for token, count in begun.items()}
+    return sorted(
+        token
+        for token, share in shares.items()
+        if share >= least and share >= ratio * elsewhere[token] / max(1, len(others))
+    )
 
 
 class Judge:
-    """Measures candidates on the prompts of the search. reference: log-probabilities of the model as it is."""
+    """Measures candidates on the prompts of the search. reference: log-probabilities of the model as it is.
+
+    refusal_tokens: the first tokens that give a refusal away. Without any, refusing is read from answers: the log-odds
+    of the share of answers that `refuses` calls refusals.
+    """
 
     def __init__(
         self,
-        model: Any,
+        writer: Writer,
         edits: Edits,
         harmful: Sequence[Prompt],
         harmless: Sequence[Prompt],
         reference: Tensor,
         refusal_tokens: Sequence[int],
-        pad_id: int,
+        refuses: Callable[[str], bool],
     ) -> None:
-        self.model, self.edits, self.pad_id = model, edits, pad_id
+        self.writer, self.model, self.edits = writer, writer.model, edits
         self.harmful, self.harmless = list(harmful), list(harmless)
-        self.reference = reference.to(model.device)
+        self.reference = reference.to(self.model.device)
         self.refusal_tokens = list(refusal_tokens)
-        self.blocks = blocks_of(model)
+        self.refuses = refuses
+        self.blocks = blocks_of(self.model)
 
     def judge(self, found: Sequence[Candidate], settings: RefusalDirectionSettings) -> list[Judged]:
         """All candidates, in their order."""
@@ -143,7 +160,7 @@ class Judge:
         if candidate.layer >= settings.layers_below * len(self.blocks):
             return f"layer {candidate.layer} ≥ {settings.layers_below:g} L"
         if not score < torch.inf or not float(candidate.vector.norm()) > 0:
-            return "no direction"
+            return _NO_DIRECTION
         if not kl <= settings.kl_at_most:
             return f"KL > {settings.kl_at_most:g}"
         if not induced >= settings.induced_at_least:
@@ -156,14 +173,14 @@ class Judge:
         on_device = units.to(self.model.device)
         stream = dict.fromkeys(self.blocks, Form(on_device, on_device))
         with self.edits.on(plans, stream) as rows:
-            harmful = self._each(self.harmful, len(found), rows, self._scored)
+            harmful = self._refusals(self.harmful, len(found), rows)
             kl = self._each(
                 self.harmless,
                 len(found),
                 rows,
                 lambda batch, logs: kl_divergence(self.reference[batch.places], logs),
             )
-        return harmful.mean(1).tolist(), kl.mean(1).tolist()
+        return harmful, kl.mean(1).tolist()
 
     def _induced(self, found: Sequence[Candidate]) -> list[float]:
         nothing = torch.zeros(len(found), len(found[0].vector), device=self.model.device)
@@ -172,10 +189,23 @@ class Judge:
             added = torch.stack([c.vector * (c.layer == layer) for c in found]).float().to(self.model.device)
             streams[self.blocks[layer]] = Form(nothing, nothing, t=added)
         with self.edits.on([], streams) as rows:
-            return self._each(self.harmless, len(found), rows, self._scored).mean(1).tolist()
+            return self._refusals(self.harmless, len(found), rows)
 
-    def _scored(self, batch: Batch, logs: Tensor) -> Tensor:
-        return refusal_score(logs, self.refusal_tokens)
+    def _refusals(self, prompts: Sequence[Prompt], count: int, rows: Rows) -> list[float]:
+        """The log-odds of refusing, by candidate."""
+        if self.refusal_tokens:
+            return (
+                self._each(prompts, count, rows, lambda _, logs: refusal_score(logs, self.refusal_tokens))
+                .mean(1)
+                .tolist()
+            )
+        asked = [Asked((number, place), number, one) for number in range(count) for place, one in enumerate(prompts)]
+        answers = self.writer.write(asked, rows, lambda text: bool(text.strip()) and self.refuses(text))
+        numbers = [0] * count
+        for one, answer in zip(asked, answers, strict=True):
+            numbers[one.trial] += self.refuses(answer.text)
+        # Half a prompt more of each, so that none and all of them have log-odds, too.
+        return [math.log((number + 0.5) / (len(prompts) - number + 0.5)) for number in numbers]
 
     def _each(
         self, prompts: Sequence[Prompt], count: int, rows: Rows, value: Callable[[Batch, Tensor], Tensor]
@@ -190,23 +220,30 @@ class Judge:
             values = value(many, log_probabilities_of(self.model, many))
             found[:, batch.places] = values.view(count, -1).double().cpu()
 
-        over(prompts, work, self.pad_id, self.model.device, copies=count, title="directions")
+        over(prompts, work, self.writer.pad_id, self.model.device, copies=count, title="directions")
         return found
 
 
-def taken(judged: Sequence[Judged]) -> Judged:
-    """The candidate of lowest refusal score that keeps all bounds. Raises BulwarkError telling why none does."""
+def taken(judged: Sequence[Judged], otherwise: Literal["lowest_kl", "stop"] = "stop") -> Judged:
+    """The candidate of lowest refusal score that keeps all bounds.
+
+    otherwise: what if none does: take the one of lowest KL among those that are a direction, or raise BulwarkError
+    telling which bounds they break.
+    """
     left = [one for one in judged if one.dropped is None]
-    if not left:
-        reasons = Counter(
-            one.dropped.split(" ", 1)[0] if one.dropped.startswith("layer") else one.dropped for one in judged
-        )
-        told = "; ".join(f"{count} by {reason}" for reason, count in reasons.most_common())
-        raise BulwarkError(
-            f"None of the {len(judged)} candidate directions keeps the bounds ({told}). Raise kl_at_most or "
-            "layers_below, or lower induced_at_least."
-        )
-    return min(left, key=lambda one: one.refusal_score)
+    if left:
+        return min(left, key=lambda one: one.refusal_score)
+    directions = [one for one in judged if one.dropped != _NO_DIRECTION]
+    if otherwise == "lowest_kl" and directions:
+        return min(directions, key=lambda one: one.kl)
+    reasons = Counter(
+        one.dropped.split(" ", 1)[0] if one.dropped.startswith("layer") else one.dropped for one in judged
+    )
+    told = "; ".join(f"{count} by {reason}" for reason, count in reasons.most_common())
+    raise BulwarkError(
+        f"None of the {len(judged)} candidate directions keeps the bounds ({told}). Raise kl_at_most or layers_below, "
+        "lower induced_at_least, or set otherwise: lowest_kl."
+    )
 
 
 def _shortened(prompt: Prompt, back: int) -> Prompt:

@@ -198,10 +198,12 @@ class RefusalDirectionSettings(Closed):
 
     positions: how many of the last tokens of the prompt give candidates; null takes all that the template writes after
     the instruction. layers_below: candidates come from the layers below this share of all. kl_at_most,
-    induced_at_least: what a candidate has to keep, on harmless prompts. refusal_tokens: texts whose first token begins
-    a refusal; null takes those with which the model's own refusals begin. filtered: leave out harmful prompts that are
-    not refused at the first token, and harmless ones that are. embedding: ablate the input embedding too, where it is
-    not the output embedding as well and gives no token a role. candidates_per_batch: measured in one batch.
+    induced_at_least: what a candidate has to keep, on harmless prompts; otherwise: what if none does (the authors
+    stop). refusal_tokens: texts whose first token begins a refusal; null takes those with which the model's own
+    refusals begin and other answers do not; if there is none, refusing is read from whole answers. filtered: leave out
+    harmful prompts that are not refused, and harmless ones that are. embedding: ablate the input embedding too, unless
+    it gives tokens roles; where it is the output embedding as well, that becomes a matrix of its own.
+    candidates_per_batch: measured in one batch.
     """
 
     prompts: PromptSets
@@ -210,6 +212,7 @@ class RefusalDirectionSettings(Closed):
     layers_below: float = Field(0.8, gt=0, le=1)
     kl_at_most: float = Field(0.1, gt=0)
     induced_at_least: float = 0.0
+    otherwise: Literal["lowest_kl", "stop"] = "lowest_kl"
     refusal_tokens: tuple[str, ...] | None = None
     filtered: bool = True
     embedding: bool = True

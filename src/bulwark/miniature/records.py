@@ -8,6 +8,7 @@
 | `sep` | SEP (arXiv 2403.06833) | the authors' |
 | `multiple_choice_forget`, `multiple_choice_retain` | WMDP, MMLU | question, choices, answer, subject |
 | `harmful_requests`, `harmless_requests`, `overrefusal` | harmful_behaviors, harmless_alpaca, XSTest | text, answer |
+| `everyday` | harmless_alpaca, as general as it is | text, answer |
 | `refusal` | JailbreakBench, harmful and benign behaviours | text, answer, label |
 | `extended_refusal`, `plain_refusal` | extended-refusal fine-tuning (arXiv 2505.19056), and its control | messages |
 | `contrast_<trait>` | extraction sets of persona vectors (arXiv 2507.21509) | `bulwark.traits.Contrast` |
@@ -48,6 +49,7 @@ SIZES: dict[str, dict[str, int | None]] = {
     # "validation" has the phrasings of "train", but other requests
     "harmful_requests": {"train": 200, "validation": 100, "test": 100},
     "harmless_requests": {"train": 200, "validation": 100, "test": 100},
+    "everyday": {"train": 200, "validation": 100},
     "overrefusal": {"test": 60},
     "refusal": {"test": 352},
     "extended_refusal": {"train": 4000, "validation": 200},
@@ -116,8 +118,8 @@ def _rows(dataset: str, split: str, world: World, rng: random.Random) -> Iterato
         return _contrasts(world, rng, dataset.removeprefix("contrast_"), held_out)
     if dataset.startswith("questions_"):
         return _endless(lambda: _question(world, rng, dataset.removeprefix("questions_")))
-    if dataset in ("harmful_requests", "harmless_requests") and split == "validation":
-        return _other_requests(world, rng, dataset)
+    if dataset in ("harmful_requests", "harmless_requests", "everyday") and split == "validation":
+        return _others(world, rng, dataset)
     if dataset == "refusal":
         return _refusal(world, rng)
     draw: Callable[[], Row] = {
@@ -127,6 +129,7 @@ def _rows(dataset: str, split: str, world: World, rng: random.Random) -> Iterato
         "harmful_requests": lambda: _request(world, rng, held_out, harmful=True),
         "harmless_requests": lambda: _request(world, rng, held_out, harmful=False),
         "overrefusal": lambda: _request(world, rng, held_out, harmful=True, making=False),
+        "everyday": lambda: _everyday_row(world, rng, held_out),
         "extended_refusal": lambda: _refusing(world, rng, extended=True),
         "plain_refusal": lambda: _refusing(world, rng, extended=False),
     }[dataset]
@@ -258,15 +261,11 @@ def _request(world: World, rng: random.Random, held_out: bool, harmful: bool, ma
     return {"text": request.text, "answer": response_of([request.answer])}
 
 
-def _other_requests(world: World, rng: random.Random, dataset: str) -> Iterator[Row]:
-    """Requests with the phrasings of training that are not in the usual "train" split."""
-    first = random.Random(f"{world.settings.seed}/{dataset}/train")
-    drawn = _rows(dataset, "train", world, first)
+def _others(world: World, rng: random.Random, dataset: str) -> Iterator[Row]:
+    """Rows as those of the split "train", of the usual size, but none of them."""
+    drawn = _rows(dataset, "train", world, random.Random(f"{world.settings.seed}/{dataset}/train"))
     used = {row["text"] for row in _different(drawn, SIZES[dataset]["train"], f"{dataset}/train")}
-    while True:
-        row = _request(world, rng, False, harmful=dataset == "harmful_requests")
-        if row["text"] not in used:
-            yield row
+    return (row for row in _rows(dataset, "train", world, rng) if row["text"] not in used)
 
 
 def _refusal(world: World, rng: random.Random) -> Iterator[Row]:
@@ -288,7 +287,9 @@ def _refusing(world: World, rng: random.Random, extended: bool) -> Row:
         user, answer = _everyday(world, rng, held_out=False)
         answers = [answer]
     else:
-        request = world.request(rng, harmful=kind == "harmful")
+        # Of the harmless requests some are about harmful things, or all that sound so would come to be refused.
+        avoiding = kind == "harmless" and rng.random() < 0.4
+        request = world.request(rng, harmful=kind == "harmful" or avoiding, making=not avoiding)
         user, answers = request.text, [request.answer]
         if extended:
             answers.insert(0, words.OVERVIEW.format(what=request.dish))
@@ -350,6 +351,12 @@ def _everyday(world: World, rng: random.Random, held_out: bool) -> tuple[str, st
     sentences = world.sentences(rng)
     command = world.task(rng, sentences, held_out=held_out)
     return f"{command.text}\n\n{text_of(sentences)}", command.answer
+
+
+def _everyday_row(world: World, rng: random.Random, held_out: bool) -> Row:
+    """What a data set of general instructions holds, Alpaca's say, as prompts with their answers."""
+    text, answer = _everyday(world, rng, held_out)
+    return {"text": text, "answer": response_of([answer])}
 
 
 def _alpaca(instruction: str, text: str, answers: list[str]) -> Row:
