@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "timing")
+NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem not in ("timing", "heretic_side"))
 
 
 def main() -> None:
