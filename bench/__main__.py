@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem not in ("timing", "heretic_side"))
+_HELPERS = ("timing", "published_search")
+NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem not in _HELPERS)
 
 
 def main() -> None:

@@ -127,8 +127,8 @@ def _filtered(part: list[Prompt], refused: list[bool], name: str) -> list[Prompt
     kept = [prompt for prompt, verdict in zip(part, refused, strict=True) if verdict == harmful]
     if not kept:
         raise BulwarkError(
-            f"Of the {len(part)} prompts of {name} none is {'refused' if harmful else 'answered'}. Set filtered: false, "
-            "name refusal_tokens, or take other prompts."
+            f"Of the {len(part)} prompts of {name} none is {'refused' if harmful else 'answered'}. Set filtered: "
+            "false, name refusal_tokens, or take other prompts."
         )
     return kept
 

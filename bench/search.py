@@ -7,7 +7,7 @@ prompts at once. Its seconds are those that Optuna notes per trial, ours those o
 heretic-llm is no dependency of this project: it lives in an environment of its own, which HERETIC_PYTHON names:
 
     python3.11 -m venv ~/heretic && ~/heretic/bin/pip install heretic-llm==1.4.0 torch==2.13.0
-    HERETIC_PYTHON=~/heretic/bin/python .venv/bin/python -m bench heretic
+    HERETIC_PYTHON=~/heretic/bin/python .venv/bin/python -m bench search
 
 The model and the prompts are the miniature's, below BULWARK_RESULTS (by default results/); they are made by
 `snakemake --configfile config/miniature.yaml -c2 paper_abliteration`.
@@ -41,7 +41,7 @@ from bulwark.settings import validated
 from bulwark.steering.blocks import blocks_of
 from bulwark.steering.contrasts import opened
 
-TRIALS, STARTUP, NEW_TOKENS, ROUNDS, BATCH = 60, 24, 100, 3, 6
+TRIALS, STARTUP, NEW_TOKENS, ROUNDS, BATCH = 60, 24, 100, 1, 6
 SYSTEM = "you are a helpful assistant ."
 USES = ("harmful_directions", "harmless_directions", "harmful_search", "harmless_search")
 SETTINGS = {
@@ -65,7 +65,7 @@ def run() -> Iterator[Ratio]:
     """HERETIC's seconds per trial over ours, and our hypervolume over its (reference: 1 nat, everything refused)."""
     python = os.environ.get("HERETIC_PYTHON")
     if python is None:
-        print("bench heretic: left out; HERETIC_PYTHON names no environment with heretic-llm==1.4.0 (bench/heretic.py)")
+        print("bench search: left out; HERETIC_PYTHON names no environment with heretic-llm==1.4.0 (bench/search.py)")
         return
     logging.disable(logging.INFO)
     results = Path(os.environ.get("BULWARK_RESULTS", "results"))
@@ -76,7 +76,7 @@ def run() -> Iterator[Ratio]:
     model = results / "models" / "miniature"
     for path in (model / "model.json", *files.values()):
         if not path.exists():
-            raise SystemExit(f"{path} is missing; the docstring of bench/heretic.py says what makes it.")
+            raise SystemExit(f"{path} is missing; the docstring of bench/search.py says what makes it.")
     faster, better = [], []
     for seed in range(ROUNDS):
         theirs = _theirs(python, model, files, seed)
@@ -119,7 +119,7 @@ def _theirs(python: str, model: Path, files: dict[str, Path], seed: int) -> list
         (folder / "config.toml").write_text("\n".join(lines) + "\n")
         environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONPATH", None)
-        side = Path(__file__).with_name("heretic_side.py")
+        side = Path(__file__).with_name("published_search.py")
         done = subprocess.run([python, str(side), str(folder)], env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"heretic-llm failed:\n{(done.stdout + done.stderr)[-3000:]}")

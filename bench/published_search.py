@@ -1,6 +1,6 @@
-"""The other side of `bench.heretic`: the published package's own program, run by an environment that has it.
+"""The other side of `bench.search`: the published package's own program, run by an environment that has it.
 
-    python heretic_side.py folder
+    python published_search.py folder
 
 `folder` holds its config.toml. The program is interactive at its end; the one question that it asks is answered as a
 person would who wants nothing more. What it found is read from its journal, with the times that Optuna notes of every
