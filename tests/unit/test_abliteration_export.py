@@ -7,23 +7,28 @@ from pathlib import Path
 import pytest
 import torch
 from abliteration_samples import (
+    HIDDEN,
     Attacked,
+    V,
     attack_settings,
     checksum,
     family_model,
     parameters,
     plain_ids,
     refusing_model,
+    words_tokenizer,
 )
 from peft import PeftModel
 from test_abliteration_hooks import hooked, ids, logits, plan_of, relative
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from bulwark import checkpoints
+from bulwark.abliteration.directed import _ablate_embedding
 from bulwark.abliteration.export import adapters, merge, write_adapter
 from bulwark.abliteration.hooks import Edits
 from bulwark.abliteration.targets import targets_of, weight_of
+from bulwark.embeddings import install
 from bulwark.errors import BulwarkError
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
@@ -213,3 +218,23 @@ def test_exported_weights_are_an_ordinary_model_for_transformers(tmp_path):
     assert not torch.allclose(
         found, refusing_model(installed=False)(torch.tensor([plain_ids(prompt)])).logits, atol=1e-2
     )
+
+
+def test_a_tied_embedding_is_ablated_alone_and_the_output_keeps_its_weights(tmp_path):
+    """Arditi et al. ablate the input embedding; tied to it, the output embedding would be changed as well."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=V, hidden_size=HIDDEN, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=2, eos_token_id=2, bos_token_id=None, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    install(model, {"method": "vanilla"})
+    unit = torch.nn.functional.normalize(torch.randn(HIDDEN, dtype=torch.float64), dim=0)
+    before = model.lm_head.weight.detach().clone()
+    assert _ablate_embedding(model, unit) == ["embedding"]
+    checkpoints.save_model(model, words_tokenizer(), tmp_path)
+    again = checkpoints.load_model(tmp_path)
+    assert torch.equal(again.get_output_embeddings().weight, before)
+    assert float((again.get_input_embeddings().weight @ unit.float()).abs().max()) < 1e-6
+    ids = torch.tensor([[1, 5, 7]])
+    assert torch.equal(again(ids).logits, model(ids).logits)
