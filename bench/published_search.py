@@ -2,9 +2,10 @@
 
     python published_search.py folder
 
-`folder` holds its config.toml. The program is interactive at its end; the one question that it asks is answered as a
-person would who wants nothing more. What it found is read from its journal, with the times that Optuna notes of every
-trial, and written to `folder`/trials.json. Nothing of this project is imported, and nothing of the package changed.
+`folder` holds its config.toml, and in ranges.json the ranges to search in place of those that stand in its code, by the
+end of the parameter's name. The program is interactive at its end; its one question is answered as a person would who
+wants nothing more. What it found is read from its journal, with the times that Optuna notes of every trial,
+and written to `folder`/trials.json. Nothing of this project is imported, and nothing else of the package changed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ def main(folder: Path) -> None:
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    ranges = json.loads((folder / "ranges.json").read_text())
+    suggest = optuna.trial.Trial.suggest_float
+
+    def suggested(trial, name, low, high, **options):
+        return suggest(trial, name, *ranges.get(name.rsplit(".", 1)[-1], (low, high)), **options)
+
+    optuna.trial.Trial.suggest_float = suggested
     program.prompt_select = lambda *question: ""  # "Exit program"
     program.run()
     (journal,) = (folder / "checkpoints").glob("*.jsonl")

@@ -1,8 +1,10 @@
 """Our search for edits against the published one, heretic-llm 1.4.0 of PyPI: seconds per trial, and the fronts.
 
 Both sides get the same model folder, prompts, system prompt, response length, number of trials and start-up trials, the
-published ranges and objective, float32, and the same threads; HERETIC with the batch size that is its fastest here, all
-prompts at once. Its seconds are those that Optuna notes per trial, ours those of the whole search over its trials.
+published objective, float32, and the same threads; HERETIC with the batch size that is its fastest here, all prompts at
+once. The published ranges are shares of L - 1 layers, and within them no edit of a model of four blocks ends a refusal,
+on either side; so both search the miniature's wider ranges (`published_search.py` hands them to the package's sampler).
+HERETIC's seconds are those that Optuna notes per trial, ours those of the whole search over its trials.
 
 heretic-llm is no dependency of this project: it lives in an environment of its own, which HERETIC_PYTHON names:
 
@@ -41,7 +43,7 @@ from bulwark.settings import validated
 from bulwark.steering.blocks import blocks_of
 from bulwark.steering.contrasts import opened
 
-TRIALS, STARTUP, NEW_TOKENS, ROUNDS, BATCH = 60, 24, 100, 1, 6
+TRIALS, STARTUP, NEW_TOKENS, ROUNDS, BATCH = 60, 24, 100, 3, 6
 SYSTEM = "you are a helpful assistant ."
 USES = ("harmful_directions", "harmless_directions", "harmful_search", "harmless_search")
 SETTINGS = {
@@ -49,7 +51,11 @@ SETTINGS = {
     "dtype": "float32",
     "directions": {"orthogonalise": True, "final_norm": True, "protect": "measured"},
     "edit": {"normalization": "full", "through_norms": False},
-    "space": {"max_weight": {"attention": [0.8, 1.5], "mlp": [0.8, 1.5]}},
+    "space": {
+        "max_weight": {"attention": [0.8, 1.5], "mlp": [0.8, 1.5]},
+        "max_weight_position": [0.0, 1.0],
+        "min_weight_distance": 2.0,
+    },
     "objectives": {"relative": True, "kl_target": 0.01},
     "search": {
         "trials": TRIALS,
@@ -116,6 +122,9 @@ def _theirs(python: str, model: Path, files: dict[str, Path], seed: int) -> list
             f'system_prompt = "{SYSTEM}"',
             *(f'[{key}]\ndataset = "{folder / use}.txt"' for key, use in sets.items()),
         ]
+        last = json.loads((model / "config.json").read_text())["num_hidden_layers"] - 1
+        ranges = {"max_weight_position": [0.0, last], "min_weight_distance": [1.0, 2.0 * last]}
+        (folder / "ranges.json").write_text(json.dumps(ranges))
         (folder / "config.toml").write_text("\n".join(lines) + "\n")
         environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONPATH", None)

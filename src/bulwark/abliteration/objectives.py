@@ -14,12 +14,9 @@ those beyond the base model's count here, since the others are not the edit's.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from bulwark.abliteration.settings import ObjectiveSettings
-
-_BROKEN = 1e6  # the KL score of a model whose output is no number; Optuna would call the trial a failure
 
 
 @dataclass(frozen=True)
@@ -78,11 +75,9 @@ def behaviour(found: Measures, base: Measures, settings: ObjectiveSettings) -> f
 def scores(found: Measures, base: Measures, settings: ObjectiveSettings) -> tuple[float, float]:
     """(KL score, behaviour score), both to be minimised."""
     second = behaviour(found, base, settings)
-    if not math.isfinite(found.kl):
-        return _BROKEN, second
-    if found.kl >= settings.kl_target:
-        return found.kl / settings.kl_scale, second
-    return second * settings.kl_target / settings.kl_scale, second
+    if found.kl < settings.kl_target:
+        return second * settings.kl_target / settings.kl_scale, second
+    return found.kl / settings.kl_scale, second  # also one that is not a number, which is no small one
 
 
 def worst(found_kl: float, base: Measures, settings: ObjectiveSettings) -> Measures:

@@ -36,6 +36,7 @@ Score = Callable[[Found], tuple[float, float]]
 STUDY = "abliteration"
 _FOUND = "found"
 _FINGERPRINT = "fingerprint"
+_BROKEN = 1e6  # the score of a model whose output is no number; Optuna would call the trial a failure
 
 
 class Search:
@@ -71,7 +72,7 @@ class Search:
                     log.info("The search has taken its %.0f s; %d trials are measured", passed, len(self.trials()))
                     return
                 numbers = range(start, min(start + search.trials_per_batch, search.trials))
-                pending = [trial for trial in map(self._trial, numbers) if trial is not None]
+                pending = self._pending(numbers)
                 if not pending:
                     continue
                 proposed = [self.parameters(FixedTrial(trial.params, trial.number)) for trial in pending]
@@ -83,8 +84,7 @@ class Search:
 
     def trials(self) -> list[FrozenTrial]:
         """The measured trials, by number."""
-        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return sorted(trials, key=lambda trial: trial.number)
+        return [trial for trial in self._all() if trial.state == TrialState.COMPLETE]
 
     def found(self) -> list[dict[str, Any]]:
         """What each measured trial did and found, as plain data, by number."""
@@ -137,26 +137,33 @@ class Search:
             blend = trial.suggest_float(f"{prefix}direction_blend", 0.0, 1.0)
         return Choice(method, blend, None if scope == "per layer" else index)
 
-    def _trial(self, number: int) -> FrozenTrial | None:
-        """The trial of this number to be measured: proposed earlier and not measured, or a new one; None if it is done.
+    def _pending(self, numbers: range) -> list[FrozenTrial]:
+        """The trials of a batch that are to be measured: proposed earlier and not measured, or proposed now.
 
-        A proposal is made beside the journal and enters it whole, in one line.
+        Proposals are made beside the journal, and each enters it whole, in one line.
         """
-        trials = sorted(self.study.get_trials(deepcopy=False), key=lambda trial: trial.number)
-        if number < len(trials):
-            return trials[number] if trials[number].state == TrialState.RUNNING else None
-        beside = optuna.create_study(directions=["minimize"] * 2, sampler=self._sampler(number))
-        beside.add_trials(trials)
-        if number < len(self.settings.search.first):
-            beside.enqueue_trial(dict(self.settings.search.first[number]))
-        proposal = beside.ask()
-        self.parameters(proposal)
-        self.study.add_trial(
-            optuna.trial.create_trial(
-                state=TrialState.RUNNING, params=proposal.params, distributions=proposal.distributions
-            )
-        )
-        return self.study.get_trials(deepcopy=False)[number]
+        trials = self._all()
+        fresh = range(max(numbers.start, len(trials)), numbers.stop)
+        if fresh:
+            beside = optuna.create_study(directions=["minimize"] * 2)
+            beside.add_trials(trials)
+            for number in fresh:
+                beside.sampler = self._sampler(number)
+                if number < len(self.settings.search.first):
+                    beside.enqueue_trial(dict(self.settings.search.first[number]))
+                proposal = beside.ask()
+                self.parameters(proposal)
+                self.study.add_trial(
+                    optuna.trial.create_trial(
+                        state=TrialState.RUNNING, params=proposal.params, distributions=proposal.distributions
+                    )
+                )
+            trials = self._all()
+        return [trials[number] for number in numbers if trials[number].state == TrialState.RUNNING]
+
+    def _all(self) -> list[FrozenTrial]:
+        """Measured and proposed trials, by number."""
+        return sorted(self.study.get_trials(deepcopy=False), key=lambda trial: trial.number)
 
     def _sampler(self, number: int) -> optuna.samplers.TPESampler:
         search = self.settings.search
@@ -203,7 +210,7 @@ class Search:
             "profile": {name: kernel.profile(self.layers) for name, kernel in parameters.kernels.items()},
         }
         self.study._storage.set_trial_user_attr(trial._trial_id, _FOUND, told)
-        self.study.tell(trial.number, list(values))
+        self.study.tell(trial.number, [value if math.isfinite(value) else _BROKEN for value in values])
 
 
 def _opened(journal: Path) -> optuna.Study:
