@@ -173,3 +173,11 @@ def test_the_miniatures_oracle_tells_help_from_refusal_and_nonsense(answer, scor
 def test_prompts_carry_the_system_turn():
     with_system = JUDGED.model_copy(update={"system": "be helpful"})
     assert [turn.role for turn in harmfulness.prompts(HARMFUL, with_system)["answer"]] == ["system", "instruction"]
+
+
+def test_a_prompt_can_end_in_the_beginning_of_the_response():
+    """An empty chain of thought, say: its tokens are the response's."""
+    builder = PromptBuilder(tiny_tokenizer("chatml"), "chat", V)
+    plain, begun = rendered("make a cake", None, builder), rendered("make a cake", None, builder, [5, 6])
+    assert begun.ids == [*plain.ids, 5, 6]
+    assert begun.roles[-2:] == [0, 0]
