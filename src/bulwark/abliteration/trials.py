@@ -28,6 +28,8 @@ from bulwark.abliteration.passes import Batch, over
 from bulwark.abliteration.settings import Component, ObjectiveSettings, SearchSettings
 from bulwark.abliteration.subject import Prompts
 
+CPU_TOKENS = 2**11  # of a batch of prefills on a CPU: what stays in its caches is faster there than large batches
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -125,7 +127,16 @@ class Examiner:
             found[:, places] = kl_divergence(self.reference[places.to(self.reference.device)], edited).cpu()
 
         device = self.model.device
-        over(self.prompts.harmless_search, work, self.writer.pad_id, device, copies=trials, title="KL")
+        budget = CPU_TOKENS if device.type == "cpu" else None
+        over(
+            self.prompts.harmless_search,
+            work,
+            self.writer.pad_id,
+            device,
+            token_budget=budget,
+            copies=trials,
+            title="KL",
+        )
         return found
 
     def answers(self, plans: Sequence[Plan], side: str) -> list[list[Written]]:
