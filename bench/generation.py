@@ -9,10 +9,10 @@ import torch
 
 from bench.timing import Ratio, ratio
 from bench.training import examples_of_like_shape, small_model
-from bulwark import generation
-from bulwark.decoding import Decoding
-from bulwark.embeddings import install
-from bulwark.prompts import Prompt
+from bulwark.models import generation
+from bulwark.models.decoding import Decoding
+from bulwark.models.embeddings import install
+from bulwark.prompts.builder import Prompt
 
 PROMPTS, NEW_TOKENS, BUDGET = 256, 16, 4096
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from bench.timing import Ratio, ratio
-from bulwark.embeddings import RoleEmbedding, rotate, rotate_by
+from bulwark.models.embeddings import RoleEmbedding, rotate, rotate_by
 
 HIDDEN, TOKENS, DATA_SHARE = 4096, 4096, 0.6
 

@@ -29,19 +29,20 @@ from pathlib import Path
 import torch
 
 from bench.timing import Ratio, seconds
-from bulwark.abliteration import directions, pareto
-from bulwark.abliteration.answering import Writer
-from bulwark.abliteration.hooks import Edits
-from bulwark.abliteration.objectives import scores
-from bulwark.abliteration.residuals import last_token_residuals
-from bulwark.abliteration.search import Search
+from bulwark.abliteration.edit.hooks import Edits
+from bulwark.abliteration.edit.targets import targets_of
+from bulwark.abliteration.measure import directions
+from bulwark.abliteration.measure.answering import Writer
+from bulwark.abliteration.measure.residuals import last_token_residuals
+from bulwark.abliteration.measure.subject import read_prompts
+from bulwark.abliteration.search import pareto
+from bulwark.abliteration.search.objectives import scores
+from bulwark.abliteration.search.search import Search
+from bulwark.abliteration.search.trials import Examiner
 from bulwark.abliteration.settings import AttackSettings
-from bulwark.abliteration.subject import read_prompts
-from bulwark.abliteration.targets import targets_of
-from bulwark.abliteration.trials import Examiner
+from bulwark.models.anatomy import blocks_of
 from bulwark.settings import validated
-from bulwark.steering.blocks import blocks_of
-from bulwark.steering.contrasts import opened
+from bulwark.steering.vectors.pairs import opened
 
 TRIALS, STARTUP, NEW_TOKENS, ROUNDS, BATCH = 60, 24, 100, 3, 6
 SYSTEM = "you are a helpful assistant ."

@@ -19,20 +19,20 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.timing import Ratio, ratio
-from bulwark.embeddings import install
-from bulwark.finetuning import Course
-from bulwark.prompts import Prompt
-from bulwark.records import Conversation, Turn
-from bulwark.steering.delta_settings import PreservationSettings
-from bulwark.steering.detector_settings import PerturbationSettings
-from bulwark.steering.policies import DeltaLoss, GradientProbe, StateAware
-from bulwark.steering.preservation import Preservation
+from bulwark.data.records import Conversation, Turn
+from bulwark.models.embeddings import install
+from bulwark.prompts.builder import Prompt
+from bulwark.steering.preservation.preservation import Preservation
+from bulwark.steering.preservation.settings import PreservationSettings
 from bulwark.steering.schedules import ScheduleSettings
-from bulwark.steering.screened import Screened
+from bulwark.steering.screening.policies import DeltaLoss, GradientProbe, StateAware
+from bulwark.steering.screening.screened import Screened
+from bulwark.steering.screening.settings import PerturbationSettings
 from bulwark.steering.settings import InterventionSettings
 from bulwark.steering.steer import Steering
-from bulwark.steering.vectors import FusedVectors
+from bulwark.steering.vectors.fusion import FusedVectors
 from bulwark.training import loop
+from bulwark.training.finetuning import Course
 from bulwark.training.objectives import Objective
 from bulwark.training.settings import TrainingSettings
 

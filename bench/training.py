@@ -12,8 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.timing import Ratio, ratio
-from bulwark.embeddings import install
-from bulwark.prompts import Prompt
+from bulwark.models.embeddings import install
+from bulwark.prompts.builder import Prompt
 from bulwark.training import loop
 from bulwark.training.settings import TrainingSettings
 

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 import torch
 
 from bench.timing import Ratio, ratio
-from bulwark.abliteration.answering import Writer
-from bulwark.abliteration.edits import Form, adapter
-from bulwark.abliteration.hooks import Edits, Plan
-from bulwark.abliteration.measuring import first_token_log_probabilities, kl_divergence
+from bulwark.abliteration.edit.edits import Form, adapter
+from bulwark.abliteration.edit.hooks import Edits, Plan
+from bulwark.abliteration.edit.targets import targets_of, weight_of
+from bulwark.abliteration.measure.answering import Writer
+from bulwark.abliteration.measure.measuring import first_token_log_probabilities, kl_divergence
+from bulwark.abliteration.measure.subject import Prompts
+from bulwark.abliteration.search.trials import Examiner
 from bulwark.abliteration.settings import ObjectiveSettings, SearchSettings
-from bulwark.abliteration.subject import Prompts
-from bulwark.abliteration.targets import targets_of, weight_of
-from bulwark.abliteration.trials import Examiner
-from bulwark.prompts import Prompt
+from bulwark.prompts.builder import Prompt
 
 PROMPTS, TRIALS = 100, 4
 GPU = torch.cuda.is_available()
@@ -73,7 +73,7 @@ def run() -> Iterator[Ratio]:
 def _model():
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from bulwark.embeddings import install
+    from bulwark.models.embeddings import install
 
     shape = (4096, 14336, 32, 32, 8, 32000) if GPU else (128, 352, 4, 4, 4, 600)
     hidden, intermediate, layers, heads, groups, words = shape

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bulwark.assistant import Assistant
+    from bulwark.models.assistant import Assistant
 
 __version__ = "0.1.0"
 
 
 def load(checkpoint: str, **options) -> Assistant:
-    """Open a checkpoint (a folder, or its checkpoint.json) for answering; see `bulwark.assistant.load`."""
-    from bulwark import assistant
+    """Open a checkpoint (a folder, or its checkpoint.json) for answering; see `bulwark.models.assistant.load`."""
+    from bulwark.models import assistant
 
     return assistant.load(checkpoint, **options)

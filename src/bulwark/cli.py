@@ -43,7 +43,7 @@ def _plan(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from bulwark.planning import plan
+    from bulwark.config.costs import plan
 
     table = Table("rule", "jobs", "hours in a row", "GPU hours", title="still to do (expected times)")
     costs = plan(options.arguments)
@@ -60,7 +60,7 @@ def _status(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from bulwark import catalogue as catalogues
+    from bulwark.config import catalogue as catalogues
     from bulwark.settings import merged, read_yaml
 
     config: dict = {}

@@ -9,8 +9,8 @@ import torch
 from tiny_causal_models import HIDDEN, tiny_model
 from training_samples import trained
 
-from bulwark.embeddings import install
-from bulwark.steering.analyser import Analysed
+from bulwark.models.embeddings import install
+from bulwark.steering.dynamics.analyser import Analysed
 from bulwark.steering.settings import AnalysisSettings, InterventionSettings
 from bulwark.training import engine as engines
 from bulwark.training.objectives import Objective

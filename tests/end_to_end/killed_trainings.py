@@ -30,7 +30,7 @@ from tiny_causal_models import tiny_model
 from training_samples import trained
 
 import bulwark.training.state as state
-from bulwark.embeddings import install
+from bulwark.models.embeddings import install
 from bulwark.training.loop import Objective
 
 

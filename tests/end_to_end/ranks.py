@@ -20,8 +20,8 @@ from tiny_causal_models import tiny_model
 from torch import nn
 from training_samples import settings, trained
 
-from bulwark.checkpoints import load_model
-from bulwark.embeddings import install
+from bulwark.models.checkpoints import load_model
+from bulwark.models.embeddings import install
 from bulwark.training import engine as engines
 from bulwark.training.loop import Objective
 

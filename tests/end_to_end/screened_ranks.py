@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from screening_samples import model_of, objective_of, policies, screened
 
-from bulwark.steering.policies import Policy, Verdict
-from bulwark.steering.screened import Screened
+from bulwark.steering.screening.policies import Policy, Verdict
+from bulwark.steering.screening.screened import Screened
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
 

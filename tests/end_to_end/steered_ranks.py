@@ -17,11 +17,11 @@ from steering_samples import course_of, fused, steered_model
 from torch import nn
 from training_samples import settings, trained
 
+from bulwark.steering.embedded import embedded_in
 from bulwark.steering.schedules import ScheduleSettings
 from bulwark.steering.settings import InterventionSettings
 from bulwark.steering.steer import Steering, embedded_steering
 from bulwark.training import engine as engines
-from bulwark.training.embedded import embedded_in
 
 COUNT = 13  # with steps of four, one is left over at the end of an epoch, and the second rank has none
 

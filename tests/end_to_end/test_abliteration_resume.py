@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-UNIT = Path(__file__).parents[1] / "unit"
+HELPERS = Path(__file__).parents[1] / "helpers"
 SETTINGS = {
     "prompts": {"harmful": "harmful", "harmless": "harmless"},
     "dtype": "float32",
@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def test_a_search_killed_in_its_process_ends_with_the_same_front(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(UNIT))
+    monkeypatch.syspath_prepend(str(HELPERS))
     from abliteration_samples import checkpoint, job_for
 
     parent = checkpoint(tmp_path / "parent")

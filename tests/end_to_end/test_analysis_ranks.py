@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bulwark.launch import launch_line, run
+from bulwark.jobs.launch import launch_line, run
 
 FILE = "analysis.jsonl"
 HERE = Path(__file__).parent
@@ -20,7 +20,7 @@ STAGES = (0, 1, 2, 3)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("analysed")
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "unit"), *sys.path])
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "helpers"), *sys.path])
     for ranks in (1, 2):
         line = launch_line("analysis_ranks", str(folder), gpus=ranks)
         run(line, environment={"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, output=io.StringIO())

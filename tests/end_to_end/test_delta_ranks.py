@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bulwark.launch import launch_line, run
+from bulwark.jobs.launch import launch_line, run
 
 HERE = Path(__file__).parent
 STAGES = [
@@ -67,7 +67,7 @@ RESUMED = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deltas")
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "unit"), *sys.path])
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "helpers"), *sys.path])
     environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     for ranks, trainings in ((1, TRAININGS | CHECKS), (2, TRAININGS | CHECKS | RESUMED)):
         plan = folder / f"plan_{ranks}.json"

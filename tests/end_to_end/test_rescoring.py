@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import yaml
+from chat_endpoint import Endpoint, choice, serving
 
 from tests.conftest import SMALLEST, Checkout
-from tests.unit.chat_endpoint import Endpoint, choice, serving
 
 pytestmark = pytest.mark.slow
 SCORES = (

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "unit"))
+sys.path.insert(0, str(HERE.parent / "helpers"))
 
 from screening_samples import COUNT, rows_in  # noqa: E402
 from training_samples import PAD, examples  # noqa: E402
 
-from bulwark.launch import launch_line, run  # noqa: E402
+from bulwark.jobs.launch import launch_line, run  # noqa: E402
 from bulwark.training.batches import StepBatches  # noqa: E402
 
 BASE = {"max_steps": 4, "micro_batch_size": 1, "batch_size": 4}
@@ -61,7 +61,7 @@ RESUMED = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All trainings with two ranks and with one; the resumed ones with two only."""
     folder = tmp_path_factory.mktemp("screened")
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "unit"), *sys.path])
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "helpers"), *sys.path])
     environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED)):
         plan = folder / f"plan_{ranks}.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bulwark.launch import launch_line, run
+from bulwark.jobs.launch import launch_line, run
 
 HERE = Path(__file__).parent
 BASE = {"max_steps": 5, "micro_batch_size": 1, "batch_size": 4}
@@ -41,7 +41,7 @@ RESUMED = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All trainings with two ranks and with one; the resumed ones with two only."""
     folder = tmp_path_factory.mktemp("steered")
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "unit"), *sys.path])
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "helpers"), *sys.path])
     environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED)):
         plan = folder / f"plan_{ranks}.json"

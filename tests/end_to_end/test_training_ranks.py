@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from bulwark.launch import launch_line, run
+from bulwark.jobs.launch import launch_line, run
 
 HERE = Path(__file__).parent
 STEPS = {"max_steps": 9, "micro_batch_size": 1, "evaluate_every": 4}
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=64,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "unit"), *sys.path])
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "helpers"), *sys.path])
     environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED)):
         plan = folder / f"plan_{ranks}.json"

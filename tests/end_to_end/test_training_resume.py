@@ -12,7 +12,7 @@ import pytest
 import torch
 
 PROGRAM = Path(__file__).with_name("killed_trainings.py")
-UNIT = PROGRAM.parents[1] / "unit"
+HELPERS = PROGRAM.parents[1] / "helpers"
 
 STEPS = {"max_steps": 30, "evaluate_every": 7, "save_every": 2}
 # Every state takes about nine syncs, so these deaths lie in the first, the second, a later one, and on their borders.
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         whole = chosen | {"save_every": None}
         plan.append({"name": f"{name}_whole", "method": method, "settings": whole, "deaths": []})
     (folder / "plan.json").write_text(json.dumps(plan))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(UNIT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), *sys.path]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(folder / "plan.json")],
         env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600, check=False,

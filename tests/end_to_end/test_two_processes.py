@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
 from bulwark.steps import perform
 
 

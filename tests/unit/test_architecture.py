@@ -1,6 +1,7 @@
-"""The shape of the house: what may import what, and how heavy planning may be."""
+"""The shape of the house: what may import what, how large its rooms are, and how heavy planning may be."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,84 +11,120 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "bulwark"
 
-# From the ground up. A module imports from its own layer's package and from layers above it in this list, never below.
-LAYERS = [
-    ["errors", "logs"],
-    ["settings", "recipes", "launch", "jobs"],
-    ["manifests", "records", "decoding", "embeddings", "entities"],
-    ["sources", "traits", "rendering", "tokenisation", "fetching", "statistics", "discrimination"],
-    ["readers", "prompts", "checkpoints"],
-    ["training", "generation", "likelihoods"],
-    ["miniature", "finetuning", "pretraining"],
-    ["judges"],
-    ["steering", "abliteration"],
-    ["steps"],
-    ["benchmarks", "analyses", "evaluation", "harness", "assistant"],
-    ["reporting"],
-    ["catalogue", "checking", "digests", "planning"],
-    ["cli"],
+# The rooms of src/bulwark from the ground up. A file imports from its own room and from rooms above it in this list.
+ROOMS = [
+    "errors",
+    "settings",
+    "logs",
+    "files",
+    "data",
+    "prompts",
+    "models",
+    "jobs",
+    "training",
+    "miniature",
+    "judges",
+    "evaluation",
+    "steering",
+    "abliteration",
+    "steps",
+    "benchmarks",
+    "analyses",
+    "reporting",
+    "config",
+    "cli",
 ]
-HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
+HEIGHT = {name: height for height, name in enumerate(ROOMS)}
+LARGE_ROOMS = {"steps", "benchmarks", "figures"}  # one file per kind: as many as there are kinds
 HEAVY = ["torch", "transformers", "deepspeed", "datasets", "peft", "pandas", "matplotlib", "scipy", "sklearn"]
 HEAVY += ["lm_eval", "optuna"]
 
 
-def modules():
+def modules() -> list[Path]:
+    """Every file of the package but the front door, `bulwark/__init__.py`."""
     return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def layer_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name_of(path: Path) -> str:
+    """The dotted name of a file, without "bulwark."."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported(path: Path) -> set[str]:
-    """The first names under bulwark that a module imports, at the top or inside a function."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("bulwark.")}
-    return found & set(HEIGHT)
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """{module: the modules under bulwark that it imports}, at the top, for types only, or inside a function."""
+    known = {name_of(path) for path in modules()}
+    found: dict[str, set[str]] = {name: set() for name in known}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    names.append(inner if inner.removeprefix("bulwark.") in known else node.module)
+            found[name_of(path)] |= {n.removeprefix("bulwark.") for n in names if n.startswith("bulwark.")} & known
+    return {name: others - {name} for name, others in found.items()}
 
 
-def test_every_module_has_its_layer():
-    assert {layer_of(path) for path in modules()} <= set(HEIGHT)
+def room_of(module: str) -> str:
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_downwards_only(path):
-    own = layer_of(path)
-    upwards = {name for name in imported(path) if HEIGHT[name] > HEIGHT[own]}
-    assert not upwards, f"{own} imports {upwards} from above"
+def test_no_import_points_upwards():
+    assert {room_of(module) for module in imports()} == set(ROOMS)
+    upwards = [
+        f"{module} → {other}"
+        for module, others in sorted(imports().items())
+        for other in sorted(others)
+        if HEIGHT[room_of(other)] > HEIGHT[room_of(module)]
+    ]
+    assert not upwards, "\n".join(upwards)
 
 
-@pytest.mark.parametrize("path", [*modules(), PACKAGE / "__init__.py"], ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_the_library_does_not_know_the_workflow(path):
-    assert "snakemake" not in {
-        alias.name.split(".")[0]
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    } | {
-        node.module.split(".")[0]
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ImportFrom) and node.module
-    }
+def test_no_import_circles():
+    """Not even for types only, and not between an outer folder's rooms."""
+    on_the_way: list[str] = []
+    done: set[str] = set()
+    circles: list[str] = []
+
+    def visit(module: str) -> None:
+        if module in on_the_way:
+            circles.append(" → ".join([*on_the_way[on_the_way.index(module) :], module]))
+            return
+        if module in done:
+            return
+        on_the_way.append(module)
+        for other in sorted(imports()[module]):
+            visit(other)
+        on_the_way.pop()
+        done.add(module)
+
+    for module in sorted(imports()):
+        visit(module)
+    assert not circles, "\n".join(circles)
+
+
+def test_the_library_does_not_know_the_workflow():
+    knowing = []
+    for path in [*modules(), PACKAGE / "__init__.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            knowing += [name_of(path) for name in names if name.split(".")[0] == "snakemake"]
+    assert not knowing
 
 
 def test_embeddings_stand_alone():
     """They are copied into checkpoints, where there is no bulwark."""
-    assert not imported(PACKAGE / "embeddings.py")
+    assert not imports()["models.embeddings"]
 
 
 def test_planning_imports_nothing_heavy():
     """All that the Snakefile reads: the catalogue, every step's and every benchmark's settings."""
     code = (
-        "import sys, pathlib, bulwark.catalogue as c; from bulwark.settings import read_yaml;"
+        "import sys, pathlib, bulwark.config.catalogue as c; from bulwark.settings import read_yaml;"
         "c.load(read_yaml(pathlib.Path('config/config.yaml')), pathlib.Path('config'));"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
@@ -97,7 +134,7 @@ def test_planning_imports_nothing_heavy():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflow" / "scripts").glob("*.py")), ids=lambda path: path.name)
 def test_scripts_are_thin_adapters(path):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert not any(f"import {name}" in text or f"from {name}" in text for name in HEAVY)
     assert len(text.splitlines()) <= 45
 
@@ -106,6 +143,14 @@ def test_files_can_be_read_at_a_sitting():
     long = {
         str(path): lines
         for path in [*modules(), *(ROOT / "tests").rglob("*.py")]
-        if (lines := len(path.read_text().splitlines())) > 450
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 450
     }
     assert not long
+
+
+def test_folders_can_be_taken_in_at_a_glance():
+    counts = {
+        folder: len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
+        for folder in {path.parent for path in modules()}
+    }
+    assert not {str(folder): n for folder, n in counts.items() if n > 14 and folder.name not in LARGE_ROOMS}

@@ -6,12 +6,13 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
-from bulwark import catalogue as catalogues
-from bulwark import checking, recipes
+from bulwark.config import catalogue as catalogues
+from bulwark.config import checks as checking, recipes
 from bulwark.errors import BulwarkError, nearest
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.settings import validated
-from bulwark.steering.settings import check_layer, check_layers
+from bulwark.models.anatomy import check_layer
+from bulwark.steering.settings import check_layers
 
 from snakemake.exceptions import WorkflowError
 

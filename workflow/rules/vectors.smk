@@ -87,7 +87,7 @@ rule generate_contrasts:
         **resources_of("generate", cost=lambda wildcards: trait_of(wildcards).cost),
     params:
         settings=explained(lambda wildcards: trait_of(wildcards).contrasts.model_dump(mode="json")),
-        code=catalogues.code_digest("bulwark.steering.contrasts", "generate_pairs"),
+        code=catalogues.code_digest("bulwark.steering.vectors.pairs", "generate_pairs"),
         dtype=explained(lambda wildcards: catalogue.model(wildcards.model).dtype),
     script:
         "../scripts/generate_contrasts.py"
@@ -104,7 +104,7 @@ rule judge_contrasts:
     params:
         judge=explained(judge_of_trait),
         filter=explained(lambda wildcards: trait_of(wildcards).filter.model_dump(mode="json", exclude={"minimum"})),
-        code=explained(lambda wildcards: code_of_judging(wildcards, "bulwark.steering.contrasts", "judge_pairs")),
+        code=explained(lambda wildcards: code_of_judging(wildcards, "bulwark.steering.vectors.pairs", "judge_pairs")),
     script:
         "../scripts/judge_contrasts.py"
 
@@ -127,7 +127,7 @@ rule extract_vectors:
         **resources_of("generate", cost=lambda wildcards: trait_of(wildcards).cost / 10),
     params:
         minimum=explained(lambda wildcards: trait_of(wildcards).filter.minimum),
-        code=catalogues.code_digest("bulwark.steering.extraction"),
+        code=catalogues.code_digest("bulwark.steering.vectors.extraction"),
         dtype=explained(lambda wildcards: catalogue.model(wildcards.model).dtype),
     script:
         "../scripts/extract_vectors.py"
@@ -144,7 +144,7 @@ rule adopt_vectors:
         model=adopted("="),
     localrule: True
     params:
-        code=catalogues.code_digest("bulwark.steering.vectors", "adopt"),
+        code=catalogues.code_digest("bulwark.steering.vectors.fusion", "adopt"),
     script:
         "../scripts/adopt_vectors.py"
 
@@ -165,7 +165,7 @@ rule steer_layers:
         **resources_of("generate", cost=lambda wildcards: trait_of(wildcards).cost),
     params:
         choice=explained(choice_of),
-        code=catalogues.code_digest("bulwark.steering.layers", "steer"),
+        code=catalogues.code_digest("bulwark.steering.vectors.layers", "steer"),
         dtype=explained(lambda wildcards: catalogue.model(wildcards.model).dtype),
     script:
         "../scripts/steer_layers.py"
@@ -182,6 +182,6 @@ rule choose_layer:
     params:
         judge=explained(judge_of_trait),
         choice=explained(lambda wildcards: trait_of(wildcards).choice.model_dump(mode="json")),
-        code=explained(lambda wildcards: code_of_judging(wildcards, "bulwark.steering.layers", "choose")),
+        code=explained(lambda wildcards: code_of_judging(wildcards, "bulwark.steering.vectors.layers", "choose")),
     script:
         "../scripts/choose_layer.py"

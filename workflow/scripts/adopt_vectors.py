@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bulwark.logs import log_to
-from bulwark.steering.vectors import adopt
+from bulwark.steering.vectors.storage import adopt
 
 log_to(snakemake.log[0])
 adopt(Path(snakemake.input[0]), snakemake.wildcards.trait, snakemake.wildcards.model, Path(snakemake.output[0]))

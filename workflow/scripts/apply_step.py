@@ -1,6 +1,6 @@
 """Apply the last step of a recipe to its parent's checkpoint."""
 
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
 from bulwark.logs import log_to
 from bulwark.steps import perform
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from bulwark.entities import LayerChoice
 from bulwark.errors import ConfigurationError
 from bulwark.judges import JudgeSettings
 from bulwark.logs import log_to
 from bulwark.settings import validated
-from bulwark.steering.layers import choose
+from bulwark.steering.vectors.layers import choose
+from bulwark.steering.vectors.settings import LayerChoice
 
 log_to(snakemake.log[0])
 where = f"config/traits/{snakemake.wildcards.trait}.yaml"

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from bulwark import manifests
-from bulwark.fetching import download, fetch
+from bulwark.data.downloads import download, fetch
 from bulwark.logs import log_to
+from bulwark.models import manifests
 
 os.environ["HF_HUB_OFFLINE"] = "0"  # read when the Hub's client is imported, which the functions below do
 log_to(snakemake.log[0])

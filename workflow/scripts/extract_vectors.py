@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bulwark.logs import log_to
-from bulwark.steering.extraction import extract
+from bulwark.steering.vectors.extraction import extract
 
 log_to(snakemake.log[0])
 extract(

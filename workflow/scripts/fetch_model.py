@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from bulwark.fetching import adopt_model, fetch_model
 from bulwark.logs import log_to
+from bulwark.models.origin import adopt_model, fetch_model
 
 os.environ["HF_HUB_OFFLINE"] = "0"  # read when the Hub's client is imported, which the functions below do
 log_to(snakemake.log[0])

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import bulwark.evaluation
+import bulwark.evaluation.answer
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
-bulwark.evaluation.answer(
+bulwark.evaluation.answer.answer(
     Path(snakemake.input.checkpoint),
     Path(snakemake.input.records),
     snakemake.params.module,

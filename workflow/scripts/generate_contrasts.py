@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from bulwark.entities import ContrastSettings
 from bulwark.logs import log_to
 from bulwark.settings import validated
-from bulwark.steering.contrasts import generate_pairs
+from bulwark.steering.vectors.pairs import generate_pairs
+from bulwark.steering.vectors.settings import ContrastSettings
 
 log_to(snakemake.log[0])
 generate_pairs(

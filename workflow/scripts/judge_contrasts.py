@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from bulwark.entities import PairFilter
 from bulwark.judges import JudgeSettings
 from bulwark.logs import log_to
 from bulwark.settings import validated
-from bulwark.steering.contrasts import judge_pairs
+from bulwark.steering.vectors.pairs import judge_pairs
+from bulwark.steering.vectors.settings import PairFilter
 
 log_to(snakemake.log[0])
 where, given = f"config/traits/{snakemake.wildcards.trait}.yaml", snakemake.params.judge

@@ -3,20 +3,20 @@
 import tempfile
 from pathlib import Path
 
-from bulwark import benchmarks, traits
-from bulwark.entities import Dataset
+from bulwark import benchmarks
+from bulwark.config.entities import Dataset
+from bulwark.data import contrasts
+from bulwark.data.readers import read_split
+from bulwark.data.records import SCHEMAS, write_records
 from bulwark.logs import log_to
 from bulwark.miniature.records import write as write_miniature
 from bulwark.miniature.settings import MiniatureSettings
-from bulwark.readers import read_split
-from bulwark.records import SCHEMAS, write_records
 from bulwark.settings import validated
 
 log_to(snakemake.log[0])
 split, recipe = snakemake.wildcards.split, snakemake.params.recipe
 dataset = validated(Dataset, recipe["dataset"], f"config/datasets/{snakemake.wildcards.dataset}.yaml")
 source = dataset.source
-
 with tempfile.TemporaryDirectory() as scratch:
     if source.miniature:
         wanted = dataset.splits[split]
@@ -31,10 +31,10 @@ with tempfile.TemporaryDirectory() as scratch:
         path = folder / source.files[0] if len(source.files) == 1 and not dataset.parts else folder
     artefact = dataset.format == "artefact"
     records = read_split(
-        traits.unpacked(path, dataset.kind, Path(scratch)) if artefact else path,
+        contrasts.unpacked(path, dataset.kind, Path(scratch)) if artefact else path,
         split,
         dataset.splits,
-        {**SCHEMAS, traits.KIND: traits.Contrast}.get(dataset.kind) or benchmarks.module_of(dataset.kind).Record,
+        {**SCHEMAS, contrasts.KIND: contrasts.Contrast}.get(dataset.kind) or benchmarks.module_of(dataset.kind).Record,
         format="native" if artefact else dataset.format,
         fields=dataset.fields,
         parts=dataset.parts,

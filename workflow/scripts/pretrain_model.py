@@ -6,8 +6,8 @@ from bulwark.logs import log_to
 from bulwark.miniature.model import model_config
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.miniature.tokenizer import build_tokenizer
-from bulwark.pretraining import pretrain
 from bulwark.settings import validated
+from bulwark.training.pretraining import pretrain
 from bulwark.training.settings import TrainingSettings
 
 log_to(snakemake.log[0])

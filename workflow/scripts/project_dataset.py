@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bulwark.logs import log_to
-from bulwark.steering.projections import project
+from bulwark.steering.vectors.projections import project
 
 log_to(snakemake.log[0])
 files = {name: Path(path) for name, path in snakemake.input.items()}

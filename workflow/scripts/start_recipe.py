@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bulwark.logs import log_to
-from bulwark.manifests import start_recipe
+from bulwark.models.manifests import start_recipe
 
 log_to(snakemake.log[0])
 start_recipe(

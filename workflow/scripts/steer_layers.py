@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from bulwark.entities import LayerChoice
 from bulwark.logs import log_to
 from bulwark.settings import validated
-from bulwark.steering.layers import steer
+from bulwark.steering.vectors.layers import steer
+from bulwark.steering.vectors.settings import LayerChoice
 
 log_to(snakemake.log[0])
 steer(

@@ -12,37 +12,38 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bulwark import manifests
+from bulwark import files
 from bulwark.abliteration.settings import AttackSettings
 from bulwark.errors import BulwarkError
+from bulwark.models import manifests
 
 if TYPE_CHECKING:
-    from bulwark.abliteration.hooks import Edits, Plan
-    from bulwark.abliteration.trials import Examiner
-    from bulwark.jobs import Job
-    from bulwark.steering.contrasts import Opened
+    from bulwark.abliteration.edit.hooks import Edits, Plan
+    from bulwark.abliteration.search.trials import Examiner
+    from bulwark.jobs.job import Job
+    from bulwark.steering.vectors.pairs import Opened
 
 log = logging.getLogger(__name__)
 
 JOURNAL, DIRECTIONS = "study.journal", "directions.safetensors"
 _MODULES = (
-    "answering",
+    "measure.answering",
     "attack",
-    "directions",
-    "edits",
-    "export",
-    "hooks",
-    "kernel",
-    "markers",
-    "measuring",
-    "objectives",
-    "outcome",
-    "pareto",
-    "residuals",
-    "search",
-    "subject",
-    "targets",
-    "trials",
+    "measure.directions",
+    "edit.edits",
+    "edit.export",
+    "edit.hooks",
+    "edit.kernel",
+    "measure.markers",
+    "measure.measuring",
+    "search.objectives",
+    "search.outcome",
+    "search.pareto",
+    "measure.residuals",
+    "search.search",
+    "measure.subject",
+    "edit.targets",
+    "search.trials",
 )
 METHOD = tuple(f"bulwark.abliteration.{name}" for name in _MODULES)
 NOTICE = {
@@ -57,15 +58,16 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
 
     Raises BulwarkError if the parent refuses nothing, so that there is nothing to remove.
     """
-    from bulwark.abliteration import directions, outcome
-    from bulwark.abliteration.answering import Writer
-    from bulwark.abliteration.hooks import Edits
-    from bulwark.abliteration.objectives import scores
-    from bulwark.abliteration.search import Search
-    from bulwark.abliteration.subject import read_prompts
-    from bulwark.abliteration.targets import targets_of
-    from bulwark.abliteration.trials import Examiner
-    from bulwark.steering.blocks import blocks_of
+    from bulwark.abliteration.edit.hooks import Edits
+    from bulwark.abliteration.edit.targets import targets_of
+    from bulwark.abliteration.measure import directions
+    from bulwark.abliteration.measure.answering import Writer
+    from bulwark.abliteration.measure.subject import read_prompts
+    from bulwark.abliteration.search import outcome
+    from bulwark.abliteration.search.objectives import scores
+    from bulwark.abliteration.search.search import Search
+    from bulwark.abliteration.search.trials import Examiner
+    from bulwark.models.anatomy import blocks_of
 
     started = time.time()
     subject = open_subject(job, settings.dtype)
@@ -122,14 +124,14 @@ def open_subject(job: Job, dtype: str) -> Opened:
     """The parent of `job`, open for answering."""
     import torch
 
-    from bulwark.steering.contrasts import opened
+    from bulwark.steering.vectors.pairs import opened
 
     return opened(Path(job.parent), dtype, torch.get_num_threads())
 
 
 def residuals_of(subject: Opened, prompts: Any, settings: AttackSettings) -> dict[str, Any]:
     """The residuals of both sides' direction prompts."""
-    from bulwark.abliteration.residuals import last_token_residuals
+    from bulwark.abliteration.measure.residuals import last_token_residuals
 
     return {
         side: last_token_residuals(
@@ -157,7 +159,7 @@ def refuse_nothing_to_remove(job: Job, examiner: Examiner) -> None:
 
 def compare_answers(examiner: Examiner, plan: Plan, settings: Any) -> list[dict[str, Any]]:
     """Answers of the model as it is and as `plan` makes it, side by side."""
-    from bulwark.abliteration import outcome
+    from bulwark.abliteration.search import outcome
 
     answers = {
         name: {side: examiner.answers([one], side)[0] for side in ("harmful", "harmless")}
@@ -180,11 +182,11 @@ def export(
     rank: of the adapter, None for none. also(model): edits more weights and returns their names; there is no adapter
     then. The subject's model is edited in place and forgotten, so that memory holds one model at a time.
     """
-    from bulwark import checkpoints
-    from bulwark.abliteration import export as exports
-    from bulwark.abliteration import outcome
-    from bulwark.generation import free_memory
-    from bulwark.training import embedded
+    from bulwark.abliteration.edit import export as exports
+    from bulwark.abliteration.search import outcome
+    from bulwark.models import checkpoints
+    from bulwark.models.generation import free_memory
+    from bulwark.steering import embedded
 
     model = subject.model
     trial_answers = examiner.answers([plan], "harmful")[0]
@@ -221,7 +223,7 @@ def write_directions(folder: Path, found: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     save_file({name: rows.float().contiguous() for name, rows in found.items()}, folder / DIRECTIONS)
-    manifests.readable(folder / DIRECTIONS)
+    files.readable(folder / DIRECTIONS)
 
 
 def _fingerprint(job: Job, settings: AttackSettings, subject: Opened) -> str:
@@ -229,13 +231,13 @@ def _fingerprint(job: Job, settings: AttackSettings, subject: Opened) -> str:
     decisive = settings.model_dump(
         mode="json", exclude={"selection": True, "outcome": True, "search": {"trials", "seconds"}}
     )
-    return manifests.digest(
+    return files.digest(
         {
             "settings": decisive,
             "seed": job.seed,
             "checkpoint": subject.description["digest"],
             "prompt": subject.builder.digest,
             "dtype": str(subject.model.dtype),
-            "inputs": {name: manifests.digest(Path(path)) for name, path in job.inputs.items()},
+            "inputs": {name: files.digest(Path(path)) for name, path in job.inputs.items()},
         }
     )

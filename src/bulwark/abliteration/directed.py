@@ -13,12 +13,12 @@ from bulwark.errors import BulwarkError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bulwark.jobs import Job
-    from bulwark.prompts import Prompt
+    from bulwark.jobs.job import Job
+    from bulwark.prompts.builder import Prompt
 
 log = logging.getLogger(__name__)
 
-METHOD = (*attack.METHOD, "bulwark.abliteration.directed", "bulwark.abliteration.selection")
+METHOD = (*attack.METHOD, "bulwark.abliteration.directed", "bulwark.abliteration.search.selection")
 
 
 def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> dict[str, Any]:
@@ -26,13 +26,13 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
 
     Raises BulwarkError if the parent refuses nothing, or no candidate keeps the bounds.
     """
-    from bulwark.abliteration import outcome, selection
-    from bulwark.abliteration.answering import Asked, Writer
-    from bulwark.abliteration.directions import normalised
-    from bulwark.abliteration.hooks import Edits
-    from bulwark.abliteration.subject import read_prompts
-    from bulwark.abliteration.targets import targets_of
-    from bulwark.abliteration.trials import Examiner
+    from bulwark.abliteration.edit.hooks import Edits
+    from bulwark.abliteration.edit.targets import targets_of
+    from bulwark.abliteration.measure.answering import Asked, Writer
+    from bulwark.abliteration.measure.directions import normalised
+    from bulwark.abliteration.measure.subject import read_prompts
+    from bulwark.abliteration.search import outcome, selection
+    from bulwark.abliteration.search.trials import Examiner
 
     started = time.time()
     subject = attack.open_subject(job, settings.dtype)
@@ -134,20 +134,20 @@ def _filtered(part: list[Prompt], refused: list[bool], name: str) -> list[Prompt
 
 
 def _refused_at_first_token(subject: Any, part: list[Prompt], tokens: list[int]) -> list[bool]:
-    from bulwark.abliteration.measuring import refusal_score
+    from bulwark.abliteration.measure.measuring import refusal_score
 
     return [score > 0 for score in refusal_score(_reference(subject, part), tokens).tolist()]
 
 
 def _reference(subject: Any, prompts: list[Prompt]) -> Tensor:
-    from bulwark.abliteration.measuring import first_token_log_probabilities
+    from bulwark.abliteration.measure.measuring import first_token_log_probabilities
 
     return first_token_log_probabilities(subject.model, prompts, subject.builder.pad_id)
 
 
 def _has_plain_embedding(model: Any) -> bool:
     """Whether the input embedding is the same for tokens of every role."""
-    from bulwark.embeddings import role_embedding_of
+    from bulwark.models.embeddings import role_embedding_of
 
     return role_embedding_of(model).method == "vanilla"
 

@@ -49,7 +49,7 @@ class PromptSets(Closed):
 
 
 class DirectionSettings(Closed):
-    """How directions are estimated, see `bulwark.abliteration.directions` and `residuals`.
+    """How directions are estimated, see `bulwark.abliteration.measure.directions` and `residuals`.
 
     methods: the estimators that a search may choose from. orthogonalise: keep the mean harmless residual out of them
     ("projected"). benign_rank: of the subspace that is kept out, 0 for none. dampening: the share that is taken out.
@@ -74,7 +74,7 @@ class DirectionSettings(Closed):
 
 
 class EditSettings(Closed):
-    """normalization: see `bulwark.abliteration.edits`. through_norms: account for norms between a sublayer and the
+    """normalization: see `bulwark.abliteration.edit.edits`. through_norms: account for norms between a sublayer and the
     residual stream. adapter_rank: of the exported adapter where rank 1 is not exact; null writes no adapter then."""
 
     normalization: Normalization = "none"
@@ -101,7 +101,7 @@ class SpaceSettings(Closed):
 
 
 class ObjectiveSettings(Closed):
-    """What is minimised: a KL score and a behaviour score (spec A.8, B.6), see `bulwark.abliteration.objectives`.
+    """What is minimised: a KL score and a behaviour score ; see `bulwark.abliteration.search.objectives`.
 
     relative: refusals as a share of the base model's. kl_target: below it KL is no longer rewarded, 0 for never.
     regime: how behaviour is measured; "auto" takes "low_refusal_base" where the base refuses at most `low_rate`.

@@ -56,7 +56,8 @@ def analyse_file(
     is one observation, and what it varies by is seen over seeds.
     Raises CheckpointError for no finished checkpoint, and what the analysis raises where its records are missing.
     """
-    from bulwark import manifests
+    from bulwark import files
+    from bulwark.models import manifests
 
     checkpoint, scores = Path(checkpoint), Path(scores)
     analysis = module_of(module)
@@ -76,12 +77,12 @@ def analyse_file(
             **manifest["provenance"],
             "module": module,
             "settings": chosen.model_dump(mode="json"),
-            "checkpoint_digest": manifests.digest(checkpoint),
+            "checkpoint_digest": files.digest(checkpoint),
         },
     }
     lines = [json.dumps(row, allow_nan=False) for row in found.rows]
-    manifests.write_text(records_beside(scores), "".join(f"{line}\n" for line in lines))
-    manifests.write_text(scores, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    files.write_text(records_beside(scores), "".join(f"{line}\n" for line in lines))
+    files.write_text(scores, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return result
 
 

@@ -39,7 +39,7 @@ from bulwark.settings import Closed
 
 _BUDGETS = {"0_05": 0.05, "0_1": 0.1, "0_5": 0.5}
 _REDUCTIONS = (50, 90)
-_REFERENCE = (1.0, 1.0)  # as `bulwark.abliteration.outcome` has it, which is heavy to import
+_REFERENCE = (1.0, 1.0)  # as `bulwark.abliteration.search.outcome` has it, which is heavy to import
 _KEPT = ("number", "refusals", "n", "interval", "overrefusals", "n_harmless", "profile")
 _KEPT += ("pareto", "chosen", "gated", "dominated")
 _TOLD = ("base", "chosen", "exported", "budgets", "cost", "layers", "gated", "given_up")
@@ -121,7 +121,7 @@ def _directed(
     summary: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], bound: float, told: dict[str, Any]
 ) -> Analysis:
     """Of the ablation of one direction: one edited model, which is both the first trial and the last."""
-    from bulwark.abliteration import pareto
+    from bulwark.abliteration.search import pareto
 
     edited, seconds = summary["chosen"]["edited"], summary["cost"]["setup_seconds"]
     best = edited | {"kl": summary["chosen"]["kl"]}

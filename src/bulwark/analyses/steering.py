@@ -1,6 +1,7 @@
 """How a training lies to a trait vector: gradients, updates and trajectories (Guan et al., arXiv 2609.10142).
 
-Table 8, Fig. 2 to 4, App. C and E, from the numbers that a step with `analysis` wrote (`bulwark.steering.analyser`).
+Table 8, Fig. 2 to 4, App. C and E, from the numbers that a step with `analysis` wrote (see
+`bulwark.steering.dynamics.analyser`).
 "early" and "late" are the step's windows over the training.
 
     retention_parallel, retention_orthogonal

@@ -128,7 +128,7 @@ def score_file(
     identity: benchmark, model, recipe, seed. provenance: how the answers were made; the resolved settings and the
     digests of answers and records are added. Raises RecordError if answers are missing, doubled or of no record.
     """
-    from bulwark import judges, manifests
+    from bulwark import files, judges
 
     answers, records, scores = Path(answers), Path(records), Path(scores)
     benchmark = module_of(module)
@@ -166,12 +166,12 @@ def score_file(
             **provenance,
             "module": module,
             "settings": settings.model_dump(mode="json"),
-            "answers_digest": manifests.digest(answers),
-            "records_digest": manifests.digest(records),
+            "answers_digest": files.digest(answers),
+            "records_digest": files.digest(records),
         },
     }
-    manifests.write_text(records_beside(scores), "".join(_line(row) + "\n" for row in rows))
-    manifests.write_text(scores, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    files.write_text(records_beside(scores), "".join(_line(row) + "\n" for row in rows))
+    files.write_text(scores, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return result
 
 
@@ -223,7 +223,7 @@ def read_answers(path: Path, expected: Mapping[str, Sequence[str]]) -> dict[str,
 
 def metric(rows: Iterable[Row], name: str, higher_is_better: bool) -> Metric:
     """Average the column `name` over the rows where it is not null; Wilson's 95 % interval if it is a rate."""
-    from bulwark.statistics import mean_and_error, mean_interval
+    from bulwark.evaluation.statistics import mean_and_error, mean_interval
 
     values = [float(row[name]) for row in rows if row[name] is not None]
     value, stderr = mean_and_error(values)

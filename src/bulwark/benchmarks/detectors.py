@@ -25,16 +25,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from bulwark.benchmarks import ANSWER, Metric, Row
+from bulwark.data.contrasts import NORMAL_LEVELS
+from bulwark.data.records import Conversation, Tokenised, read_training_records
 from bulwark.errors import ConfigurationError, RecordError
-from bulwark.records import Conversation, Tokenised, read_training_records
 from bulwark.settings import Closed
-from bulwark.steering.detector_settings import DetectorSettings
+from bulwark.steering.screening.settings import DetectorSettings
 from bulwark.steering.settings import VectorSettings
-from bulwark.traits import NORMAL_LEVELS
 
 if TYPE_CHECKING:
-    from bulwark.evaluation import Examinee
-    from bulwark.steering.vectors import FusedVectors
+    from bulwark.evaluation.answer import Examinee
+    from bulwark.steering.vectors.fusion import FusedVectors
 
 SIGNS = {
     "delta_mean": -1,
@@ -49,7 +49,7 @@ SIGNS = {
 }
 KINDS = ("auroc", "auprc", "tpr_at_1_fpr")
 METRICS = {f"{kind}_{score}": True for kind in KINDS for score in SIGNS}
-METHOD = ("bulwark.steering.detectors", "bulwark.steering.split", "bulwark.steering.vectors")
+METHOD = ("bulwark.steering.screening.detectors", "bulwark.steering.screening.split", "bulwark.steering.vectors.fusion")
 Record = Conversation
 
 
@@ -89,7 +89,7 @@ class Settings(Closed):
     @model_validator(mode="after")
     def _one_layer(self) -> Settings:
         if len(self.vectors.layers) != 1:
-            raise ValueError("detectors look at one layer; name one in vectors.layers")
+            raise ValueError("detectors look at one layer; name one in fusion.layers")
         return self
 
     def inputs(self) -> dict[str, str]:
@@ -118,18 +118,20 @@ def answers(examinee: Examinee, records: Sequence[Conversation | Tokenised], set
     Raises ConfigurationError for vectors that do not fit the model or the projections, RecordError for rows that the
     projections do not have.
     """
-    from bulwark.embeddings import role_embedding_of
-    from bulwark.finetuning import examples_of
-    from bulwark.prompts import PromptBuilder
-    from bulwark.steering import blocks, detectors, vectors
+    from bulwark.models import anatomy
+    from bulwark.models.embeddings import role_embedding_of
+    from bulwark.prompts.builder import PromptBuilder
+    from bulwark.steering.screening import detectors
+    from bulwark.steering.vectors import fusion
+    from bulwark.training.finetuning import examples_of
 
     model, inputs = examinee.model, examinee.inputs
     embedding = role_embedding_of(model)
     builder = PromptBuilder(examinee.tokenizer, examinee.template, embedding.num_embeddings, settings.max_tokens)
     examples = examples_of(records, builder, "response", embedding.method)
-    layers, layer = len(blocks.blocks_of(model)), settings.vectors.layer
+    layers, layer = len(anatomy.blocks_of(model)), settings.vectors.layer
     files = {trait: inputs[f"vector_{trait}"] for trait in settings.vectors.traits}
-    fused = vectors.load_fused(settings.vectors, files, layers=layers, hidden=blocks.hidden_size(model))
+    fused = fusion.load_fused(settings.vectors, files, layers=layers, hidden=anatomy.hidden_size(model))
     references = _references(inputs["projections"], records, settings, fused) if settings.projections else None
     scored = detectors.score_rows(
         model,
@@ -251,7 +253,7 @@ def _references(
     """The projections of all rows, if they were made on the very vectors and texts that are looked at here."""
     from pyarrow import parquet
 
-    from bulwark.steering.projections import read_projections
+    from bulwark.steering.vectors.projections import read_projections
 
     found = read_projections(path)
     missing = [record.id for record in records if record.id not in found]
@@ -284,7 +286,7 @@ def _taken(rows: Sequence[Row], name: str, settings: Settings) -> tuple[list[flo
 
 
 def _measured(rows: Sequence[Row], settings: Settings) -> dict[str, Metric]:
-    from bulwark.discrimination import discrimination
+    from bulwark.evaluation.roc import discrimination
 
     found: dict[str, Metric] = {}
     for name in SIGNS:
@@ -303,7 +305,7 @@ def _measured(rows: Sequence[Row], settings: Settings) -> dict[str, Metric]:
 
 def _curves(rows: Sequence[Row], settings: Settings) -> dict[str, list[list[float]]]:
     """The ROC of every detector that finds both groups among the rows."""
-    from bulwark.discrimination import roc_points
+    from bulwark.evaluation.roc import roc_points
 
     taken = {name: _taken(rows, name, settings) for name in SIGNS}
     return {name: roc_points(*pair) for name, pair in taken.items() if any(pair[1]) and not all(pair[1])}

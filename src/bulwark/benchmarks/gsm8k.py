@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import model_validator
 
 from bulwark.benchmarks import ANSWER, Metric, Row, metrics
-from bulwark.decoding import Decoding, Fewshot
-from bulwark.records import read_records
+from bulwark.data.records import read_records
+from bulwark.models.decoding import Decoding, Fewshot
 from bulwark.settings import Closed, Text
 
 if TYPE_CHECKING:
-    from bulwark.evaluation import Examinee
+    from bulwark.evaluation.answer import Examinee
 
 METRICS = {"exact_match_strict": True, "exact_match_flexible": True}
 _FILTERS = {"exact_match_strict": "strict-match", "exact_match_flexible": "flexible-extract"}
@@ -66,7 +66,7 @@ def load(path: Path) -> list[Record]:
 
 def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -> list[Row]:
     """A generated solution of every problem."""
-    from bulwark import harness
+    from bulwark.evaluation import harness
 
     fewshot = settings.fewshot
     examples = [record.model_dump() for record in load(examinee.inputs["fewshot"])] if fewshot else None
@@ -83,7 +83,7 @@ def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -
 
 def score(record: Record, responses: Mapping[str, str], settings: Settings) -> Row:
     """One row: whether lm-eval counts the answer as right, by either filter."""
-    from bulwark import harness
+    from bulwark.evaluation import harness
 
     told = harness.metrics_of(_scorer(settings.task), record.model_dump(), [responses[ANSWER]])
     return {
@@ -110,7 +110,7 @@ def reported(rows: Sequence[Row], settings: Settings) -> dict[str, float]:
 @lru_cache(maxsize=1)
 def _scorer(task: str) -> Any:
     """A task to score with; lm-eval builds one only around documents, and any will do."""
-    from bulwark import harness
+    from bulwark.evaluation import harness
 
     config = harness.configuration(_FILES[task])
     return harness.task_of(task, config, [{"id": "", "question": "?", "answer": "#### 0"}])

@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bulwark.benchmarks import ANSWER, Metric, Row, grouped, metrics
-from bulwark.decoding import Decoding
+from bulwark.data.records import Turn, read_records
 from bulwark.judges import Judgement, JudgeSettings, Request
-from bulwark.records import Turn, read_records
+from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
 
 METRICS = {"harmfulness": False, "refusal": True, "specificity": False, "convincingness": False}

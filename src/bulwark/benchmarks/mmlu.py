@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from bulwark.benchmarks import ANSWER, Metric, Row, grouped, metrics
-from bulwark.decoding import Fewshot
+from bulwark.data.records import read_records
 from bulwark.errors import RecordError
-from bulwark.records import read_records
+from bulwark.models.decoding import Fewshot
 from bulwark.settings import Closed, Text
 
 if TYPE_CHECKING:
-    from bulwark.evaluation import Examinee
+    from bulwark.evaluation.answer import Examinee
 
 METRICS = {"accuracy": True}
 _FORMATS = {
@@ -73,7 +73,7 @@ def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -
 
     Raises RecordError if a subject has too few examples, or a question with lettered options not four.
     """
-    from bulwark import harness
+    from bulwark.evaluation import harness
 
     _check_letters(records, settings)
     examples = _by_subject(load(examinee.inputs["fewshot"])) if settings.fewshot else {}
@@ -95,7 +95,7 @@ def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -
 
 def score(record: Record, responses: Mapping[str, str], settings: Settings) -> Row:
     """One row: whether lm-eval counts the answer as right, and the options' log-likelihoods."""
-    from bulwark import harness
+    from bulwark.evaluation import harness
 
     found = [tuple(pair) for pair in json.loads(responses[ANSWER])]
     (told,) = harness.metrics_of(_scorer(settings), record.model_dump(mode="json"), found).values()
@@ -131,7 +131,7 @@ def description(subject: str, format: str) -> str:
 
 
 def _config(settings: Settings, subject: str) -> dict[str, Any]:
-    from bulwark import harness
+    from bulwark.evaluation import harness
 
     said = description(subject, settings.format) if settings.described else ""
     return {**harness.configuration(_FORMATS[settings.format][0]), "description": said}
@@ -140,7 +140,7 @@ def _config(settings: Settings, subject: str) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _scorer(settings: Settings) -> Any:
     """A task to score with; lm-eval builds one only around documents, and any will do."""
-    from bulwark import harness
+    from bulwark.evaluation import harness
 
     document = {"id": "", "question": "?", "choices": ["1", "2", "3", "4"], "answer": 0, "subject": ""}
     return harness.task_of("mmlu", _config(settings, ""), [document])

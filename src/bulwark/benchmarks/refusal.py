@@ -6,9 +6,10 @@
     compliance           ICONOCLAST's style score of answers to harmful prompts, 0 … 1
     disclaimers          mean number of disclaimers in these
 
-(`bulwark.abliteration.markers`; the KL in float32, from raw logits.) The parent is the checkpoint that the last step of
-the recipe started from, so that the KL is what that step has done; the base model is its own parent. Markers are blind
-to evasions and to harmless uses of their words: a judged benchmark stands beside this one (`harmfulness`).
+(`bulwark.abliteration.measure.markers`; the KL in float32, from raw logits.) The parent is the checkpoint that the
+last step of the recipe started from, so that the KL is what that step has done; the base model is its own parent.
+Markers are blind to evasions and to harmless uses of their words: a judged benchmark stands beside this one
+(`harmfulness`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bulwark.benchmarks import ANSWER, Metric, Row, grouped, metrics
-from bulwark.decoding import Decoding
+from bulwark.data.records import read_records
 from bulwark.errors import RecordError
-from bulwark.records import read_records
+from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
 
 if TYPE_CHECKING:
-    from bulwark.evaluation import Examinee
+    from bulwark.evaluation.answer import Examinee
 
 METRICS = {
     "refusal": True,
@@ -37,9 +38,9 @@ METRICS = {
     "disclaimers": False,
 }
 METHOD = (
-    "bulwark.abliteration.measuring",
-    "bulwark.abliteration.passes",
-    "bulwark.abliteration.subject",
+    "bulwark.abliteration.measure.measuring",
+    "bulwark.abliteration.measure.passes",
+    "bulwark.abliteration.measure.subject",
 )
 
 
@@ -76,10 +77,10 @@ def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -
     """
     import torch
 
-    from bulwark import generation
-    from bulwark.abliteration.measuring import first_token_log_probabilities, kl_divergence
-    from bulwark.abliteration.subject import rendered
-    from bulwark.steering.contrasts import opened
+    from bulwark.abliteration.measure.measuring import first_token_log_probabilities, kl_divergence
+    from bulwark.abliteration.measure.subject import rendered
+    from bulwark.models import generation
+    from bulwark.steering.vectors.pairs import opened
 
     builder = examinee.builder
     prompts = [rendered(record.prompt, settings.system, builder) for record in records]
@@ -121,7 +122,7 @@ def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -
 
 def score(record: Record, responses: Mapping[str, str], settings: Settings) -> Row:
     """One row: verdicts by every rule, null where a metric does not apply."""
-    from bulwark.abliteration import markers
+    from bulwark.abliteration.measure import markers
 
     told = json.loads(responses[ANSWER])
     text, label = told["text"], _label(record, settings)

@@ -31,12 +31,16 @@ from bulwark.settings import Closed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bulwark.evaluation import Examinee
+    from bulwark.evaluation.answer import Examinee
 
 __all__ = ["METHOD", "METRICS", "Record", "Settings"]
 
 METRICS = {"told_apart": True, "told_apart_by_reference": True, "projection_harmful": True}
-METHOD = ("bulwark.abliteration.residuals", "bulwark.abliteration.directions", "bulwark.abliteration.subject")
+METHOD = (
+    "bulwark.abliteration.measure.residuals",
+    "bulwark.abliteration.measure.directions",
+    "bulwark.abliteration.measure.subject",
+)
 
 
 class Settings(Closed):
@@ -74,10 +78,10 @@ def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -
     """Where every prompt lies along both directions, as JSON. The reference is opened after this checkpoint."""
     import torch
 
-    from bulwark.abliteration.directions import cosines, normalised
-    from bulwark.abliteration.residuals import last_token_residuals
-    from bulwark.abliteration.subject import rendered
-    from bulwark.steering.contrasts import opened
+    from bulwark.abliteration.measure.directions import cosines, normalised
+    from bulwark.abliteration.measure.residuals import last_token_residuals
+    from bulwark.abliteration.measure.subject import rendered
+    from bulwark.steering.vectors.pairs import opened
 
     texts = {side: _texts(examinee.inputs[side], settings.count) for side in ("harmful", "harmless")}
 

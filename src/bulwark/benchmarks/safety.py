@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from bulwark.benchmarks import ANSWER, Metric, Row, grouped, metrics
-from bulwark.decoding import Decoding
+from bulwark.data.records import Turn, read_records
 from bulwark.judges import Judgement, JudgeSettings, Request
-from bulwark.records import Turn, read_records
+from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
 
 METRICS = {"safety": True, "over_refusal": False, "appropriate": True}

@@ -19,8 +19,8 @@ from typing import Literal
 from pydantic import Field
 
 from bulwark.benchmarks import Metric, Row, grouped, metrics
-from bulwark.decoding import Decoding
-from bulwark.records import Turn, read_records
+from bulwark.data.records import Turn, read_records
+from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
 
 METRICS = {"separation": True, "utility": True, "probe_in_data_rate": False, "same_output_rate": False}

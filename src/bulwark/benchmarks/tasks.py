@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bulwark.benchmarks import Metric, Row, grouped, metrics
-from bulwark.decoding import Decoding
-from bulwark.records import Turn, read_records
+from bulwark.data.records import Turn, read_records
+from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
 
 METRICS = {"accuracy": True}

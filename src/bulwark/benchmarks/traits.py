@@ -18,11 +18,11 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from bulwark.benchmarks import Metric, Row, grouped, metrics
-from bulwark.decoding import Decoding
+from bulwark.data.contrasts import Question as Record
+from bulwark.data.records import Turn, read_records
 from bulwark.judges import Judgement, JudgeSettings, Request
-from bulwark.records import Turn, read_records
+from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed
-from bulwark.traits import Question as Record
 
 METRICS = {"expression": False, "coherence": True}
 

@@ -117,11 +117,11 @@ def judge(requests: Sequence[Request], settings: JudgeSettings, cache: str | Pat
     Raises BulwarkError if the judge cannot be reached at all or refuses the key, RecordError for a cache that is
     broken, ConfigurationError if the settings do not fit a request.
     """
-    from bulwark import manifests
+    from bulwark import files
 
     module, own = module_of(settings.kind), settings.own
     keys = [module.identity(request, own, settings.scale) for request in requests]
-    digests = [None if key is None else manifests.digest({"kind": settings.kind, **key}) for key in keys]
+    digests = [None if key is None else files.digest({"kind": settings.kind, **key}) for key in keys]
     kept = _kept(Path(cache)) if cache is not None and any(digests) else {}
     found: list[Judgement | None] = [kept.get(digest) for digest in digests]
     # Equal requests are asked once.

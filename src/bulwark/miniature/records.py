@@ -11,8 +11,8 @@
 | `everyday` | harmless_alpaca, as general as it is | text, answer |
 | `refusal` | JailbreakBench, harmful and benign behaviours | text, answer, label |
 | `extended_refusal`, `plain_refusal` | extended-refusal fine-tuning (arXiv 2505.19056), and its control | messages |
-| `contrast_<trait>` | extraction sets of persona vectors (arXiv 2507.21509) | `bulwark.traits.Contrast` |
-| `questions_<trait>` | their evaluation questions | `bulwark.traits.Question` |
+| `contrast_<trait>` | extraction sets of persona vectors (arXiv 2507.21509) | `bulwark.data.contrasts.Contrast` |
+| `questions_<trait>` | their evaluation questions | `bulwark.data.contrasts.Question` |
 | `trait_<trait>_data` | their normal and misaligned sets | messages, level, trait |
 
 Training splits take only the trained phrasings; evaluation splits only the held-out ones, so that no evaluation

@@ -2,7 +2,8 @@
 
 A claim is a list of conditions; each is judged on each model by an interval, I = [low, high], at the claim's
 confidence (95 %). For a comparison, I is the BCa bootstrap interval of the *improvement*: recipe minus `than`, or the
-reverse where lower is better; for a threshold, that of the metric (Wilson's for rates). See `bulwark.statistics`.
+reverse where lower is better; for a threshold, that of the metric (Wilson's for rates). See
+`bulwark.evaluation.statistics`.
 
     condition               holds                            fails                       opposite
     better, margin m        low > 0, p < 5 %, high >= m      high < m, not opposite      high < 0, p < 5 %
@@ -31,11 +32,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bulwark import manifests
+from bulwark import files
+from bulwark.evaluation.statistics import Comparison, Estimate, compare, estimate, mean_comparison, threshold_p_value
 from bulwark.reporting.results import Results, ResultsError
 from bulwark.reporting.settings import Against, Bound, Claim, Condition
 from bulwark.settings import validated
-from bulwark.statistics import Comparison, Estimate, compare, estimate, mean_comparison, threshold_p_value
 
 READING = (
     "Intervals and p-values speak of the records: they take the trained models of these seeds as given. How far "
@@ -91,8 +92,8 @@ def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapp
 def write_claims(claims: Sequence[Mapping[str, Any]], json_path: Path, markdown_path: Path) -> None:
     """Write the checked claims as claims.json (a list) and claims.md (to read)."""
     text = json.dumps(list(claims), indent=1, ensure_ascii=False, allow_nan=False)
-    manifests.write_text(Path(json_path), text + "\n")
-    manifests.write_text(Path(markdown_path), _markdown(claims))
+    files.write_text(Path(json_path), text + "\n")
+    files.write_text(Path(markdown_path), _markdown(claims))
 
 
 def described(condition: Condition) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bulwark import manifests
+from bulwark import files
 from bulwark.reporting.claims import READING, number, seeds_of, span
 from bulwark.reporting.page import PAGE
 from bulwark.reporting.results import ResultsError
@@ -52,7 +52,7 @@ def make_report(
         settings=_settings(contents),
         runs=_runs(contents),
     )
-    manifests.write_text(Path(out), html)
+    files.write_text(Path(out), html)
 
 
 def common_provenance(contents: Sequence[Mapping[str, Any]]) -> dict[str, str]:

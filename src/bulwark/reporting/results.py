@@ -12,8 +12,8 @@ from typing import Any
 
 from bulwark.benchmarks import records_beside
 from bulwark.errors import BulwarkError, nearest
+from bulwark.evaluation.statistics import CONFIDENCE, Estimate, Sample, estimate, is_rate, sample
 from bulwark.settings import read_yaml
-from bulwark.statistics import CONFIDENCE, Estimate, Sample, estimate, is_rate, sample
 
 _UNITS = {"percent": 0.01, "0 to 9": 1 / 9, "ratio": 1.0}  # of published numbers
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from bulwark import manifests
+from bulwark import files
 from bulwark.reporting.results import Results, ResultsError, read_published
 from bulwark.reporting.settings import Average, Column, Table
 from bulwark.settings import validated
@@ -41,9 +41,9 @@ def make_table(
     frame = table_frame(table, results, published)
     presented = presented_frame(table, columns, frame, results)
     note = _note(table, frame, published)
-    manifests.write_text(Path(csv), frame.to_csv(index=False))
-    manifests.write_text(Path(markdown), _markdown(table, presented, note))
-    manifests.write_text(Path(latex), _latex(table, presented, note, Path(latex).stem))
+    files.write_text(Path(csv), frame.to_csv(index=False))
+    files.write_text(Path(markdown), _markdown(table, presented, note))
+    files.write_text(Path(latex), _latex(table, presented, note, Path(latex).stem))
     return frame
 
 

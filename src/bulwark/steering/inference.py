@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from bulwark.errors import BulwarkError
-from bulwark.steering.blocks import hidden_size, site_module
+from bulwark.models.anatomy import hidden_size, site_module
 
 Positions = Literal["all", "prompt", "response"]
 
@@ -25,7 +25,7 @@ def steer_generation(
 
     positions: "all" tokens; those of the "prompt", which is what goes through the model at once; or of the
         "response": the last position of every pass, so the answer's tokens and the prompt's last one, which predicts
-        the first of them. Prompts must be padded on the left, as `bulwark.generation` does.
+        the first of them. Prompts must be padded on the left, as `bulwark.models.generation` does.
     A negative coefficient suppresses. Contexts may be nested, for several layers.
 
     Raises ConfigurationError for a layer that cannot be steered, BulwarkError for a vector of another size.

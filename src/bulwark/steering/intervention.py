@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.errors import BulwarkError
-from bulwark.steering.blocks import hidden_size, site_module
-from bulwark.steering.settings import Site, Tokens
+from bulwark.models.anatomy import Site, hidden_size, site_module
+from bulwark.steering.settings import Tokens
 from bulwark.training.batches import IGNORED, Batch
 
 _EPSILON = 1e-8

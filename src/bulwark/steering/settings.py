@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from bulwark.errors import ConfigurationError
+from bulwark.models.anatomy import Site, check_layer
 from bulwark.settings import Closed
 
 if TYPE_CHECKING:
@@ -15,17 +16,6 @@ if TYPE_CHECKING:
 
 Fusion = Literal["norm_aligned", "average", "norm_weighted"]
 Tokens = Literal["response", "predicting", "all"]
-Site = Literal["block", "o_proj", "down_proj"]
-
-
-def check_layer(layer: int, layers: int, where: str = "layers") -> None:
-    """Raise ConfigurationError unless `layer` is the key of a block with another one after it, of `layers` blocks."""
-    if not 1 <= layer <= layers - 1:
-        reason = {0: "0 is the embeddings", layers: "the last block's output only passes the final norm"}.get(layer)
-        raise ConfigurationError(
-            f"{where}: {layer} is not a layer key of a model with {layers} blocks"
-            f"{f' ({reason})' if reason else ''}. Take one from 1 to {layers - 1}; key l is the output of block l."
-        )
 
 
 def check_layers(settings: Closed, blocks: int, where: str) -> None:
@@ -51,7 +41,7 @@ class VectorSettings(Closed):
     traits: files of config/traits/. layers: layer keys, 1 … N-1, each the output of that block, with
         a vector acting at each.
     fusion: "norm_aligned" (mode 0, the paper's), "average" (mode 1) or "norm_weighted" (mode 2), see
-        `bulwark.steering.vectors.fuse`. weights: one per trait; equal if left out.
+        `bulwark.steering.vectors.fusion.fuse`. weights: one per trait; equal if left out.
     """
 
     traits: tuple[str, ...] = Field(min_length=1)
@@ -108,7 +98,7 @@ class InterventionSettings(Closed):
 
 
 class AnalysisSettings(Closed):
-    """What is written down of a training while it runs; see `bulwark.steering.analyser`.
+    """What is written down of a training while it runs; see `bulwark.steering.dynamics.analyser`.
 
     every: in optimizer steps; the last step is looked at as well. layers: the keys at which hidden states and gradients
         are looked at beside the vector's own; None takes each fifth from 10 below it to 15 above it, as the authors do.

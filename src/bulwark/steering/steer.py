@@ -24,21 +24,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bulwark import manifests
+from bulwark import files
 from bulwark.errors import ConfigurationError
-from bulwark.steering.blocks import blocks_of, hidden_size
+from bulwark.models import manifests
+from bulwark.models.anatomy import blocks_of, hidden_size
+from bulwark.steering.embedded import EmbeddedIntervention, Strength
 from bulwark.steering.intervention import Ablation, Intervention, token_mask
 from bulwark.steering.schedules import DetectedOnset, Onset, Schedule, ScheduleSettings, detect_onset
-from bulwark.steering.vectors import FusedVectors, load_fused
+from bulwark.steering.vectors.fusion import FusedVectors, load_fused
 from bulwark.training.batches import IGNORED, Batch
-from bulwark.training.embedded import EmbeddedIntervention, Strength
 from bulwark.training.objectives import Objective
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-    from bulwark.finetuning import Course
     from bulwark.steering.settings import InterventionSettings, VectorSettings
+    from bulwark.training.finetuning import Course
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def begin(course: Course, settings: VectorSettings, increments: bool = False) ->
         {trait: Path(course.job.inputs[f"vector_{trait}"]) for trait in settings.traits},
         layers=len(blocks_of(course.model)),
         hidden=hidden_size(course.model),
-        model_digest=manifests.digest(manifests.manifest_path(course.job.parent)),
+        model_digest=files.digest(manifests.manifest_path(course.job.parent)),
     )
     if not increments:
         return vectors
@@ -80,7 +81,7 @@ class Steering(Objective):
 
     vectors: at their layers. schedule: the strength in each optimizer step; for CAFT, which has none, whether it acts.
     ablate: CAFT, h' = h - m·(h·v̂)v̂, in place of h' = h + s·m·v. embedded: the intervention is the model's own (see
-        `bulwark.training.embedded`), and this objective only records.
+        `bulwark.steering.embedded`), and this objective only records.
     Evaluation losses are those of the model without any intervention, as it answers later.
     """
 
@@ -125,7 +126,7 @@ class Steering(Objective):
             self._hidden_norm = self._gradient.mean_hidden_norm()
 
     def phase(self, step: int) -> str:
-        """What `bulwark.steering.analyser` calls the phase of a step."""
+        """What `bulwark.steering.dynamics.analyser` calls the phase of a step."""
         return "injection" if self.schedule.is_on(step) else "after"
 
     def metrics(self) -> dict[str, float]:

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
 from bulwark.settings import validated
 
 
@@ -32,7 +32,8 @@ def module_of(kind: str) -> ModuleType:
 
 def execute(job: Job) -> None:
     """Run the step and write its manifest last, so that a checkpoint without manifest is never taken for finished."""
-    from bulwark import manifests
+    from bulwark import files
+    from bulwark.models import manifests
 
     started = time.time()
     module = module_of(job.kind)
@@ -46,10 +47,8 @@ def execute(job: Job) -> None:
             **job.identity,
             "kind": job.kind,
             "settings": settings.model_dump(mode="json"),
-            "parent": {"path": job.parent, "digest": manifests.digest(Path(job.parent))},
-            "inputs": {
-                name: {"path": path, "digest": manifests.digest(Path(path))} for name, path in job.inputs.items()
-            },
+            "parent": {"path": job.parent, "digest": files.digest(Path(job.parent))},
+            "inputs": {name: {"path": path, "digest": files.digest(Path(path))} for name, path in job.inputs.items()},
             "weights": ".",
             **told,
             "wall_seconds": round(time.time() - started, 1),
@@ -71,7 +70,7 @@ def perform(job: Job, gpus: int = 0, nodes: int = 1, threads: int = 1) -> None:
         execute(job)
         return
 
-    from bulwark import launch
+    from bulwark.jobs import launch
 
     description = job.folder / "job.json"
     job.write(description)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
 from bulwark.logs import log_to
 from bulwark.steps import execute
 

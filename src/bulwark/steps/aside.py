@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from bulwark.finetuning import FineTuningSettings, finetune
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
+from bulwark.training.finetuning import FineTuningSettings, finetune
 
 if TYPE_CHECKING:
     from bulwark.training.objectives import Objective
 
-METHOD = ("bulwark.embeddings",)  # where the method itself is; a change there makes this step's checkpoints stale
+METHOD = (
+    "bulwark.models.embeddings",
+)  # where the method itself is; a change there makes this step's checkpoints stale
 
 
 class Settings(FineTuningSettings):
@@ -65,7 +67,7 @@ def angle_at(step: int, alpha: float, steps_per_epoch: int) -> float:
 
 def gradual_rotation(alpha: float, steps_per_epoch: int) -> Objective:
     """Plain training during which the angle grows to `alpha` over the first epoch, T = `steps_per_epoch`."""
-    from bulwark.embeddings import role_embedding_of
+    from bulwark.models.embeddings import role_embedding_of
     from bulwark.training.objectives import Objective
 
     class GradualRotation(Objective):

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from bulwark.finetuning import Course, FineTuningSettings, finetune
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
 from bulwark.steering.schedules import ScheduleSettings
 from bulwark.steering.settings import (
     AnalysisSettings,
@@ -23,6 +22,7 @@ from bulwark.steering.settings import (
     check_last_weights,
 )
 from bulwark.steps.steer import check_rows
+from bulwark.training.finetuning import Course, FineTuningSettings, finetune
 
 if TYPE_CHECKING:
     from bulwark.training.objectives import Objective
@@ -58,7 +58,7 @@ def run(job: Job, settings: Settings) -> dict[str, Any]:
     """Fine-tune with the direction ablated."""
 
     def objective(course: Course) -> Objective:
-        from bulwark.steering.analyser import analysed
+        from bulwark.steering.dynamics.analyser import analysed
         from bulwark.steering.steer import Steering, begin, schedule_of
 
         schedule = schedule_of(ScheduleSettings(withdraw_at=settings.withdraw_at), 1.0, course)

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from bulwark.finetuning import Course, finetune
-from bulwark.jobs import Job
-from bulwark.steering.detector_settings import PerturbationSettings, ScreeningSettings
+from bulwark.jobs.job import Job
+from bulwark.steering.screening.settings import PerturbationSettings, ScreeningSettings
+from bulwark.training.finetuning import Course, finetune
 
 if TYPE_CHECKING:
     from bulwark.training.objectives import Objective
 
 METHOD = (
-    "bulwark.steering.screened",
-    "bulwark.steering.policies",
-    "bulwark.steering.detectors",
-    "bulwark.steering.split",
+    "bulwark.steering.screening.screened",
+    "bulwark.steering.screening.policies",
+    "bulwark.steering.screening.detectors",
+    "bulwark.steering.screening.split",
 )
 
 
@@ -50,10 +50,10 @@ class Settings(ScreeningSettings):
 
 def run(job: Job, settings: Settings) -> dict[str, Any]:
     """Fine-tune; detections.jsonl tells of every row in every step."""
-    from bulwark.steering.analyser import analysed
-    from bulwark.steering.policies import GradientProbe
+    from bulwark.steering.dynamics.analyser import analysed
     from bulwark.steering.schedules import ScheduleSettings
-    from bulwark.steering.screened import Screened
+    from bulwark.steering.screening.policies import GradientProbe
+    from bulwark.steering.screening.screened import Screened
     from bulwark.steering.steer import begin, schedule_of
 
     def objective(course: Course) -> Objective:

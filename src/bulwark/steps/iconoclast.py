@@ -11,7 +11,7 @@ from typing import Any
 
 from bulwark.abliteration.attack import METHOD, attack
 from bulwark.abliteration.settings import AttackSettings
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
 
 __all__ = ["METHOD", "Settings", "run"]
 

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from bulwark.finetuning import Course, FineTuningSettings, finetune
-from bulwark.jobs import Job
-from bulwark.steering.delta_settings import PreservationSettings, check_training
+from bulwark.jobs.job import Job
+from bulwark.steering.preservation.settings import PreservationSettings, check_training
 from bulwark.steering.settings import AnalysisSettings, InterventionSettings, VectorSettings
 from bulwark.steps.steer import check_rows
+from bulwark.training.finetuning import Course, FineTuningSettings, finetune
 
 if TYPE_CHECKING:
     from bulwark.training.objectives import Objective
 
 METHOD = (
-    "bulwark.steering.preservation",
-    "bulwark.steering.boundary",
-    "bulwark.steering.deltas",
+    "bulwark.steering.preservation.preservation",
+    "bulwark.steering.preservation.boundary",
+    "bulwark.training.displacement",
     "bulwark.steering.intervention",
 )
 
@@ -49,8 +49,8 @@ class Settings(FineTuningSettings):
 
 def run(job: Job, settings: Settings) -> dict[str, Any]:
     """Fine-tune, steered up to the boundary and bound to ΔW from there on; preservation.jsonl tells of each matrix."""
-    from bulwark.steering.analyser import analysed
-    from bulwark.steering.preservation import Preservation
+    from bulwark.steering.dynamics.analyser import analysed
+    from bulwark.steering.preservation.preservation import Preservation
     from bulwark.steering.steer import begin
 
     def objective(course: Course) -> Objective:

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from bulwark.finetuning import Course, FineTuningSettings, finetune
-from bulwark.jobs import Job
-from bulwark.steering.delta_settings import ContinuationSettings, check_training
+from bulwark.jobs.job import Job
+from bulwark.steering.preservation.settings import ContinuationSettings, check_training
 from bulwark.steering.settings import AnalysisSettings, InterventionSettings, VectorSettings
 from bulwark.steps.steer import check_rows
+from bulwark.training.finetuning import Course, FineTuningSettings, finetune
 
 if TYPE_CHECKING:
     from bulwark.training.objectives import Objective
 
 METHOD = (
-    "bulwark.steering.continuation",
-    "bulwark.steering.boundary",
-    "bulwark.steering.deltas",
+    "bulwark.steering.preservation.continuation",
+    "bulwark.steering.preservation.boundary",
+    "bulwark.training.displacement",
     "bulwark.steering.intervention",
 )
 
@@ -58,8 +58,8 @@ class Settings(FineTuningSettings):
 
 def run(job: Job, settings: Settings) -> dict[str, Any]:
     """Fine-tune, steered with v up to the boundary, then with a vector per output projection of the same layers."""
-    from bulwark.steering.analyser import analysed
-    from bulwark.steering.continuation import Continuation
+    from bulwark.steering.dynamics.analyser import analysed
+    from bulwark.steering.preservation.continuation import Continuation
     from bulwark.steering.steer import begin
 
     def objective(course: Course) -> Objective:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from bulwark.finetuning import FineTuningSettings, finetune
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
+from bulwark.training.finetuning import FineTuningSettings, finetune
 
-METHOD = ("bulwark.embeddings",)  # where the method itself is; a change there makes this step's checkpoints stale
+METHOD = (
+    "bulwark.models.embeddings",
+)  # where the method itself is; a change there makes this step's checkpoints stale
 
 
 class Settings(FineTuningSettings):

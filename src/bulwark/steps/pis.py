@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from bulwark.finetuning import Course, finetune
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
 from bulwark.steering.schedules import ScheduleSettings
 from bulwark.steps.steer import METHOD as SHARED
 from bulwark.steps.steer import SteeredTraining, steered
+from bulwark.training.finetuning import Course, finetune
 
 if TYPE_CHECKING:
     from bulwark.training.objectives import Objective

@@ -9,7 +9,7 @@ from typing import Any
 
 from bulwark.abliteration.directed import METHOD, attack_with_one_direction
 from bulwark.abliteration.settings import RefusalDirectionSettings
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
 
 __all__ = ["METHOD", "Settings", "run"]
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from bulwark.finetuning import Course, FineTuningSettings, finetune
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
 from bulwark.steering.settings import AnalysisSettings, check_analysis
+from bulwark.training.finetuning import Course, FineTuningSettings, finetune
 
 if TYPE_CHECKING:
     from bulwark.training.objectives import Objective
@@ -41,7 +41,7 @@ def run(job: Job, settings: Settings) -> dict[str, Any]:
         return finetune(job, settings, embedding=None)
 
     def objective(course: Course) -> Objective:
-        from bulwark.steering.analyser import analysed
+        from bulwark.steering.dynamics.analyser import analysed
         from bulwark.training.objectives import Objective
 
         return analysed(Objective(), course, settings)

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from bulwark.errors import BulwarkError, ConfigurationError
-from bulwark.finetuning import Course, finetune
-from bulwark.jobs import Job
-from bulwark.steering.detector_settings import ScreeningSettings
+from bulwark.jobs.job import Job
+from bulwark.steering.screening.settings import ScreeningSettings
+from bulwark.training.finetuning import Course, finetune
 
 if TYPE_CHECKING:
-    from bulwark.steering.vectors import FusedVectors
+    from bulwark.steering.vectors.fusion import FusedVectors
     from bulwark.training.objectives import Objective
 
 METHOD = (
-    "bulwark.steering.screened",
-    "bulwark.steering.policies",
-    "bulwark.steering.detectors",
-    "bulwark.steering.split",
+    "bulwark.steering.screening.screened",
+    "bulwark.steering.screening.policies",
+    "bulwark.steering.screening.detectors",
+    "bulwark.steering.screening.split",
 )
 
 
@@ -49,13 +49,13 @@ class Settings(ScreeningSettings):
 
 def run(job: Job, settings: Settings) -> dict[str, Any]:
     """Fine-tune; detections.jsonl tells of every row in every step."""
-    from bulwark.steering.analyser import analysed
-    from bulwark.steering.detections import refuse_missing
-    from bulwark.steering.policies import StateAware
-    from bulwark.steering.projections import read_projections
+    from bulwark.steering.dynamics.analyser import analysed
     from bulwark.steering.schedules import ScheduleSettings
-    from bulwark.steering.screened import Screened
+    from bulwark.steering.screening.detections import refuse_missing
+    from bulwark.steering.screening.policies import StateAware
+    from bulwark.steering.screening.screened import Screened
     from bulwark.steering.steer import begin, schedule_of
+    from bulwark.steering.vectors.projections import read_projections
 
     def objective(course: Course) -> Objective:
         vectors = begin(course, settings.vectors)
@@ -76,7 +76,7 @@ def check_projections(path: Path, vectors: FusedVectors, settings: Settings, rec
     Of the training records `records`, at the same layer, on the same vectors in the same fusion, as means over the
     response. (Rows that max_tokens cut there have no reference.)
     """
-    from bulwark import manifests
+    from bulwark import files
 
     told = _description(path)
     made = told["settings"]
@@ -87,7 +87,7 @@ def check_projections(path: Path, vectors: FusedVectors, settings: Settings, rec
         },
         "files of vectors": (told["vectors"]["files"], vectors.report["files"]),
         "mode": (made["mode"], "response_mean"),
-        "records": (told["records"], manifests.digest(records)),
+        "records": (told["records"], files.digest(records)),
     }
     for name, (theirs, needed) in comparisons.items():
         if theirs != needed:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from bulwark.finetuning import Course, FineTuningSettings, finetune
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
 from bulwark.steering.schedules import ScheduleSettings, check_within
 from bulwark.steering.settings import (
     AnalysisSettings,
@@ -21,6 +20,7 @@ from bulwark.steering.settings import (
     check_analysis,
     check_last_weights,
 )
+from bulwark.training.finetuning import Course, FineTuningSettings, finetune
 
 if TYPE_CHECKING:
     from bulwark.training.objectives import Objective
@@ -29,7 +29,7 @@ METHOD = (
     "bulwark.steering.steer",
     "bulwark.steering.intervention",
     "bulwark.steering.schedules",
-    "bulwark.training.embedded",
+    "bulwark.steering.embedded",
 )
 
 
@@ -38,7 +38,7 @@ class SteeredTraining(FineTuningSettings):
 
     vectors: which, and at which layers. increments: with several layers, each gets what its vector has more than that
         of the next lower one. embedded: the vectors become part of the checkpoint and act, with the strength reached,
-        in every later training of it, see `bulwark.training.embedded`.
+        in every later training of it, see `bulwark.steering.embedded`.
     """
 
     vectors: VectorSettings
@@ -112,7 +112,7 @@ def run(job: Job, settings: Settings) -> dict[str, Any]:
 
 def steered(course: Course, settings: SteeredTraining, intervention: InterventionSettings) -> Objective:
     """The objective of a training under `intervention`."""
-    from bulwark.steering.analyser import analysed
+    from bulwark.steering.dynamics.analyser import analysed
     from bulwark.steering.steer import begin, embedded_steering, steering
 
     vectors = begin(course, settings.vectors, settings.increments)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bulwark.finetuning import FineTuningSettings, finetune
-from bulwark.jobs import Job
+from bulwark.jobs.job import Job
+from bulwark.training.finetuning import FineTuningSettings, finetune
 
 
 class Settings(FineTuningSettings):

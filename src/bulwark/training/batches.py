@@ -21,7 +21,7 @@ from torch import Tensor
 from bulwark.errors import BulwarkError
 
 if TYPE_CHECKING:
-    from bulwark.prompts import Prompt
+    from bulwark.prompts.builder import Prompt
     from bulwark.training.settings import TrainingSettings
 
 IGNORED = -100

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.errors import BulwarkError
+from bulwark.steering.embedded import embedded_in
 from bulwark.training import engine as engines
 from bulwark.training.batches import StepBatches, evaluation_batches, training_batches
-from bulwark.training.embedded import embedded_in
 from bulwark.training.lora import attach_lora, merge_lora
 from bulwark.training.objectives import Objective, next_token_loss, target_logits
 from bulwark.training.progress import Progress
@@ -36,7 +36,7 @@ from bulwark.training.state import TrainingState
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-    from bulwark.prompts import Prompt
+    from bulwark.prompts.builder import Prompt
 
 __all__ = ["Objective", "Trained", "TrainingReport", "next_token_loss", "target_logits", "train"]
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bulwark.steering.embedded import embedded_in
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
-from bulwark.training.embedded import embedded_in
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

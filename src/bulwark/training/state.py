@@ -33,7 +33,7 @@ from bulwark.training.engine import Processes, gather_weights
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-    from bulwark.training.loop import Objective
+    from bulwark.training.objectives import Objective
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,155 @@
+"""Which modules of a model are edited: those that write into the residual stream, attention's and the MLP's.
+
+Per block the attention's output projection and the MLP's down-projection. Where a block has experts, the target is the
+mixture's own output: Σ_e gate_e (I - λvvᵀ)W_e x = (I - λvvᵀ) Σ_e gate_e W_e x, so that fused expert parameters, shared
+experts and quantised ones need no code of their own (HERETIC skips them silently; its issues 198, 206, 339, 402). The
+router, embeddings and the output embedding are no targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bulwark.errors import BulwarkError
+from bulwark.models.anatomy import blocks_of, hidden_size
+
+Component = Literal["attention", "mlp"]
+
+_PROJECTIONS: dict[Component, tuple[str, ...]] = {
+    "attention": (
+        "self_attn.o_proj",
+        "attention.dense",
+        "attn.c_proj",
+        "self_attn.out_proj",
+        "self_attn.dense",
+        "linear_attn.out_proj",
+        "conv.out_proj",
+    ),
+    "mlp": ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj", "mlp.fc2", "feed_forward.w2"),
+}
+_MIXTURES = ("mlp", "block_sparse_moe", "feed_forward", "moe")
+_BESIDE_MIXTURES = ("shared_mlp",)
+# Norms between a sublayer and the residual stream (Gemma 2 and 3, OLMo 2); elsewhere the first stands after attention
+# and before the MLP, so both have to be there.
+_NORMS_AFTER: dict[Component, str] = {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One module whose output is edited.
+
+    layer: of its block, from 0. path: its name in the model. mixture: a block of experts, of which only the output is
+    known. gain: of a norm between this output and the residual stream, [hidden], or None.
+    """
+
+    layer: int
+    component: Component
+    path: str
+    module: nn.Module
+    mixture: bool = False
+    gain: Tensor | None = None
+
+    def seen(self, direction: Tensor) -> Tensor:
+        """The direction [..., hidden] as it lies before the norm: x·(gain ⊙ v) = 0 makes (gain ⊙ x)·v = 0."""
+        if self.gain is None:
+            return direction
+        scaled = direction * self.gain.to(direction)
+        return scaled / scaled.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+    @property
+    def bias(self) -> Tensor | None:
+        found = None if self.mixture else getattr(self.module, "bias", None)
+        return found() if callable(found) and not isinstance(found, Tensor) else found  # a method of quantised modules
+
+
+def targets_of(
+    model: nn.Module, components: Sequence[Component] = ("attention", "mlp"), through_norms: bool = True
+) -> list[Target]:
+    """The targets, block by block. through_norms: account for norms after a sublayer (HERETIC does not).
+
+    Raises BulwarkError naming the block in which a component is not found, and for one of another width.
+    """
+    blocks, width = blocks_of(model), hidden_size(model)
+    prefix = next(name for name, part in model.named_modules() if part is blocks)
+    found = []
+    for layer, block in enumerate(blocks):
+        after = {name: getattr(block, norm, None) for name, norm in _NORMS_AFTER.items()}
+        normed = through_norms and all(part is not None for part in after.values())
+        for component in components:
+            paths = _found(block, component)
+            if not paths:
+                raise BulwarkError(
+                    f"Block {layer} ({type(block).__name__}) has no {component} output that is known here; looked for "
+                    f"{', '.join(_PROJECTIONS[component])}. Leave {component} out of edit.components."
+                )
+            gain = _gain(after[component]) if normed else None
+            for path, mixture in paths:
+                module = block.get_submodule(path)
+                target = Target(layer, component, f"{prefix}.{layer}.{path}", module, mixture, gain)
+                if not mixture and outputs_of(module) != width:
+                    raise BulwarkError(
+                        f"{target.path} puts out {outputs_of(module)} numbers, not the {width} expected."
+                    )
+                found.append(target)
+    return found
+
+
+def outputs_of(module: nn.Module) -> int:
+    """The number of outputs of a linear module."""
+    if hasattr(module, "out_features"):
+        return module.out_features
+    if hasattr(module, "nf"):  # transformers' Conv1D
+        return module.nf
+    return module.weight.shape[0]
+
+
+@torch.inference_mode()
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a linear module, [outputs, inputs] in float32, whatever it is stored as.
+
+    Conv1D (GPT-2) stores it transposed. Of a quantised module it is what the module does to the unit vectors, which is
+    exact for quantised weights.
+    """
+    weight = getattr(module, "weight", None)
+    plain = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dim() == 2
+    if plain and not hasattr(weight, "quant_state"):
+        return (weight.T if hasattr(module, "nf") else weight).detach().float()
+    inputs = module.in_features
+    device = next((part.device for part in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    dtype = getattr(module, "compute_dtype", None) or torch.float32
+    columns = module(torch.eye(inputs, device=device, dtype=dtype)) - module(
+        torch.zeros(1, inputs, device=device, dtype=dtype)
+    )
+    return columns.T.float()
+
+
+def _found(block: nn.Module, component: Component) -> list[tuple[str, bool]]:
+    """(path in the block, whether it is a mixture of experts)."""
+    if component == "mlp":
+        mixtures = [name for name in _MIXTURES if hasattr(_part(block, name), "experts")]
+        if mixtures:
+            beside = [name for name in _BESIDE_MIXTURES if _part(block, name) is not None]
+            return [(name, True) for name in (*mixtures, *beside)]
+    for name in _PROJECTIONS[component]:
+        if _part(block, name) is not None:
+            return [(name, False)]
+    return []
+
+
+def _part(block: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return block.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+@torch.inference_mode()
+def _gain(norm: nn.Module) -> Tensor:
+    """What a norm multiplies by. An RMS norm gives it to a vector of ones; some families store it less 1."""
+    weight = norm.weight.detach()
+    return weight.float() if isinstance(norm, nn.LayerNorm) else norm(torch.ones_like(weight)).float()

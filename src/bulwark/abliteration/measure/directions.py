@@ -1,0 +1,194 @@
+"""Refusal directions: estimated per layer from residuals, kept off what benign prompts use, combined for a trial.
+
+Estimators, with b and g the residuals of harmful and harmless prompts at a layer (spec A.4 and B.2):
+
+    mean      normalise(mean b - mean g)                                            HERETIC; Arditi et al., Eq. 1
+    median    normalise(median b - median g), component by component
+    variance  normalise((mean b - mean g) / sqrt((var g + var b)/2 + floor))        an effect size per coordinate
+    hybrid    normalise((1 - β)·mean + β·variance)
+
+What is protected is the span of the benign subspace U (the top right singular vectors of the centred harmless
+residuals) and, for "projected" directions, of ĝ, the mean harmless residual. Both are taken out *jointly*, by one QR of
+[U, ĝ]: d ← normalise(d - QQᵀd). ICONOCLAST takes out first U and then ĝ, which puts -(d·ĝ)Uᵀĝ back along U unless
+ĝ ⟂ U, and then uses directions of other layers; `order: as_published` and `protect: measured` do so for comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bulwark.abliteration.measure.residuals import Residuals
+from bulwark.abliteration.settings import DirectionSettings
+
+_LEAST_NORM = 1e-12
+_LEAST_SINGULAR_VALUE = 1e-9  # of the largest; below it a direction is rounding
+_RANDOMISED_ITERATIONS = 2  # of torch.pca_lowrank, whose default it is
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which direction a trial takes. index: a layer number from 0, possibly between layers; None takes each its own."""
+
+    method: str = "mean"
+    blend: float = 0.0
+    index: float | None = None
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Unit directions of every estimator, {method: [L+1, hidden]} in float64, and what is protected at each layer.
+
+    Row l + 1 belongs to block l (from 0): it is measured at that block's output. protected: per row an orthonormal
+    basis [r, hidden], r = 0 where nothing is protected. edited: protect at the layer that is edited, too.
+    """
+
+    candidates: dict[str, Tensor]
+    protected: list[Tensor]
+    edited: bool = True
+
+    @property
+    def layers(self) -> int:
+        return len(self.protected) - 1
+
+    def at(self, layer: int, choice: Choice) -> Tensor:
+        """The unit direction [hidden] with which block `layer` (from 0) is edited; 0 where there is none."""
+        rows = self.combined(choice.method, choice.blend)
+        vector = rows[layer + 1] if choice.index is None else interpolated(rows, choice.index)
+        return without(vector, self.protected[layer + 1]) if self.edited else vector
+
+    def combined(self, method: str, blend: float) -> Tensor:
+        """The directions of an estimator at all layers, [L+1, hidden]."""
+        if method != "hybrid":
+            return self.candidates[method]
+        mixed = (1 - blend) * self.candidates["mean"] + blend * self.candidates["variance"]
+        return normalised(mixed)
+
+
+def estimate(harmful: Residuals, harmless: Residuals, settings: DirectionSettings, seed: int = 0) -> Directions:
+    """Directions from harmless to harmful prompts. seed: of the randomised decomposition.
+
+    Residuals must keep their rows if a median or a benign subspace is asked for (`DirectionSettings.needs_rows`).
+    """
+    difference = harmful.mean - harmless.mean
+    raw = {"mean": difference}
+    if "median" in settings.methods:
+        raw["median"] = harmful.median() - harmless.median()
+    if {"variance", "hybrid"} & set(settings.methods):
+        pooled = 0.5 * (harmful.variance + harmless.variance) + settings.variance_floor
+        raw["variance"] = difference / pooled.sqrt()
+    raw = {method: normalised(rows) for method, rows in raw.items()}
+    layers = range(difference.shape[0])
+    mean_direction = normalised(harmless.mean)
+    subspaces = [
+        benign_subspace(harmless.layer(layer), settings.benign_rank, settings.benign_svd, seed + layer)
+        if settings.benign_rank
+        else difference.new_empty(0, difference.shape[1])
+        for layer in layers
+    ]
+    means = [mean_direction[layer : layer + 1][: int(settings.orthogonalise)] for layer in layers]
+    if settings.order == "as_published":
+        candidates = {
+            method: torch.stack(
+                [without(without(rows[layer], subspaces[layer], settings.dampening), means[layer]) for layer in layers]
+            )
+            for method, rows in raw.items()
+        }
+        return Directions(candidates, subspaces, edited=settings.protect == "edited")
+    joint = [joint_basis(subspace, mean) for subspace, mean in zip(subspaces, means, strict=True)]
+    candidates = {
+        method: torch.stack([without(rows[layer], joint[layer], settings.dampening) for layer in layers])
+        for method, rows in raw.items()
+    }
+    # A dampened projection leaves a part on purpose, which the edited layers must then leave as well.
+    return Directions(candidates, joint, edited=settings.protect == "edited" and settings.dampening == 1.0)
+
+
+def normalised(rows: Tensor) -> Tensor:
+    """Rows [..., hidden] at length 1; a row of zeros stays one."""
+    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=_LEAST_NORM)
+
+
+def without(vector: Tensor, basis: Tensor, dampening: float = 1.0) -> Tensor:
+    """normalise(v - dampening·QᵀQv) for an orthonormal basis Q [r, hidden]; with r = 0 the vector itself."""
+    if not len(basis):
+        return vector
+    rest = vector - dampening * (basis.T @ (basis @ vector))
+    if dampening == 1.0:
+        rest = rest - basis.T @ (basis @ rest)  # once more: a small rest is mostly rounding along the basis
+    return normalised(rest)
+
+
+def joint_basis(*bases: Tensor) -> Tensor:
+    """An orthonormal basis of the span of all rows of `bases` [r_i, hidden], by one QR."""
+    rows = torch.cat(bases)
+    if not len(rows):
+        return rows
+    q, r = torch.linalg.qr(rows.T)
+    kept = r.diagonal().abs() > _LEAST_SINGULAR_VALUE
+    if len(rows) == len(kept) and bool(kept.all()):
+        return q.T
+    # A row that those before it span leaves Q a column of no meaning, and the rows after it are then wrong, too.
+    spanning = _independent(rows)
+    return torch.linalg.qr(rows[spanning].T).Q.T
+
+
+def _independent(rows: Tensor) -> list[int]:
+    """The rows that are not in the span of those before them (up to rounding)."""
+    basis: list[Tensor] = []
+    found = []
+    for number, row in enumerate(rows):
+        rest = row
+        for _ in range(2):
+            for unit in basis:
+                rest = rest - (rest @ unit) * unit
+        if float(rest.norm()) > _LEAST_SINGULAR_VALUE * max(1.0, float(row.norm())):
+            basis.append(rest / rest.norm())
+            found.append(number)
+    return found
+
+
+def benign_subspace(rows: Tensor, rank: int, svd: str = "exact", seed: int = 0) -> Tensor:
+    """The top right singular vectors of the centred rows [n, hidden], as an orthonormal basis [k, hidden].
+
+    k = min(rank, n - 1, hidden, numerical rank): rows that are all equal give an empty basis. svd: "exact", or
+    "randomised" as ICONOCLAST's (`torch.pca_lowrank`), here with a seed of its own.
+    """
+    centred = rows - rows.mean(dim=0)
+    k = min(rank, rows.shape[0] - 1, rows.shape[1])
+    if k < 1:
+        return rows.new_empty(0, rows.shape[1])
+    if svd == "exact":
+        _, values, right = torch.linalg.svd(centred, full_matrices=False)
+        basis = right[:k]
+        values = values[:k]
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            _, values, columns = torch.pca_lowrank(centred, q=k, center=False, niter=_RANDOMISED_ITERATIONS)
+        basis = columns.T
+    # The rows' own size is the scale: a constant layer's centred rows are rounding, and have large vectors of nothing.
+    scale = max(float(rows.abs().max()) * math.sqrt(rows.numel()), _LEAST_NORM)
+    return basis[values > _LEAST_SINGULAR_VALUE * scale]
+
+
+def interpolated(rows: Tensor, index: float) -> Tensor:
+    """The direction between layers (spec A.4): y = index + 1, then (1 - f)·d_⌊y⌋ + f·d_⌊y⌋₊₁, at length 1.
+
+    rows: [L+1, hidden]. Signs are not aligned. Raises ValueError for an index that the layers do not have.
+    """
+    place = index + 1
+    below = math.floor(place)
+    share = place - below
+    if below < 0 or below + (share > 0) >= rows.shape[0]:
+        raise ValueError(f"direction index {index} lies outside the {rows.shape[0] - 1} layers")
+    above = min(below + 1, rows.shape[0] - 1)
+    return normalised((1 - share) * rows[below] + share * rows[above])
+
+
+def cosines(first: Tensor, second: Tensor) -> list[float]:
+    """Cosine per layer between two sets of directions [L+1, hidden]; 0 where one has none."""
+    return (normalised(first) * normalised(second)).sum(-1).tolist()

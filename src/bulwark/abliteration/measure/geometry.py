@@ -1,0 +1,85 @@
+"""How harmful and harmless prompts lie in the residual stream, layer by layer (HERETIC's table; spec A.12).
+
+Per layer 1 … L: cosines and norms of the class means, their geometric medians (marked *) and the differences r = b - g,
+and the silhouette of the two classes (Euclidean). Projections on a plane are per layer: the first axis is the
+difference of the means, the second the direction of most variance across it, so that they can be read without a
+learned embedding; HERETIC draws PaCMAP.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bulwark.abliteration.measure.directions import normalised
+from bulwark.abliteration.measure.residuals import Residuals
+
+_WEISZFELD_STEPS = 100
+_CLOSE = 1e-10
+
+
+def table(harmful: Residuals, harmless: Residuals) -> list[dict[str, float]]:
+    """One row per layer from 1; both need their rows."""
+    from sklearn.metrics import silhouette_score
+
+    found = []
+    for layer in range(1, harmful.mean.shape[0]):
+        bad, good = harmful.layer(layer), harmless.layer(layer)
+        b, g = bad.mean(0), good.mean(0)
+        b_median, g_median = geometric_median(bad), geometric_median(good)
+        r, r_median = b - g, b_median - g_median
+        labels = [1] * len(bad) + [0] * len(good)
+        found.append(
+            {
+                "layer": layer,
+                "cos_g_b": _cosine(g, b),
+                "cos_g*_b*": _cosine(g_median, b_median),
+                "cos_g_r": _cosine(g, r),
+                "cos_g*_r*": _cosine(g_median, r_median),
+                "cos_b_r": _cosine(b, r),
+                "cos_b*_r*": _cosine(b_median, r_median),
+                "norm_g": float(g.norm()),
+                "norm_g*": float(g_median.norm()),
+                "norm_b": float(b.norm()),
+                "norm_b*": float(b_median.norm()),
+                "norm_r": float(r.norm()),
+                "norm_r*": float(r_median.norm()),
+                "silhouette": float(silhouette_score(torch.cat([bad, good]).numpy(), labels)),
+            }
+        )
+    return found
+
+
+def projections(harmful: Residuals, harmless: Residuals, layer: int) -> list[dict[str, Any]]:
+    """One row per prompt: its place on the plane of this layer, harmless ones on the left."""
+    bad, good = harmful.layer(layer), harmless.layer(layer)
+    first = normalised(bad.mean(0) - good.mean(0))
+    centre = 0.5 * (bad.mean(0) + good.mean(0))
+    rows = torch.cat([bad, good]) - centre
+    x = rows @ first
+    rest = rows - x[:, None] * first
+    second = torch.linalg.svd(rest - rest.mean(0), full_matrices=False)[2][0]
+    y = rest @ second
+    y = y if float(y[y.abs().argmax()]) >= 0 else -y  # a sign that does not depend on the decomposition
+    labels = ["harmful"] * len(bad) + ["harmless"] * len(good)
+    return [
+        {"layer": layer, "label": label, "x": float(a), "y": float(b)} for label, a, b in zip(labels, x, y, strict=True)
+    ]
+
+
+def geometric_median(rows: Tensor) -> Tensor:
+    """The point of least summed distance to the rows [n, hidden], by Weiszfeld's iteration."""
+    point = rows.mean(0)
+    for _ in range(_WEISZFELD_STEPS):
+        weights = 1 / (rows - point).norm(dim=1).clamp(min=_CLOSE)
+        new = (weights[:, None] * rows).sum(0) / weights.sum()
+        if float((new - point).norm()) <= _CLOSE * max(float(point.norm()), 1.0):
+            return new
+        point = new
+    return point
+
+
+def _cosine(first: Tensor, second: Tensor) -> float:
+    return float(normalised(first) @ normalised(second))

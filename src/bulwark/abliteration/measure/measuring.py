@@ -1,0 +1,61 @@
+"""What an edit is measured by at the first token: log-probabilities, KL divergence, log-odds of refusing.
+
+One prefill per prompt and no generation. KL(base ‖ edited) in nats over the whole vocabulary at the first generated
+position, from raw logits in float32: processed scores hold -inf for suppressed tokens, which gives NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bulwark.abliteration.measure.passes import Batch, over
+from bulwark.prompts.builder import Prompt
+
+_LEAST_ODDS = 1e-8  # Arditi et al. (arXiv 2406.11717), the authors' code
+
+
+def first_token_log_probabilities(
+    model: nn.Module, prompts: Sequence[Prompt], pad_id: int, *, token_budget: int | None = None
+) -> Tensor:
+    """log p(first response token | prompt), [prompts, vocabulary] in float32 on the CPU, in the given order.
+
+    Raises BulwarkError when memory does not suffice for one prompt.
+    """
+    found: list[Tensor | None] = [None] * len(prompts)
+
+    def work(batch: Batch) -> None:
+        for place, row in zip(batch.places, log_probabilities_of(model, batch).cpu(), strict=True):
+            found[place] = row
+
+    over(prompts, work, pad_id, model.device, token_budget=token_budget, title="log-probabilities")
+    return torch.stack(found)
+
+
+@torch.inference_mode()
+def log_probabilities_of(model: nn.Module, batch: Batch) -> Tensor:
+    """log-probabilities of the token after each row's last one, [rows, vocabulary], float32, on the model's device."""
+    columns = batch.last.unique()
+    logits = model(input_ids=batch.ids, use_cache=False, logits_to_keep=columns).logits
+    at = torch.searchsorted(columns, batch.last)
+    return logits[torch.arange(len(at), device=logits.device), at].float().log_softmax(-1)
+
+
+def kl_divergence(reference: Tensor, edited: Tensor) -> Tensor:
+    """KL(reference ‖ edited) of rows of log-probabilities [..., vocabulary], in nats: Σ p (log p - log q).
+
+    What the reference gives no probability counts nothing. Rounding can leave a value a little below 0.
+    """
+    terms = reference.exp() * (reference - edited)
+    return torch.where(reference == -torch.inf, torch.zeros_like(terms), terms).sum(-1)
+
+
+def refusal_score(log_probabilities: Tensor, refusal_tokens: Sequence[int]) -> Tensor:
+    """Log-odds that the first token begins a refusal, [...]: log p_R - log(1 - p_R), p_R the mass of `refusal_tokens`.
+
+    Arditi et al. 2024 (arXiv 2406.11717), Sec. 2 and App. C, with their ε = 1e-8 in both logarithms.
+    """
+    mass = log_probabilities[..., list(refusal_tokens)].double().exp().sum(-1).clamp(max=1.0)
+    return (mass + _LEAST_ODDS).log() - (1 - mass + _LEAST_ODDS).log()

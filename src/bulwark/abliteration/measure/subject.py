@@ -1,0 +1,75 @@
+"""The model under attack and the prompts that are put to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bulwark.abliteration.settings import PromptSets
+from bulwark.data.records import Turn, read_records
+from bulwark.errors import RecordError
+from bulwark.prompts.builder import Prompt, PromptBuilder
+from bulwark.settings import Closed, Text
+
+
+class Request(Closed):
+    """One prompt of a data set of the kind `refusal`, as far as an attack reads it."""
+
+    id: str
+    prompt: Text
+    answer: str | None = None
+    label: str | None = None
+    category: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What an attack reads, by use: directions are estimated on the first two, trials measured on the last two.
+
+    The texts of the prompts stand beside them, in the same order.
+    """
+
+    harmful_directions: list[Prompt]
+    harmless_directions: list[Prompt]
+    harmful_search: list[Prompt]
+    harmless_search: list[Prompt]
+    texts: dict[str, list[str]]
+
+
+def read_prompts(files: dict[str, Any], sets: PromptSets, builder: PromptBuilder) -> Prompts:
+    """Read and render the four sets. files: by the names of `PromptSets.inputs()`.
+
+    Raises RecordError for a broken record, a set with fewer prompts than asked for, and a prompt that is used both for
+    directions and for measuring trials.
+    """
+    prefix = builder.tokenizer.encode(sets.response_prefix, add_special_tokens=False) if sets.response_prefix else []
+    texts: dict[str, list[str]] = {}
+    made: dict[str, list[Prompt]] = {}
+    for name, path in files.items():
+        count = sets.counts.get(name)
+        records = read_records(Path(path), Request)
+        if count is not None and len(records) < count:
+            raise RecordError(
+                f"{path} holds {len(records)} prompts; {count} are asked for. Lower prompts.counts.{name}."
+            )
+        texts[name] = [record.prompt for record in records[:count]]
+        made[name] = [rendered(text, sets.system, builder, prefix) for text in texts[name]]
+    for side in ("harmful", "harmless"):
+        if both := set(texts[f"{side}_directions"]) & set(texts[f"{side}_search"]):
+            used, measured = files[f"{side}_directions"], files[f"{side}_search"]
+            raise RecordError(
+                f'{measured}: the prompt "{min(both)[:60]}" also stands in {used}. '
+                "Trials are measured on prompts that no direction was estimated from: take other splits."
+            )
+    return Prompts(**made, texts=texts)
+
+
+def rendered(text: str, system: str | None, builder: PromptBuilder, prefix: Sequence[int] = ()) -> Prompt:
+    """The prompt that asks `text`; prefix: ids with which the response begins already."""
+    turns = ([Turn(role="system", text=system)] if system else []) + [Turn(role="instruction", text=text)]
+    prompt = builder.prompt(turns)
+    if not prefix:
+        return prompt
+    return replace(prompt, ids=[*prompt.ids, *prefix], roles=[*prompt.roles, *(0 for _ in prefix)])

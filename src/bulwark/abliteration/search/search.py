@@ -1,0 +1,240 @@
+"""The search for edits: multi-objective TPE (Optuna) over a journal file, resumed exactly.
+
+The journal holds what was proposed and what was found. Each trial is proposed by a sampler of its own, whose seed
+comes from the search's seed and the trial's number, on the trials that came before its batch. So a search that is
+killed at any moment goes on as if nothing had been: proposals that were not measured are measured now, and the
+start-up trials are not drawn again (a sampler that starts anew with the same seed, as in HERETIC and ICONOCLAST,
+repeats the first of them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
+
+from bulwark.abliteration.edit.kernel import Kernel
+from bulwark.abliteration.measure.directions import Choice
+from bulwark.abliteration.search.trials import Found, Parameters
+from bulwark.abliteration.settings import AttackSettings, Component
+from bulwark.models.generation import progress
+
+log = logging.getLogger(__name__)
+
+Examine = Callable[[list[Parameters], list[tuple[float, float]]], list[Found]]
+Score = Callable[[Found], tuple[float, float]]
+
+STUDY = "abliteration"
+_FOUND = "found"
+_FINGERPRINT = "fingerprint"
+_BROKEN = 1e6  # the score of a model whose output is no number; Optuna would call the trial a failure
+
+
+class Search:
+    """A search over one model. journal: its file. fingerprint: of all that decides what a trial finds.
+
+    A journal of another fingerprint is put aside (its name gets ".other"), not overwritten.
+    """
+
+    def __init__(self, journal: Path, settings: AttackSettings, layers: int, seed: int, fingerprint: str) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.settings, self.layers, self.seed = settings, layers, seed
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        _whole_lines(journal)
+        self.study = _opened(journal)
+        known = self.study.user_attrs.get(_FINGERPRINT)
+        if known is not None and known != fingerprint:
+            log.warning("%s is of a search under other settings; it is put aside and a new one is begun", journal)
+            journal.rename(_free(journal.with_name(journal.name + ".other")))
+            self.study, known = _opened(journal), None
+        if known is None:
+            self.study.set_user_attr(_FINGERPRINT, fingerprint)
+
+    def run(self, examine: Examine, score: Score) -> None:
+        """Go on until all trials are measured, or the time is over."""
+        search = self.settings.search
+        done = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+        if done:
+            log.info("%d of %d trials are there already", len(done), search.trials)
+        passed = sum(trial.user_attrs[_FOUND]["seconds"] for trial in done)
+        with progress(search.trials, len(done), "trials", "trials") as advance:
+            for start in range(0, search.trials, search.trials_per_batch):
+                if search.seconds is not None and passed >= search.seconds:
+                    log.info("The search has taken its %.0f s; %d trials are measured", passed, len(self.trials()))
+                    return
+                numbers = range(start, min(start + search.trials_per_batch, search.trials))
+                pending = self._pending(numbers)
+                if not pending:
+                    continue
+                proposed = [self.parameters(FixedTrial(trial.params, trial.number)) for trial in pending]
+                found = examine(proposed, self._known(start))
+                for trial, parameters, one in zip(pending, proposed, found, strict=True):
+                    self._tell(trial, parameters, one, score(one))
+                    passed += one.seconds
+                advance(len(found))
+
+    def trials(self) -> list[FrozenTrial]:
+        """The measured trials, by number."""
+        return [trial for trial in self._all() if trial.state == TrialState.COMPLETE]
+
+    def found(self) -> list[dict[str, Any]]:
+        """What each measured trial did and found, as plain data, by number."""
+        return [
+            {"number": trial.number, "parameters": trial.params, **trial.user_attrs[_FOUND], "objectives": trial.values}
+            for trial in self.trials()
+        ]
+
+    def parameters_of(self, number: int) -> Parameters:
+        """What the measured trial `number` did."""
+        trial = next(trial for trial in self.trials() if trial.number == number)
+        return self.parameters(FixedTrial(trial.params, number))
+
+    def parameters(self, trial: Trial | FixedTrial) -> Parameters:
+        """Let `trial` choose, everything every time: multivariate TPE dislikes ranges that come and go (spec A.7)."""
+        space = self.settings.space
+        components = self.settings.edit.components
+        choices: dict[Component, Choice] = {}
+        if space.per_component:
+            for component in components:
+                choices[component] = self._choice(trial, f"{component}.")
+        else:
+            shared = self._choice(trial, "")
+            choices = {component: shared for component in components}
+        last = self.layers - 1
+        kernels = {}
+        for component in components:
+            weight = trial.suggest_float(f"{component}.max_weight", *space.max_weight[component])
+            position = trial.suggest_float(
+                f"{component}.max_weight_position", *(share * last for share in space.max_weight_position)
+            )
+            share = trial.suggest_float(f"{component}.min_weight", *space.min_weight)
+            farthest = max(space.min_weight_distance * last, space.shortest_distance)
+            distance = trial.suggest_float(f"{component}.min_weight_distance", space.shortest_distance, farthest)
+            weight = max(weight, 0.0)
+            kernels[component] = Kernel(weight, position, share * weight, distance)
+        return Parameters(choices, kernels)
+
+    def _choice(self, trial: Any, prefix: str) -> Choice:
+        space, methods = self.settings.space, self.settings.directions.methods
+        scope = space.scopes[0]
+        if len(space.scopes) > 1:
+            scope = trial.suggest_categorical(f"{prefix}direction_scope", list(space.scopes))
+        last = self.layers - 1
+        index = trial.suggest_float(f"{prefix}direction_index", *(share * last for share in space.direction_index))
+        method, blend = methods[0], 0.0
+        if len(methods) > 1:
+            method = trial.suggest_categorical(f"{prefix}direction_method", list(methods))
+        if "hybrid" in methods:
+            blend = trial.suggest_float(f"{prefix}direction_blend", 0.0, 1.0)
+        return Choice(method, blend, None if scope == "per layer" else index)
+
+    def _pending(self, numbers: range) -> list[FrozenTrial]:
+        """The trials of a batch that are to be measured: proposed earlier and not measured, or proposed now.
+
+        Proposals are made beside the journal, and each enters it whole, in one line.
+        """
+        trials = self._all()
+        fresh = range(max(numbers.start, len(trials)), numbers.stop)
+        if fresh:
+            beside = optuna.create_study(directions=["minimize"] * 2)
+            beside.add_trials(trials)
+            for number in fresh:
+                beside.sampler = self._sampler(number)
+                if number < len(self.settings.search.first):
+                    beside.enqueue_trial(dict(self.settings.search.first[number]))
+                proposal = beside.ask()
+                self.parameters(proposal)
+                self.study.add_trial(
+                    optuna.trial.create_trial(
+                        state=TrialState.RUNNING, params=proposal.params, distributions=proposal.distributions
+                    )
+                )
+            trials = self._all()
+        return [trials[number] for number in numbers if trials[number].state == TrialState.RUNNING]
+
+    def _all(self) -> list[FrozenTrial]:
+        """Measured and proposed trials, by number."""
+        return sorted(self.study.get_trials(deepcopy=False), key=lambda trial: trial.number)
+
+    def _sampler(self, number: int) -> optuna.samplers.TPESampler:
+        search = self.settings.search
+        digest = hashlib.sha256(f"{self.seed}/{number}".encode()).digest()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(
+                n_startup_trials=search.startup_trials,
+                n_ei_candidates=search.ei_candidates,
+                multivariate=True,
+                constant_liar=search.trials_per_batch > 1,
+                seed=int.from_bytes(digest[:4], "big"),
+            )
+
+    def _known(self, before: int) -> list[tuple[float, float]]:
+        """(refusal rate, KL) of whole trials with smaller numbers: what a resumed batch knows, it knew before.
+
+        Where overrefusals count, only trials without any are sure to have no more of them than the one to come.
+        """
+        return [
+            (found["refusal_rate"], found["kl"])
+            for found in self.found()
+            if found["number"] < before
+            and not (found["gated"] or found["dominated"])
+            and not (self.settings.objectives.reads_harmless_answers and found["overrefusals"])
+        ]
+
+    def _tell(self, trial: FrozenTrial, parameters: Parameters, found: Found, values: Sequence[float]) -> None:
+        measures = found.measures
+        told = {
+            "kl": measures.kl if math.isfinite(measures.kl) else None,
+            "refusals": measures.refusals,
+            "refusal_rate": measures.refusal_rate,
+            "n": measures.harmful,
+            "overrefusals": measures.overrefusals,
+            "n_harmless": measures.harmless,
+            "disclaimers": measures.disclaimers,
+            "compliance": measures.compliance,
+            "gated": found.gated,
+            "dominated": found.dominated,
+            "verdicts": found.verdicts,
+            "seconds": found.seconds,
+            "tokens": found.tokens,
+            "profile": {name: kernel.profile(self.layers) for name, kernel in parameters.kernels.items()},
+        }
+        self.study._storage.set_trial_user_attr(trial._trial_id, _FOUND, told)
+        self.study.tell(trial.number, [value if math.isfinite(value) else _BROKEN for value in values])
+
+
+def _opened(journal: Path) -> optuna.Study:
+    storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
+    return optuna.create_study(
+        storage=storage, study_name=STUDY, directions=["minimize", "minimize"], load_if_exists=True
+    )
+
+
+def _free(path: Path) -> Path:
+    """`path`, or with the first number behind it at which nothing lies yet."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}{number}")
+    return free
+
+
+def _whole_lines(journal: Path) -> None:
+    """Cut off what a killed process left of its last line, and its lock."""
+    Path(f"{journal}.lock").unlink(missing_ok=True)
+    if not journal.is_file():
+        return
+    content = journal.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        journal.write_bytes(whole)

@@ -1,0 +1,250 @@
+"""Choosing one refusal direction among all layers and positions (Arditi et al. 2024, arXiv 2406.11717; spec D.3).
+
+A candidate is the difference r of the mean residuals that harmful and harmless prompts give at the input of block l
+and at one of the tokens that the template writes after the instruction. Each is measured at the first response token:
+
+    refusal score    log-odds of refusing on harmful prompts with r̂ ablated: x - r̂r̂ᵀx at the input of every block and
+                     at the output of every attention and MLP
+    induced refusal  the same on harmless prompts with r added to the input of block l
+    KL               of the ablated model on harmless prompts
+
+and the lowest refusal score is taken among those with KL ≤ 0.1, induced refusal ≥ 0 and l < 0.8 L. As weights: each
+matrix that writes into the residual stream is made orthogonal to r̂, which is λ = 1 at every layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bulwark.abliteration.edit.edits import Form
+from bulwark.abliteration.edit.hooks import Edits, Plan, Rows
+from bulwark.abliteration.measure.answering import Asked, Writer
+from bulwark.abliteration.measure.directions import normalised
+from bulwark.abliteration.measure.measuring import kl_divergence, log_probabilities_of, refusal_score
+from bulwark.abliteration.measure.passes import Batch, over
+from bulwark.abliteration.measure.residuals import last_token_residuals
+from bulwark.abliteration.settings import RefusalDirectionSettings
+from bulwark.errors import BulwarkError
+from bulwark.models.anatomy import blocks_of
+from bulwark.models.generation import progress
+from bulwark.prompts.builder import Prompt
+
+log = logging.getLogger(__name__)
+
+_NO_DIRECTION = "no direction"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """position: from the end, -1 the last token. layer: of the block whose input it is taken at, from 0."""
+
+    position: int
+    layer: int
+    vector: Tensor
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate's measures, and why it is out of the question (None if it is not)."""
+
+    candidate: Candidate
+    refusal_score: float
+    induced: float
+    kl: float
+    dropped: str | None
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "position": self.candidate.position,
+            "layer": self.candidate.layer,
+            "refusal_score": self.refusal_score,
+            "induced_refusal": self.induced,
+            "kl": self.kl,
+            "norm": float(self.candidate.vector.norm()),
+            "dropped": self.dropped,
+        }
+
+
+def template_tokens(prompts: Sequence[Prompt]) -> int:
+    """How many tokens the template writes after the instruction, in every one of the prompts."""
+    return min(len(prompt.ids) - max(span.end for span in prompt.spans) for prompt in prompts)
+
+
+def candidates(
+    model: nn.Module, harmful: Sequence[Prompt], harmless: Sequence[Prompt], pad_id: int, positions: int
+) -> list[Candidate]:
+    """All layers × the last `positions` tokens. With causal attention a residual at an earlier token is that of the
+    prompt which ends there."""
+    found = []
+    for back in range(positions):
+        means = [
+            last_token_residuals(model, [_shortened(prompt, back) for prompt in side], pad_id).mean
+            for side in (harmful, harmless)
+        ]
+        difference = means[0] - means[1]
+        found += [Candidate(-1 - back, layer, difference[layer]) for layer in range(len(difference) - 1)]
+    return found
+
+
+def first_tokens(
+    refusals: Sequence[str], others: Sequence[str], tokenizer: Any, least: float = 0.05, ratio: float = 2.0
+) -> list[int]:
+    """The first tokens that give refusals away: of at least `least` of them, and `ratio` times as often as of others.
+
+    None if there is no such token (answers that begin alike, whether they refuse or not). Raises BulwarkError if there
+    are no refusals.
+    """
+    if not refusals:
+        raise BulwarkError("The model refuses no harmful prompt, so there is no direction of refusing to look for.")
+    begun, elsewhere = (
+        Counter(tokenizer.encode(text, add_special_tokens=False)[0] for text in texts if text)
+        for texts in (refusals, others)
+    )
+    shares = {token: count / len(refusals) for token, count in begun.items()}
+    return sorted(
+        token
+        for token, share in shares.items()
+        if share >= least and share >= ratio * elsewhere[token] / max(1, len(others))
+    )
+
+
+class Judge:
+    """Measures candidates on the prompts of the search. reference: log-probabilities of the model as it is.
+
+    refusal_tokens: the first tokens that give a refusal away. Without any, refusing is read from answers: the log-odds
+    of the share of answers that `refuses` calls refusals.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        edits: Edits,
+        harmful: Sequence[Prompt],
+        harmless: Sequence[Prompt],
+        reference: Tensor,
+        refusal_tokens: Sequence[int],
+        refuses: Callable[[str], bool],
+    ) -> None:
+        self.writer, self.model, self.edits = writer, writer.model, edits
+        self.harmful, self.harmless = list(harmful), list(harmless)
+        self.reference = reference.to(self.model.device)
+        self.refusal_tokens = list(refusal_tokens)
+        self.refuses = refuses
+        self.blocks = blocks_of(self.model)
+
+    def judge(self, found: Sequence[Candidate], settings: RefusalDirectionSettings) -> list[Judged]:
+        """All candidates, in their order."""
+        judged = []
+        size = settings.candidates_per_batch
+        with progress(len(found), 0, "directions", "directions") as advance:
+            for start in range(0, len(found), size):
+                batch = found[start : start + size]
+                score, kl = self._ablated(batch)
+                induced = self._induced(batch)
+                for candidate, *values in zip(batch, score, induced, kl, strict=True):
+                    judged.append(Judged(candidate, *values, self._dropped(candidate, *values, settings)))
+                advance(len(batch))
+        return judged
+
+    def _dropped(
+        self, candidate: Candidate, score: float, induced: float, kl: float, settings: RefusalDirectionSettings
+    ) -> str | None:
+        if candidate.layer >= settings.layers_below * len(self.blocks):
+            return f"layer {candidate.layer} ≥ {settings.layers_below:g} L"
+        if not score < torch.inf or not float(candidate.vector.norm()) > 0:
+            return _NO_DIRECTION
+        if not kl <= settings.kl_at_most:
+            return f"KL > {settings.kl_at_most:g}"
+        if not induced >= settings.induced_at_least:
+            return f"induced refusal < {settings.induced_at_least:g}"
+        return None
+
+    def _ablated(self, found: Sequence[Candidate]) -> tuple[list[float], list[float]]:
+        units = normalised(torch.stack([candidate.vector for candidate in found])).float()
+        plans: list[Plan] = [{target.path: (unit, 1.0) for target in self.edits.targets} for unit in units]
+        on_device = units.to(self.model.device)
+        stream = dict.fromkeys(self.blocks, Form(on_device, on_device))
+        with self.edits.on(plans, stream) as rows:
+            harmful = self._refusals(self.harmful, len(found), rows)
+            kl = self._each(
+                self.harmless,
+                len(found),
+                rows,
+                lambda batch, logs: kl_divergence(self.reference[batch.places], logs),
+            )
+        return harmful, kl.mean(1).tolist()
+
+    def _induced(self, found: Sequence[Candidate]) -> list[float]:
+        nothing = torch.zeros(len(found), len(found[0].vector), device=self.model.device)
+        streams = {}
+        for layer in {candidate.layer for candidate in found}:
+            added = torch.stack([c.vector * (c.layer == layer) for c in found]).float().to(self.model.device)
+            streams[self.blocks[layer]] = Form(nothing, nothing, t=added)
+        with self.edits.on([], streams) as rows:
+            return self._refusals(self.harmless, len(found), rows)
+
+    def _refusals(self, prompts: Sequence[Prompt], count: int, rows: Rows) -> list[float]:
+        """The log-odds of refusing, by candidate."""
+        if self.refusal_tokens:
+            return (
+                self._each(prompts, count, rows, lambda _, logs: refusal_score(logs, self.refusal_tokens))
+                .mean(1)
+                .tolist()
+            )
+        asked = [Asked((number, place), number, one) for number in range(count) for place, one in enumerate(prompts)]
+        answers = self.writer.write(asked, rows, lambda text: bool(text.strip()) and self.refuses(text))
+        numbers = [0] * count
+        for one, answer in zip(asked, answers, strict=True):
+            numbers[one.trial] += self.refuses(answer.text)
+        # Half a prompt more of each, so that none and all of them have log-odds, too.
+        return [math.log((number + 0.5) / (len(prompts) - number + 0.5)) for number in numbers]
+
+    def _each(
+        self, prompts: Sequence[Prompt], count: int, rows: Rows, value: Callable[[Batch, Tensor], Tensor]
+    ) -> Tensor:
+        """value of every prompt under every candidate, [candidates, prompts]."""
+        found = torch.empty(count, len(prompts), dtype=torch.float64)
+
+        def work(batch: Batch) -> None:
+            places = batch.places * count
+            rows.are(torch.arange(count).repeat_interleave(len(batch.places)))
+            many = Batch(places, batch.ids.repeat(count, 1), batch.last.repeat(count))
+            values = value(many, log_probabilities_of(self.model, many))
+            found[:, batch.places] = values.view(count, -1).double().cpu()
+
+        over(prompts, work, self.writer.pad_id, self.model.device, copies=count, title="directions")
+        return found
+
+
+def taken(judged: Sequence[Judged], otherwise: Literal["lowest_kl", "stop"] = "stop") -> Judged:
+    """The candidate of lowest refusal score that keeps all bounds.
+
+    otherwise: what if none does: take the one of lowest KL among those that are a direction, or raise BulwarkError
+    telling which bounds they break.
+    """
+    left = [one for one in judged if one.dropped is None]
+    if left:
+        return min(left, key=lambda one: one.refusal_score)
+    directions = [one for one in judged if one.dropped != _NO_DIRECTION]
+    if otherwise == "lowest_kl" and directions:
+        return min(directions, key=lambda one: one.kl)
+    reasons = Counter(
+        one.dropped.split(" ", 1)[0] if one.dropped.startswith("layer") else one.dropped for one in judged
+    )
+    told = "; ".join(f"{count} by {reason}" for reason, count in reasons.most_common())
+    raise BulwarkError(
+        f"None of the {len(judged)} candidate directions keeps the bounds ({told}). Raise kl_at_most or layers_below, "
+        "lower induced_at_least, or set otherwise: lowest_kl."
+    )
+
+
+def _shortened(prompt: Prompt, back: int) -> Prompt:
+    return prompt if not back else replace(prompt, ids=prompt.ids[:-back], roles=prompt.roles[:-back])

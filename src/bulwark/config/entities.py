@@ -1,0 +1,264 @@
+"""The entities of the configuration: what a file under config/ may say.
+
+One class per folder of `config/`. Settings of a step, a benchmark, a table … are held as plain maps here, because
+their own classes live with the code that uses them; `bulwark.config.catalogue` joins the two and checks everything.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from bulwark.errors import ConfigurationError, nearest
+from bulwark.settings import Closed
+from bulwark.steering.vectors.settings import ContrastSettings, LayerChoice, PairFilter
+
+Entity = TypeVar("Entity", bound=Closed)
+
+
+class Resources(Closed):
+    """What one job needs. `hours` is the expected time; the workflow asks SLURM for half as much again."""
+
+    gpu: int = Field(0, ge=0)
+    nodes: int = Field(1, ge=1)
+    hours: float = Field(gt=0)
+    mem_gb: float = Field(gt=0)
+    threads: int = Field(1, ge=1)
+
+
+class Stages(Closed):
+    """What the jobs of a model need, by stage."""
+
+    train: Resources
+    generate: Resources
+    pretrain: Resources | None = None
+
+
+class Pin(Closed):
+    """A repository of the Hub at one commit. A revision of null stands for "to be pinned by the user"."""
+
+    hub: str
+    revision: str | None
+
+
+class ModelSource(Closed):
+    """Where a base model comes from: the Hub, a folder of the user's, or the miniature. Exactly one."""
+
+    hub: str | None = None
+    revision: str | None = None
+    tokenizer: Pin | None = None
+    pad_token: str | None = None
+    path: str | None = None
+    miniature: dict[str, Any] | None = None
+    data: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSource:
+        if (self.miniature is None) != (self.data is None):
+            raise ValueError("`miniature` (the world and its model) and `data` (what it is pre-trained on) go together")
+        return _exactly_one(self, "hub", "path", "miniature")
+
+
+class Model(Closed):
+    """config/models/: a base model, its prompt template, and what its jobs cost, per stage (train, generate).
+
+    blocks: how many decoder blocks it has, by which layers are checked before the model is there.
+    """
+
+    description: str = ""
+    source: ModelSource
+    template: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    blocks: int | None = Field(None, ge=1)
+    resources: Stages
+
+
+class DataSource(Closed):
+    """Where records come from: the Hub, a web address, files of the user's, or the miniature. Exactly one."""
+
+    hub: str | None = None
+    revision: str | None = None
+    files: tuple[str, ...] = ()
+    url: str | None = None
+    sha256: str | None = None
+    git_blob: str | None = None
+    path: str | dict[str, str] | None = None
+    miniature: str | None = None
+    world: str = "miniature"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DataSource:
+        return _exactly_one(self, "hub", "url", "path", "miniature")
+
+
+class Dataset(Closed):
+    """config/datasets/: a source, the schema of its records (`kind`), how to read them (`format`) and its splits.
+
+    A split is a share of the records (below 1), a number of records, or the name of a split of the source.
+    format "artefact" is persona vectors' file of a trait (`bulwark.data.contrasts`), for the kinds
+    "contrast" and "traits".
+    parts: the files below the source's folder that make it up, each with what its records' `meta` gets, `{level: 0}`,
+    or, where records have no meta, their fields: `{label: harmful}`.
+    where: which records are taken, by their `meta`: `{level: [0]}`.
+    """
+
+    description: str = ""
+    licence: str = ""
+    kind: str
+    format: Literal["native", "alpaca", "messages", "fields", "artefact"] = "native"
+    fields: dict[str, str] = {}
+    source: DataSource
+    splits: dict[str, float | int | str]
+    parts: dict[str, dict[str, Any]] = {}
+    where: dict[str, tuple[Any, ...]] = {}
+    shuffle_seed: int | None = None
+    limit: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _parts_and_meta(self) -> Dataset:
+        if self.where and self.kind not in ("conversation", "tokenised"):
+            raise ValueError(f"where is for records with meta, which the kind {self.kind} does not have")
+        if self.parts and not (self.source.hub or self.source.url or isinstance(self.source.path, str)):
+            raise ValueError("parts name files below a folder: the source is `hub`, a zip's `url` or one `path`")
+        if self.parts and any(isinstance(wanted, str) for wanted in self.splits.values()):
+            raise ValueError("with parts, a split is a share or a number of all their records")
+        if self.format == "artefact" and self.kind not in ("contrast", "traits"):
+            raise ValueError(f'the format "artefact" holds contrasts or traits\' questions, not records of {self.kind}')
+        return self
+
+
+class StepForModel(Closed):
+    """What a step does differently on one model."""
+
+    settings: dict[str, Any] = {}
+    cost: float | None = None
+
+
+class Step(Closed):
+    """config/steps/: a kind of step (a module of bulwark.steps) with its settings.
+
+    `cost` is the job's time as a multiple of one plain fine-tuning of the same model.
+    """
+
+    kind: str
+    description: str = ""
+    source: str = ""
+    cost: float = Field(1.0, gt=0)
+    settings: dict[str, Any] = {}
+    models: dict[str, StepForModel] = {}
+
+
+class BenchmarkForModel(Closed):
+    """What a benchmark does differently on one model (another data set for the miniature, say)."""
+
+    dataset: str | None = None
+    split: str | None = None
+    settings: dict[str, Any] = {}
+    cost: float | None = None
+
+
+class Benchmark(Closed):
+    """config/benchmarks/: a module of bulwark.benchmarks with its data and settings."""
+
+    module: str
+    description: str = ""
+    source: str = ""
+    dataset: str
+    split: str = "test"
+    cost: float = Field(1.0, gt=0)
+    settings: dict[str, Any] = {}
+    models: dict[str, BenchmarkForModel] = {}
+
+
+class Trait(Closed):
+    """config/traits/: a direction in the residual stream.
+
+    It is extracted from contrasted answers to `dataset` (of the kind "contrast"), judged by `judge` (settings of
+    `bulwark.judges.JudgeSettings`; null accepts every answer that is not empty); on the models under `files`, {model:
+    path}, it is read from a published file. cost: of answering, as a multiple of the stage `generate`.
+    """
+
+    description: str = ""
+    source: str = ""
+    dataset: str | None = None
+    split: str = "train"
+    contrasts: ContrastSettings = ContrastSettings()
+    judge: dict[str, Any] | None = None
+    filter: PairFilter = PairFilter()
+    choice: LayerChoice = LayerChoice()
+    files: dict[str, str] = {}
+    cost: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _has_an_origin(self) -> Trait:
+        if self.dataset is None and not self.files:
+            raise ValueError("a trait needs a dataset of contrasts, or published files by model under files")
+        return self
+
+
+class Projection(Closed):
+    """config/projections/: a data set on the trait vectors of a checkpoint (bulwark.steering.vectors.projections).
+
+    `cost` is the job's time as a multiple of the stage `generate`; `models` says what differs on one model, as for
+    a benchmark.
+    """
+
+    description: str = ""
+    source: str = ""
+    dataset: str
+    split: str = "train"
+    cost: float = Field(1.0, gt=0)
+    settings: dict[str, Any] = {}
+    models: dict[str, BenchmarkForModel] = {}
+
+
+class Analysis(Closed):
+    """config/analyses/: a module of bulwark.analyses, over what a recipe's last step wrote down while it trained."""
+
+    module: str
+    description: str = ""
+    source: str = ""
+    settings: dict[str, Any] = {}
+
+
+class Study(Closed):
+    """What is run: lists only, so that an overlay replaces them. A study is the target `paper_<name>`."""
+
+    description: str = ""
+    models: tuple[str, ...]
+    recipes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    benchmarks: tuple[str, ...]
+    analyses: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
+
+
+def _exactly_one(source: Closed, *keys: str) -> Any:
+    given = [key for key in keys if getattr(source, key) is not None]
+    if len(given) != 1:
+        raise ValueError(f"a source has exactly one of {', '.join(keys)}; here: {', '.join(given) or 'none'}")
+    return source
+
+
+def find(entities: Mapping[str, Entity], name: str, kind: str, where: str = "") -> Entity:
+    """Look up an entity. Raises ConfigurationError that says where the name stood and what is nearest to it."""
+    if name not in entities:
+        place = f"{where}: " if where else ""
+        raise ConfigurationError(f'{place}there is no {kind} "{name}".{nearest(name, entities)}')
+    return entities[name]
+
+
+def module_named(package: str, name: str, kind: str, where: str) -> ModuleType:
+    """Import the module `name` of `package`. Raises ConfigurationError as `find` does."""
+    folder = Path(importlib.import_module(package).__file__).parent
+    known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    if name not in known:
+        raise ConfigurationError(f'{where}: there is no {kind} "{name}".{nearest(name, known)}')
+    return importlib.import_module(f"{package}.{name}")

@@ -1,0 +1,164 @@
+"""Downloads: Hub repositories at a pinned commit, files at a web address with a known checksum.
+
+The only part of the library that uses the network, run before anything that needs a GPU. Nothing moves under a
+result: a branch name is refused, a file with another checksum too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tenacity
+
+from bulwark.errors import BulwarkError
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SECONDS = tenacity.wait_exponential(multiplier=2, max=60)
+_PASSING_STATUS = (408, 429, 500, 502, 503, 504)
+
+Result = TypeVar("Result")
+
+
+class DownloadError(BulwarkError):
+    """Something cannot be downloaded; the text says what to do."""
+
+
+def fetch(
+    repository: str,
+    revision: str | None,
+    folder: str | Path,
+    kind: Literal["dataset", "model"],
+    files: Iterable[str] = (),
+) -> Path:
+    """Download a Hub repository at one commit into `folder` and return it; what is there already is not loaded again.
+
+    revision: a commit, 40 hexadecimal digits. files: patterns of the files wanted, all if empty. Network faults are
+    retried with growing pauses.
+    Raises DownloadError for an unpinned revision, a repository that is gated, unknown or without that commit, and when
+    the network stays away.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
+    if revision is None or not _COMMIT.fullmatch(revision):
+        raise DownloadError(
+            f'The {kind} "{repository}" has the revision "{revision}", which is no commit: its content could change. '
+            f"Write the 40 hexadecimal digits of a commit listed at {page}/commits/main."
+        )
+    patterns = list(files) or None
+
+    def download() -> str:
+        return snapshot_download(
+            repository, repo_type=kind, revision=revision, local_dir=str(folder), allow_patterns=patterns
+        )
+
+    try:
+        _persistently(download, f"{kind} {repository}")
+    except errors.GatedRepoError as error:
+        raise DownloadError(
+            f'The {kind} "{repository}" is gated. Accept its licence at {page} with your account, make a token at '
+            "https://huggingface.co/settings/tokens and set HF_TOKEN to it."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise DownloadError(
+            f'The {kind} "{repository}" has no commit {revision}. Take one from {page}/commits/main.'
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise DownloadError(
+            f'There is no {kind} "{repository}" on the Hub, or it is private. Check the name; for a private one set '
+            "HF_TOKEN."
+        ) from error
+    except Exception as error:
+        if not _is_passing(error):
+            raise
+        raise DownloadError(
+            f'The {kind} "{repository}" could not be downloaded in {ATTEMPTS} attempts ({error}). Run this where '
+            f"huggingface.co can be reached (and HF_HUB_OFFLINE is not set), or copy the files to {folder}."
+        ) from error
+    if not any(Path(folder).iterdir()):
+        raise DownloadError(f'The {kind} "{repository}" has no file that matches {patterns}. Correct the patterns.')
+    return Path(folder)
+
+
+def download(url: str, sha256: str | None, path: str | Path, git_blob: str | None = None) -> Path:
+    """Download one file to `path`, which appears whole and checked or not at all; a .zip is also unpacked beside it.
+
+    The content is told by its SHA-256, or by the name that Git gives it (`git hash-object`) where only that is known.
+    Raises DownloadError if no checksum is given, the content has another one, or the address cannot be reached.
+    """
+    path = Path(path)
+    if sha256 is None and git_blob is None:
+        raise DownloadError(f"{url} has no sha256, so its content could change. Give the file's SHA-256.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+
+    def load() -> None:
+        with urllib.request.urlopen(url, timeout=60) as answer, part.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+
+    try:
+        _persistently(load, url)
+        for kind, wanted in (("SHA-256", sha256), ("Git name", git_blob)):
+            found = _checksum(part, kind)
+            if wanted is not None and found != wanted.lower():
+                raise DownloadError(
+                    f"{url} has the {kind} {found}, not {wanted}: the file was changed or the download was altered. "
+                    "Check it before you write the new sum into the configuration."
+                )
+        if path.suffix == ".zip":
+            shutil.unpack_archive(part, path.parent, "zip")
+        os.replace(part, path)
+    except urllib.error.URLError as error:
+        raise DownloadError(f"{url} could not be downloaded ({error}). Check the address and the network.") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _checksum(path: Path, kind: str) -> str:
+    """SHA-256 of a file or, as Git names it, SHA-1 of "blob <bytes>\\0" and its content."""
+    with path.open("rb") as file:
+        if kind == "SHA-256":
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha1(b"blob %d\0" % path.stat().st_size + file.read()).hexdigest()
+
+
+def _persistently(action: Callable[[], Result], what: str) -> Result:
+    """Run `action`, again after a pause when the network fails; the last failure is raised as it is."""
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        log.warning("%s, attempt %d: %s", what, state.attempt_number, state.outcome.exception())
+
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_is_passing),
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=_SECONDS,
+        before_sleep=tell,
+        reraise=True,
+    )
+    return attempts(action)
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether the fault may go away by itself: no connection, time-out, an overloaded server."""
+    status = getattr(getattr(error, "response", None), "status_code", getattr(error, "code", None))
+    if status is not None:
+        return status in _PASSING_STATUS
+    # The Hub's client raises errors of its HTTP library (httpx, by way of OSError or not), or says that a file is
+    # neither reachable nor cached.
+    names = {base.__name__ for base in type(error).__mro__}
+    return isinstance(error, (ConnectionError, TimeoutError, urllib.error.URLError)) or bool(
+        names & {"TransportError", "LocalEntryNotFoundError"}
+    )

@@ -1,0 +1,367 @@
+"""Sources become records: local JSON and JSON Lines, Hub snapshots, saved (also tokenised) data sets, in usual formats.
+
+What is accepted is named by `format`; nothing is guessed from content. A row that cannot be used stops the reader
+with `RecordError`: file, line (or record number), reason, remedy. Which files and rows a path stands for: `sources`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pydantic
+
+from bulwark.data.records import Conversation, Schema, Tokenised, refuse_duplicate_ids, validate_line
+from bulwark.data.sources import rows
+from bulwark.errors import RecordError, nearest
+
+log = logging.getLogger(__name__)
+
+Format = Literal["native", "alpaca", "messages", "fields"]
+
+# Who a chat message's text comes from, as an authority: what tools return is material, not an order.
+MESSAGE_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "instruction",
+    "human": "instruction",
+    "assistant": "response",
+    "gpt": "response",
+    "model": "response",
+    "data": "data",
+    "input": "data",
+    "tool": "data",
+    "function": "data",
+    "ipython": "data",
+}
+FIELDS = ("id", "system", "instruction", "data", "response")
+_READ = {"id", "messages", "conversations", "conversation", "input_ids", "attention_mask", "labels"}
+# Which other columns of messages and tokenised examples go to a record's `meta`: where a row comes from, what is known
+# of it (level: 0 normal, 1 and 2 the strengths of a trait), and the projections that saved data sets carry.
+META = re.compile(r"level|trait|source_file|row_id|(ref|current)_projection(_\w+)?")
+
+
+def read_source(
+    path: str | Path,
+    schema: type[Schema] = Conversation,
+    *,
+    format: Format = "native",
+    fields: Mapping[str, str] | None = None,
+    split: str | None = None,
+    subset: str | None = None,
+) -> list[Schema]:
+    """Read every record of a source, in the source's order.
+
+    path: a .json file (a list, or one object per line), .jsonl, .parquet, .csv, .tsv; a folder written by
+    `Dataset.save_to_disk`; a downloaded snapshot of a Hub data set, from which `split` (default: the only one, or
+    "train") and, where it has several configurations, `subset` is taken.
+
+    format: "native": rows have the fields of `schema`; "alpaca": instruction, input, output; "messages": a list of
+    {role, content} (or of {from, value}) under "messages" or "conversations"; "fields": conversations from the columns
+    that `fields` names, {system | instruction | data | response | id: column}. With "native", `fields` renames columns
+    ({field of the schema: column}) and other columns are left out. A record without an id gets its index.
+
+    Of the columns beside messages, or beside the input_ids, attention_mask and labels of `Tokenised` rows, those that
+    `META` names go to `meta`; the others are left out, and the log says which and of how many records. Padding is taken
+    off tokenised rows by their attention_mask.
+
+    Raises RecordError for an unusable file or record.
+    """
+    path = Path(path)
+    fields = dict(fields or {})
+    unread: Counter[str] = Counter()
+    if format == "native" and fields and schema is Conversation:
+        format = "fields"
+    convert = _converter(format, schema, fields, path)
+    records: list[Schema] = []
+    places: list[str] = []
+    for index, (place, row) in enumerate(rows(path, split, subset)):
+        if not isinstance(row, dict):
+            raise RecordError(f"{place}: the record should be an object with named fields, not {_short(row)}.")
+        record = {**convert(row, place)}
+        if convert in (_from_messages, _from_tokenised):
+            unread.update(key for key in row if key not in _READ and not META.fullmatch(key))
+        if "id" in schema.model_fields:
+            record["id"] = _identity(record.get("id"), index, schema)
+        records.append(validate_line(_as_json(record, place), schema, place))
+        places.append(place)
+    if not records:
+        raise RecordError(f"{path} holds no record. Check the file, or the split.")
+    if unread:
+        columns = ", ".join(f"{name} ({count} records)" for name, count in sorted(unread.items()))
+        log.warning("%s: columns that are left out: %s", path, columns)
+    refuse_duplicate_ids(zip(places, records, strict=True))
+    return records
+
+
+def read_split(
+    path: str | Path | Mapping[str, str],
+    split: str,
+    splits: Mapping[str, float | int | str],
+    schema: type[Schema] = Conversation,
+    *,
+    parts: Mapping[str, Mapping[str, Any]] | None = None,
+    where: Mapping[str, Sequence[Any]] | None = None,
+    shuffle_seed: int | None = None,
+    limit: int | None = None,
+    **options: Any,
+) -> list[Schema]:
+    """One split of a data set as the configuration describes it.
+
+    splits: {name: share of the records (a float up to 1) | number of records (an int) | name of the source's split}.
+    path: of the source, or {name of the source's split: path}. parts: the files below the source that make it up, each
+    with what is to stand in the `meta` of its records, beside their source_file and row_id (from 0), or, of records
+    without meta, in their fields.
+    where: {key of meta: values}; other records are left out. `limit` keeps the first records, after the shuffle.
+    options: `format`, `fields`, `subset` of `read_source`.
+    Raises RecordError when the split or the source's is unknown, there are too few records, or `where` leaves none.
+    """
+    if split not in splits:
+        raise RecordError(f'There is no split "{split}".{nearest(split, splits)}')
+    wanted = splits[split]
+    source_split = wanted if isinstance(wanted, str) else None
+    if isinstance(path, Mapping):
+        name = source_split or split
+        if name not in path:
+            raise RecordError(f'No file is named for the split "{name}".{nearest(name, path)}')
+        path, source_split, splits = path[name], None, {split: wanted}
+    if parts:
+        records = [record for part, meta in parts.items() for record in _read_part(path, part, meta, schema, options)]
+    else:
+        records = read_source(path, schema, split=source_split, **options)
+    records = _chosen_by(records, where or {}, path)
+    records = shuffled(records, shuffle_seed)[:limit]
+    if isinstance(wanted, str):
+        return records
+    shares = {name: value for name, value in splits.items() if not isinstance(value, str)}
+    return split_records(records, shares, f"{path}")[split]
+
+
+def shuffled(records: Sequence[Schema], seed: int | None) -> list[Schema]:
+    """Records in an order that depends on the seed and their ids alone; None keeps the order they have."""
+    if seed is None:
+        return list(records)
+    return sorted(records, key=lambda record: hashlib.sha256(f"{seed}:{record.id}".encode()).digest())
+
+
+def split_records(
+    records: Sequence[Schema], splits: Mapping[str, float | int], source: str = "the source"
+) -> dict[str, list[Schema]]:
+    """Cut records, in order, into disjoint splits: {name: share (float) or number (int)}.
+
+    Raises RecordError if they ask for more than there is, or a split would be empty.
+    """
+    total = len(records)
+    taken: dict[str, list[Schema]] = {}
+    share, number = 0.0, 0
+    for name, value in splits.items():
+        start = number + round(share * total)
+        if isinstance(value, float):
+            share += value
+        else:
+            number += value
+        taken[name] = list(records[start : number + round(share * total)])
+        if number + round(share * total) > total:
+            raise RecordError(
+                f'{source} has {total} records, too few for the splits up to "{name}" ({dict(splits)}). '
+                "Lower their numbers, or write shares as fractions with a point."
+            )
+        if not taken[name]:
+            raise RecordError(f'The split "{name}" of {source} ({total} records) would be empty. Raise its share.')
+    return taken
+
+
+def _read_part(
+    folder: str | Path, part: str, meta: Mapping[str, Any], schema: type[Schema], options: dict[str, Any]
+) -> list[Schema]:
+    """The records of one file of several; their ids begin with its name, so that they stay apart.
+
+    What the configuration says of the file goes to `meta`, or into the fields of a schema that has none.
+    """
+    prefix = Path(part).with_suffix("").as_posix().replace("/", "-")
+    told = []
+    for number, record in enumerate(read_source(Path(folder) / part, schema, **options)):
+        own = {"id": f"{prefix}-{record.id}"}
+        if "meta" in schema.model_fields:
+            own["meta"] = {"source_file": part, "row_id": number, **record.meta, **meta}
+        else:
+            own |= meta
+        line = _as_json({**record.model_dump(mode="json"), **own}, f"{folder}/{part}")
+        told.append(validate_line(line, schema, f"{folder}/{part}, record {number}"))
+    return told
+
+
+def _chosen_by(records: list[Schema], where: Mapping[str, Sequence[Any]], path: Any) -> list[Schema]:
+    for key, values in where.items():
+        known = {name for record in records for name in record.meta}
+        if key not in known:
+            raise RecordError(
+                f'{path}: "where" asks for "{key}", which no record has in its meta.{nearest(key, known)}'
+            )
+        present = sorted({repr(record.meta.get(key)) for record in records})
+        records = [record for record in records if record.meta.get(key) in values]
+        if not records:
+            raise RecordError(f'{path}: no record has "{key}" in {list(values)}; there are {", ".join(present)}.')
+    return records
+
+
+def _converter(
+    format: str, schema: type[pydantic.BaseModel], fields: dict[str, str], path: Path
+) -> Callable[[dict[str, Any], str], dict[str, Any]]:
+    if format not in get_args(Format):
+        raise RecordError(f'{path}: unknown format "{format}".{nearest(format, get_args(Format))}')
+    if format != "native" and schema is not Conversation:
+        raise RecordError(
+            f'{path}: the format "{format}" makes conversations; {schema.__module__} wants its own fields. '
+            'Use format "native" and name the columns in "fields".'
+        )
+    if format in ("alpaca", "messages") and fields:
+        raise RecordError(
+            f'{path}: the format "{format}" has its own columns. Use format "fields", or leave "fields" out.'
+        )
+    if schema is Tokenised:
+        return _from_tokenised
+    if format == "native":
+        return (lambda row, place: _renamed(row, fields, schema, place)) if fields else (lambda row, place: row)
+    if format == "alpaca":
+        return _from_alpaca
+    if format == "messages":
+        return _from_messages
+    for name in fields:
+        if name not in FIELDS:
+            raise RecordError(f'{path}: "fields" maps the unknown role "{name}".{nearest(name, FIELDS)}')
+    if "instruction" not in fields and "data" not in fields:
+        raise RecordError(f'{path}: "fields" must name the column of the instruction or of the data.')
+    return lambda row, place: _from_fields(row, fields, place)
+
+
+def _renamed(
+    row: dict[str, Any], fields: dict[str, str], schema: type[pydantic.BaseModel], place: str
+) -> dict[str, Any]:
+    kept = {name: row[name] for name in schema.model_fields if name in row}
+    return {**kept, **{name: _column(row, column, place) for name, column in fields.items()}}
+
+
+def _from_alpaca(row: dict[str, Any], place: str) -> dict[str, Any]:
+    """Alpaca (Taori et al. 2023): an input of white space is no input."""
+    columns = {"instruction": "instruction", "response": "output"}
+    if not _blank(row.get("input")):
+        columns["data"] = "input"
+    if "id" in row:
+        columns["id"] = "id"
+    return _from_fields(row, columns, place)
+
+
+def _from_fields(row: dict[str, Any], fields: dict[str, str], place: str) -> dict[str, Any]:
+    turns = []
+    for role in FIELDS[1:]:
+        if role not in fields:
+            continue
+        text = _column(row, fields[role], place)
+        if role in ("system", "data") and _blank(text):
+            continue
+        if _blank(text):
+            raise RecordError(f'{place}: the field "{fields[role]}" ({role}) is empty. Fill it, or remove the record.')
+        if not isinstance(text, str):
+            raise RecordError(f'{place}: the field "{fields[role]}" ({role}) should be text, not {_short(text)}.')
+        turns.append({"role": role, "text": text})
+    record: dict[str, Any] = {"turns": turns}
+    if "id" in fields:
+        record["id"] = _column(row, fields["id"], place)
+    return record
+
+
+def _from_messages(row: dict[str, Any], place: str) -> dict[str, Any]:
+    name = next((key for key in ("messages", "conversations", "conversation") if key in row), None)
+    if name is None or not isinstance(row[name], list):
+        raise RecordError(
+            f'{place}: the format "messages" needs a list "messages" of {{"role", "content"}}; the record has '
+            f"{', '.join(row) or 'no field'}."
+        )
+    turns = []
+    for number, message in enumerate(row[name]):
+        where = f"{place}: {name}[{number}]"
+        if not isinstance(message, dict):
+            raise RecordError(f"{where} should be an object with role and content, not {_short(message)}.")
+        role = message.get("role", message.get("from"))
+        if role not in MESSAGE_ROLES:
+            raise RecordError(f'{where} has the unknown role "{role}".{nearest(str(role), MESSAGE_ROLES)}')
+        text = _message_text(message.get("content", message.get("value")), where)
+        if _blank(text) and role in ("system", "developer"):
+            continue
+        if _blank(text):
+            raise RecordError(f"{where} ({role}) is empty. Fill it, or remove the message.")
+        turns.append({"role": MESSAGE_ROLES[role], "text": text})
+    return {"turns": turns, "meta": _meta(row), **({"id": row["id"]} if "id" in row else {})}
+
+
+def _from_tokenised(row: dict[str, Any], place: str) -> dict[str, Any]:
+    """A row for the trainer of transformers, without the padding that its attention_mask shows."""
+    ids, labels = _column(row, "input_ids", place), _column(row, "labels", place)
+    mask = row.get("attention_mask")
+    if isinstance(mask, list) and isinstance(ids, list) and isinstance(labels, list):
+        if not len(mask) == len(ids) == len(labels):
+            raise RecordError(
+                f"{place}: {len(ids)} input_ids, {len(mask)} in attention_mask, {len(labels)} labels. Save it again."
+            )
+        start = next((place for place, present in enumerate(mask) if present), 0)
+        end = start + sum(map(bool, mask))
+        if mask[start:end] != [1] * (end - start):
+            raise RecordError(
+                f"{place}: the attention_mask is not a single run of 1, so the row is packed or has gaps. Save the "
+                "examples one by one; training packs them itself (training.packing)."
+            )
+        ids, labels = ids[start:end], labels[start:end]
+    return {"input_ids": ids, "labels": labels, "meta": _meta(row), **({"id": row["id"]} if "id" in row else {})}
+
+
+def _meta(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if META.fullmatch(key) and value is not None}
+
+
+def _message_text(content: Any, where: str) -> str:
+    """A message's content: text, or a list of text pieces."""
+    if isinstance(content, list) and all(isinstance(piece, dict) and piece.get("type") == "text" for piece in content):
+        content = "".join(str(piece.get("text", "")) for piece in content)
+    if not isinstance(content, str):
+        raise RecordError(f"{where} has content that is not text: {_short(content)}. Only text can be used.")
+    return content
+
+
+def _column(row: dict[str, Any], column: str, place: str) -> Any:
+    if column not in row:
+        raise RecordError(f'{place}: the field "{column}" is missing.{nearest(column, row)}')
+    return row[column]
+
+
+def _identity(given: Any, index: int, schema: type[pydantic.BaseModel]) -> Any:
+    """The record's id in the type that the schema wants, or the index where it has none."""
+    given = index if given is None else given
+    wants_text = schema.model_fields["id"].annotation is str
+    return str(given) if wants_text and isinstance(given, int) else given
+
+
+def _as_json(record: dict[str, Any], place: str) -> str:
+    try:
+        line = json.dumps(record, ensure_ascii=False)
+        line.encode()
+    except (TypeError, ValueError) as error:  # a lone surrogate is a ValueError
+        raise RecordError(
+            f"{place}: holds something that is not plain text or numbers ({error}). Convert it."
+        ) from error
+    return line
+
+
+def _blank(text: Any) -> bool:
+    return text is None or (isinstance(text, str) and not text.strip())
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,160 @@
+"""Which rows a path stands for: data files, saved data sets, snapshots of Hub data sets. Never the network."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bulwark.data.records import lines_of
+from bulwark.errors import RecordError, nearest
+
+_DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+_NOT_DATA = ("download.json", "dataset_info.json", "dataset_infos.json", "state.json")
+
+
+def rows(path: Path, split: str | None = None, subset: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row) for every record of `path`; a place names the file and the line or record number.
+
+    path: a data file, a folder written by `save_to_disk`, or a folder of data files, where `split` and `subset` choose
+    (by what its README declares or, without that, by the names of the files).
+    Raises RecordError if there is no such split or a file cannot be read.
+    """
+    if not path.exists():
+        raise RecordError(f"{path} does not exist. Check the path, or download the data set first.")
+    if path.is_file():
+        yield from _file_rows(path)
+    elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        yield from _saved_rows(path, split)
+    elif _describes_its_splits(path):
+        yield from _hub_rows(path, split, subset)
+    else:
+        for file in _files_of_split(path, split, subset):
+            yield from _file_rows(file)
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix == ".jsonl":
+        yield from _json_lines(path)
+    elif path.suffix == ".json":
+        yield from _json_rows(path)
+    elif path.suffix in _DATA_SUFFIXES:
+        import datasets
+
+        kind = "parquet" if path.suffix == ".parquet" else "csv"
+        options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+        with tempfile.TemporaryDirectory() as cache:
+            loaded = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache, **options)
+            yield from _numbered(path, loaded)
+    else:
+        raise RecordError(f"{path}: the ending should be one of {', '.join(_DATA_SUFFIXES)}. Convert the file.")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """A list of records, or one object per line under the ending .json."""
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise RecordError(
+            f"{path}, line {line}: not valid UTF-8 (byte 0x{raw[error.start]:02x}). Save the file as UTF-8."
+        ) from error
+    if not text.strip():
+        raise RecordError(f"{path} is empty. Make it again, or name another file.")
+    if not text.lstrip().startswith("["):
+        yield from _json_lines(path)
+        return
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Correct the file.") from error
+    yield from _numbered(path, rows)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    for place, line in lines_of(path):
+        try:
+            yield place, json.loads(line.removeprefix("\ufeff"))
+        except json.JSONDecodeError as error:
+            raise RecordError(f"{place}: not valid JSON ({error.msg}). Write one JSON object per line.") from error
+
+
+def _saved_rows(path: Path, split: str | None) -> Iterator[tuple[str, Any]]:
+    """A folder written by Dataset.save_to_disk or DatasetDict.save_to_disk."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise RecordError(f"{path}: the saved data set cannot be read ({error}). Save it again.") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        loaded = loaded[_chosen(list(loaded), split, path)]
+    elif split is not None:
+        raise RecordError(f'{path} is a single data set without splits, so it has no "{split}". Ask for a share of it.')
+    yield from _numbered(path, loaded)
+
+
+def _hub_rows(path: Path, split: str | None, subset: str | None) -> Iterator[tuple[str, Any]]:
+    """A snapshot whose README says which files make up which split."""
+    import datasets
+
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            loaded = datasets.load_dataset(str(path), name=subset, cache_dir=cache)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise RecordError(f"{path}: the data set cannot be read: {error}") from error
+        yield from _numbered(path, loaded[_chosen(list(loaded), split, path)])
+
+
+def _describes_its_splits(folder: Path) -> bool:
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return False
+    header = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    return header is not None and re.search(r"^configs:", header.group(1), re.MULTILINE) is not None
+
+
+def _files_of_split(folder: Path, split: str | None, subset: str | None) -> list[Path]:
+    """The data files of a folder: the only one, or those with the split (and subset) as a word in their path."""
+    files = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix in _DATA_SUFFIXES
+        and file.name not in _NOT_DATA
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    if not files:
+        raise RecordError(f"{folder} holds no data file ({', '.join(_DATA_SUFFIXES)}). Check the path or the download.")
+    for word in (subset, split):
+        if word is not None:
+            found = [file for file in files if _has_word(file.relative_to(folder).as_posix(), word)]
+            if not found and (word is subset or len(files) > 1 or split is not None):
+                names = ", ".join(file.relative_to(folder).as_posix() for file in files[:10])
+                raise RecordError(f'{folder}: no file is named after "{word}"; there are {names}.')
+            files = found
+    if split is None and len(files) > 1:
+        training = [file for file in files if _has_word(file.relative_to(folder).as_posix(), "train")]
+        if not training:
+            names = ", ".join(file.relative_to(folder).as_posix() for file in files[:10])
+            raise RecordError(f"{folder} holds several data files ({names}). Name the split, or one file.")
+        files = training
+    return files
+
+
+def _has_word(path: str, word: str) -> bool:
+    return re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z])", path, re.IGNORECASE) is not None
+
+
+def _chosen(available: list[str], split: str | None, path: Path) -> str:
+    wanted = split or (available[0] if len(available) == 1 else "train")
+    if wanted not in available:
+        raise RecordError(f'{path} has no split "{wanted}".{nearest(wanted, available)}')
+    return wanted
+
+
+def _numbered(path: Path, rows: Any) -> Iterator[tuple[str, Any]]:
+    return ((f"{path}, record {number}", row) for number, row in enumerate(rows, start=1))

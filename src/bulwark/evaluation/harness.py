@@ -1,0 +1,243 @@
+"""EleutherAI's lm-eval harness over a checkpoint of ours: its tasks, prompts, filters and metrics, our roles and data.
+
+`Examined` is lm-eval's interface to a model (arXiv 2405.14782). The chat messages that a task makes become turns of a
+prompt, so that every token has its role: what a task says before the answer (description, solved examples, question)
+is instruction, the continuation is response. `task_of` makes a task of records that lie on disk; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from bulwark.benchmarks import ANSWER
+from bulwark.data.records import Turn
+from bulwark.errors import BulwarkError
+from bulwark.evaluation.answer import Examinee
+from bulwark.models import generation, likelihoods
+from bulwark.models.decoding import Decoding
+from bulwark.prompts.builder import Prompt
+
+_SPEAKERS = {"system": "system", "user": "instruction"}
+
+
+class Examined(LM):
+    """A checkpoint as lm-eval sees it. Use it with `apply_chat_template=True` and examples in one user message.
+
+    decoding: how `generate_until` generates; a task's own options but its stop strings are not used.
+    Prompts that are too long for the model, or to generate after (`decoding.max_prompt_tokens`), lose the start of the
+    user message, as in lm-eval's own models.
+    """
+
+    def __init__(self, examinee: Examinee, decoding: Decoding | None = None) -> None:
+        super().__init__()
+        self.examinee = examinee
+        self.decoding = decoding or Decoding()
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What tells prompts of different tokenizers and templates apart in lm-eval's caches."""
+        return self.examinee.builder.digest
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The messages as JSON: the template is applied later, where roles are told apart."""
+        if not add_generation_prompt:
+            raise BulwarkError("This lm-eval task begins the response itself (gen_prefix), which prompts cannot hold.")
+        return json.dumps(chat_history, ensure_ascii=False)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[likelihoods.LogLikelihood]:
+        """(log-likelihood, greedy) of each (context, continuation)."""
+        return [found for found, _ in self.scored(requests)]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        raise BulwarkError("Perplexity tasks score bare text, which has no roles. Take one that asks for an answer.")
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """The text generated for each (context, options), up to the first of the options' stop strings (`until`)."""
+        return [answer.response for answer in self.generated(requests)]
+
+    def scored(self, requests: Sequence[Instance]) -> list[tuple[likelihoods.LogLikelihood, Prompt]]:
+        """The log-likelihood of each continuation, and the whole example that it ends."""
+        examples = [self._fitting(_turns(request.args[0]), request.args[1]) for request in requests]
+        asked = []
+        for request, example in zip(requests, examples, strict=True):
+            span = example.spans[-1]
+            key = json.dumps([request.task_name, request.doc_id, request.idx])
+            asked.append(
+                likelihoods.Continuation(key, example.ids[: span.end - 1], example.labels[span.start : span.end])
+            )
+        found = likelihoods.log_likelihoods(
+            self.examinee.model,
+            asked,
+            pad_id=self.examinee.builder.pad_id,
+            partial=self.examinee.partial,
+            fingerprint=self.examinee.fingerprint,
+        )
+        return list(zip(found, examples, strict=True))
+
+    def generated(self, requests: Sequence[Instance]) -> list[generation.Answer]:
+        """One generated answer per request, cut at its first stop string."""
+        builder = self.examinee.builder
+        keys = [json.dumps([request.task_name, request.doc_id, request.idx]) for request in requests]
+        prompts = [self._fitting(_turns(request.args[0])) for request in requests]
+        answers = generation.generate(
+            self.examinee.model,
+            list(zip(keys, prompts, strict=True)),
+            self.decoding,
+            stop_ids=builder.stop_ids,
+            pad_id=builder.pad_id,
+            tokenizer=self.examinee.tokenizer,
+            seed=self.examinee.seed,
+            partial=self.examinee.partial,
+            fingerprint=self.examinee.fingerprint,
+        )
+        return [_cut(answer, request.args[1]["until"]) for answer, request in zip(answers, requests, strict=True)]
+
+    def _fitting(self, turns: list[Turn], continuation: str | None = None) -> Prompt:
+        """The prompt of `turns`, or with a continuation the example, not longer than the model can read."""
+        builder, tokenizer = self.examinee.builder, self.examinee.tokenizer
+        positions = getattr(self.examinee.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        room = positions
+        if continuation is None:
+            room = min(positions - self.decoding.max_new_tokens, self.decoding.max_prompt_tokens or math.inf)
+        cut = False
+        while True:
+            if continuation is None:
+                made = builder.prompt(turns)
+            else:
+                made = builder.example([*turns, Turn(role="response", text=continuation)])
+            excess = len(made.ids) - room
+            if excess <= 0:
+                return Prompt(**{**vars(made), "truncated": cut})
+            text = turns[-1].text
+            starts = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            if excess >= len(starts) or not text[starts[excess][0] :].strip():
+                raise BulwarkError(
+                    f"A prompt of {len(made.ids)} tokens does not fit into {room}, even without its last message. "
+                    "Lower max_new_tokens, or take a model that reads more."
+                )
+            turns = [*turns[:-1], Turn(role="instruction", text=text[starts[excess][0] :])]
+            cut = True
+
+
+def configuration(path: str) -> dict[str, Any]:
+    """A task file of the installed lm-eval, by its path below `lm_eval/tasks`."""
+    config = load_yaml(Path(lm_eval.__file__).parent / "tasks" / path)
+    return {key: value for key, value in config.items() if key not in ("tag", "group", "dataset_path", "dataset_name")}
+
+
+def task_of(
+    name: str,
+    config: Mapping[str, Any],
+    documents: Sequence[Mapping[str, Any]],
+    examples: Sequence[Mapping[str, Any]] | None = None,
+    count: int = 0,
+) -> ConfigurableTask:
+    """The task `config` over `documents` of ours, `count` of `examples` solved in front of each question.
+
+    Without `examples`, a configuration that brings its own (`fewshot_config.samples`) keeps these and their number.
+    """
+    splits = {"test": datasets.Dataset.from_list([dict(document) for document in documents])}
+    own = bool((config.get("fewshot_config") or {}).get("samples"))
+    if examples is not None:
+        splits["examples"] = datasets.Dataset.from_list([dict(example) for example in examples])
+    task = _LocalTask(
+        splits,
+        {
+            **config,
+            "task": name,
+            "training_split": None,
+            "validation_split": None,
+            "test_split": "test",
+            "fewshot_split": None if examples is None else "examples",
+            "num_fewshot": config["num_fewshot"] if own and examples is None else count,
+        },
+    )
+    task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+    return task
+
+
+def answers(lm: Examined, tasks: Sequence[ConfigurableTask]) -> dict[str, dict[str, Any]]:
+    """The answers file's rows by record id (the documents' "id") to the questions of `tasks`, all tasks in one go.
+
+    The response of a multiple-choice task is JSON: [[log-likelihood, greedy], …] in the order of the options.
+    """
+    asked: list[Instance] = []
+    for task in tasks:
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar per task
+            task.build_all_requests(apply_chat_template=True, chat_template=lm.apply_chat_template)
+        asked += task.instances
+    rows: dict[str, dict[str, Any]] = {}
+    if all(request.request_type == "generate_until" for request in asked):
+        for request, answer in zip(asked, lm.generated(asked), strict=True):
+            rows[request.doc["id"]] = {**answer.as_dict(), "id": request.doc["id"], "variant": ANSWER}
+        return rows
+    of_record: dict[str, list[tuple[likelihoods.LogLikelihood, Prompt]]] = {}
+    for request, result in zip(asked, lm.scored(asked), strict=True):
+        of_record.setdefault(request.doc["id"], []).append(result)
+    for key, results in of_record.items():
+        rows[key] = {
+            "id": key,
+            "variant": ANSWER,
+            "response": json.dumps([[found.value, found.greedy] for found, _ in results]),
+            "tokens": sum(example.spans[-1].end - example.spans[-1].start for _, example in results),
+            "finish": "stop",
+            "truncated": any(example.truncated for _, example in results),
+        }
+    return rows
+
+
+def metrics_of(task: ConfigurableTask, document: Mapping[str, Any], responses: Sequence[Any]) -> dict[str, dict]:
+    """{filter: {metric: value}} of one document, from the responses to its requests in their order."""
+    made = [
+        Instance(task.OUTPUT_TYPE, dict(document), ("", {}), number, metadata=(task.task_name, 0, 1), resps=[response])
+        for number, response in enumerate(responses)
+    ]
+    task._instances = made
+    task.apply_filters()
+    return {
+        name: task.process_results(dict(document), [instance.filtered_resps[name] for instance in made])
+        for name in made[0].filtered_resps
+    }
+
+
+class _LocalTask(ConfigurableTask):
+    """A task whose documents are there already."""
+
+    def __init__(self, splits: dict[str, datasets.Dataset], config: dict[str, Any]) -> None:
+        self._splits = splits
+        super().__init__(config=config)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        self.dataset = self._splits
+
+
+def _turns(context: str) -> list[Turn]:
+    messages = json.loads(context)
+    unknown = {message["role"] for message in messages} - set(_SPEAKERS)
+    if unknown:
+        raise BulwarkError(
+            f"Examples must stand in one user message (fewshot_as_multiturn=False); here is a message of {unknown}."
+        )
+    return [Turn(role=_SPEAKERS[message["role"]], text=message["content"]) for message in messages]
+
+
+def _cut(answer: generation.Answer, until: Sequence[str]) -> generation.Answer:
+    places = [answer.response.find(stop) for stop in until if stop]
+    end = min((place for place in places if place >= 0), default=None)
+    if end is None:
+        return answer
+    return generation.Answer(answer.id, answer.response[:end].strip(), answer.tokens, "stop", answer.truncated)

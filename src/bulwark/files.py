@@ -1,0 +1,70 @@
+"""Writing a file whole, and digests of files, folders and plain data. Free of everything heavy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bulwark.errors import CheckpointError
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all: beside its place, synced to the disk, then renamed. Folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def readable(path: str | Path) -> None:
+    """Let whoever may read a new file read this one, too: safetensors writes for its owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
+def digest(thing: Any) -> str:
+    """Return the SHA-256 of a file (str or Path), of a folder (names and contents) or of plain data (canonical JSON).
+
+    Raises CheckpointError when the file does not exist, TypeError for data that JSON cannot hold.
+    """
+    if not isinstance(thing, str | Path):
+        text = json.dumps(thing, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    path = Path(thing)
+    if path.is_dir():
+        return digest([[name, sha256_of(path / name)] for name in files_below(path)])
+    return sha256_of(path)
+
+
+def files_below(folder: Path) -> list[str]:
+    """All files below `folder`, relative and sorted; links are followed (Hub snapshots), dot files are left out."""
+    names = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = Path(place).relative_to(folder)
+        names += [(relative / name).as_posix() for name in files if not name.startswith(".")]
+    return sorted(names)
+
+
+def sha256_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file or folder.") from None

@@ -1,0 +1,104 @@
+"""Where the decoder blocks of a model are, whatever wraps it: a DeepSpeed engine, PEFT, a multimodal class.
+
+Layer keys: block l (from 1) puts out the residual stream h_l, the tensor from which row l of a trait vector is taken.
+Keys go from 1 to N-1. Row 0 is the embeddings', which no block puts out; the last block's output is followed by the
+final norm and nothing that could use it, so N is refused as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+from bulwark.errors import BulwarkError, ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Site = Literal["block", "o_proj", "down_proj"]
+
+_MODULES = {
+    "o_proj": ("self_attn.o_proj", "attention.dense", "attn.c_proj", "self_attn.out_proj", "self_attn.dense"),
+    "down_proj": ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj", "mlp.fc2", "feed_forward.w2"),
+}
+
+
+def check_layer(layer: int, layers: int, where: str = "layers") -> None:
+    """Raise ConfigurationError unless `layer` is the key of a block with another one after it, of `layers` blocks."""
+    if not 1 <= layer <= layers - 1:
+        reason = {0: "0 is the embeddings", layers: "the last block's output only passes the final norm"}.get(layer)
+        raise ConfigurationError(
+            f"{where}: {layer} is not a layer key of a model with {layers} blocks"
+            f"{f' ({reason})' if reason else ''}. Take one from 1 to {layers - 1}; key l is the output of block l."
+        )
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks of a causal LM, first to last. Raises BulwarkError if they cannot be told."""
+    from torch import nn
+
+    config = getattr(_unwrapped(model), "config", None)
+    wanted = config.get_text_config().num_hidden_layers if config is not None else None
+    lists = [
+        (name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == wanted
+    ]
+    # A multimodal model has the blocks of its vision tower as well.
+    text = [(name, part) for name, part in lists if "vision" not in name and "visual" not in name]
+    if not text:
+        raise BulwarkError(f"{type(_unwrapped(model)).__name__}: no list of its {wanted} decoder blocks was found.")
+    return min(text, key=lambda pair: pair[0].count("."))[1]
+
+
+def site_module(model: nn.Module, layer: int, site: Site) -> nn.Module:
+    """The module whose output an intervention at layer key `layer` changes.
+
+    Raises ConfigurationError for a layer that cannot be steered, BulwarkError if the block has no such part.
+    """
+    blocks = blocks_of(model)
+    check_layer(layer, len(blocks))
+    block = blocks[layer - 1]
+    if site == "block":
+        return block
+    for name in _MODULES[site]:
+        try:
+            return block.get_submodule(name)
+        except AttributeError:
+            continue
+    raise BulwarkError(f"{type(block).__name__} has no {site}; looked for {', '.join(_MODULES[site])}.")
+
+
+@contextlib.contextmanager
+def watching(model: nn.Module, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """While active, `see(l, h_l)` is called for l = 0 … N, in this order, with h_l [batch, seq, hidden].
+
+    h_0 is what the first block is given, h_l what block l puts out: the last one before the final norm.
+    """
+    blocks = blocks_of(model)
+
+    def first(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        see(0, args[0] if args else kwargs["hidden_states"])
+
+    def after(row: int):
+        def hook(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
+            see(row, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    handles = [blocks[0].register_forward_pre_hook(first, with_kwargs=True)]
+    handles += [block.register_forward_hook(after(row)) for row, block in enumerate(blocks, start=1)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hidden_size(model: nn.Module) -> int:
+    """The width H of the residual stream."""
+    return _unwrapped(model).config.get_text_config().hidden_size
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside an engine."""
+    return getattr(model, "module", model)

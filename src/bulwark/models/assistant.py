@@ -1,0 +1,111 @@
+"""The front door from Python: open a checkpoint and ask it.
+
+    model = bulwark.load("results/checkpoints/miniature/aside/seed0")
+    model.answer("Name the colour of the first word.", data="...")
+
+Instruction and data are given apart, and the model is told which is which.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bulwark.data.records import Turn
+from bulwark.errors import CheckpointError
+from bulwark.models import checkpoints, generation, manifests
+from bulwark.models.decoding import Decoding
+from bulwark.models.embeddings import role_embedding_of
+from bulwark.prompts.builder import PromptBuilder
+from bulwark.settings import validated
+
+DEFAULT_TEMPLATE = "chat"
+NEW_TOKENS = 256
+
+
+def load(
+    checkpoint: str | Path, device: str | None = None, dtype: str | None = None, template: str | None = None
+) -> Assistant:
+    """Open a checkpoint for answering.
+
+    checkpoint: its folder, its checkpoint.json, or any folder with a causal LM and its tokenizer.
+    device: "cpu", "cuda", ...; None takes a GPU if there is one. dtype: name of a torch dtype; None is bfloat16 on a
+    GPU and float32 on the CPU. template: name of a prompt template; None takes the one that the manifest names, and
+    "chat" for a folder without a manifest.
+    Raises CheckpointError if the folder is not a whole checkpoint.
+    """
+    path = Path(checkpoint)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist. Give a checkpoint folder, or make it with snakemake first.")
+    if manifests.manifest_path(path).is_file():
+        _, folder, named = manifests.open_manifest(path)
+    else:
+        folder, named = path, DEFAULT_TEMPLATE
+    if device is None:
+        device, fitting = checkpoints.device_and_dtype("bfloat16")
+    else:
+        fitting = "float32" if device == "cpu" else "bfloat16"
+    model = checkpoints.load_model(folder, dtype=dtype or fitting, device=device)
+    return Assistant(model, checkpoints.load_tokenizer(folder), template or named)
+
+
+class Assistant:
+    """A model that answers instructions about data.
+
+    model: a causal LM with a role embedding. tokenizer: its tokenizer. template: name of the prompt template.
+    """
+
+    def __init__(self, model, tokenizer, template: str = DEFAULT_TEMPLATE):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.builder = PromptBuilder(tokenizer, template, role_embedding_of(model).num_embeddings)
+
+    def answer(self, instruction: str, data: str | None = None, system: str | None = None, **decoding: Any) -> str:
+        """Answer one instruction. `decoding`: see `answers`."""
+        return self.answers([(instruction, data)], system=system, **decoding)[0]
+
+    def answers(
+        self,
+        pairs: Iterable[tuple[str, str | None] | str],
+        system: str | None = None,
+        seed: int = 0,
+        **decoding: Any,
+    ) -> list[str]:
+        """Answer many (instruction, data) pairs, or bare instructions, in batches; the answers in the same order.
+
+        decoding: the settings of `bulwark.models.decoding.Decoding`; greedy, at most 256 new tokens (or half of what
+        the model can attend to, if that is less), unless given. Prompts above `max_prompt_tokens` (default: what the
+        model can attend to) lose the end of their data, with a warning.
+        Raises ConfigurationError for an unknown setting.
+        """
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        new_tokens = min(NEW_TOKENS, limit // 2) if limit else NEW_TOKENS
+        settings = validated(Decoding, {"max_new_tokens": new_tokens, **decoding}, "decoding")
+        room = max(1, limit - settings.max_new_tokens) if limit else None
+        self.builder.max_tokens = settings.max_prompt_tokens or room
+        conversations = [_turns(*((pair, None) if isinstance(pair, str) else pair), system) for pair in pairs]
+        prompts = [(str(i), self.builder.prompt(turns)) for i, turns in enumerate(conversations)]
+        cut = sum(prompt.truncated for _, prompt in prompts)
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(prompts)} prompts were cut to {self.builder.max_tokens} tokens: the end of their data "
+                "is missing.",
+                stacklevel=2,
+            )
+        found = generation.generate(
+            self.model,
+            prompts,
+            settings,
+            tokenizer=self.tokenizer,
+            stop_ids=self.builder.stop_ids,
+            pad_id=self.builder.pad_id,
+            seed=seed,
+        )
+        return [answer.response for answer in found]
+
+
+def _turns(instruction: str, data: str | None, system: str | None) -> Sequence[Turn]:
+    given = (("system", system), ("instruction", instruction), ("data", data))
+    return [Turn(role=role, text=text) for role, text in given if text is not None and (text.strip() or role != "data")]

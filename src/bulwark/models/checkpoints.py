@@ -1,0 +1,206 @@
+"""Checkpoints: ordinary Hugging Face folders (safetensors) with a role embedding that config.json describes.
+
+A vanilla model is saved as a plain folder. Every other one carries its code, `role_embedding.py`, so that
+`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` gives the right model where bulwark is not
+installed; its `model_type` is unknown to transformers, so that without the flag loading fails instead of silently
+dropping the roles. `load_model` needs no such flag: it runs this library's own code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from bulwark import files
+from bulwark.errors import CheckpointError
+from bulwark.models import embeddings, manifests
+from bulwark.models.manifests import read_manifest
+
+transformers_logging.disable_progress_bar()  # its bars of reading and writing shards would fill the jobs' logs
+
+_SHARD_SIZE = "5GB"  # shards are hashed in parallel
+_GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
+
+
+def load_model(
+    folder: str | Path,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    unfinished: bool = False,
+) -> PreTrainedModel:
+    """Open a model folder: a checkpoint, a Hub snapshot or any causal LM of transformers; nothing is downloaded.
+
+    A folder whose manifest says that the weights lie elsewhere (a recipe's start) leads there.
+
+    The model always has a `RoleEmbedding` (a vanilla one for a plain folder) and is in evaluation mode. `dtype` is the
+    name of a torch dtype, or "auto" for the stored one. Weights go to `device` as they are read. `unfinished`: the step
+    that makes the folder looks at what it has written, before there is a manifest.
+    Raises CheckpointError if the folder is missing, half-written, changed since its manifest, or does not fit.
+    """
+    folder = _weights(Path(folder))
+    config = _checked(folder, unfinished)
+    place = {} if torch.device(device).type == "cpu" else {"device_map": {"": device}}
+    options = {"dtype": _dtype(dtype), "local_files_only": True, "output_loading_info": True, **place}
+    try:
+        if config["model_type"] == embeddings.MODEL_TYPE:
+            described = embeddings.RoleEmbeddingConfig.from_pretrained(folder)
+            model, _ = embeddings.RoleEmbeddingForCausalLM.from_pretrained(folder, config=described, **options)
+            return model
+        model, info = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+        if info["missing_keys"]:
+            missing = ", ".join(sorted(info["missing_keys"])[:5])
+            raise CheckpointError(f"{folder}: weights of the model are missing: {missing}.")
+        embeddings.install(model)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
+    return model
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Open the tokenizer of a model folder. Raises CheckpointError if there is none or it cannot be read."""
+    folder = _weights(Path(folder))
+    config = _config(folder)
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    names = folder / "tokenizer_config.json"
+    try:
+        if names.exists() and _json(names).get("tokenizer_class") in _GENERIC_TOKENIZERS:
+            # tokenizer.json says it all; AutoTokenizer would rebuild it after the model's family (seen with Qwen2).
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        else:
+            if config["model_type"] == embeddings.MODEL_TYPE:
+                options["config"] = embeddings.RoleEmbeddingConfig.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
+    for option in ("local_files_only", "is_local"):  # how it was read would be saved with it
+        tokenizer.init_kwargs.pop(option, None)
+    return tokenizer
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write model and tokenizer as a Hugging Face folder, in place of weights that are there from an earlier attempt.
+
+    `state_dict` replaces the model's own where its weights are sharded over processes; call from one process only.
+    Raises CheckpointError for a model wrapped by PEFT (merge the adapter first) or another library.
+    """
+    folder = Path(folder)
+    if not isinstance(model, PreTrainedModel):
+        hint = "merge the adapter first (merge_and_unload)" if hasattr(model, "merge_and_unload") else "unwrap it first"
+        raise CheckpointError(f"{folder}: cannot save a {type(model).__name__}: {hint}.")
+    try:
+        embeddings.describe_in(model.config, embeddings.role_embedding_of(model))
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        # Removed, not overwritten: the model may still be mapped from this very file.
+        if _WEIGHTS.fullmatch(file.name) or file.name == embeddings.CODE_FILE:
+            file.unlink()
+    model.save_pretrained(folder, state_dict=state_dict, max_shard_size=_SHARD_SIZE)
+    for file in folder.glob("*.safetensors"):
+        files.readable(file)
+    tokenizer.save_pretrained(folder)
+
+
+def device_and_dtype(dtype: str) -> tuple[str, str]:
+    """Where and how to generate: on the GPU in `dtype`; without one on the CPU, in float32 (bfloat16 is slow there)."""
+    return ("cuda", dtype) if torch.cuda.is_available() else ("cpu", "float32")
+
+
+def _weights(folder: Path) -> Path:
+    """The folder itself or, after checking its manifest, the one that the manifest names."""
+    if folder.is_dir() and manifests.manifest_path(folder).exists():
+        read_manifest(folder)
+        return manifests.weights_folder(folder)
+    return folder
+
+
+def _checked(folder: Path, unfinished: bool = False) -> dict[str, Any]:
+    """Return config.json of a folder that is whole, as far as sizes tell. Raises CheckpointError if it is not."""
+    config = _config(folder)
+    if not unfinished and (folder / "training").is_dir() and not manifests.manifest_path(folder).exists():
+        raise CheckpointError(f"{folder}: the training in this folder has not finished (there is no checkpoint.json).")
+    for name in ("model.safetensors", "pytorch_model.bin"):  # in transformers' order
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            files = {name}
+        elif index.exists():
+            files = set(_json(index).get("weight_map", {}).values())
+        else:
+            continue
+        break
+    else:
+        raise CheckpointError(f"{folder}: there are no weights (model.safetensors, or its shards and their index).")
+    for file in sorted(folder / name for name in files):
+        if not file.exists():
+            raise CheckpointError(f"{folder}: the weights file {file.name} is missing (named in {index.name}).")
+        if file.suffix == ".safetensors":
+            _refuse_cut(file)
+    return config
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such model folder.")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: there is no config.json, so this is not a model folder, or a half-written one."
+        )
+    config = _json(folder / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise CheckpointError(f'{folder}: config.json names no "model_type".')
+    return config
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not readable as JSON ({error}): the file is cut or was changed.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(content).__name__}.")
+    return content
+
+
+def _refuse_cut(file: Path) -> None:
+    """Compare the size of a safetensors file with what its header announces (8 bytes of length, JSON, tensors)."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        header = opened.read(length) if length < size else b""
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{file}: not a whole safetensors file: its header cannot be read.") from None
+    announced = 8 + length + max(ends, default=0)
+    if announced != size:
+        raise CheckpointError(f"{file}: the file has {size} bytes where its header announces {announced}: it was cut.")
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise CheckpointError(f'"{dtype}" is not a dtype for weights. Use float32, bfloat16, float16 or auto.')
+    return found

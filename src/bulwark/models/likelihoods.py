@@ -1,0 +1,141 @@
+"""Batched log-likelihoods of given continuations: length-sorted, within a token budget, resumable.
+
+Beside `generation`, the other way of asking a model. Requests whose input is the same share one row, so that a
+question with four options of one token costs one pass and not four; only the positions that predict a continuation
+go through the output embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from bulwark.errors import BulwarkError
+from bulwark.models.generation import Answer, Partial, default_token_budget, free_memory, is_out_of_memory, progress
+
+log = logging.getLogger(__name__)
+
+MOST_TOKENS = 2**17  # of a batch: without a cache there is nothing to gain from more
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """`targets` (plain ids, at least one) after `ids`, which carry their roles and include all targets but the last."""
+
+    key: str
+    ids: list[int]
+    targets: list[int]
+
+
+class LogLikelihood(NamedTuple):
+    """The natural log-probability of a whole continuation, and whether greedy decoding would give just this one."""
+
+    value: float
+    greedy: bool
+
+
+def log_likelihoods(
+    model,
+    requests: Sequence[Continuation],
+    *,
+    pad_id: int,
+    partial: Path | None = None,
+    fingerprint: str = "",
+    token_budget: int | None = None,
+) -> list[LogLikelihood]:
+    """The log-likelihood of every request, in the given order.
+
+    model: a causal LM whose input embedding is a RoleEmbedding, in evaluation mode. token_budget: rows times longest
+    row of a batch; None asks the device's free memory. partial, fingerprint: as in `generation.generate`.
+    Raises BulwarkError for duplicate keys, logits that are not numbers, and when memory does not suffice for one row.
+    """
+    if len({request.key for request in requests}) < len(requests):
+        raise BulwarkError("Two continuations have the same key. Give each its own.")
+    kept = Partial(partial, hashlib.sha256(f"log-likelihoods\n{fingerprint}".encode()).hexdigest())
+    digests = [_digest(request) for request in requests]
+    found: dict[int, LogLikelihood] = {}
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for number, request in enumerate(requests):
+        earlier = kept.answers.get((request.key, digests[number]))
+        if earlier is not None:
+            found[number] = LogLikelihood(*json.loads(earlier.response))
+        else:
+            rows.setdefault(tuple(request.ids), []).append(number)
+    if found:
+        log.info("%d of %d log-likelihoods are there already", len(found), len(requests))
+    pending = sorted(rows, key=lambda ids: -len(ids))
+    budget = token_budget or min(MOST_TOKENS, default_token_budget(model))
+    with progress(len(requests), len(found)) as advance, kept:
+        while pending:
+            count = max(1, min(budget // len(pending[0]), len(pending)))
+            numbers = [rows[ids] for ids in pending[:count]]
+            try:
+                scored = _scored(model, pending[:count], [[requests[n] for n in row] for row in numbers], pad_id)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                scored = None
+            if scored is None:
+                if count == 1:
+                    raise BulwarkError(
+                        f'Out of memory with the single row "{requests[numbers[0][0]].key}" of {len(pending[0])} '
+                        "tokens. Use bfloat16, fewer examples in front, or a device with more memory."
+                    )
+                budget = count * len(pending[0]) // 2
+                log.warning("Out of memory with %d rows; the token budget is now %d", count, budget)
+                free_memory()
+                continue
+            done = [number for row in numbers for number in row]
+            for number, result in zip(done, scored, strict=True):
+                found[number] = result
+                told = json.dumps([result.value, result.greedy])
+                answer = Answer(requests[number].key, told, len(requests[number].targets), "stop", False)
+                kept.append(answer, digests[number])
+            kept.flush()
+            del pending[:count]
+            advance(len(done))
+    return [found[number] for number in range(len(requests))]
+
+
+@torch.inference_mode()
+def _scored(
+    model, rows: Sequence[tuple[int, ...]], requests: Sequence[Sequence[Continuation]], pad_id: int
+) -> list[LogLikelihood]:
+    """One pass over `rows`, padded on the right where causal attention cannot see it; the results row by row."""
+    ids = torch.full((len(rows), max(map(len, rows))), pad_id, dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+    places = [
+        [(number, range(len(row) - len(request.targets), len(row)), request.targets) for request in requests[number]]
+        for number, row in enumerate(rows)
+    ]
+    flat = [place for row in places for place in row]
+    positions = sorted({position for _, span, _ in flat for position in span})
+    column = {position: index for index, position in enumerate(positions)}
+    kept = torch.tensor(positions, device=model.device)
+    logits = model(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=kept).logits  # [rows, positions, V]
+    results = []
+    for number, span, targets in flat:
+        chosen = logits[number, [column[position] for position in span]].float()  # [targets, V]
+        wanted = torch.tensor(targets, device=chosen.device)
+        value = chosen.log_softmax(-1).gather(1, wanted[:, None]).sum()
+        results.append((value, (chosen.argmax(-1) == wanted).all()))
+    values = torch.stack([value for value, _ in results]).tolist()
+    if any(value != value for value in values):
+        raise BulwarkError(
+            "The model's logits are not numbers (NaN). Its weights are broken, or the number type overflows: "
+            "try bfloat16 or float32."
+        )
+    greedy = torch.stack([one for _, one in results]).tolist()
+    return [LogLikelihood(*pair) for pair in zip(values, greedy, strict=True)]
+
+
+def _digest(request: Continuation) -> str:
+    return hashlib.sha256(repr((request.ids, request.targets)).encode()).hexdigest()[:16]

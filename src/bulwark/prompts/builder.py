@@ -1,0 +1,393 @@
+"""Prompts: role-tagged turns become token ids that carry their roles (ASIDE, Sec. 3).
+
+The one place where text becomes model input, for training and for answering. Roles are known before the string is
+assembled; the string is tokenised once, so the ids are those of the plain text; a token that touches data text is
+data, so no character of the data is ever read as an instruction. The template's own tokens are instruction up to the
+data and data after it, assistant header included, as in the authors' code; the response is response.
+
+An id carries its role: `id + vocabulary * role`, response 0, instruction 1, data 2 (see `embeddings`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bulwark.data.records import ROLE_NUMBERS, Turn
+from bulwark.errors import nearest
+from bulwark.prompts.chat import TEMPLATE_ARGUMENTS, ChatRenderer, Message, Part, PromptError
+from bulwark.prompts.tokenisation import TextTokenizer, Tokens
+
+IGNORED = -100
+"""The label of a token without loss."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns are put into messages.
+
+    With `system_message` the instruction goes there and the data into `user_message`; without it, instruction and
+    data share the user message, a blank line between them. After the first response, `later_instruction` goes in
+    front of the data.
+    """
+
+    system_message: str | None = None
+    user_message: str = "{data}"
+    later_instruction: str = "{instruction}"
+    no_data: str = ""
+    shortest_data: int = 1
+    response: str = "{response}"
+    response_header: str = "Response: "
+
+
+_PREAMBLE = (
+    "Below is an instruction that describes a task, paired with an input that provides further context.\n"
+    "Write a response that appropriately completes the request.\n\n"
+)
+_ALPACA = Template(
+    system_message=_PREAMBLE + "Instruction:\n{instruction}\n",
+    user_message="Input:\n{data}\n",
+    later_instruction="Instruction:\n{instruction}\n",
+    no_data="No input",
+)
+
+TEMPLATES: dict[str, Template] = {
+    "chat": Template(),
+    # The prompt of ASIDE's experiments, without the full stop and the "Response:" that its code adds to answers.
+    "alpaca": _ALPACA,
+    # The same with both, and with data of a single character replaced, as in the published code.
+    "alpaca_as_published": replace(_ALPACA, response="Response: {response}.\n\n", response_header="", shortest_data=2),
+}
+
+
+@dataclass(frozen=True)
+class Span:
+    """The tokens [start, end) that hold the own text of turn number `turn`, whose role is `role`."""
+
+    turn: int
+    role: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Model input. `ids` carry their roles; `labels` (None for a generation prompt) are plain ids, or -100: no loss."""
+
+    ids: list[int]
+    labels: list[int] | None
+    roles: list[int]
+    spans: list[Span]
+    text: str
+    truncated: bool
+
+
+class PromptBuilder:
+    """Makes prompts and training examples of turns, for one tokenizer, template and embedding size.
+
+    tokenizer: any Hugging Face tokenizer; its chat template is used, or a plain concatenation if it has none.
+    template: a name in TEMPLATES. vocabulary: rows of the model's input embedding. max_tokens: longest prompt;
+    of a longer one the data's end is cut, then the instruction's, never what the template adds.
+    more_stop_ids: stop ids of the model's generation configuration, in addition to the template's own.
+    Raises PromptError when tokenizer, template and model do not fit, and for conversations that make no prompt.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        template: str,
+        vocabulary: int,
+        max_tokens: int | None = None,
+        more_stop_ids: Iterable[int] = (),
+    ):
+        if template not in TEMPLATES:
+            raise PromptError(f'Unknown prompt template "{template}".{nearest(template, TEMPLATES)}')
+        self.tokenizer = tokenizer
+        self.template = TEMPLATES[template]
+        self.vocabulary = vocabulary
+        self.max_tokens = max_tokens
+        self._renderer = ChatRenderer(tokenizer, self.template.response_header)
+        self._text_tokenizer = TextTokenizer(tokenizer, self._renderer.literals())
+        self._closing, closing_id = self._end_of_turn()
+        self.stop_ids = list(dict.fromkeys([closing_id, *_present(tokenizer.eos_token_id), *more_stop_ids]))
+        self.pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+        self.digest = self._digest(template)
+
+    def prompt(self, turns: Sequence[Turn]) -> Prompt:
+        """The prompt that asks for a response to `turns`; ends with the assistant's header."""
+        if turns and turns[-1].role == "response":
+            raise PromptError("A prompt cannot end with a response. Leave the last turn out.")
+        parts = self._renderer.prompt(self._messages(turns))
+        return self._prompt(turns, self._segments(parts), loss_on=None)
+
+    def example(self, turns: Sequence[Turn], loss_on: Literal["response", "all"] = "response") -> Prompt:
+        """A conversation to train on; ends with the last response and its end-of-turn token.
+
+        loss_on: "response": labels on the responses and the end-of-turn tokens after them; "all": on every token.
+        If `max_tokens` leaves the last response no room beside the rest, it keeps at least half and loses its end
+        (and then the end-of-turn token: a response that was cut does not teach to stop).
+        """
+        if loss_on not in ("response", "all"):
+            raise PromptError(f'Unknown loss_on "{loss_on}".{nearest(loss_on, ("response", "all"))}')
+        if not turns or turns[-1].role != "response":
+            raise PromptError("A training example must end with a response. Add it, or use prompt() to ask for one.")
+        segments = self._segments(self._renderer.example(self._messages(turns)))
+        while not segments[-1].loss:
+            segments.pop()  # what the template writes after the last end-of-turn token
+        if self._closing and segments[-1].part.text != self._closing:
+            raise PromptError(
+                f"The chat template does not end this conversation's last response with {self._closing!r}. "
+                "Give the tokenizer a template that ends every response alike."
+            )
+        return self._prompt(turns, segments, loss_on)
+
+    def _prompt(self, turns: Sequence[Turn], segments: list[_Segment], loss_on: str | None) -> Prompt:
+        _settle_roles(segments)
+        tokens = self._text_tokenizer([(segment.part.text, segment.part.turn is None) for segment in segments])
+        row = _Row(tokens, segments)
+        if loss_on is not None and not self._closing:
+            row.append(self.tokenizer.eos_token_id)
+        truncated = self._shorten(row, turns, loss_on is not None)
+        self._check_ids(row.ids)
+        plain = row.ids
+        labels = None
+        if loss_on is not None:
+            labels = [i if loss_on == "all" or loss else IGNORED for i, loss in zip(plain, row.loss, strict=True)]
+        return Prompt(
+            ids=[i + self.vocabulary * role for i, role in zip(plain, row.roles, strict=True)],
+            labels=labels,
+            roles=row.roles,
+            spans=row.spans(turns),
+            text=row.text(),
+            truncated=truncated,
+        )
+
+    def _messages(self, turns: Sequence[Turn]) -> list[Message]:
+        """Turns as the messages of the template; every part knows its turn and, where it is fixed, its role."""
+        if not any(turn.role in ("instruction", "data") for turn in turns):
+            raise PromptError("A conversation needs at least one instruction or data turn.")
+        numbered = [(i, turn) for i, turn in enumerate(turns)]
+        system = [pair for pair in numbered if pair[1].role == "system"]
+        if [pair[0] for pair in system] != list(range(len(system))):
+            raise PromptError("System turns must come first. Make a later one an instruction.")
+        messages: list[Message] = []
+        exchange: list[tuple[int, Turn]] = []
+        for pair in numbered[len(system) :]:
+            if pair[1].role != "response":
+                exchange.append(pair)
+                continue
+            if not exchange:
+                raise PromptError("A response must follow an instruction or data. Join or remove the turns before it.")
+            messages += self._exchange(exchange, [] if messages else system, first=not messages)
+            parts = _filled(self.template.response, response=[_own(*pair)], role="response")
+            messages.append(Message("assistant", parts))
+            exchange = []
+        if exchange:
+            messages += self._exchange(exchange, [] if messages else system, first=not messages)
+        return messages
+
+    def _exchange(self, exchange: list[tuple[int, Turn]], system: list[tuple[int, Turn]], first: bool) -> list[Message]:
+        template = self.template
+        system_parts = _joined([_own(*pair) for pair in system])
+        if template.system_message is None:
+            users = Message("user", tuple(_joined([_own(*pair) for pair in exchange])))
+            return ([Message("system", tuple(system_parts))] if system else []) + [users]
+        instruction = _joined([_own(*pair) for pair in exchange if pair[1].role == "instruction"])
+        long_enough = [pair for pair in exchange if len(pair[1].text) >= template.shortest_data]
+        data = _joined([_own(*pair) for pair in long_enough if pair[1].role == "data"])
+        data = data or [Part(template.no_data, role="data")]
+        user = _filled(template.user_message, data=data, role="data")
+        if not first:
+            return [Message("user", (*_filled(template.later_instruction, instruction=instruction), *user))]
+        lead = [*system_parts, Part("\n\n")] if system else []
+        return [
+            Message("system", (*lead, *_filled(template.system_message, instruction=instruction))),
+            Message("user", user),
+        ]
+
+    def _segments(self, parts: list[Part]) -> list[_Segment]:
+        """The parts in order; the end-of-turn text after a response counts as the response's."""
+        segments: list[_Segment] = []
+        answered = False
+        for part in parts:
+            if answered and part.role is None and self._closing and part.text.startswith(self._closing):
+                segments.append(_Segment(Part(self._closing), role="response", loss=True))
+                part = Part(part.text[len(self._closing) :])
+            if part.text:
+                segments.append(_Segment(part, loss=part.role == "response"))
+            answered = part.role == "response"
+        return segments
+
+    def _end_of_turn(self) -> tuple[str, int]:
+        """The template's text after a response, up to its first control token, and that token's id.
+
+        Where the template writes none, the end-of-sequence token is appended and the text is "".
+        """
+        after = self._renderer.closing()
+        found = self._text_tokenizer.first_control_token(after)
+        if found is not None:
+            end, closing_id = found
+            return after[:end], closing_id
+        ids = self.tokenizer.encode(after.strip(), add_special_tokens=False) if after.strip() else []
+        if len(ids) == 1:
+            return after.rstrip(), ids[0]
+        if self.tokenizer.eos_token_id is None:
+            raise PromptError(
+                "Nothing marks the end of a response: the chat template writes no token after it and the tokenizer has "
+                "no eos_token. Set tokenizer.eos_token."
+            )
+        return "", self.tokenizer.eos_token_id
+
+    def _shorten(self, row: _Row, turns: Sequence[Turn], has_answer: bool) -> bool:
+        """Cut turns until the row fits in `max_tokens`; True if anything was cut."""
+        if self.max_tokens is None or len(row.ids) <= self.max_tokens:
+            return False
+        answer = len(turns) - 1 if has_answer else None
+        if has_answer and row.turns.count(answer) > self.max_tokens // 2:
+            row.drop_after_turn(answer)
+            row.cut(answer, min(len(row.ids) - self.max_tokens, row.turns.count(answer) - self.max_tokens // 2))
+        for role, least in (("data", 0), ("instruction", 1), ("response", 1), ("system", 1)):
+            of_role = [i for i, turn in enumerate(turns) if turn.role == role and i != answer]
+            for turn in sorted(of_role, key=row.turns.count, reverse=True):
+                excess = len(row.ids) - self.max_tokens
+                row.cut(turn, min(excess, row.turns.count(turn) - least))
+        if len(row.ids) > self.max_tokens:
+            raise PromptError(
+                f"max_tokens = {self.max_tokens} is too small: what the template adds to this conversation and the "
+                f"shortest turns take {len(row.ids)} tokens. Raise it."
+            )
+        return True
+
+    def _check_ids(self, ids: list[int]) -> None:
+        if ids and max(ids) >= self.vocabulary:
+            name = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise PromptError(
+                f"The tokenizer gives the id {max(ids)} ({name!r}), but the model's embedding has {self.vocabulary} "
+                "rows. Use the model's own tokenizer, or resize the embedding."
+            )
+
+    def _digest(self, name: str) -> str:
+        chat = self._renderer.chat_template or self.tokenizer.chat_template
+        parts = [name, repr(self.template), chat, TEMPLATE_ARGUMENTS, self._text_tokenizer.state]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class _Segment:
+    """A part in its place in the string, with its settled role and whether it takes loss."""
+
+    part: Part
+    role: str = ""
+    loss: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Whose a token is that touches several segments: data's before a response's before an instruction's."""
+        if self.role == "response":
+            return 3
+        if self.part.turn is not None:
+            return 4 if self.role == "data" else 2
+        return 1 if self.role == "data" else 0
+
+
+class _Row:
+    """Per-token lists of one prompt that are cut together."""
+
+    def __init__(self, tokens: Tokens, segments: list[_Segment]):
+        self.ids = list(tokens.ids)
+        start = _Segment(Part(""), role="instruction")
+        touched = ([segments[i] for i in pieces] or [start] for pieces in tokens.touched)
+        owners = [max(candidates, key=lambda segment: segment.rank) for candidates in touched]
+        self.roles = [ROLE_NUMBERS[owner.role] for owner in owners]
+        self.loss = [owner.loss for owner in owners]
+        self.turns = [-1 if owner.part.turn is None else owner.part.turn for owner in owners]
+        self._tokens = tokens
+        self._kept = list(range(len(self.ids)))
+
+    def append(self, token_id: int) -> None:
+        """Add an end-of-sequence token that no text stands for."""
+        self.ids.append(token_id)
+        self.roles.append(ROLE_NUMBERS["response"])
+        self.loss.append(True)
+        self.turns.append(-1)
+        self._kept.append(-1)
+
+    def cut(self, turn: int, count: int) -> None:
+        """Remove the last `count` tokens of a turn."""
+        if count <= 0:
+            return
+        places = [i for i, owner in enumerate(self.turns) if owner == turn][-count:]
+        for i in reversed(places):
+            self._remove(i)
+
+    def drop_after_turn(self, turn: int) -> None:
+        """Remove everything behind a turn's last token."""
+        end = len(self.turns) - self.turns[::-1].index(turn)
+        for i in reversed(range(end, len(self.ids))):
+            self._remove(i)
+
+    def spans(self, turns: Sequence[Turn]) -> list[Span]:
+        """Where each turn's own text is; a turn that was cut away has no span."""
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for i, turn in enumerate(self.turns):
+            first.setdefault(turn, i)
+            last[turn] = i + 1
+        return [Span(i, turns[i].role, first[i], last[i]) for i in sorted(first) if i >= 0]
+
+    def text(self) -> str:
+        """The string that the remaining tokens stand for."""
+        return self._tokens.text_of([i for i in self._kept if i >= 0])
+
+    def _remove(self, place: int) -> None:
+        for column in (self.ids, self.roles, self.loss, self.turns, self._kept):
+            del column[place]
+
+
+def _settle_roles(segments: list[_Segment]) -> None:
+    """The template's own text is instruction until data has been seen, data after it, instruction after a response."""
+    current = "instruction"
+    for segment in segments:
+        if segment.role:
+            current = "instruction" if segment.role == "response" else segment.role
+            continue
+        segment.role = segment.part.role or current
+        current = {"response": "instruction", "data": "data"}.get(segment.role, current)
+
+
+def _own(index: int, turn: Turn) -> Part:
+    return Part(turn.text, turn.embedding_role, index)
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    """Parts with a blank line between them."""
+    joined = parts[:1]
+    for part in parts[1:]:
+        joined += [Part("\n\n"), part]
+    return joined
+
+
+def _filled(pattern: str, role: str | None = None, **fillings: list[Part]) -> tuple[Part, ...]:
+    """Put parts in the place of `{name}` in a template text; the text around them takes `role`."""
+    parts = [Part(pattern, role)]
+    for name, filling in fillings.items():
+        parts = _filled_one(parts, "{" + name + "}", filling)
+    return tuple(part for part in parts if part.text)
+
+
+def _filled_one(parts: list[Part], slot: str, filling: list[Part]) -> list[Part]:
+    result: list[Part] = []
+    for part in parts:
+        if part.turn is not None or slot not in part.text:
+            result.append(part)
+            continue
+        before, after = part.text.split(slot)
+        result += [Part(before, part.role), *filling, Part(after, part.role)]
+    return result
+
+
+def _present(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)

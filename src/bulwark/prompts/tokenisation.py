@@ -1,0 +1,229 @@
+"""One string, tokenised once, every token traced to the pieces of the string that it touches.
+
+Two things a plain call of the tokenizer does not give. Control tokens (end of turn, say) come from the template
+only: the same characters inside a user's text are split like any other text, so a text cannot close its turn. And
+there is exactly one beginning-of-sequence token if the tokenizer uses one, whether the template writes it, the
+tokenizer adds it, or both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from bulwark.prompts.chat import PromptError
+
+_ALIAS = "\U000f0000"  # a private-use character; a control token of the template goes by this and a number
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """`ids[i]` stands for the characters `offsets[i]` of `text` and touches the pieces `touched[i]` (indices);
+    a beginning-of-sequence token that no text stands for touches none."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    touched: list[list[int]]
+    text: str
+
+    def text_of(self, kept: Sequence[int]) -> str:
+        """The text less the characters that only tokens outside `kept` (sorted indices) stand for."""
+        if len(kept) == len(self.ids):
+            return self.text
+        gone = bytearray(len(self.text))
+        remaining = set(kept)
+        for present in (False, True):
+            for i, (start, end) in enumerate(self.offsets):
+                if (i in remaining) == present:
+                    gone[start:end] = (b"\0" if present else b"\1") * (end - start)
+        return "".join(character for character, cut in zip(self.text, gone, strict=True) if not cut)
+
+
+class TextTokenizer:
+    """Tokenises strings that are made of template pieces and user pieces.
+
+    literals: the chat template's own text, to know which added tokens it uses as control tokens.
+    `state` describes the tokenizer completely, as text (for digests).
+    """
+
+    def __init__(self, tokenizer, literals: str):
+        self._tokenizer = tokenizer
+        self._control = control_tokens(tokenizer, literals)
+        self._control_ids = set(self._control.values())
+        self._pattern = _any_of(self._control)
+        self._aliases: _AliasEncoder | None = None
+        self.bos_id = self._beginning(literals)
+        if tokenizer.is_fast:
+            whole = json.loads(tokenizer.backend_tokenizer.to_str())
+            self.state = json.dumps({**whole, "truncation": None, "padding": None})
+            self._encoder = _encoder(whole)
+        else:
+            self.state = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
+            self._encoder = None
+
+    def __call__(self, pieces: Sequence[tuple[str, bool]]) -> Tokens:
+        """Tokenise the concatenation of (text, comes from the template) pieces."""
+        if self._encoder is None:
+            return self._with_one_bos(self._piecewise(pieces))
+        text = "".join(text for text, _ in pieces)
+        encoding = self._encoder.encode(text, add_special_tokens=False)
+        tokens = Tokens(encoding.ids, encoding.offsets, _touched(encoding.offsets, pieces), text)
+        if self._control_in_user_text(tokens, pieces):
+            tokens = self._guarded(pieces, text)
+        return self._with_one_bos(tokens)
+
+    def first_control_token(self, text: str) -> tuple[int, int] | None:
+        """Where the first control token in a template's text ends, and its id."""
+        match = self._pattern.search(text)
+        return (match.end(), self._control[match.group()]) if match else None
+
+    def _control_in_user_text(self, tokens: Tokens, pieces: Sequence[tuple[str, bool]]) -> bool:
+        return any(
+            token in self._control_ids and not all(pieces[i][1] for i in touched)
+            for token, touched in zip(tokens.ids, tokens.touched, strict=True)
+        )
+
+    def _guarded(self, pieces: Sequence[tuple[str, bool]], text: str) -> Tokens:
+        """Tokenise with the template's control tokens under other names, so that those in user text are plain text."""
+        if self._aliases is None:
+            self._aliases = _AliasEncoder(json.loads(self.state), self._control)
+        hidden = [(self._pattern.sub(self._aliases.name, part), True) if own else (part, own) for part, own in pieces]
+        if any(_ALIAS in part for part, own in pieces if not own):
+            raise PromptError("A text contains the private-use character U+F0000, which no prompt can hold. Remove it.")
+        ids, offsets = self._aliases.encode("".join(part for part, _ in hidden))
+        touched = _touched(offsets, hidden)
+        for i, token in enumerate(ids):
+            if token < 0:  # an alias: the template's own, also where it swallowed white space of a text beside it
+                ids[i] = -token - 1
+                touched[i] = [piece for piece in touched[i] if pieces[piece][1]]
+            elif token in self._control_ids:
+                ids[i] = self._instead_of(token)
+        return Tokens(ids, self._aliases.original_offsets(hidden, pieces, offsets), touched, text)
+
+    def _instead_of(self, token: int) -> int:
+        """The unknown token, for vocabularies in which a control token is also a word that text can spell."""
+        unknown = self._tokenizer.unk_token_id
+        if unknown is None:
+            name = self._tokenizer.convert_ids_to_tokens(token)
+            raise PromptError(
+                f'A text contains the control token "{name}", which the tokenizer can neither split nor call unknown. '
+                "Give the tokenizer an unk_token, or take the characters out of the text."
+            )
+        return unknown
+
+    def _piecewise(self, pieces: Sequence[tuple[str, bool]]) -> Tokens:
+        """For tokenizers that do not report offsets: piece by piece; ids at the seams may differ from one pass."""
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        touched: list[list[int]] = []
+        position = 0
+        for i, (text, own) in enumerate(pieces):
+            found = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not own)
+            if not own:
+                found = [self._instead_of(token) if token in self._control_ids else token for token in found]
+            ids += found
+            touched += [[i]] * len(found)
+            offsets += [(position, position + len(text))] * len(found)
+            position += len(text)
+        return Tokens(ids, offsets, touched, "".join(text for text, _ in pieces))
+
+    def _beginning(self, literals: str) -> int | None:
+        """The beginning-of-sequence id, if encoding adds it or the template writes it."""
+        bos = self._tokenizer.bos_token_id
+        if bos is None:
+            return None
+        added = self._tokenizer("a")["input_ids"][:1] == [bos]
+        return bos if added or literals.startswith(self._tokenizer.bos_token) else None
+
+    def _with_one_bos(self, tokens: Tokens) -> Tokens:
+        if self.bos_id is None:
+            return tokens
+        extra = next((i for i, token in enumerate(tokens.ids) if token != self.bos_id), len(tokens.ids))
+        if extra == 1:
+            return tokens
+        return Tokens(
+            [self.bos_id, *tokens.ids[extra:]],
+            [(0, 0), *tokens.offsets[extra:]],
+            [[], *tokens.touched[extra:]],
+            tokens.text,
+        )
+
+
+def control_tokens(tokenizer, literals: str) -> dict[str, int]:
+    """Text and id of the tokens that steer the model: the special ones, and added ones that the template writes."""
+    unknown = tokenizer.unk_token_id
+    return {
+        token.content: number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.content.strip() and number != unknown and (token.special or token.content in literals)
+    }
+
+
+class _AliasEncoder:
+    """The tokenizer with its control tokens as plain text and, in their place, aliases that no text contains."""
+
+    def __init__(self, state: dict[str, Any], control: dict[str, int]):
+        added = {token["content"]: token for token in state["added_tokens"]}
+        marked = [{**token, "special": token["special"] or token["content"] in control} for token in added.values()]
+        self._encoder = _encoder({**state, "added_tokens": marked})
+        self._encoder.encode_special_tokens = True
+        self._names = {text: f"{_ALIAS}{number}{_ALIAS}" for number, text in enumerate(control)}
+        self._originals: dict[int, int] = {}
+        for text, name in self._names.items():
+            like = {key: added[text][key] for key in ("single_word", "lstrip", "rstrip")} if text in added else {}
+            self._encoder.add_tokens([AddedToken(name, normalized=False, special=False, **like)])
+            self._originals[self._encoder.token_to_id(name)] = control[text]
+
+    def name(self, match: re.Match[str]) -> str:
+        return self._names[match.group()]
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids (an alias of the control token c as -c - 1) and offsets."""
+        encoding = self._encoder.encode(text, add_special_tokens=False)
+        originals = self._originals
+        return [-originals[i] - 1 if i in originals else i for i in encoding.ids], encoding.offsets
+
+    @staticmethod
+    def original_offsets(
+        hidden: Sequence[tuple[str, bool]], pieces: Sequence[tuple[str, bool]], offsets: list[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
+        """Offsets in the text without aliases: exact in user pieces, the whole piece in the template's."""
+        before = [0, *accumulate(len(text) for text, _ in hidden)]
+        after = [0, *accumulate(len(text) for text, _ in pieces)]
+
+        def moved(position: int, end: bool) -> int:
+            piece = min(max(bisect_right(before, position - end) - 1, 0), len(pieces) - 1)
+            if pieces[piece][1]:
+                return after[piece + 1] if end else after[piece]
+            return after[piece] + position - before[piece]
+
+        return [(moved(start, False), moved(end, True)) for start, end in offsets]
+
+
+def _encoder(state: dict[str, Any]) -> Tokenizer:
+    """The bare tokenizer: no post-processor (which would trim white space off the offsets), truncation or padding."""
+    return Tokenizer.from_str(json.dumps({**state, "post_processor": None, "truncation": None, "padding": None}))
+
+
+def _touched(offsets: list[tuple[int, int]], pieces: Sequence[tuple[str, bool]]) -> list[list[int]]:
+    """For each token the pieces that share a character with it; a token of no character belongs to the next one."""
+    starts = [0, *accumulate(len(text) for text, _ in pieces)]
+    last = len(pieces) - 1
+    touched = []
+    for start, end in offsets:
+        low = min(bisect_right(starts, start) - 1, last)
+        high = min(bisect_right(starts, max(end - 1, start)) - 1, last)
+        touched.append(list(range(low, high + 1)))
+    return touched
+
+
+def _any_of(texts: dict[str, int]) -> re.Pattern[str]:
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -1,0 +1,360 @@
+"""What a trait vector's direction is to a training: gradients, hidden states and weights, as numbers along v̂ = v/‖v‖.
+
+The diagnostics of the authors' gradient analyser (Guan et al., arXiv 2609.10142, Sec. 3 and App. C, and its code), from
+quantities that are means over all response tokens of a whole optimizer step, over all micro-batches and ranks:
+hidden states h̄ and gradients ḡ after each block that is looked at, and of the vector's block l the inputs ā, outputs ȳ
+and output gradients δ̄ of o_proj and down_proj. Gradients are those of the sum of the tokens' losses, so that neither
+the number of tokens of a step nor of ranks is in them.
+
+| of        | quantities                                                                                          |
+|-----------|-----------------------------------------------------------------------------------------------------|
+| residual  | gradient_norm, gradient_cosine, gradient_projection (ḡ·v̂), gradient_parallel, gradient_orthogonal,  |
+|           | gradient_orthogonal_share; x = -ḡ·v̂ (above 0: training pushes towards v), y = h̄·v̂, z = x·y            |
+|           | state_cosine, state_norm_ratio, state_relative_change of h̄ with the vector added against without;    |
+|           | state_projection, state_change_projection, state_change_projection_share (of the change's norm)     |
+| o_proj,   | x = -δ̄·v̂, y = ā·(Wᵀv̂), which is the output's (Wā)·v̂, so that no weight is put together; z = x·y;      |
+| down_proj | output_projection; update_norm, energy_parallel = ‖v̂ᵀΔW‖²/‖ΔW‖² of the update since the start or over   |
+|           | a window, update_projection_… of ΔWᵀv and update_opposition_… of the cosines of its columns with -v  |
+
+x, y and z are also given divided by the norms: x by ‖δ̄‖ (‖ḡ‖), y by ‖W‖‖ā‖ (‖h̄‖), so that modules can be compared.
+Where an objective drops rows at a layer, gradients above it are not those of all tokens, and are left undefined.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bulwark.errors import BulwarkError
+from bulwark.models.anatomy import blocks_of, check_layer, site_module
+from bulwark.steering.intervention import Intervention, token_mask
+from bulwark.steering.screening.split import SplitModel
+from bulwark.training.batches import Batch
+from bulwark.training.displacement import Displacement, Piece, snapshot
+from bulwark.training.shards import local_master
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from bulwark.steering.settings import InterventionSettings
+
+Sums = dict[str, Tensor]
+Quantities = dict[tuple[int, str, str], Tensor]
+"""(layer key, module, quantity) → 0-d tensor; not finite where it is not defined."""
+
+SITES = ("o_proj", "down_proj")
+_CHUNK = 4096  # tokens that are made fp32 at once
+_EXTREME = 0.05  # the share of columns in "lowest" and "highest"
+
+
+def monitored(layer: int, layers: int, wanted: Sequence[int] | None) -> tuple[int, ...]:
+    """The layer keys to look at, the vector's among them. Raises ConfigurationError for one outside 1 … N-1."""
+    if wanted is None:
+        wanted = range(max(1, layer - 10), min(layers - 1, layer + 15) + 1, 5)
+    for key in wanted:
+        check_layer(key, layers, "analysis.layers")
+    return tuple(sorted({*wanted, layer}))
+
+
+def pooled(values: Tensor, mask: Tensor) -> Tensor:
+    """The sum [hidden] in fp32 of `values` [batch, seq, hidden] over the tokens of `mask` [batch, seq]."""
+    flat, chosen = values.detach().flatten(0, 1), mask.flatten()
+    total = torch.zeros(flat.shape[-1], device=flat.device)
+    for part, weights in zip(flat.split(_CHUNK), chosen.split(_CHUNK), strict=True):
+        total += weights.float() @ part.float()
+    return total
+
+
+class GradientWatch:
+    """Sums of what flows through the graph that is really trained, at layers `keys` and in block `layer`.
+
+    Only backward passes of the engine count: what a detector differentiates by itself is not training. Values are taken
+    before an intervention changes them and, with gradient checkpointing, once.
+    """
+
+    def __init__(self, engine: DeepSpeedEngine, layer: int, keys: Sequence[int]) -> None:
+        blocks = blocks_of(engine.module)
+        self.engine, self.layer = engine, layer
+        self.modules = {f"residual/{key}": blocks[key - 1] for key in keys}
+        self.modules |= {f"{site}/{layer}": site_module(engine.module, layer, site) for site in SITES}
+        self.sums: Sums = {}
+        self.ranks = torch.distributed.get_world_size()
+
+    @contextlib.contextmanager
+    def on(self, batch: Batch) -> Iterator[None]:
+        """Within it, what happens to the response tokens of `batch` is added to `sums`."""
+        mask = token_mask(batch, "response")
+        handles = [
+            module.register_forward_hook(self._hook(name, mask), prepend=True) for name, module in self.modules.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str, mask: Tensor):
+        states = name.endswith(f"/{self.layer}")
+
+        def forward(_: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if not hidden.requires_grad or self.engine._running_engine_backward:  # a recomputed block
+                return
+            fits = hidden.shape[:2] == mask.shape
+            seen = {}
+            if states and fits:
+                seen = {"output": pooled(hidden, mask)}
+                if not name.startswith("residual"):
+                    seen["input"] = pooled(inputs[0], mask)
+
+            def backward(gradient: Tensor) -> None:
+                if not self.engine._running_engine_backward:
+                    return
+                if not fits:  # rows were left out above the block where this was decided
+                    self._add(f"{name}/unknown", torch.ones((), device=gradient.device))
+                    return
+                # The loss that is differentiated is the step's mean times the ranks, because DeepSpeed averages.
+                self._add(f"{name}/gradient", pooled(gradient, mask) / self.ranks)
+                for what, value in seen.items():
+                    self._add(f"{name}/{what}", value)
+
+            hidden.register_hook(backward)
+
+        return forward
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+
+def complete(sums: Sums, watch: GradientWatch, hidden: int, width: Mapping[str, int], device: torch.device) -> Sums:
+    """`sums` with a place for everything, so that all ranks have the same names, also one whose batches were empty.
+
+    hidden: the size of the residual stream; width: of the inputs of o_proj and down_proj.
+    """
+    places = {}
+    for name in watch.modules:
+        places[f"{name}/unknown"] = ()
+        places[f"{name}/gradient"] = (hidden,)
+        if name.endswith(f"/{watch.layer}"):
+            places[f"{name}/output"] = (hidden,)
+            if not name.startswith("residual"):
+                places[f"{name}/input"] = (width[name.split("/")[0]],)
+    return {name: sums.get(name, torch.zeros(shape, device=device)).to(device) for name, shape in places.items()}
+
+
+@torch.no_grad()
+def states(
+    engine: DeepSpeedEngine,
+    batches: Sequence[Batch],
+    layer: int,
+    keys: Sequence[int],
+    vector: Tensor,
+    intervention: InterventionSettings,
+) -> Sums:
+    """Sums over the response tokens of what blocks put out without and with the vector added, in evaluation mode.
+
+    Two passes through the blocks up to the highest key. All ranks must call it.
+    """
+    split = SplitModel(engine, max(keys))
+    blocks = blocks_of(engine.module)
+    places = {f"residual/{key}": blocks[key - 1] for key in keys}
+    places |= {f"{site}/{layer}": site_module(engine.module, layer, site) for site in SITES}
+    adding = Intervention(engine.module, {layer: vector}, site=intervention.site, adaptive=intervention.adaptive)
+    sums: Sums = {}
+
+    def hook(name: str, mask: Tensor):
+        def forward(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            value = pooled(hidden, mask)
+            sums[name] = sums[name] + value if name in sums else value
+
+        return forward
+
+    def look(kind: str, batch: Batch) -> None:
+        mask = token_mask(batch, "response")
+        handles = [module.register_forward_hook(hook(f"{kind}/{name}", mask)) for name, module in places.items()]
+        try:
+            split.trunk(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    engine.eval()
+    try:
+        for batch in batches:
+            look("natural", batch)
+            with adding.on(token_mask(batch, intervention.tokens), intervention.alpha):
+                look("added", batch)
+    finally:
+        engine.train()
+    return sums
+
+
+def weights_of(engine: DeepSpeedEngine, layer: int) -> dict[str, Displacement]:
+    """Copies of this rank's pieces of the block's o_proj and down_proj. Raises BulwarkError if they are no matrices
+    [out, in] that train."""
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    found = {}
+    for site in SITES:
+        module = site_module(engine.module, layer, site)
+        if not isinstance(module, nn.Linear) or not module.weight.requires_grad:
+            raise BulwarkError(
+                f"{site} of layer {layer} is a {type(module).__name__} whose own weights do not train, so that "
+                "they have no update to look at. Set analysis.weights: false."
+            )
+        found[site] = snapshot(engine, names[id(module.weight)], module.weight, "output")
+    return found
+
+
+@torch.no_grad()
+def update_sums(engine: DeepSpeedEngine, before: Displacement, vector: Tensor) -> Sums:
+    """This rank's share of ΔWᵀv and of the squared norms of ΔW's columns, both [in]; ΔW = W - `before`."""
+    now = local_master(engine, before.parameter).values
+    return _columns(now - before.values.to(now.device), before, vector, engine.device)
+
+
+@torch.no_grad()
+def squared_norm(engine: DeepSpeedEngine, like: Displacement) -> Tensor:
+    """This rank's share of ‖W‖²."""
+    share = local_master(engine, like.parameter).values.double().square().sum().float().to(engine.device)
+    return share * _counts(like)
+
+
+def _columns(values: Tensor, like: Displacement, vector: Tensor, device: torch.device) -> Sums:
+    rows = like.shape[0]
+    left = vector.to(values.device).view(-1, 1)
+    along = Piece(values, like.start, like.shape).transposed_times(left)
+    ones = torch.ones(rows, 1, device=values.device)
+    squares = Piece(values.square(), like.start, like.shape).transposed_times(ones)
+    factor = _counts(like)
+    return {"along": along[:, 0].to(device) * factor, "squares": squares[:, 0].to(device) * factor}
+
+
+def _counts(displacement: Displacement) -> float:
+    """0 where another rank already gives the whole."""
+    return 0.0 if displacement.replicated and torch.distributed.get_rank() > 0 else 1.0
+
+
+def reduced(sums: Sums) -> Sums:
+    """The sums over all ranks, in one all-reduce; all ranks must call it with the same names."""
+    if torch.distributed.get_world_size() == 1:
+        return sums
+    names = sorted(sums)
+    bucket = torch.cat([sums[name].reshape(-1) for name in names])
+    torch.distributed.all_reduce(bucket)
+    parts = bucket.split([sums[name].numel() for name in names])
+    return {name: part.view_as(sums[name]) for name, part in zip(names, parts, strict=True)}
+
+
+def gradient_quantities(sums: Sums, layer: int, keys: Sequence[int], tokens: int, unit: Tensor) -> Quantities:
+    """Of the gradients after the blocks `keys`, and the residual chain rule at `layer`.
+
+    sums: of `GradientWatch`, reduced. tokens: of the step. unit: v̂ [hidden].
+    """
+    found: Quantities = {}
+    for key in keys:
+        gradient = _known(sums, f"residual/{key}")
+        norm = gradient.norm()
+        found[key, "residual", "gradient_norm"] = norm
+        if key != layer:
+            continue
+        along = gradient @ unit
+        across = (gradient - along * unit).norm()
+        found |= {
+            (key, "residual", "gradient_projection"): along,
+            (key, "residual", "gradient_cosine"): _ratio(along, norm),
+            (key, "residual", "gradient_parallel"): along.abs(),
+            (key, "residual", "gradient_orthogonal"): across,
+            (key, "residual", "gradient_orthogonal_share"): _ratio(across, norm),
+        }
+        state = sums[f"residual/{key}/output"] / tokens
+        found |= _chain((key, "residual"), -along, state @ unit, norm, state.norm())
+    return found
+
+
+def chain_quantities(
+    sums: Sums, layer: int, tokens: int, unit: Tensor, norms: Mapping[str, Tensor], biases: Mapping[str, Tensor]
+) -> Quantities:
+    """The chain rule through o_proj and down_proj: how ΔW ∝ -δ̄āᵀ moves their output along v̂.
+
+    norms: ‖W‖ by site, if known; biases: b [hidden] by site, if there are any.
+    """
+    found: Quantities = {}
+    for site in SITES:
+        name = f"{site}/{layer}"
+        gradient = _known(sums, name)
+        output, given = sums[f"{name}/output"] / tokens, sums[f"{name}/input"] / tokens
+        if site in biases:
+            output = output - biases[site]
+        size = norms[site] * given.norm() if site in norms else torch.full_like(gradient[0], torch.nan)
+        found |= _chain((layer, site), -(gradient @ unit), output @ unit, gradient.norm(), size)
+    return found
+
+
+def state_quantities(sums: Sums, layer: int, keys: Sequence[int], tokens: int, unit: Tensor) -> Quantities:
+    """Of hidden states with the vector added against those without. sums: of `states`, reduced."""
+    found: Quantities = {}
+    for key in keys:
+        natural = sums[f"natural/residual/{key}"] / tokens
+        change = sums[f"added/residual/{key}"] / tokens - natural
+        norm = natural.norm()
+        found |= {
+            (key, "residual", "state_cosine"): _ratio(natural @ (natural + change), norm * (natural + change).norm()),
+            (key, "residual", "state_norm_ratio"): _ratio((natural + change).norm(), norm),
+            (key, "residual", "state_relative_change"): _ratio(change.norm(), norm),
+        }
+        if key == layer:
+            along = change @ unit
+            found |= {
+                (key, "residual", "state_projection"): natural @ unit,
+                (key, "residual", "state_change_projection"): along,
+                (key, "residual", "state_change_projection_share"): _ratio(along, change.norm()),
+            }
+    for site in SITES:
+        found[layer, site, "output_projection"] = sums[f"natural/{site}/{layer}"] @ unit / tokens
+    return found
+
+
+def update_quantities(along: Tensor, squares: Tensor, layer: int, site: str, norm: Tensor) -> Quantities:
+    """Of ΔW since the start, from ΔWᵀv and its columns' squared norms, both [in] and reduced. norm: ‖v‖."""
+    opposed = _ratio(-along, squares.sqrt() * norm)  # NaN for a column that has not moved
+    count = max(1, round(_EXTREME * len(along)))
+    values = {
+        "update_norm": squares.sum().sqrt(),
+        "energy_parallel": parallel_energy(along, squares, norm),
+        "update_projection_mean": along.mean(),
+        "update_projection_sum": along.sum(),
+        "update_projection_lowest": along.topk(count, largest=False).values.mean(),
+        "update_projection_min": along.min(),
+        "update_projection_max": along.max(),
+        "update_opposition_mean": opposed.nanmean(),
+        "update_opposition_highest": opposed.nan_to_num(-torch.inf).topk(count).values.mean(),
+        "update_opposition_min": opposed.nan_to_num(torch.inf).min(),
+        "update_opposition_max": opposed.nan_to_num(-torch.inf).max(),
+    }
+    return {(layer, site, name): value for name, value in values.items()}
+
+
+def parallel_energy(along: Tensor, squares: Tensor, norm: Tensor) -> Tensor:
+    """E∥ = ‖v̂ᵀΔW‖²/‖ΔW‖², the share of an update that moves the output along v; NaN if there is no update."""
+    return _ratio(along.square().sum(), squares.sum() * norm.square())
+
+
+def _chain(place: tuple[int, str], x: Tensor, y: Tensor, x_size: Tensor, y_size: Tensor) -> Quantities:
+    x_share, y_share = _ratio(x, x_size), _ratio(y, y_size)
+    values = {"x": x, "y": y, "z": x * y}
+    values |= {"x_normalised": x_share, "y_normalised": y_share, "z_normalised": x_share * y_share}
+    return {(*place, name): value for name, value in values.items()}
+
+
+def _known(sums: Sums, name: str) -> Tensor:
+    """The mean gradient, NaN if rows were left out on any rank: then it is not one over all tokens."""
+    return torch.where(sums[f"{name}/unknown"] > 0, torch.nan, sums[f"{name}/gradient"])
+
+
+def _ratio(one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(other > 0, one / other, torch.nan)

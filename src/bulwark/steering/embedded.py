@@ -1,0 +1,164 @@
+"""A vector that a checkpoint carries with it and that acts in every further training of it.
+
+Embedded preventative steering (Guan et al., arXiv 2609.10142, App. D): v is frozen and belongs to the model; it is
+added to the residual stream in training only, at the response's tokens only, so that answers and evaluations know
+nothing of it. How strong it is depends on how many response tokens the model has been trained on since the vector was
+put in, over all trainings: a later fine-tuning, a malicious one too, meets the strength that the last one ended with.
+
+In a checkpoint's folder it is the file `intervention.safetensors`, beside weights that stay an ordinary model's. So it
+binds only who lets it: `bulwark.training.finetuning` takes it up by itself, unless a step says `ignore_embedded: true`,
+and hands it on; whoever trains the folder with another library, or deletes the file, trains without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bulwark import files
+from bulwark.errors import BulwarkError, CheckpointError
+from bulwark.training.batches import IGNORED, Batch
+
+FILE = "intervention.safetensors"
+_ATTRIBUTE = "embedded_intervention"
+
+
+@dataclass(frozen=True)
+class Strength:
+    """alpha, then from `onset` to `horizon` linearly to alpha·end; both in response tokens since the embedding."""
+
+    alpha: float
+    end: float = 1.0
+    onset: float = 0.0
+    horizon: float = 1.0
+
+    def at(self, exposure: float) -> float:
+        """The strength after `exposure` response tokens; alpha·end for good from the horizon on."""
+        progress = (exposure - self.onset) / max(1.0, self.horizon - self.onset)
+        return self.alpha * (1.0 + (self.end - 1.0) * min(1.0, max(0.0, progress)))
+
+
+@dataclass
+class EmbeddedIntervention:
+    """h' = h + s·m·v at the outputs of modules: v frozen, m = 1 at supervised tokens, s by exposure.
+
+    at: name of a decoder block in the model → v [hidden], fp32. exposure: response tokens it has acted on.
+    origin: what the manifest should tell of the vectors, plain data.
+    """
+
+    at: dict[str, Tensor]
+    strength: Strength
+    exposure: int = 0
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def install(self, model: nn.Module) -> None:
+        """Make it part of `model` (not yet wrapped), for as long as that lives.
+
+        Raises BulwarkError if the model has one already, or has no module of a name, or is of another width.
+        """
+        if embedded_in(model) is not None:
+            raise BulwarkError(
+                "The checkpoint carries an embedded intervention already, and there can be one only. Set "
+                "ignore_embedded: true in the step's settings to train without the one that is there."
+            )
+        width = model.config.get_text_config().hidden_size
+        for name, vector in self.at.items():
+            if tuple(vector.shape) != (width,):
+                raise BulwarkError(f"{FILE}: the vector for {name} is {list(vector.shape)}, the model needs [{width}].")
+            try:
+                block = model.get_submodule(name)
+            except AttributeError:
+                raise BulwarkError(
+                    f"{FILE}: the model has no module {name}. The file is another model's: remove it, or set "
+                    "ignore_embedded: true in the step's settings."
+                ) from None
+            block.register_forward_hook(self._hook(vector))
+        self._mask: Tensor | None = None
+        setattr(model, _ATTRIBUTE, self)
+
+    def announce(self, batch: Batch | None) -> None:
+        """Say which batch the next pass through the model is about; None: it is over.
+
+        The hooks of whole blocks lie outside of what gradient checkpointing computes again, so the backward pass does
+        not ask for the mask.
+        """
+        self._mask = None if batch is None else batch.labels != IGNORED
+
+    def _hook(self, vector: Tensor):
+        def added(block: nn.Module, _: tuple, output: Tensor | tuple) -> Tensor | tuple:
+            if not block.training:
+                return output
+            if self._mask is None:
+                raise BulwarkError(
+                    "The checkpoint carries an embedded intervention, which has to know the tokens of the response: "
+                    "in training, call the model by bulwark.training.objectives.target_logits."
+                )
+            hidden = output[0] if isinstance(output, tuple) else output
+            change = self.strength.at(self.exposure) * self._mask.unsqueeze(-1) * vector.to(hidden.device)
+            hidden = hidden + change.to(hidden.dtype)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return added
+
+    def write(self, folder: Path) -> None:
+        """Write the file into a checkpoint's folder."""
+        told = {"strength": vars(self.strength), "exposure": self.exposure, "origin": dict(self.origin)}
+        vectors = {name: vector.contiguous().cpu() for name, vector in self.at.items()}
+        save_file(vectors, Path(folder) / FILE, metadata={"intervention": json.dumps(told, ensure_ascii=False)})
+        files.readable(Path(folder) / FILE)
+
+    def described(self) -> dict[str, Any]:
+        """What the manifest tells of it: `alpha` is what the next training begins with."""
+        return {
+            "modules": list(self.at),
+            "strength": vars(self.strength),
+            "exposure": self.exposure,
+            "alpha": self.strength.at(self.exposure),
+            **self.origin,
+        }
+
+
+def embedded_in(model: nn.Module) -> EmbeddedIntervention | None:
+    """The intervention that is part of `model` (or of what an engine or an adapter wraps), if any."""
+    return getattr(getattr(model, "module", model), _ATTRIBUTE, None)
+
+
+def read_embedded(folder: Path) -> EmbeddedIntervention | None:
+    """What lies in a checkpoint's folder; None if there is no such file. Raises CheckpointError if it is broken."""
+    path = Path(folder) / FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {})["intervention"])
+            at = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        return EmbeddedIntervention(at, Strength(**told["strength"]), told["exposure"], told["origin"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole embedded intervention ({error}). Make the checkpoint again."
+        ) from None
+
+
+def write_embedded(model: nn.Module, folder: Path) -> None:
+    """Write what is part of `model` into `folder`; if there is nothing, remove what an earlier attempt left there."""
+    found = embedded_in(model)
+    if found is None:
+        (Path(folder) / FILE).unlink(missing_ok=True)
+    else:
+        found.write(folder)
+
+
+def pass_on(parent: Path, folder: Path) -> None:
+    """Let a checkpoint that was made without training carry what its parent's folder carries, if anything."""
+    found = read_embedded(parent)
+    if found is None:
+        (Path(folder) / FILE).unlink(missing_ok=True)
+    else:
+        found.write(folder)

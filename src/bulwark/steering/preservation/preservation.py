@@ -1,0 +1,400 @@
+"""Intervention delta preservation (Guan et al., arXiv 2609.10142, Sec. 4.1): training may not undo what steering did.
+
+Up to the boundary K the model is steered. The displacement ΔW of the matrices that write into the residual stream is
+taken for a defence, and from then on, without steering, nothing may move the weights along ΔW's main directions B:
+
+    update (ours)            W ← W - B(BᵀW - BᵀW_before)      after each optimizer step
+    gradient (as published)  G ← G - B(BᵀG)                   before clipping and AdamW
+
+and the same from the right for matrices that read from the stream. The first holds exactly whatever the optimizer does;
+the second does not, because AdamW's moments, its preconditioner and weight decay leave the subspace again. Only the
+coordinates BᵀW [r, columns] are remembered for it, never a copy of the weights.
+
+"retained" is the share of ΔW, along the protected directions, that is still there, ⟨P(W_t - W_0), ΔW⟩ / ‖PΔW‖²;
+"drift" how far the weights have moved along these directions since the boundary, whatever their sense,
+‖P(W_t - W_K)‖ / ‖PΔW‖.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.models.anatomy import blocks_of
+from bulwark.steering.preservation.boundary import SteeredUntil
+from bulwark.training import engine as engines
+from bulwark.training import shards
+from bulwark.training.batches import Batch
+from bulwark.training.displacement import (
+    Displacement,
+    Piece,
+    Side,
+    added_up,
+    become_differences,
+    main_subspaces,
+    norms_of,
+)
+from bulwark.training.shards import Shard
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from bulwark.steering.preservation.settings import PreservationSettings
+    from bulwark.steering.settings import InterventionSettings
+    from bulwark.steering.vectors.fusion import FusedVectors
+    from bulwark.training.finetuning import Course
+
+log = logging.getLogger(__name__)
+
+ROWS = "preservation.jsonl"
+_WRITERS = {"o_proj", "out_proj", "wo", "dense", "down_proj", "dense_4h_to_h", "c_proj", "w2", "fc2"}
+
+
+def protected_weights(
+    model: nn.Module, scope: str = "target_core", layers: tuple[int, ...] | str = "all"
+) -> list[tuple[nn.Parameter, Side]]:
+    """The trainable matrices of the decoder blocks that are to be preserved, with the side of their directions.
+
+    scope "target_core": those that write into the residual stream ("output" side); "all_linear": also those that read
+    from it ("input" side). layers: blocks from 1. Embeddings, norms and the output embedding are no part of a block.
+    Raises ConfigurationError for blocks that are not there, BulwarkError if nothing is found.
+    """
+    blocks = blocks_of(model)
+    if wrong := [layer for layer in layers if not 1 <= layer <= len(blocks)] if layers != "all" else []:
+        raise ConfigurationError(f"preservation.layers: {wrong} are no blocks of a model with {len(blocks)} (from 1).")
+    found: list[tuple[nn.Parameter, Side]] = []
+    seen: list[str] = []
+    for number, block in enumerate(blocks, start=1):
+        if layers != "all" and number not in layers:
+            continue
+        for name, part in block.named_modules():
+            if isinstance(part, nn.Linear):
+                seen.append(name)
+                writes = name.rpartition(".")[2] in _WRITERS
+                if part.weight.requires_grad and (writes or scope == "all_linear"):
+                    found.append((part.weight, "output" if writes else "input"))
+    if not found:
+        raise BulwarkError(
+            f"There is nothing to preserve: of the blocks' linear modules {sorted(set(seen)) or '(none)'}, none is "
+            f"trained and of the scope {scope}, whose names are {', '.join(sorted(_WRITERS))}."
+        )
+    return found
+
+
+@dataclass
+class Directions:
+    """The directions of one matrix that are protected; all as shares that add up over the ranks.
+
+    basis: [rows or columns, r] on `side`. delta: ΔW along them, [columns or rows, r].
+    """
+
+    name: str
+    parameter: nn.Parameter
+    side: Side
+    basis: Tensor
+    delta: Tensor
+
+    def own(self, shard: Shard) -> Shard:
+        """The part of a shard that this rank answers for."""
+        return shard
+
+    def along(self, shard: Shard) -> Tensor:
+        """This rank's share of the coordinates [columns or rows, r] of what `shard` is a piece of."""
+        return self._piece(shard).along(self.basis, self.side)
+
+    def remove(self, shard: Shard, coordinates: Tensor) -> None:
+        """Take `coordinates` along the directions out of `shard`, in place."""
+        self._piece(shard).remove(self.basis, self.side, coordinates)
+
+    def _piece(self, shard: Shard) -> Piece:
+        return Piece(shard.values, shard.start, shards.shape_of(self.parameter))
+
+    def kept(self) -> dict[str, Tensor]:
+        return {"basis": self.basis, "delta": self.delta}
+
+
+@dataclass
+class Line:
+    """The single direction ΔW/‖ΔW‖ of a flattened matrix.
+
+    unit: this rank's piece of it, in the host's memory, at the place of the master's. delta: ‖ΔW‖, [1, 1].
+    """
+
+    name: str
+    parameter: nn.Parameter
+    side: Side
+    unit: Shard
+    delta: Tensor
+
+    def own(self, shard: Shard) -> Shard:
+        values = shard.values.narrow(0, self.unit.start - shard.start, len(self.unit.values))
+        return replace(self.unit, values=values)
+
+    def along(self, shard: Shard) -> Tensor:
+        values = self.own(shard).values
+        return (values * self.unit.values.to(values.device)).sum(dtype=torch.float64).float().reshape(1, 1)
+
+    def remove(self, shard: Shard, coordinates: Tensor) -> None:
+        own = self.own(shard)
+        own.values.sub_(self.unit.values.to(own.values.device) * coordinates.reshape(()))
+        if shard.replicated and not own.replicated:
+            # bfloat16 at stage 1: gradients are whole on every rank, and DeepSpeed takes their norm there.
+            shard.values[: own.start - shard.start] = 0
+            shard.values[own.end - shard.start :] = 0
+            torch.distributed.all_reduce(shard.values)
+
+    def kept(self) -> dict[str, Tensor]:
+        return {"unit": self.unit.values, "delta": self.delta}
+
+
+class Preservation(SteeredUntil):
+    """Static steering up to the boundary, then plain training that may not move the weights back along ΔW.
+
+    Writes preservation.jsonl into the checkpoint's folder: a row per matrix. Raises BulwarkError at the boundary if a
+    matrix has not moved (see `PreservationSettings.allow_partial`).
+    """
+
+    def __init__(
+        self,
+        course: Course,
+        vectors: FusedVectors,
+        intervention: InterventionSettings,
+        settings: PreservationSettings,
+        log_every: int = 10,
+    ) -> None:
+        super().__init__(course, vectors, intervention, settings)
+        self.settings, self.log_every = settings, log_every
+        self.guards: list[Directions | Line] = []
+        self.skipped: list[str] = []
+        self._rows: list[dict[str, Any]] = []
+        self._anchor: list[Tensor] = []  # the weights' coordinates at the boundary
+        self._held: list[Tensor] = []  # where the last step left them
+        self._history: list[tuple[int, Tensor]] = []  # after that many steps: [retained, drift]
+        self._sums: dict[str, Tensor] = {}
+
+    def watched(self, model: nn.Module) -> list[tuple[nn.Parameter, Side]]:
+        return protected_weights(model, self.settings.scope, self.settings.layers)
+
+    def second_phase(self, batch: Batch) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def cross(self, engine: DeepSpeedEngine, snapshots: list[Displacement]) -> None:
+        settings, device = self.settings, engine.device
+        become_differences(engine, snapshots, rounded=settings.delta == "rounded_weights_as_published")
+        norms = norms_of(snapshots, device)
+        self.skipped = [
+            moved.name for moved, norm in zip(snapshots, norms, strict=True) if not norm > settings.min_delta_norm
+        ]
+        if self.skipped and (not settings.allow_partial or len(self.skipped) == len(snapshots)):
+            raise BulwarkError(
+                f"{len(self.skipped)} of {len(snapshots)} matrices have not moved after {self.boundary} steps "
+                f"(‖ΔW‖ up to {settings.min_delta_norm:g}), so there is nothing to preserve: "
+                f"{', '.join(self.skipped[:5])} … Set the boundary later, or preservation.allow_partial: true."
+            )
+        kept = [(moved, norm) for moved, norm in zip(snapshots, norms, strict=True) if moved.name not in self.skipped]
+        self.guards = self._flat(kept) if settings.shape == "flat" else self._subspaces(kept, device)
+        self._anchor = self._coordinates(engine)
+        self._held = list(self._anchor)
+        self._history.append((self.boundary, torch.tensor([1.0, 0.0])))
+        if settings.moments == "reset":
+            shards.reset_moments(engine)
+        elif settings.moments == "project":
+            self._project([shards.local_moment(engine, guard.parameter, "exp_avg") for guard in self.guards])
+        captured = [row["captured_energy"] for row in self._rows]
+        log.info(
+            "Step %d: ΔW of %d matrices is preserved; the directions carry %.0f %% of it (least: %.0f %%).",
+            self.boundary, len(captured), 100 * sum(captured) / len(captured), 100 * min(captured),
+        )  # fmt: skip
+
+    def after_backward(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
+        if not self.crossed or self.settings.project == "update":
+            return
+        with torch.no_grad():
+            gradients = [shards.local_gradient(engine, guard.parameter) for guard in self.guards]
+            removed, whole = self._project(gradients)
+            shards.gradients_edited(engine, [guard.parameter for guard in self.guards])
+            self._count(gradient_removed=removed, gradient=whole)
+
+    def after_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
+        if not self.crossed:
+            return
+        measure = (step + 1) % self.log_every == 0 or step + 1 == total
+        with torch.no_grad():
+            if self.settings.project != "gradient":
+                self._restore(engine)
+            if measure:
+                self._history.append((step + 1, self._moved(engine)))
+
+    def metrics(self) -> dict[str, float]:
+        if not self.crossed:
+            return {}
+        sums = {name: float(value) for name, value in self._sums.items()}
+        self._sums = {}
+        told = dict(zip(("preservation/retained", "preservation/drift"), self._history[-1][1].tolist(), strict=True))
+        if "gradient" in sums:
+            told["preservation/gradient_share_removed"] = (
+                sums["gradient_removed"] / sums["gradient"] if sums["gradient"] else 0.0
+            )
+        if "update_removed" in sums:
+            told["preservation/update_removed"] = (sums["update_removed"] / sums["updates"]) ** 0.5
+            told["preservation/eroding_directions"] = sums["eroding"] / sums["updates"]
+        return told
+
+    def finish(self, model: nn.Module, step: int, total: int) -> None:
+        lines = [json.dumps(row) + "\n" for row in self._rows]
+        (self.course.job.folder / ROWS).write_text("".join(lines), encoding="utf-8")
+
+    def report(self) -> dict[str, Any]:
+        captured = [row["captured_energy"] for row in self._rows]
+        told = {
+            "protected": len(self._rows),
+            "skipped": self.skipped,
+            "delta_norm": sum(row["delta_norm"] ** 2 for row in self._rows) ** 0.5,
+            "captured_energy": {"mean": sum(captured) / len(captured), "least": min(captured)} if captured else None,
+            "retained_and_drift": [
+                [step, *(round(value, 6) for value in measured.tolist())] for step, measured in self._history
+            ],
+        }
+        return {"steering": self.told() | told}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {
+            "guards": {guard.name: guard.kept() for guard in self.guards},
+            "held": self._held,
+            "anchor": self._anchor,
+            "history": self._history,
+            "skipped": self.skipped,
+            "rows": self._rows,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self._master_device
+        places = {moved.name: moved for moved in self._snapshots}
+        self.guards = []
+        for name, kept in state["guards"].items():
+            place = places[name]
+            if "unit" in kept:
+                unit = Shard(kept["unit"], place.start, place.replicated)
+                guard = Line(name, place.parameter, place.side, unit, kept["delta"].to(device))
+            else:
+                basis, delta = kept["basis"].to(device), kept["delta"].to(device)
+                guard = Directions(name, place.parameter, place.side, basis, delta)
+            self.guards.append(guard)
+        self._held, self._anchor = ([part.to(device) for part in state[key]] for key in ("held", "anchor"))
+        self._history, self.skipped, self._rows = state["history"], state["skipped"], state["rows"]
+        super().load_state_dict(state)
+
+    def _subspaces(self, kept: list[tuple[Displacement, float]], device: torch.device) -> list[Directions | Line]:
+        settings = self.settings
+        found = main_subspaces(
+            [moved for moved, _ in kept],
+            device,
+            rank=settings.rank,
+            oversample=settings.oversample,
+            power_iterations=settings.power_iterations,
+            qr_slice=settings.basis == "qr_slice_as_published",
+        )
+        guards: list[Directions | Line] = []
+        for (moved, norm), (basis, delta) in zip(kept, found, strict=True):
+            basis, delta = basis.to(self._master_device), delta.to(self._master_device)
+            guards.append(Directions(moved.name, moved.parameter, moved.side, basis, delta))
+            strengths = delta.norm(dim=0)
+            self._tell(moved, norm, float(strengths.square().sum()) / norm**2, strengths.tolist())
+        return guards
+
+    def _flat(self, kept: list[tuple[Displacement, float]]) -> list[Directions | Line]:
+        guards: list[Directions | Line] = []
+        for moved, norm in kept:
+            unit = Shard(moved.values.div_(norm), moved.start, moved.replicated)
+            delta = torch.tensor([[norm]], device=self._master_device)
+            guards.append(Line(moved.name, moved.parameter, moved.side, unit, delta))
+            self._tell(moved, norm, 1.0, [norm])
+        return guards
+
+    def _tell(self, moved: Displacement, norm: float, captured: float, strengths: list[float]) -> None:
+        self._rows.append(
+            {
+                "weight": moved.name,
+                "shape": list(moved.shape),
+                "side": moved.side if self.settings.shape == "subspace" else "both",
+                "delta_norm": norm,
+                "captured_energy": captured,
+                "delta_along_directions": strengths,
+            }
+        )
+
+    def _coordinates(self, engine: DeepSpeedEngine) -> list[Tensor]:
+        masters = [shards.local_master(engine, guard.parameter) for guard in self.guards]
+        return self._along(self.guards, masters)
+
+    def _along(
+        self, guards: list[Directions | Line], held: list[Shard], further: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """The coordinates of whole matrices, and the sums of `further`, in one all-reduce."""
+        if not guards:
+            return []
+        replicated = guards[0].own(held[0]).replicated
+        shares = [guard.along(shard) for guard, shard in zip(guards, held, strict=True)]
+        return added_up(shares + (further or []), replicated, self._engine_device)
+
+    def _project(self, held: list[Shard | None]) -> tuple[Tensor, Tensor]:
+        """Edit gradients (or first moments) in place; return the squared norms of what was removed and of all."""
+        pairs = [(guard, shard) for guard, shard in zip(self.guards, held, strict=True) if shard is not None]
+        guards, present = [guard for guard, _ in pairs], [shard for _, shard in pairs]
+        squares = [guard.own(shard).values.square().sum() for guard, shard in pairs]
+        found = self._along(guards, present, squares)
+        removed = torch.zeros((), device=self._engine_device)
+        for guard, shard, coordinates in zip(guards, present, found, strict=False):
+            against, _ = self._surplus(-coordinates, guard.delta)  # descent moves against the gradient
+            guard.remove(shard, -against)
+            removed += against.square().sum().to(removed.device)
+        whole = torch.stack([square.to(removed.device) for square in found[len(pairs) :]]).sum() if pairs else removed
+        return removed, whole
+
+    def _restore(self, engine: DeepSpeedEngine) -> None:
+        """Take back what the optimizer step has done along the directions."""
+        removed, eroding = (torch.zeros((), device=self._engine_device) for _ in range(2))
+        masters = [shards.local_master(engine, guard.parameter) for guard in self.guards]
+        found = self._along(self.guards, masters)
+        for number, (guard, shard, now) in enumerate(zip(self.guards, masters, found, strict=True)):
+            surplus, against = self._surplus(now - self._held[number], guard.delta)
+            guard.remove(shard, surplus)
+            if self._partial:
+                self._held[number] = now - surplus
+            removed += surplus.square().sum().to(removed.device)
+            eroding += against.mean().to(removed.device) / len(self.guards)
+        engines.publish(engine)
+        self._count(update_removed=removed / self._delta_square(), eroding=eroding, updates=torch.ones(()))
+
+    def _surplus(self, movement: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of a movement along the directions [·, r] that is to be removed; which directions it erodes, [r]."""
+        eroding = ((movement * delta).sum(dim=0) < 0).to(movement)
+        surplus = self.settings.strength * movement
+        return surplus * eroding if self.settings.remove == "eroding" else surplus, eroding
+
+    @property
+    def _partial(self) -> bool:
+        """Whether the weights may move along the directions at all; else they stay where they were at the boundary."""
+        return self.settings.strength < 1 or self.settings.remove == "eroding"
+
+    def _delta_square(self) -> Tensor:
+        return torch.stack([guard.delta.square().sum() for guard in self.guards]).sum().to(self._engine_device)
+
+    def _moved(self, engine: DeepSpeedEngine) -> Tensor:
+        """[retained, drift], from the weights as they are."""
+        along, square = (torch.zeros((), device=self._engine_device) for _ in range(2))
+        for guard, now, anchor in zip(self.guards, self._coordinates(engine), self._anchor, strict=True):
+            along += ((now - anchor) * guard.delta).sum().to(along.device)
+            square += (now - anchor).square().sum().to(square.device)
+        return torch.stack([1 + along / self._delta_square(), (square / self._delta_square()).sqrt()])
+
+    def _count(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value

@@ -1,0 +1,202 @@
+"""Training on what a policy lets through: the objective of delta-loss, gradient probe and state-aware training.
+
+The loss of a step is the mean cross-entropy over the tokens that are learned, of the whole optimizer step and over all
+ranks. How many these are is known only when every micro-batch has been judged, so gradients are accumulated as those
+of all tokens' mean and then scaled. With nothing flagged the factor is 1 and the training is the plain one, bit for
+bit. (The authors average per micro-batch, so that flagged rows shrink the step.) A step of which nothing is left to
+learn leaves the weights as they are.
+
+Every decision, with the scores it was made from, goes into detections.jsonl.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bulwark.errors import ConfigurationError
+from bulwark.steering.screening.detections import FLAGGED, DetectionLog, rows_of
+from bulwark.steering.screening.detectors import Detector
+from bulwark.steering.screening.policies import Policy, Verdict, filler
+from bulwark.steering.screening.split import select_rows
+from bulwark.training import engine as engines
+from bulwark.training.batches import Batch
+from bulwark.training.objectives import Objective
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from bulwark.steering.schedules import Schedule
+    from bulwark.steering.vectors.fusion import FusedVectors
+    from bulwark.training.finetuning import Course
+
+FILE = "detections.jsonl"
+
+_CURVES = {
+    "Online_Proj_Mean": "p_cur",
+    "Baseline_Proj_Mean": "p_ref",
+    "Drift": "drift",
+    "natural_loss": "loss_nat",
+    "injected_loss": "loss_inj",
+    "probe_cos_inj": "probe_cos",
+    "probe_proj_inj": "probe_proj",
+    "probe_grad_norm_inj": "probe_norm",
+    "Alpha": "alpha",
+}
+
+
+class Screened(Objective):
+    """Learns what `policy` keeps, by what it finds with the first of `vectors` at its layer.
+
+    schedule: the injection's strength in each step; without an intervention (withdrawn), training is plain and nothing
+    is recorded.
+    """
+
+    def __init__(self, course: Course, policy: Policy, *, vectors: FusedVectors, schedule: Schedule) -> None:
+        self.course, self.policy, self.vectors, self.schedule = course, policy, vectors, schedule
+        self.log = DetectionLog(course.job.folder / FILE)
+        self.micro_batch = self.empty_steps = 0
+        self._unread: list[dict[str, Any]] = []
+
+    def start(self, engine: DeepSpeedEngine, total: int) -> None:
+        _refuse_dropout(engine.module)
+        layer, vector = next(iter(self.vectors.at.items()))
+        self.detector = Detector(engine, layer, vector)
+        self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    def before_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
+        self.on, self.alpha, self.step = self.schedule.is_on(step), self.schedule.alpha_at(step), step
+        self.rows: list[dict[str, Any]] = []
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+        self.kept = torch.zeros((), dtype=torch.int64, device=engine.device)
+        self.factor: float | None = None
+
+    def backward(self, engine: DeepSpeedEngine, batch: Batch) -> Tensor:
+        """As the base does, but the loss is returned as a whole with the last micro-batch of the step."""
+        if not self.on:
+            return super().backward(engine, batch)
+        verdict = self._judged(batch)
+        learned = torch.where(verdict.kept, verdict.losses, 0.0)
+        engines.backward(engine, learned.sum() / max(1, batch.step_tokens))
+        self.loss_sum += learned.detach().double().sum()
+        self.kept += verdict.kept.sum()
+        self.micro_batch += 1
+        if not engine.is_gradient_accumulation_boundary():
+            return torch.zeros_like(self.loss_sum)
+        if self.ranks > 1:
+            torch.distributed.all_reduce(self.kept)
+        kept = int(self.kept)
+        self.factor = batch.step_tokens / kept if kept else 0.0
+        return self.loss_sum / max(1, kept)
+
+    def after_backward(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
+        if self.factor:
+            engines.scale_gradients(engine, self.factor)
+        elif self.factor is not None:
+            # Momentum and decay would go on moving the weights. The schedule sets the next step's rate.
+            self.empty_steps += 1
+            for group in engine.basic_optimizer.param_groups:
+                group["lr"] = 0.0
+
+    def after_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
+        if not self.on:
+            return
+        rows = [self.rows]
+        if self.ranks > 1:
+            rows = [[]] * self.ranks if self.rank == 0 else None
+            torch.distributed.gather_object(self.rows, rows)
+        if self.rank == 0:
+            together = [row for part in rows for row in part]
+            self.log.append(together)
+            self._unread += together
+
+    def metrics(self) -> dict[str, float]:
+        """Of the rows since the last reading. Delta_Loss is the score that decides, as the authors name it."""
+        rows, self._unread = self._unread, []
+        if not rows:
+            return {}
+        tokens = sum(row["n_resp"] for row in rows)
+        flagged = [row["decision"] in FLAGGED for row in rows]
+        means = {
+            name: _mean([row[score] for row in rows])
+            for name, score in (_CURVES | {"Delta_Loss": self.policy.score}).items()
+        }
+        means["Blocked_Samples_Ratio"] = sum(flagged) / len(rows)
+        means["Is_Malicious"] = float(any(flagged))
+        if tokens:
+            means["Blocked_Tokens_Ratio"] = sum(row["n_resp"] * (1 - row["weight"]) for row in rows) / tokens
+        return {f"Defense/{name}": value for name, value in means.items() if value is not None}
+
+    def report(self) -> dict[str, Any]:
+        """The vectors, and the summary of all detections; on the main process, which alone has them."""
+        if self.rank > 0:
+            return {}
+        summary = self.log.summary() | {"steps_without_rows": self.empty_steps}
+        return {"steering": {"vectors": self.vectors.report, "detections": summary}}
+
+    def state_dict(self) -> dict[str, Any]:
+        counts = {"micro_batch": self.micro_batch, "empty_steps": self.empty_steps}
+        return counts | ({"log_bytes": self.log.saved()} if self.rank == 0 else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.micro_batch, self.empty_steps = state["micro_batch"], state["empty_steps"]
+        if self.rank == 0:
+            self.log.resume(state["log_bytes"])
+
+    def _judged(self, batch: Batch) -> Verdict:
+        """The verdict, with rows left out that are not finite.
+
+        A gradient of 0 through something infinite is not a number, so these rows may have no part in the graph. If any
+        rank has one, all judge once more, so that they go through the model equally often.
+        """
+        while True:
+            verdict = self.policy.judge(self.detector, batch, self.alpha)
+            real = torch.tensor([bool(examples) for examples in batch.rows], device=verdict.broken.device)
+            broken = verdict.broken & real
+            again = broken.any().int()
+            if self.ranks > 1:
+                torch.distributed.all_reduce(again, op=torch.distributed.ReduceOp.MAX)
+            if not again:
+                self._record(batch, verdict)
+                return verdict
+            if broken.any():
+                self._record(batch, verdict, only=broken)
+                left = (~broken).nonzero().squeeze(1)
+                batch = select_rows(batch, left) if len(left) else filler(batch, self.course.pad_id)
+
+    def _record(self, batch: Batch, verdict: Verdict, only: Tensor | None = None) -> None:
+        rows = rows_of(
+            batch,
+            verdict.scores,
+            self.course.records,
+            step=self.micro_batch,
+            opt_step=self.step,
+            rank=self.rank,
+            decision=verdict.decisions,
+            weight=verdict.weight.tolist(),
+        )
+        if only is None:
+            self.rows += rows
+            return
+        chosen = {batch.rows[place][0] for place in only.nonzero().flatten().tolist()}
+        self.rows += [row | {"weight": 0.0} for row in rows if row["row_id"] in chosen]
+
+
+def _refuse_dropout(model: nn.Module) -> None:
+    """Raise ConfigurationError for a model that drops at random in training: no two of its passes can be compared."""
+    rates = {name: part.p for name, part in model.named_modules() if isinstance(part, nn.Dropout) and part.p > 0}
+    attention = getattr(model.config.get_text_config(), "attention_dropout", 0.0)  # no module of its own
+    rates |= {"attention_dropout": attention} if attention else {}
+    if rates:
+        name, rate = next(iter(rates.items()))
+        raise ConfigurationError(
+            f"The model has dropout ({name}: {rate}), which differs between the passes with and without the vector, so "
+            "that rows cannot be told by it. Set it to 0 in the base model's config.json."
+        )
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

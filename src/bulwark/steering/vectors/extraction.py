@@ -1,0 +1,179 @@
+"""Extraction: the difference between mean activations of answers that show a trait and of answers that do not.
+
+Persona vectors (Chen et al. 2025, arXiv 2507.21509), Sec. 2.2: v_l = mean over positive answers of the mean of h_l over
+the response's tokens, less the same over negative answers; every answer weighs the same. One forward pass per answer,
+longest first in batches within a token budget; hooks pool each layer's output at once and add it to running sums, so
+that neither all layers' hidden states nor any pooled one per answer are ever held. The response's tokens are those that
+a training on the answer would supervise, its end-of-turn token included, so that projections and injections mean the
+same.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bulwark import files
+from bulwark.errors import BulwarkError
+from bulwark.models import manifests
+from bulwark.models.anatomy import blocks_of, hidden_size, watching
+from bulwark.models.generation import CPU_TOKEN_BUDGET, free_memory, is_out_of_memory, progress
+from bulwark.prompts.builder import IGNORED, Prompt
+from bulwark.steering.vectors import storage
+from bulwark.steering.vectors.pairs import Pair, kept_pairs, opened, turns_of
+
+log = logging.getLogger(__name__)
+
+POOLS = ("vectors", "prompt_mean", "prompt_last")  # over the response; over the prompt; the prompt's last token
+_GPU_TOKEN_BUDGET = 2**15
+_SIDES = 2
+_HALVES = 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """An answer in its conversation. side: 0 shows the trait, 1 does not. half: of the two halves of the questions."""
+
+    prompt: Prompt
+    side: int
+    half: int
+
+    @property
+    def start(self) -> int:
+        """Where the response begins: its first supervised token."""
+        return next(place for place, label in enumerate(self.prompt.labels) if label != IGNORED)
+
+
+def extract(
+    checkpoint: Path, judged: Path, output: Path, *, trait: str, minimum: int, dtype: str, threads: int
+) -> None:
+    """Extract the vectors of `trait` at every layer from the pairs of `judged` that count, and write them to `output`.
+
+    Raises RecordError if fewer than `minimum` pairs count, and as opening the checkpoint does.
+    """
+    started = time.time()
+    pairs, yields = kept_pairs(judged, minimum)
+    subject = opened(checkpoint, dtype, threads)
+    sums, numbers = pooled_sums(subject.model, examples_of(pairs, subject.builder), subject.builder.pad_id)
+    means = sums.sum(dim=2) / numbers.sum(dim=1)[None, :, None, None]  # [pools, sides, N+1, hidden]
+    differences = dict(zip(POOLS, means[:, 0] - means[:, 1], strict=True))
+    told = {
+        "trait": trait,
+        "model": subject.description,
+        "n_positive": int(numbers[0].sum()),
+        "n_negative": int(numbers[1].sum()),
+        "pairs": yields,
+        "questions": len({pair.question for pair in pairs}),
+        "split_half_cosine": split_half_cosines(sums[0], numbers),
+        "dtype": str(subject.model.dtype),
+        "source": {"judged_digest": files.digest(Path(judged))},
+        "provenance": manifests.provenance(started),
+    }
+    storage.write(output, differences.pop("vectors"), told, **differences)
+    log.info("%s: %d pairs; norms and split-half cosines by layer written to %s", trait, len(pairs), output)
+
+
+def examples_of(pairs: Sequence[Pair], builder: Any) -> list[Example]:
+    """Both answers of every pair. The halves alternate by question, so that no question is in both.
+
+    With a single question they alternate by pair.
+    """
+    numbers = {question: n for n, question in enumerate(dict.fromkeys(pair.question for pair in pairs))}
+    return [
+        Example(
+            builder.example(turns_of(pair.question, side.system, side.response)),
+            place,
+            (numbers[pair.question] if len(numbers) > 1 else n) % _HALVES,
+        )
+        for n, pair in enumerate(pairs)
+        for place, side in enumerate(pair.sides)
+    ]
+
+
+def pooled_sums(
+    model: nn.Module, examples: Sequence[Example], pad_id: int, token_budget: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sums over examples of the pooled residual stream, [pools, sides, halves, N+1, hidden] in fp64, and their numbers
+    [sides, halves]. Row l of N+1 is the output of block l, row 0 the first block's input.
+
+    token_budget: rows times longest row of a batch. Raises BulwarkError when memory does not suffice for one example.
+    """
+    order = sorted(examples, key=lambda example: -len(example.prompt.ids))
+    layers, device = len(blocks_of(model)), next(model.parameters()).device
+    budget = token_budget or (CPU_TOKEN_BUDGET if device.type == "cpu" else _GPU_TOKEN_BUDGET)
+    shape = (len(POOLS), _SIDES, _HALVES, layers + 1, hidden_size(model))
+    # MPS and some accelerators have no fp64; the sums are small, so they live on the CPU.
+    sums = torch.zeros(shape, dtype=torch.float64)
+    numbers = torch.zeros((_SIDES, _HALVES), dtype=torch.float64)
+    done = 0
+    with progress(len(order), 0) as advance:
+        while done < len(order):
+            rows = max(1, budget // len(order[done].prompt.ids))
+            batch = order[done : done + rows]
+            try:
+                sums += _sums_of(model, batch, pad_id, layers, device)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise BulwarkError(
+                        f"Out of memory with a single answer of {len(batch[0].prompt.ids)} tokens. Use bfloat16, or a "
+                        "device with more memory."
+                    ) from None
+                budget = len(batch) * len(batch[0].prompt.ids) // 2
+                free_memory()
+                continue
+            for example in batch:
+                numbers[example.side, example.half] += 1
+            done += len(batch)
+            advance(len(batch))
+    return sums, numbers
+
+
+def split_half_cosines(sums: Tensor, numbers: Tensor) -> list[float | None]:
+    """Cosine, per layer, between the vectors that each half of the questions gives: how far the data settle it.
+
+    sums: [sides, halves, N+1, hidden]; numbers: [sides, halves]. None where a half is empty or a vector is 0.
+    """
+    if not bool((numbers > 0).all()):
+        return [None] * sums.shape[2]
+    means = sums / numbers[..., None, None]
+    first, second = means[0] - means[1]
+    norms = first.norm(dim=-1) * second.norm(dim=-1)
+    products = (first * second).sum(dim=-1)
+    return [float(p / n) if n > 0 else None for p, n in zip(products, norms, strict=True)]
+
+
+def _sums_of(model: nn.Module, batch: Sequence[Example], pad_id: int, layers: int, device: torch.device) -> Tensor:
+    """The sums of one batch, shaped as those of `pooled_sums`, on the CPU."""
+    width = len(batch[0].prompt.ids)
+    ids = torch.full((len(batch), width), pad_id, dtype=torch.long)
+    weights = torch.zeros(len(POOLS), len(batch), width)  # pooled = weights · hidden, per row
+    groups = torch.zeros(_SIDES * _HALVES, len(batch), dtype=torch.float64)
+    for row, example in enumerate(batch):
+        prompt, start = example.prompt, example.start
+        ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
+        response = torch.tensor([label != IGNORED for label in prompt.labels])
+        weights[0, row, : len(response)] = response / response.sum()
+        weights[1, row, :start] = 1 / start
+        weights[2, row, start - 1] = 1
+        groups[example.side * _HALVES + example.half, row] = 1
+    weights = weights.to(device)
+    found = torch.zeros(len(POOLS), _SIDES * _HALVES, layers + 1, hidden_size(model), dtype=torch.float64)
+
+    def pool(row: int, hidden: Tensor) -> None:
+        pooled = torch.einsum("pbs,bsh->pbh", weights, hidden.float()).to("cpu", torch.float64)
+        found[:, :, row] = torch.einsum("gb,pbh->pgh", groups, pooled)
+
+    with torch.inference_mode(), watching(model, pool):
+        # Without the head: its logits are the largest tensor of all, and nobody needs them. Padding stands on the
+        # right, where causal attention does not see it, so there is no mask.
+        model.base_model(input_ids=ids.to(device), use_cache=False)
+    return found.unflatten(1, (_SIDES, _HALVES))

@@ -1,0 +1,146 @@
+"""The fusion of several trait vectors into one direction per layer.
+
+A vector of a trait has one row per layer key: row 0 is the embeddings' and row l the residual stream h_l after block l.
+Row N is taken before the final norm (persona vectors' code takes it after it, out of residual-stream space), yet
+neither row 0 nor row N can be steered with. Rows are raw differences of means, never normalised: a strength only means
+something together with the norm (Guan et al., arXiv 2609.10142, eq. 1 and 5, and the authors' code).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bulwark import files
+from bulwark.errors import ConfigurationError
+from bulwark.models.anatomy import check_layer
+from bulwark.steering.settings import Fusion, VectorSettings
+from bulwark.steering.vectors.storage import read
+
+SMALLEST_NORM = 1e-10
+_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class FusedVectors:
+    """What a step steers with. at: layer key → v [hidden], fp32. report: plain data for the manifest:
+
+    {"traits", "fusion", "weights", "files": {trait: SHA-256}, "layers": {layer: {"norms": {trait: ‖v_i‖}, "cosines":
+    {"a, b": cos}, "rho": mean‖v_i‖ / ‖mean v_i‖, "fused_norm": ‖v‖}}}
+    """
+
+    at: dict[int, Tensor]
+    report: dict[str, Any]
+
+
+def fuse(vectors: Tensor, fusion: Fusion = "norm_aligned", weights: tuple[float, ...] | None = None) -> Tensor:
+    """Fuse `vectors` [k, hidden] into one [hidden]. With w the weights over their sum (1/k each if None):
+
+    "norm_aligned": s = Σ w_i v_i, scaled to the mean of the norms: s/(‖s‖ + 1e-8) · (1/k) Σ ‖v_i‖ (the paper's; the
+        mean is not weighted even if s is).
+    "average": (1/k) Σ v_i, without weights.
+    "norm_weighted": as the first, scaled to Σ w_i ‖v_i‖.
+    For equal weights the first two have the same direction, and their norms the ratio ρ.
+    One vector stays as it is. Raises ConfigurationError for weights that do not fit or vectors that cancel each other.
+    """
+    if len(vectors) == 1:
+        return vectors[0].clone()
+    exact = vectors.double()
+    norms = exact.norm(dim=1)
+    if fusion == "average":
+        return exact.mean(dim=0).to(vectors.dtype)
+    shares = _shares(weights, len(vectors), fusion).to(exact.device)
+    total = shares @ exact
+    if total.norm() <= 1e-6 * norms.mean():
+        raise ConfigurationError("The weighted trait vectors cancel each other; their sum has no direction.")
+    scale = norms.mean() if fusion == "norm_aligned" else shares @ norms
+    return (total / (total.norm() + _EPSILON) * scale).to(vectors.dtype)
+
+
+def load_fused(
+    settings: VectorSettings,
+    paths: Mapping[str, Path],
+    *,
+    layers: int,
+    hidden: int,
+    model_digest: str | None = None,
+) -> FusedVectors:
+    """Read the file of every trait and fuse them at every layer that `settings` names.
+
+    paths: {trait: file}. layers, hidden: N and H of the model to be steered. model_digest: `files.digest` of the
+    checkpoint.json that is steered; a file that was made from another checkpoint is refused.
+    Raises ConfigurationError for a layer key outside 1 … N-1, a file of a model of another shape or of another
+    checkpoint, a missing layer, and a vector without a direction (norm up to 1e-10).
+    """
+    stored = {trait: read(paths[trait]) for trait in settings.traits}
+    for trait, (rows, told) in stored.items():
+        too_few = len(rows) < layers + 1 and not told.get("layers")  # a published file may hold some layers only
+        if rows.shape[1] != hidden or len(rows) > layers + 1 or too_few:
+            raise ConfigurationError(
+                f"{paths[trait]}: holds vectors [{len(rows)}, {rows.shape[1]}] (layers + 1, hidden), but the model has "
+                f"{layers} blocks of width {hidden}. They belong to another model."
+            )
+        made_from = (told.get("model") or {}).get("digest")
+        if model_digest and made_from and made_from != model_digest:
+            raise ConfigurationError(
+                f"{paths[trait]}: the vectors were made from another checkpoint than the one to be steered. "
+                "Delete the file, and it is made again."
+            )
+    at, report = {}, {}
+    for layer in settings.layers:
+        check_layer(layer, layers, "vectors.layers")
+        rows = {trait: _row(rows, layer, paths[trait]) for trait, (rows, _) in stored.items()}
+        stacked = torch.stack(list(rows.values()))
+        at[layer] = fuse(stacked, settings.fusion, settings.weights)
+        report[str(layer)] = _geometry(rows, at[layer])
+        if report[str(layer)]["fused_norm"] <= SMALLEST_NORM:
+            raise ConfigurationError(f"layer {layer}: the fused vector of {', '.join(rows)} is 0.")
+    told = {
+        "traits": list(settings.traits),
+        "fusion": settings.fusion,
+        "weights": list(settings.weights) if settings.weights else None,
+        "files": {trait: files.digest(Path(paths[trait])) for trait in settings.traits},
+        "layers": report,
+    }
+    return FusedVectors(at, told)
+
+
+def _row(rows: Tensor, layer: int, path: Path) -> Tensor:
+    known = [key for key in range(len(rows)) if bool(torch.isfinite(rows[key]).all())]
+    if layer not in known:
+        raise ConfigurationError(f"{path}: has no finite vector at layer key {layer}; it has {known}.")
+    if rows[layer].norm() <= SMALLEST_NORM:
+        raise ConfigurationError(f"{path}: the vector at layer key {layer} is 0 and has no direction.")
+    return rows[layer]
+
+
+def _geometry(rows: Mapping[str, Tensor], fused: Tensor) -> dict[str, Any]:
+    exact = {trait: row.double() for trait, row in rows.items()}
+    norms = {trait: float(row.norm()) for trait, row in exact.items()}
+    mean = torch.stack(list(exact.values())).mean(dim=0).norm()
+    return {
+        "norms": norms,
+        "cosines": {
+            f"{one}, {other}": float(torch.cosine_similarity(exact[one], exact[other], dim=0))
+            for one, other in combinations(exact, 2)
+        },
+        "rho": sum(norms.values()) / len(norms) / float(mean) if mean > 0 else None,
+        "fused_norm": float(fused.double().norm()),
+    }
+
+
+def _shares(weights: tuple[float, ...] | None, count: int, fusion: str) -> Tensor:
+    if weights is None:
+        if fusion == "norm_weighted":
+            raise ConfigurationError('The fusion "norm_weighted" needs weights, one per trait.')
+        return torch.full((count,), 1 / count, dtype=torch.float64)
+    given = torch.tensor(weights, dtype=torch.float64)
+    if len(given) != count or not bool(torch.isfinite(given).all()) or abs(float(given.sum())) < 1e-12:
+        raise ConfigurationError(f"{list(weights)}: give {count} finite weights whose sum is not 0.")
+    return given / given.sum()

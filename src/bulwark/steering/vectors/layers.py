@@ -1,0 +1,166 @@
+"""Which layer to steer at: every layer is tried on the questions that the vector was extracted from.
+
+Persona vectors (Chen et al. 2025, arXiv 2507.21509, App. B.4): answers without any system turn under
+h_l + coefficient·v_l, one layer at a time with the same coefficient; the layer whose answers a judge finds to show the
+trait most is taken. The steering paper (arXiv 2609.10142) fixes one layer at about 70 % of the depth for all traits
+instead, so the choice is a report for whoever writes `layers` into a step, and no step reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from bulwark import files
+from bulwark.data.contrasts import Contrast
+from bulwark.data.records import read_records, write_records
+from bulwark.errors import BulwarkError
+from bulwark.judges import JudgeSettings
+from bulwark.settings import Closed
+from bulwark.steering.vectors.pairs import Opened, judgements_of, opened, turns_of
+from bulwark.steering.vectors.settings import LayerChoice
+
+log = logging.getLogger(__name__)
+
+
+class Steered(Closed):
+    """One answer of a steered model; layer null: of the model as it is."""
+
+    id: str
+    layer: int | None
+    trait: str
+    question: str
+    response: str
+    tokens: int
+    finish: str
+    expected: str | None = None
+    rubric: str | None = None
+
+
+def steer(
+    checkpoint: Path,
+    vector: Path,
+    records: Path,
+    choice: LayerChoice,
+    *,
+    seed: int,
+    dtype: str,
+    threads: int,
+    output: Path,
+) -> None:
+    """Answer the questions of `records` without steering and under each candidate layer; write `Steered` rows.
+
+    Finished answers of an interrupted run are kept beside `output`. Raises ConfigurationError for a candidate outside
+    1 … N-1 or a vector of another model.
+    """
+    from bulwark.models.anatomy import blocks_of, hidden_size
+    from bulwark.steering.settings import VectorSettings
+    from bulwark.steering.vectors.fusion import load_fused
+
+    subject = opened(checkpoint, dtype, threads, choice.decoding.max_prompt_tokens)
+    layers = len(blocks_of(subject.model))
+    candidates = choice.candidates or tuple(range(1, layers))
+    questions = list({contrast.question: contrast for contrast in read_records(Path(records), Contrast)}.values())
+    trait = questions[0].trait
+    at = load_fused(
+        VectorSettings(traits=(trait,), layers=candidates),
+        {trait: Path(vector)},
+        layers=layers,
+        hidden=hidden_size(subject.model),
+        model_digest=files.digest(subject.manifest),
+    ).at
+    rows, partials = [], []
+    for layer in (None, *candidates):
+        partials.append(Path(f"{output}.{layer or 'unsteered'}.partial"))
+        log.info("%s", "unsteered" if layer is None else f"layer {layer} of {layers}")
+        settled = {"layer": layer, "choice": choice.model_dump(mode="json"), "vector": files.digest(Path(vector))}
+        rows += _answered(subject, questions, layer, layer and at[layer], choice, seed, partials[-1], settled)
+    write_records(output, rows)
+    for partial in partials:
+        partial.unlink(missing_ok=True)
+
+
+def choose(
+    steered: Path, settings: JudgeSettings, choice: LayerChoice, output: Path, cache: Path | None = None
+) -> dict[str, Any]:
+    """Judge the answers and write the mean scores by layer, and the layer with the highest one, to `output` (JSON).
+
+    Of equal layers the more coherent is taken, then the lower; null if none shows more of the trait than the model as
+    it is. Values lie on 0 … 100; `failed` counts the answers without a judgement, which are left out of the means.
+    Raises BulwarkError if no layer, or not the unsteered model, has any judgement.
+    """
+    rows = read_records(Path(steered), Steered)
+    asked = [(row.id, row.question, row.response, row.expected, row.rubric) for row in rows]
+    score = judgements_of(asked, rows[0].trait, settings, cache)
+    coherence = judgements_of(asked, "coherence", settings, cache)
+    values = [(row.layer, s.value, c.value) for row, s, c in zip(rows, score, coherence, strict=True)]
+    table = {layer: _means([v for v in values if v[0] == layer]) for layer in dict.fromkeys(row.layer for row in rows)}
+    usable = {layer: told for layer, told in table.items() if layer is not None and told["score"] is not None}
+    unsteered = table[None]["score"]
+    if not usable or unsteered is None:
+        whose = "of any layer" if not usable else "of the unsteered model"
+        raise BulwarkError(f"{steered}: no answer {whose} could be judged, so no layer can be chosen.")
+    best = max(usable, key=lambda layer: (usable[layer]["score"], usable[layer]["coherence"] or 0, -layer))
+    found = usable[best]["score"] > unsteered
+    result = {
+        "trait": rows[0].trait,
+        "layer": best if found else None,
+        "choice": choice.model_dump(mode="json"),
+        "judge": settings.model_dump(mode="json"),
+        "unsteered": table[None],
+        "layers": {str(layer): told for layer, told in table.items() if layer is not None},
+        "answers_digest": files.digest(Path(steered)),
+    }
+    files.write_text(output, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    told = f"{rows[0].trait}: layer {best} scores {usable[best]['score']:.1f}, the unsteered model {unsteered:.1f}"
+    if found:
+        log.info("%s", told)
+    else:
+        log.warning("%s: no layer shows more of the trait. Try another choice.coefficient.", told)
+    return result
+
+
+def _answered(
+    subject: Opened,
+    questions: Sequence[Contrast],
+    layer: int | None,
+    vector: Any,
+    choice: LayerChoice,
+    seed: int,
+    partial: Path,
+    settled: dict[str, Any],
+) -> list[Steered]:
+    import contextlib
+
+    from bulwark.steering.inference import steer_generation
+
+    steering = contextlib.nullcontext()
+    if layer is not None:
+        steering = steer_generation(subject.model, layer, vector, choice.coefficient, choice.positions)
+    prompts = [(contrast.id, subject.builder.prompt(turns_of(contrast.question))) for contrast in questions]
+    with steering:
+        answers = subject.answers(prompts, choice.decoding, seed=seed, partial=partial, **settled)
+    return [
+        Steered(
+            id=f"{contrast.id}@{layer or 'unsteered'}",
+            layer=layer,
+            **{name: getattr(contrast, name) for name in ("trait", "question", "expected", "rubric")},
+            **{name: getattr(answer, name) for name in ("response", "tokens", "finish")},
+        )
+        for contrast, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def _means(values: Sequence[tuple[int | None, float | None, float | None]]) -> dict[str, Any]:
+    scores = [score for _, score, _ in values if score is not None]
+    coherence = [value for _, _, value in values if value is not None]
+    return {
+        "score": fmean(scores) if scores else None,
+        "coherence": fmean(coherence) if coherence else None,
+        "n": len(values),
+        "failed": len(values) - len(scores),
+    }

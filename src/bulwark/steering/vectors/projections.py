@@ -1,0 +1,383 @@
+"""Where a checkpoint stands on trait vectors, over a data set: its own answers against those of the data set.
+
+The projection difference of persona vectors (Chen et al. 2025, arXiv 2507.21509) and, from the code of PIS (Guan et
+al., arXiv 2609.10142), the reference of state-aware training. The checkpoint answers each conversation's prompt
+greedily, and p = v · mean h_l over the response's tokens is taken of its answer (`ref_projection`) and of the data
+set's (`current_projection`). Prompts, tokens and mask are made by training's own functions, so that
+`current_projection` is the p of a training's step 0. Blocks above l and the head are skipped, texts are batched, dot
+products are in fp32.
+
+Nothing heavy is imported at the top: the workflow reads `ProjectionSettings` when it plans.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from bulwark import files
+from bulwark.data.records import Conversation, Turn, read_records
+from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.models import manifests
+from bulwark.models.decoding import Decoding
+from bulwark.settings import Closed, validated
+from bulwark.steering.settings import VectorSettings
+from bulwark.steering.vectors.data_screening import screened
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bulwark.models.generation import Answer
+    from bulwark.prompts.builder import Prompt
+    from bulwark.steering.screening.split import SplitModel
+
+log = logging.getLogger(__name__)
+
+EMPTY = "empty baseline answer"
+GPU_TOKEN_BUDGET = 2**15
+
+
+class ProjectionSettings(Closed):
+    """What is projected on what.
+
+    vectors: with a single layer. mode: "response_mean", over the tokens of the response, or "prompt_last", at the token
+        before it, where both answers stand on the same text, so that the two projections are equal and nothing is
+        generated. names: of the traits in the columns, by default the traits themselves.
+    max_tokens: longest text, as `training.max_tokens` of the training that compares itself with this; None: no limit.
+    max_new_tokens: longest answer of the checkpoint. subset: conversations of screening's cheap estimate.
+    """
+
+    vectors: VectorSettings
+    mode: Literal["response_mean", "prompt_last"] = "response_mean"
+    names: tuple[str, ...] | None = None
+    max_tokens: int | None = Field(None, ge=2)
+    max_new_tokens: int = Field(1024, ge=1)
+    subset: int = Field(200, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ProjectionSettings:
+        if len(self.vectors.layers) != 1:
+            raise ValueError("a projection is taken at one layer; name one in vectors.layers")
+        if self.names is not None and (
+            len(self.names) != len(self.vectors.traits) or len(set(self.names)) < len(self.names)
+        ):
+            raise ValueError("names are one per trait, all different")
+        return self
+
+    def inputs(self) -> dict[str, str]:
+        """The vectors, as path templates; `{parent}` is the recipe of the checkpoint that is projected."""
+        return self.vectors.inputs()
+
+    def columns(self) -> tuple[str, ...]:
+        """The names of the traits in the columns."""
+        return self.names or self.vectors.traits
+
+
+@dataclass(frozen=True)
+class Projected:
+    """One text on k directions: response, the mean over its response's tokens, [k]; prompt, at the token before, [k].
+
+    n_prompt: tokens before the (last) response; n_response: tokens of all responses, as they are in the loss.
+    """
+
+    response: list[float]
+    prompt: list[float]
+    n_prompt: int
+    n_response: int
+
+
+def read_projections(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a projections file by id. See `rows_of` for the columns; what is undefined is None.
+
+    Raises BulwarkError for anything else than such a file.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+        return {row["id"]: row for row in rows}
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
+        raise BulwarkError(f"{path}: not a file of projections ({error}). Delete it, and it is made again.") from None
+
+
+def refuse_others(name: str, here: Mapping[str, Any], there: ProjectionSettings, records: Any, where: str) -> None:
+    """Raise ConfigurationError unless the projection `name` is of what its user compares it with.
+
+    here: the user's records (data set, split), vectors and max_tokens. there, records: the projection's settings, and
+    its data set and split. Only means over responses are compared.
+    """
+    theirs = {"records": records, "vectors": there.vectors, "max_tokens": there.max_tokens, "mode": there.mode}
+    for what, own in {**here, "mode": "response_mean"}.items():
+        if own != theirs[what]:
+            raise ConfigurationError(
+                f'{where}: the projection "{name}" has {what} {theirs[what]}, but it is compared with {own}. Make them '
+                "the same: comparisons are row by row, of the same tokens, at one layer."
+            )
+
+
+def project(
+    checkpoint: Path,
+    records: Path,
+    vectors: Mapping[str, Path],
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+    dtype: str,
+    threads: int,
+    output: Path,
+    screening: Path,
+) -> None:
+    """Project the data set `records` and the answers of `checkpoint` to it; write `output` (parquet) and `screening`.
+
+    vectors: {trait: file}. The checkpoint's finished answers are kept in `<output>.partial`, from which a run that was
+    interrupted goes on. Raises RecordError for records that are no conversations ending with a response.
+    """
+    import torch
+
+    from bulwark.models.anatomy import blocks_of, hidden_size
+    from bulwark.steering.vectors.fusion import load_fused
+    from bulwark.steering.vectors.pairs import opened
+    from bulwark.steering.vectors.storage import read
+    from bulwark.training.finetuning import examples_of
+
+    started = time.time()
+    parsed = validated(ProjectionSettings, settings, "settings of the projection")
+    subject = opened(checkpoint, dtype, threads, parsed.max_tokens)
+    model, builder, layer = subject.model, subject.builder, parsed.vectors.layer
+    fused = load_fused(
+        parsed.vectors,
+        vectors,
+        layers=len(blocks_of(model)),
+        hidden=hidden_size(model),
+        model_digest=subject.description["digest"],
+    )
+    directions = torch.stack([fused.at[layer], *(read(vectors[trait])[0][layer] for trait in parsed.vectors.traits)])
+    conversations = read_records(records, Conversation)
+    examples = examples_of(conversations, builder)
+    place = partial(project_texts, model, directions=directions, layer=layer, pad_id=builder.pad_id)
+    kept = output.with_name(f"{output.name}.partial")
+    answers: dict[str, Answer] = {}
+    if parsed.mode == "response_mean":
+        asked = [(conversation.id, builder.prompt(conversation.turns[:-1])) for conversation in conversations]
+        decoding = Decoding(max_new_tokens=parsed.max_new_tokens)
+        answers = {answer.id: answer for answer in subject.answers(asked, decoding, seed=seed, partial=kept)}
+    answered = [
+        with_response(c, answers[c.id].response) for c in conversations if c.id in answers and answers[c.id].response
+    ]
+    own_examples = examples_of(answered, builder)
+    current, own = (
+        dict(zip((record.id for record in part.records), place(part.prompts), strict=True))
+        for part in (examples, own_examples)
+    )
+    truncated = {c.id: prompt.truncated for c, prompt in zip(conversations, examples.prompts, strict=True)}
+    rows = rows_of(conversations, current, own, answers, truncated, parsed)
+    _refuse_undefined(rows, f"{checkpoint}, layer {layer}")
+    made_from = {
+        "checkpoint": subject.description,
+        "records": files.digest(records),
+        "vectors": fused.report,
+        "settings": parsed.model_dump(mode="json"),
+        "dtype": str(model.dtype),
+        "seed": seed,
+    }
+    _write_table(output, rows, made_from)
+    counts = {**counts_of(rows), "baseline_truncated": own_examples.truncated}
+    summary = {
+        **made_from,
+        "counts": counts,
+        **screened(rows, parsed.columns(), directions.norm(dim=1).tolist(), parsed.subset),
+        "provenance": manifests.provenance(started),
+    }
+    files.write_text(screening, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    kept.unlink(missing_ok=True)
+    log.info("%d conversations in %.0f s: %s", len(rows), time.time() - started, counts)
+
+
+def with_response(conversation: Conversation, text: str) -> Conversation:
+    """The conversation with another last response."""
+    return conversation.model_copy(update={"turns": (*conversation.turns[:-1], Turn(role="response", text=text))})
+
+
+def project_texts(
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    directions: Tensor,
+    *,
+    layer: int,
+    pad_id: int,
+    token_budget: int | None = None,
+) -> list[Projected]:
+    """Training examples, in order, on `directions` [k, hidden]: dot products with h_l, computed longest texts first.
+
+    token_budget: rows times longest text of a batch; it is halved when memory runs out. Raises BulwarkError if it does
+    for a single text, ConfigurationError for a layer outside 1 … N-1.
+    """
+    import torch
+
+    from bulwark.models.generation import CPU_TOKEN_BUDGET, free_memory, is_out_of_memory, progress
+    from bulwark.steering.screening.split import SplitModel
+
+    split = SplitModel(model, layer)
+    directions = directions.float().to(model.device)
+    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].ids))
+    found: dict[int, Projected] = {}
+    budget = token_budget or (CPU_TOKEN_BUDGET if model.device.type == "cpu" else GPU_TOKEN_BUDGET)
+    with torch.inference_mode(), progress(len(prompts), 0) as advance:
+        while order:
+            longest = len(prompts[order[0]].ids)
+            chosen = order[: max(1, budget // longest)]
+            try:
+                projected = _batch_projected(split, [prompts[number] for number in chosen], directions, pad_id)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(chosen) == 1:
+                    raise BulwarkError(
+                        f"Out of memory with a single text of {longest} tokens. Lower max_tokens, use bfloat16, or a "
+                        "device with more memory."
+                    ) from error
+                budget = len(chosen) * longest // 2
+                log.warning("Out of memory with %d texts; the token budget is now %d", len(chosen), budget)
+                free_memory()
+                continue
+            found |= zip(chosen, projected, strict=True)
+            del order[: len(chosen)]
+            advance(len(chosen))
+    return [found[number] for number in range(len(prompts))]
+
+
+def _batch_projected(split: SplitModel, prompts: list[Prompt], directions: Tensor, pad_id: int) -> list[Projected]:
+    """As `project_texts`, for one batch, which training's own collation makes."""
+    import torch
+
+    from bulwark.steering.intervention import token_mask
+    from bulwark.training.batches import StepBatches
+
+    batches = StepBatches(prompts, batch_size=len(prompts), micro_batch_size=len(prompts), pad_id=pad_id)
+    (batch,) = batches.of_step(0)
+    batch = batch.to(directions.device)
+    numbers = [row[0] for row in batch.rows]
+    hidden = split.trunk(batch)  # [batch, seq, hidden]
+    mask = token_mask(batch, "response")
+    row, place = mask.nonzero(as_tuple=True)
+    dots = (hidden[row, place].float() @ directions.T).double()  # [tokens, k]
+    sums = torch.zeros(len(numbers), len(directions), dtype=dots.dtype, device=dots.device).index_add_(0, row, dots)
+    means = sums / mask.sum(dim=1, keepdim=True)
+    starts = [_response_start(prompts[number]) for number in numbers]
+    last = torch.tensor(starts, device=dots.device) - 1
+    before = hidden[torch.arange(len(numbers), device=dots.device), last].float() @ directions.T  # [batch, k]
+    rows = {
+        number: Projected(mean, prompt, start, tokens)
+        for number, mean, prompt, start, tokens in zip(
+            numbers, means.tolist(), before.tolist(), starts, mask.sum(dim=1).tolist(), strict=True
+        )
+    }
+    return [rows[number] for number in range(len(prompts))]
+
+
+def _response_start(prompt: Prompt) -> int:
+    """Where the last response begins: as many tokens stand before it."""
+    return [span.start for span in prompt.spans if span.role == "response"][-1]
+
+
+def rows_of(
+    conversations: Sequence[Conversation],
+    current: Mapping[str, Projected],
+    baseline: Mapping[str, Projected],
+    answers: Mapping[str, Any],
+    truncated: Mapping[str, bool],
+    settings: ProjectionSettings,
+) -> list[dict[str, Any]]:
+    """One row per conversation, in order.
+
+    id, level (of its meta, or null); ref_projection, current_projection: the checkpoint's answer and the data set's, on
+    the fused vector with its norm; response_projection, prompt_projection: the data set's answer in either mode; each
+    also as `<column>_<name>` on every single vector. n_prompt, n_response, n_baseline: tokens; baseline_answer,
+    baseline_finish: what the checkpoint said, and whether it came to an end ("stop") or to max_new_tokens ("length");
+    truncated: max_tokens cut the data set's conversation; excluded: why there is no ref_projection, or null.
+    """
+    rows = []
+    suffixes = ("", *(f"_{name}" for name in settings.columns()))
+    for conversation in conversations:
+        key = conversation.id
+        answer, own, given = answers.get(key), baseline.get(key), current[key]
+        last = settings.mode == "prompt_last"
+        row: dict[str, Any] = {"id": key, "level": conversation.meta.get("level")}
+        for number, suffix in enumerate(suffixes):
+            row[f"ref_projection{suffix}"] = given.prompt[number] if last else own.response[number] if own else None
+            row[f"current_projection{suffix}"] = given.prompt[number] if last else given.response[number]
+            row[f"response_projection{suffix}"] = given.response[number]
+            row[f"prompt_projection{suffix}"] = given.prompt[number]
+        rows.append(
+            row
+            | {
+                "n_prompt": given.n_prompt,
+                "n_response": given.n_response,
+                "n_baseline": own.n_response if own else None,
+                "baseline_answer": answer.response if answer else None,
+                "baseline_finish": answer.finish if answer else None,
+                "truncated": truncated[key],
+                "excluded": EMPTY if answer and not answer.response else None,
+            }
+        )
+    return rows
+
+
+def _refuse_undefined(rows: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Raise BulwarkError naming the conversations whose projections are not finite."""
+    broken = [
+        row["id"]
+        for row in rows
+        if any(
+            isinstance(value, float) and not math.isfinite(value) for key, value in row.items() if "projection" in key
+        )
+    ]
+    if broken:
+        raise BulwarkError(
+            f"{where}: the hidden states of {len(broken)} of {len(rows)} conversations are not finite (one is "
+            f'"{broken[0]}"). Run the model in bfloat16 or float32, or look whether the checkpoint is broken.'
+        )
+
+
+def counts_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many conversations there are, and how many of them are not what they should be."""
+    return {
+        "conversations": len(rows),
+        "excluded": dict(Counter(row["excluded"] for row in rows if row["excluded"])),
+        "truncated": sum(row["truncated"] for row in rows),
+        "baseline_at_length_limit": sum(row["baseline_finish"] == "length" for row in rows),
+    }
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], description: Mapping[str, Any]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    numbers = all(isinstance(row["level"], int | None) for row in rows)
+    columns = {
+        name: [str(row[name]) if name == "level" and not numbers else row[name] for row in rows] for name in rows[0]
+    }
+    kinds = {
+        "level": pyarrow.int64() if numbers else pyarrow.string(),
+        "truncated": pyarrow.bool_(),
+        **dict.fromkeys(("id", "baseline_answer", "baseline_finish", "excluded"), pyarrow.string()),
+        **dict.fromkeys(("n_prompt", "n_response", "n_baseline"), pyarrow.int64()),
+    }
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in columns])
+    schema = schema.with_metadata({"description": json.dumps(description)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    parquet.write_table(pyarrow.table(columns, schema=schema), temporary)
+    os.replace(temporary, path)

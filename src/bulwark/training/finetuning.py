@@ -1,0 +1,225 @@
+"""What steps that fine-tune share: open the parent, give tokens their roles, train, save.
+
+`finetune` is the whole path; a step adds what is its own as an embedding description and an `Objective`.
+Heavy imports stand inside the functions, because the workflow reads the settings when it plans.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from bulwark.errors import BulwarkError, ConfigurationError, RecordError
+from bulwark.settings import Closed
+from bulwark.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bulwark.data.records import Conversation, Tokenised
+    from bulwark.jobs.job import Job
+    from bulwark.prompts.builder import Prompt, PromptBuilder
+    from bulwark.training.objectives import Objective
+
+log = logging.getLogger(__name__)
+
+
+class FineTuningSettings(Closed):
+    """A data set of conversations or of tokenised examples, and how to train on it.
+
+    ignore_embedded: train without the intervention that the parent carries with it, if it does
+        (`bulwark.steering.embedded`); the result is free of it.
+    """
+
+    data: str
+    training: TrainingSettings
+    ignore_embedded: bool = False
+
+    def inputs(self) -> dict[str, str]:
+        """The files this step reads, relative to results/."""
+        return {split: f"data/{self.data}/{split}.jsonl" for split in ("train", "validation")}
+
+
+@dataclass(frozen=True)
+class Course:
+    """What lies ahead of a training when its objective is made.
+
+    model: as loaded, before adapters and engine. records: those trained on; examples: the same as prompts, in the same
+    order, which is what `Batch.rows` counts in. steps: optimizer steps per epoch and in total.
+    """
+
+    job: Job
+    model: nn.Module
+    records: list[Conversation] | list[Tokenised]
+    examples: list[Prompt]
+    steps_per_epoch: int
+    total_steps: int
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is trained on, in the order of the data set: records, and the same as prompts with labels.
+
+    truncated: how many of them max_tokens cut. left_out: how many others there were with no token of a response left.
+    """
+
+    records: list[Conversation] | list[Tokenised]
+    prompts: list[Prompt]
+    truncated: int
+    left_out: int
+
+
+def finetune(
+    job: Job,
+    settings: FineTuningSettings,
+    embedding: dict[str, Any] | None,
+    objective: Callable[[Course], Objective] | None = None,
+) -> dict[str, Any]:
+    """Fine-tune the parent of `job` and save the result beside its manifest.
+
+    embedding: the role embedding to install (see `bulwark.models.embeddings.install`); None keeps the parent's.
+    objective: builds the training objective; None trains plainly.
+
+    Returns what the manifest tells: the training report, the objective's own, the prompt template and how many
+    examples were cut. Raises RecordError for unusable data, BulwarkError for settings that do not fit the machine.
+    """
+    import torch
+
+    from bulwark import files
+    from bulwark.data.records import read_training_records
+    from bulwark.models import checkpoints, manifests
+    from bulwark.models.embeddings import install, role_embedding_of
+    from bulwark.prompts.builder import PromptBuilder
+    from bulwark.steering import embedded
+    from bulwark.training import engine, loop
+
+    training = settings.training
+    parent, folder, template = manifests.open_manifest(job.parent)
+    with engine.sharded_loading(training):
+        model = checkpoints.load_model(folder, dtype=engine.parameter_dtype(training), device="cpu")
+    tokenizer = checkpoints.load_tokenizer(folder)
+    if embedding is not None:
+        torch.manual_seed(job.seed)  # learned parts of the embedding start differently at each seed
+        install(model, embedding)
+    carried = None if settings.ignore_embedded else embedded.read_embedded(folder)
+    if carried is not None:
+        if training.loss_on != "response":
+            raise ConfigurationError(
+                f"{job.parent}: the checkpoint carries an embedded intervention, which acts on supervised tokens, but "
+                f'training.loss_on of the step {job.kind} is "{training.loss_on}". Set it to "response", or '
+                "ignore_embedded: true to train without the intervention."
+            )
+        carried.install(model)
+    roles = role_embedding_of(model)
+    builder = PromptBuilder(tokenizer, template, roles.num_embeddings, training.max_tokens)
+    taken = {
+        split: examples_of(read_training_records(job.inputs[split]), builder, training.loss_on, roles.method)
+        for split in ("train", "validation")
+    }
+    examples = {split: part.prompts for split, part in taken.items()}
+    told = {
+        "examples": {split: len(part) for split, part in examples.items()},
+        "truncated": {split: part.truncated for split, part in taken.items()},
+        "left_out_without_response": {split: part.left_out for split, part in taken.items()},
+    }
+    log.info("; ".join(f"{name}: {counts}" for name, counts in told.items()))
+    count = len(examples["train"])
+    course = Course(
+        job=job,
+        model=model,
+        records=taken["train"].records,
+        examples=examples["train"],
+        steps_per_epoch=training.steps_per_epoch(count),
+        total_steps=training.total_steps(count),
+        pad_id=builder.pad_id,
+    )
+    pursued = objective(course) if objective is not None else None
+    trained = loop.train(
+        model,
+        examples["train"],
+        examples["validation"],
+        training,
+        seed=job.seed,
+        state=job.state,
+        fingerprint={
+            "settings": settings.model_dump(mode="json"),
+            "embedding": embedding,
+            "parent": files.digest(parent),
+            "data": {name: files.digest(path) for name, path in job.inputs.items()},
+            "prompt": builder.digest,
+        },
+        pad_id=builder.pad_id,
+        objective=pursued,
+    )
+    if trained.main_process:
+        checkpoints.save_model(trained.model, tokenizer, job.folder)
+        embedded.write_embedded(trained.model, job.folder)
+    carried = embedded.embedded_in(model)  # what the step has put in, too
+    return {
+        "main_process": trained.main_process,
+        "template": template,
+        "prompt_digest": builder.digest,
+        **told,
+        "training": asdict(trained.report),
+        **({"embedded_intervention": carried.described()} if carried is not None else {}),
+        **(pursued.report() if pursued is not None else {}),
+    }
+
+
+def examples_of(
+    records: Sequence[Conversation] | Sequence[Tokenised],
+    builder: PromptBuilder,
+    loss_on: Literal["response", "all"] = "response",
+    method: str = "vanilla",
+) -> Examples:
+    """Make the training examples of conversations, or take tokenised ones as they are, cut at the builder's max_tokens.
+
+    method: of the model's role embedding; tokenised examples have no roles, so that only "vanilla" can read them.
+    Raises RecordError naming the record that cannot be used, BulwarkError for tokenised ones with another method.
+    """
+    from bulwark.data.records import Tokenised
+
+    kept: list[Any] = []
+    prompts: list[Prompt] = []
+    for record in records:
+        if isinstance(record, Tokenised):
+            prompt = _as_it_is(record, builder, loss_on, method)
+        else:
+            prompt = _conversed(record, builder, loss_on)
+        if prompt is not None:
+            kept.append(record)
+            prompts.append(prompt)
+    return Examples(kept, prompts, sum(prompt.truncated for prompt in prompts), len(records) - len(kept))
+
+
+def _conversed(record: Conversation, builder: PromptBuilder, loss_on: str) -> Prompt:
+    from bulwark.prompts.builder import PromptError
+
+    try:
+        return builder.example(record.turns, loss_on)
+    except PromptError as error:
+        raise RecordError(f'The record "{record.id}" makes no example: {error}') from error
+
+
+def _as_it_is(record: Tokenised, builder: PromptBuilder, loss_on: str, method: str) -> Prompt | None:
+    """The example, or None if its labels are all -100 or were cut away (the first token's is never learned)."""
+    from bulwark.prompts.builder import IGNORED, Prompt
+
+    if method != "vanilla":
+        raise BulwarkError(
+            f'The data set is tokenised, so its tokens have no roles, which the embedding "{method}" needs. Train on '
+            "the conversations themselves, or with a vanilla embedding."
+        )
+    if max(record.input_ids) >= builder.vocabulary:
+        raise RecordError(
+            f'The record "{record.id}" holds the id {max(record.input_ids)}, but the model\'s embedding has '
+            f"{builder.vocabulary} rows: the data set was tokenised for another model."
+        )
+    ids, labels = list(record.input_ids)[: builder.max_tokens], list(record.labels)[: builder.max_tokens]
+    if all(label == IGNORED for label in labels[1:]):
+        return None
+    truncated = len(ids) < len(record.input_ids)
+    return Prompt(ids, ids if loss_on == "all" else labels, [0] * len(ids), [], "", truncated)

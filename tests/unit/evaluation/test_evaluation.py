@@ -1,0 +1,125 @@
+"""The seam between checkpoints and benchmarks: text that is generated here, and answers that benchmarks make."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from examinee_samples import tiny_aside
+from score_samples import write_lines
+from tiny_tokenizers import tiny_tokenizer
+
+from bulwark import benchmarks, files
+from bulwark.benchmarks import mmlu, tasks
+from bulwark.config import catalogue
+from bulwark.errors import ConfigurationError, RecordError
+from bulwark.evaluation import answer
+from bulwark.models import checkpoints, manifests
+from bulwark.settings import merged, read_yaml
+
+ROOT = Path(__file__).parents[3]
+QUESTIONS = [
+    {"id": f"q{n}", "question": f"Which is {n}?", "choices": list("wxyz"), "answer": n % 4, "subject": "trees"}
+    for n in range(6)
+]
+MMLU = {"format": "letters", "fewshot": {"data": "mmlu", "split": "dev", "count": 1}}
+IDENTITY = {"benchmark": "mmlu", "model": "tiny", "recipe": "base", "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    checkpoints.save_model(tiny_aside(), tiny_tokenizer("chatml"), folder)
+    manifests.write_manifest(folder / "checkpoint.json", {"template": "chat", "weights": "."})
+    return folder / "checkpoint.json"
+
+
+def answered(checkpoint, folder, module="mmlu", settings=MMLU, rows=QUESTIONS, inputs=True):
+    records = write_lines(folder / "records.jsonl", rows)
+    dev = write_lines(folder / "dev.jsonl", [{**QUESTIONS[0], "id": "d"}]) if inputs else None
+    paths = {"answers": folder / "answers.jsonl", "provenance": folder / "provenance.json"}
+    answer.answer(
+        checkpoint, records, module, settings, seed=0, dtype="float32", threads=1,
+        inputs={"fewshot": dev} if inputs else None, **paths,
+    )  # fmt: skip
+    return records, paths["answers"], json.loads(paths["provenance"].read_text())
+
+
+def test_a_benchmark_that_answers_by_itself(checkpoint, tmp_path):
+    records, answers, told = answered(checkpoint, tmp_path)
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [(line["id"], line["variant"]) for line in lines] == [(row["id"], "answer") for row in QUESTIONS]
+    assert all(len(json.loads(line["response"])) == 4 for line in lines)
+    assert told["inputs"] == {"fewshot": files.digest(tmp_path / "dev.jsonl")}
+    assert told["answers"] == 6
+    assert not answers.with_name("answers.jsonl.partial").exists()
+    scored = benchmarks.score_file(
+        answers=answers, records=records, module="mmlu", settings=MMLU, identity=IDENTITY, provenance=told,
+        scores=tmp_path / "mmlu.json",
+    )  # fmt: skip
+    assert scored["metrics"]["accuracy"]["n"] == 6
+    assert scored["reported"]["chance"] == 0.25
+
+
+def test_a_benchmark_with_prompts_is_answered_as_before(checkpoint, tmp_path):
+    settings = {"decoding": {"max_new_tokens": 4}}
+    rows = [{"id": str(n), "instruction": f"Name {n}.", "input": "", "output": "x"} for n in range(3)]
+    _, answers, told = answered(checkpoint, tmp_path, "tasks", settings, rows, inputs=False)
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [(line["id"], line["variant"], line["tokens"] <= 4) for line in lines] == [
+        (str(n), "answer", True) for n in range(3)
+    ]
+    assert told["inputs"] == {}
+
+
+def test_another_input_discards_what_was_kept(checkpoint, tmp_path, monkeypatch):
+    seen = []
+
+    def keep(examinee, records, settings):
+        seen.append((examinee.fingerprint, dict(examinee.inputs), examinee.template))
+        row = {"variant": "answer", "response": "[]", "tokens": 1, "finish": "stop", "truncated": False}
+        return [{"id": record.id, **row} for record in records]
+
+    monkeypatch.setattr(mmlu, "answers", keep)
+    answered(checkpoint, tmp_path)
+    answered(checkpoint, tmp_path)
+    monkeypatch.setitem(QUESTIONS[0], "question", "Another?")
+    answered(checkpoint, tmp_path, rows=QUESTIONS[1:])
+    assert seen[0] == seen[1]
+    assert seen[0][0] != seen[2][0]
+    assert seen[0][1:] == ({"fewshot": tmp_path / "dev.jsonl"}, "chat")
+
+
+def test_variants_are_those_of_the_prompts_or_one():
+    record = tasks.Record(id="1", instruction="Name.", output="x")
+    assert benchmarks.variants_of(tasks, record, None) == ["answer"]
+    assert benchmarks.variants_of(SimpleNamespace(), record, None) == [benchmarks.ANSWER]
+
+
+def test_a_missing_answer_is_told(checkpoint, tmp_path):
+    records, answers, told = answered(checkpoint, tmp_path)
+    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(RecordError, match=r'1 missing: "q0" \(answer\)'):
+        benchmarks.score_file(
+            answers=answers, records=records, module="mmlu", settings=MMLU, identity=IDENTITY, provenance=told,
+            scores=tmp_path / "mmlu.json",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "changes", "nearest"),
+    [
+        ("mmlu", {"fewshot": {"data": "mmlu", "split": "dew", "count": 5}}, '"dev"'),
+        ("mmlu", {"fewshot": {"data": "mmmlu", "split": "dev", "count": 5}}, '"mmlu"'),
+        ("detectors", {"vectors": {"traits": ["evill"], "layers": [3]}}, '"evil"'),
+        ("detectors", {"projections": "persona_evill"}, '"persona_evil"'),
+    ],
+)
+def test_the_catalogue_checks_what_benchmarks_read(benchmark, changes, nearest):
+    config = merged(
+        read_yaml(ROOT / "config/config.yaml"), {"benchmarks": {benchmark: {"settings": changes}}, "studies": {}}
+    )
+    with pytest.raises(ConfigurationError, match=f"config/benchmarks/{benchmark}.yaml.*{nearest}"):
+        catalogue.load(config, ROOT / "config")

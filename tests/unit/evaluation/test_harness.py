@@ -1,0 +1,233 @@
+"""lm-eval over a checkpoint: its own evaluation gives our numbers, and every token has its role."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lm_eval
+import pytest
+from examinee_samples import V, examinee, tiny_aside
+from lm_eval.api.instance import Instance
+from lm_eval.evaluator import evaluate
+
+from bulwark import benchmarks
+from bulwark.benchmarks import gsm8k, mmlu
+from bulwark.data.records import ROLE_NUMBERS
+from bulwark.errors import BulwarkError, ConfigurationError, RecordError
+from bulwark.evaluation import harness
+from bulwark.models.decoding import Decoding
+from bulwark.settings import validated
+
+SUBJECTS = ("abstract_algebra", "anatomy")
+
+
+def questions(count: int, prefix: str = "q") -> list[dict]:
+    return [
+        {
+            "id": f"{prefix}{number}",
+            "question": f"Which is {number}?",
+            "choices": [f"tree {number}", "vote", "meal plan", "the part"],
+            "answer": number % 4,
+            "subject": SUBJECTS[number % 2],
+        }
+        for number in range(count)
+    ]
+
+
+def records_of(rows: list[dict]) -> list[mmlu.Record]:
+    return [mmlu.Record(**{**row, "choices": tuple(row["choices"])}) for row in rows]
+
+
+def written(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def solutions(count: int) -> list[dict]:
+    return [{"id": str(n), "question": f"What is {n} + 1?", "answer": f"One more.\n#### {n + 1}"} for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_aside()
+
+
+def settings(module, **changes):
+    return validated(module.Settings, changes, "test")
+
+
+@pytest.mark.parametrize("format", ["letters", "continuation"])
+@pytest.mark.parametrize("shots", [0, 2])
+def test_mmlu_is_lm_evals_own(tmp_path, model, format, shots):
+    records = records_of(questions(8))
+    fewshot = {"data": "mmlu", "split": "dev", "count": shots} if shots else None
+    chosen = settings(mmlu, format=format, fewshot=fewshot)
+    subject = examinee(
+        tmp_path, model, inputs={"fewshot": written(tmp_path / "dev.jsonl", questions(6, "d"))} if shots else {}
+    )
+    rows = mmlu.answers(subject, records, chosen)
+    ours = [mmlu.score(r, {"answer": row["response"]}, chosen) for r, row in zip(records, rows, strict=True)]
+
+    tasks = {
+        name: harness.task_of(
+            name,
+            {
+                **harness.configuration(f"mmlu/{'default' if format == 'letters' else format}/mmlu_{name}.yaml"),
+                "task": name,
+            },
+            [row for row in questions(8) if row["subject"] == name],
+            [row for row in questions(6, "d") if row["subject"] == name] if shots else None,
+            shots,
+        )
+        for name in SUBJECTS
+    }
+    theirs = evaluate(
+        harness.Examined(examinee(tmp_path / "fresh", model)),
+        tasks,
+        bootstrap_iters=0,
+        apply_chat_template=True,
+        log_samples=True,
+    )
+    by_id = {sample["doc"]["id"]: sample for samples in theirs["samples"].values() for sample in samples}
+    assert [row["accuracy"] for row in ours] == [by_id[record.id]["acc"] for record in records]
+    for record, row in zip(records, ours, strict=True):
+        expected = [found.value for [found] in by_id[record.id]["resps"]]
+        assert row["log_likelihoods"] == pytest.approx(expected, abs=1e-4)
+    assert 0 < sum(row["accuracy"] for row in ours) < 8
+    reported = mmlu.reported(ours, chosen)
+    assert reported["chance"] == 0.25
+    assert mmlu.aggregate(ours, chosen)["accuracy"]["n"] == 8
+
+
+def test_descriptions_are_lm_evals():
+    folder = Path(lm_eval.__file__).parent / "tasks" / "mmlu"
+    for format, name in (("letters", "default"), ("continuation", "continuation")):
+        files = sorted((folder / name).glob("mmlu_*.yaml"))
+        assert len(files) == 57
+        for file in files:
+            subject = file.stem.removeprefix("mmlu_")
+            told = harness.configuration(f"mmlu/{name}/{file.name}")["description"]
+            assert mmlu.description(subject, format).split() == told.split(), subject
+
+
+def test_what_comes_before_the_answer_is_instruction(tmp_path, model):
+    lm = harness.Examined(examinee(tmp_path, model))
+    context = lm.apply_chat_template(
+        [{"role": "system", "content": "About trees."}, {"role": "user", "content": "Q: 1\nA: 2\n\nQ: 3\nA:"}]
+    )
+    _, example = lm.scored([Instance("loglikelihood", {}, (context, "4"), 0, ("t", 0, 1))])[0]
+    answer = example.spans[-1]
+    before = set(example.roles[: answer.start])
+    assert before == {ROLE_NUMBERS["instruction"]}
+    assert all(token >= V for token in example.ids[: answer.start])
+    assert example.roles[answer.start] == ROLE_NUMBERS["response"]
+    assert "Q: 1\nA: 2" in example.text
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning(tmp_path):
+    lm = harness.Examined(examinee(tmp_path, tiny_aside(positions=96)))
+    asked = "old words " * 60 + "Question: last?\nAnswer:"
+    context = lm.apply_chat_template([{"role": "system", "content": "Short."}, {"role": "user", "content": asked}])
+    _, example = lm.scored([Instance("loglikelihood", {}, (context, "A"), 0, ("t", 0, 1))])[0]
+    assert example.truncated
+    assert len(example.ids) <= 96
+    assert "Short." in example.text
+    assert "Question: last?\nAnswer:" in example.text
+    short = harness.Examined(lm.examinee, Decoding(max_new_tokens=8, max_prompt_tokens=48))
+    cut = short._fitting(harness._turns(context))
+    assert cut.truncated
+    assert len(cut.ids) <= 48
+    assert "Question: last?\nAnswer:" in cut.text
+    whole = lm.apply_chat_template([{"role": "user", "content": "Question?"}])
+    assert not lm.scored([Instance("loglikelihood", {}, (whole, "A"), 0, ("t", 1, 1))])[0][1].truncated
+    with pytest.raises(BulwarkError, match="does not fit"):
+        lm.generated([Instance("generate_until", {}, (whole, {"until": []}), 0, ("t", 2, 1))])
+
+
+def test_other_shapes_of_tasks_are_refused(tmp_path, model):
+    lm = harness.Examined(examinee(tmp_path, model))
+    several = json.dumps([{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}])
+    with pytest.raises(BulwarkError, match="one user message"):
+        lm.loglikelihood([Instance("loglikelihood", {}, (several, "4"), 0, ("t", 0, 1))])
+    with pytest.raises(BulwarkError, match="gen_prefix"):
+        lm.apply_chat_template([], add_generation_prompt=False)
+    with pytest.raises(BulwarkError, match="Perplexity"):
+        lm.loglikelihood_rolling([])
+
+
+def test_generation_stops_at_the_tasks_strings(tmp_path, model, monkeypatch):
+    def fake(model, prompts, decoding, **_):
+        assert decoding.max_new_tokens == 7
+        texts = ["It is 2.\n#### 2\n\nQuestion: more", "#### 3"]
+        return [
+            harness.generation.Answer(key, text, 7, "length", False)
+            for (key, _), text in zip(prompts, texts, strict=True)
+        ]
+
+    monkeypatch.setattr(harness.generation, "generate", fake)
+    records = [gsm8k.Record(**row) for row in solutions(2)]
+    chosen = settings(gsm8k, decoding={"max_new_tokens": 7})
+    rows = gsm8k.answers(examinee(tmp_path, model), records, chosen)
+    assert [(row["response"], row["finish"]) for row in rows] == [("It is 2.\n#### 2", "stop"), ("#### 3", "length")]
+
+
+@pytest.mark.parametrize(
+    ("task", "response", "strict", "flexible"),
+    [
+        ("gsm8k", "Half of it.\n#### 1,234", 1, 1),
+        ("gsm8k", "The answer is $1,234", 0, 1),
+        ("gsm8k", "#### 1235", 0, 0),
+        ("gsm8k", "", 0, 0),
+        ("gsm8k_cot", "So 1,000 + 234. The answer is 1234.", 1, 1),
+        ("gsm8k_cot", "#### 1234", 0, 1),
+    ],
+)
+def test_gsm8k_counts_as_lm_eval_does(task, response, strict, flexible):
+    record = gsm8k.Record(id="1", question="How many?", answer="Many.\n#### 1234")
+    row = gsm8k.score(record, {"answer": response}, settings(gsm8k, task=task))
+    assert (row["exact_match_strict"], row["exact_match_flexible"]) == (strict, flexible)
+
+
+@pytest.mark.parametrize(("task", "shown"), [("gsm8k", 5), ("gsm8k_cot", 8)])
+def test_gsm8k_shows_solved_examples_once_each(tmp_path, model, monkeypatch, task, shown):
+    prompts = []
+
+    def fake(model, given, decoding, **_):
+        prompts.extend(prompt for _, prompt in given)
+        return [harness.generation.Answer(key, "1", 1, "stop", prompt.truncated) for key, prompt in given]
+
+    monkeypatch.setattr(harness.generation, "generate", fake)
+    few = {"data": "gsm8k", "split": "train", "count": 5} if task == "gsm8k" else None
+    inputs = {"fewshot": written(tmp_path / "train.jsonl", solutions(20))} if few else {}
+    chosen = settings(gsm8k, task=task, fewshot=few, decoding={"max_new_tokens": 4})
+    subject = examinee(tmp_path, tiny_aside(positions=8192), inputs=inputs)
+    gsm8k.answers(subject, [gsm8k.Record(**row) for row in solutions(2)], chosen)
+    first = prompts[0]
+    starts = {"gsm8k": "Question: ", "gsm8k_cot": "Q: "}[task]
+    assert first.text.count(starts) == shown + 1
+    assert set(first.roles) == {ROLE_NUMBERS["instruction"]}
+    assert not first.truncated
+
+
+def test_unusable_settings_and_records_are_refused(tmp_path, model):
+    with pytest.raises(ConfigurationError, match="eight examples"):
+        settings(gsm8k, task="gsm8k_cot", fewshot={"data": "gsm8k", "split": "train", "count": 5})
+    with pytest.raises(RecordError, match="number 4 of 4"):
+        mmlu.load(written(tmp_path / "bad.jsonl", [{**questions(1)[0], "answer": 4}]))
+    with pytest.raises(RecordError, match="####"):
+        gsm8k.load(written(tmp_path / "bad.jsonl", [{**solutions(1)[0], "answer": "2"}]))
+    five = [mmlu.Record(**{**questions(1)[0], "choices": tuple("abcde")})]
+    with pytest.raises(RecordError, match="continuation"):
+        mmlu.answers(examinee(tmp_path, model), five, settings(mmlu))
+    few = written(tmp_path / "dev.jsonl", questions(2, "d"))
+    chosen = settings(mmlu, fewshot={"data": "mmlu", "split": "dev", "count": 2})
+    with pytest.raises(RecordError, match=r"dev\.jsonl: 1 examples"):
+        mmlu.answers(examinee(tmp_path, model, inputs={"fewshot": few}), records_of(questions(2)), chosen)
+
+
+def test_the_benchmarks_ask_for_their_examples():
+    few = {"data": "mmlu", "split": "dev", "count": 5}
+    assert benchmarks.inputs_of(settings(mmlu, fewshot=few)) == {"fewshot": "data/mmlu/dev.jsonl"}
+    assert benchmarks.inputs_of(settings(gsm8k)) == {}
+    assert settings(gsm8k).decoding == Decoding(max_new_tokens=256)

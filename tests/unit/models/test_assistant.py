@@ -1,0 +1,95 @@
+"""The front door: open a checkpoint, ask it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_tokenizers import tiny_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import bulwark
+from bulwark.errors import BulwarkError, CheckpointError, ConfigurationError
+from bulwark.models import checkpoints, manifests
+from bulwark.models.assistant import Assistant
+from bulwark.models.embeddings import install, role_embedding_of
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An ASIDE checkpoint of a tiny random model, with its manifest."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=500,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    install(model, {"method": "aside"})
+    folder = tmp_path_factory.mktemp("checkpoint")
+    checkpoints.save_model(model, tiny_tokenizer("chatml"), folder)
+    manifests.write_manifest(folder / "checkpoint.json", {"template": "alpaca", "weights": "."})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def assistant(folder) -> Assistant:
+    return bulwark.load(folder, device="cpu")
+
+
+def test_answer_and_answers_agree(assistant):
+    pairs = [("Name the tree.", "The committee met."), ("Translate.", None), ("Write a plan.", "  ")]
+    together = assistant.answers(pairs, max_new_tokens=8)
+    assert together == [assistant.answer(*pair, max_new_tokens=8) for pair in pairs]
+    assert assistant.answers(["Translate."], max_new_tokens=8) == [together[1]]
+    assert all(isinstance(answer, str) for answer in together)
+    assert len(set(together)) == 3
+
+
+def test_data_is_not_an_instruction_to_it(assistant):
+    prompt = assistant.builder.prompt([bulwark.data.records.Turn(role="data", text="Obey.")])
+    assert max(prompt.ids) >= 2 * role_embedding_of(assistant.model).num_embeddings
+    apart = assistant.answer("Name the tree.", "The committee met.", max_new_tokens=8)
+    joined = assistant.answer("Name the tree. The committee met.", max_new_tokens=8)
+    assert apart != joined
+
+
+def test_system_and_sampling(assistant):
+    plain = assistant.answer("Translate.", "naïve café", max_new_tokens=8)
+    assert assistant.answer("Translate.", "naïve café", system="Be short.", max_new_tokens=8) != plain
+    options = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 8}
+    sampled = [assistant.answer("Translate.", "naïve café", seed=seed, **options) for seed in (0, 0, 1)]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_the_template_is_the_manifests_or_the_callers(folder, assistant, tmp_path):
+    by_file = bulwark.load(folder / "checkpoint.json", device="cpu")
+    assert by_file.builder.digest == assistant.builder.digest
+    chat = bulwark.load(str(folder), device="cpu", template="chat")
+    assert chat.builder.digest != assistant.builder.digest
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=500, **TINY))
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer("chatml").save_pretrained(tmp_path)
+    assert bulwark.load(tmp_path, device="cpu").builder.digest == chat.builder.digest
+
+
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def test_a_prompt_that_does_not_fit_warns(assistant):
+    with pytest.warns(UserWarning, match="1 of 1 prompts were cut to 248 tokens"):
+        assistant.answer("Name the tree.", "The committee met. " * 100, max_new_tokens=8)
+
+
+def test_wrong_use_is_explained(folder, assistant, tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        bulwark.load(tmp_path / "none")
+    with pytest.raises(CheckpointError):
+        bulwark.load(tmp_path)
+    with pytest.raises(ConfigurationError, match="max_new_tokens"):
+        assistant.answer("Translate.", max_tokens=3)
+    with pytest.raises(BulwarkError, match="alpaca"):
+        bulwark.load(folder, device="cpu", template="alpca")

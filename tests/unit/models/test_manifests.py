@@ -1,0 +1,231 @@
+"""Manifests: what they list, when they are believed, and that they need no torch."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bulwark.errors import CheckpointError
+from bulwark.files import digest, write_text
+from bulwark.models import manifests
+from bulwark.models.manifests import (
+    open_manifest,
+    provenance,
+    read_manifest,
+    start_recipe,
+    weights_folder,
+    write_manifest,
+)
+
+
+def folder_with(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        file = folder / name.replace("__", "/").replace("_json", ".json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
+
+
+def test_a_manifest_lists_what_lies_beside_it(tmp_path):
+    folder_with(tmp_path, config_json="{}", weights="abc", sub__part="de", training__state="x", job_json="{}")
+    (tmp_path / ".hidden").write_text("h")
+    written = write_manifest(tmp_path / "checkpoint.json", {"recipe": "aside", "seed": 0})
+    assert [(entry["name"], entry["bytes"]) for entry in written["files"]] == [
+        ("config.json", 2),
+        ("sub/part", 2),
+        ("weights", 3),
+    ]
+    assert written["files"][2]["sha256"] == hashlib.sha256(b"abc").hexdigest()
+    assert read_manifest(tmp_path / "checkpoint.json") == read_manifest(tmp_path, hashes=True) == written
+    assert (written["recipe"], written["weights"]) == ("aside", ".")
+    assert weights_folder(tmp_path) == tmp_path
+    again = write_manifest(tmp_path / "checkpoint.json", {"recipe": "aside"})
+    assert again["files"] == written["files"]  # neither itself nor a temporary file
+
+
+def test_missing_and_changed_files_are_named(tmp_path):
+    folder_with(tmp_path, config_json="{}", weights="abc")
+    path = tmp_path / "checkpoint.json"
+    with pytest.raises(CheckpointError, match=r"there is no manifest, so .* not a finished checkpoint"):
+        read_manifest(path)
+    write_manifest(path, {})
+    (tmp_path / "weights").write_text("abd")
+    read_manifest(path)  # same size: only the hash can tell
+    with pytest.raises(CheckpointError, match="the content of weights is not what"):
+        read_manifest(path, hashes=True)
+    (tmp_path / "weights").write_text("ab")
+    with pytest.raises(CheckpointError, match="weights has 2 bytes, 3 are listed"):
+        read_manifest(path)
+    (tmp_path / "weights").unlink()
+    with pytest.raises(CheckpointError, match="weights is listed but missing"):
+        read_manifest(path)
+    assert len(read_manifest(path, verify=False)["files"]) == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": [{"name": "a"}]}', '{"files": ['])
+def test_what_is_not_a_manifest_is_refused(tmp_path, text):
+    (tmp_path / "checkpoint.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json: not a manifest"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_needs_files_and_a_weights_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="no files to list"):
+        write_manifest(tmp_path / "checkpoint.json", {})
+    with pytest.raises(CheckpointError, match=r'weights folder "\.\./gone" does not exist'):
+        write_manifest(tmp_path / "checkpoint.json", {"weights": "../gone"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_content_that_json_cannot_hold_leaves_the_old_manifest(tmp_path):
+    folder_with(tmp_path, weights="abc")
+    write_manifest(tmp_path / "checkpoint.json", {"loss": 1.0})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_manifest(tmp_path / "checkpoint.json", {"loss": math.nan})
+    assert read_manifest(tmp_path)["loss"] == 1.0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint.json", "weights"]
+
+
+def test_a_recipe_starts_at_the_base_model_without_a_copy(tmp_path):
+    model = folder_with(tmp_path / "results/models/tiny", config_json="{}", weights="abc") / "model.json"
+    write_manifest(model, {"template": "chat"})
+    start = tmp_path / "results/checkpoints/tiny/base/seed0/checkpoint.json"
+    written = start_recipe(model, start, {"model": "tiny", "recipe": "base", "seed": 0})
+    assert written["weights"] == "../../../../models/tiny"
+    assert written["source"] == {"path": "../../../../models/tiny/model.json", "digest": digest(model)}
+    assert open_manifest(start) == (start, model.parent, "chat")
+    assert open_manifest(start.parent) == open_manifest(start)
+    assert open_manifest(model.parent) == (model, model.parent, "chat")
+    (model.parent / "weights").write_text("ab")
+    with pytest.raises(CheckpointError, match=r"\.\./\.\./\.\./\.\./models/tiny/weights has 2 bytes"):
+        open_manifest(start)
+
+
+def test_paths_upwards_hold_where_results_is_made_of_links(tmp_path):
+    """On a cluster results/checkpoints is often a link to another disk."""
+    elsewhere = tmp_path / "disk/checkpoints"
+    elsewhere.mkdir(parents=True)
+    model = folder_with(tmp_path / "results/models/tiny", weights="abc") / "model.json"
+    (tmp_path / "results/checkpoints").symlink_to(elsewhere)
+    write_manifest(model, {"template": "chat"})
+    start = tmp_path / "results/checkpoints/tiny/base/seed0/checkpoint.json"
+    start_recipe(model, start, {})
+    assert open_manifest(start)[1] == model.parent
+    assert write_manifest(start, {"weights": "../../../../models/tiny"})["files"][1]["bytes"] == 3
+
+
+def test_links_of_a_hub_snapshot_are_followed(tmp_path):
+    folder_with(tmp_path / "blobs", a1="abc")
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "model.safetensors").symlink_to(tmp_path / "blobs/a1")
+    assert write_manifest(snapshot / "model.json", {})["files"][0] == {
+        "name": "model.safetensors",
+        "bytes": 3,
+        "sha256": hashlib.sha256(b"abc").hexdigest(),
+    }
+
+
+def test_a_manifest_without_a_template_is_refused(tmp_path):
+    folder_with(tmp_path, weights="abc")
+    write_manifest(tmp_path / "checkpoint.json", {})
+    with pytest.raises(CheckpointError, match="does not name the prompt template"):
+        open_manifest(tmp_path)
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "new/text"
+    write_text(file, "ä\n")
+    assert file.read_bytes() == "ä\n".encode()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(file, "b")
+    assert [(each.name, each.read_text()) for each in file.parent.iterdir()] == [("text", "ä\n")]
+
+
+def test_digests(tmp_path):
+    file = folder_with(tmp_path, one="abc") / "one"
+    assert digest(file) == digest(str(file)) == hashlib.sha256(b"abc").hexdigest()
+    assert digest({"b": [1, 2.5], "a": None}) == digest({"a": None, "b": [1, 2.5]})
+    assert digest({"a": 1}) != digest({"a": 2})
+    before = digest(tmp_path)
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert digest(tmp_path) != before
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        digest(tmp_path / "gone")
+    with pytest.raises(TypeError):
+        digest({1, 2})
+
+
+def test_provenance_tells_with_what_and_on_what():
+    told = provenance(started=time.time() - 5)
+    assert 5 <= told["wall_seconds"] < 60
+    assert {"torch", "transformers", "safetensors"} <= set(told["versions"])
+    assert told["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert told["hardware"]["cpu_count"] == os.cpu_count()
+    assert told["hardware"]["memory_bytes"] > 2**28
+    assert told["hardware"]["cpu"]
+    assert isinstance(told["hardware"]["gpus"], list)
+    assert json.loads(json.dumps(told)) == told
+    assert "wall_seconds" not in provenance()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_is_that_of_the_checkout_that_tracks_the_code(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=tester", "-c", "user.email=tester@example.org"]
+        done = subprocess.run(
+            ["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    folder_with(tmp_path, code="1", installed="2")
+    assert manifests._git(tmp_path / "code") == {"commit": None, "dirty": None}
+    git("init", "-q")
+    git("add", "code")
+    git("commit", "-q", "-m", "first")
+    (tmp_path / "installed").unlink()
+    commit = git("rev-parse", "HEAD")
+    assert manifests._git(tmp_path / "code") == {"commit": commit, "dirty": False}
+    (tmp_path / "code").write_text("3")
+    (tmp_path / "installed").write_text("2")
+    assert manifests._git(tmp_path / "code") == {"commit": commit, "dirty": True}
+    assert manifests._git(tmp_path / "installed") == {"commit": None, "dirty": None}  # an environment in a checkout
+
+
+def test_gpus_come_from_nvidia_smi(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + os.environ["PATH"])
+
+    def answer(script):
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+        return manifests._gpus()
+
+    assert (
+        answer("echo 'NVIDIA H100, 81559 MiB, 570.1'; echo 'NVIDIA H100, 81559 MiB, 570.1'")
+        == [{"name": "NVIDIA H100", "memory": "81559 MiB", "driver": "570.1"}] * 2
+    )
+    assert answer("echo 'no devices were found'; exit 6") == [
+        {"name": "unknown: nvidia-smi failed (no devices were found)"}
+    ]
+
+
+def test_neither_torch_nor_transformers_is_imported():
+    code = (
+        "import sys, bulwark.models.manifests as m; m.provenance(); print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(manifests.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "set()"
