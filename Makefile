@@ -21,9 +21,12 @@ demo: install            ## the headlines in miniature: tables, figure, claims
 test: install            ## every test
 	$(BIN)/python -m pytest
 
-lint: install            ## style of Python and of the rules
+lint: install            ## style of Python and of the rules; types on the ground floors
 	$(BIN)/pip install --quiet -e '.[lint]'
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
 
 bench: install           ## speed, as ratios (docs/speed.md)
 	$(BIN)/python -m bench

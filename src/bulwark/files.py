@@ -5,20 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bulwark.errors import CheckpointError
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all: beside its place, synced to the disk, then renamed. Folders are made."""
+    """Write a text file whole or not at all (see `written_whole`)."""
+    with written_whole(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[TextIO]:
+    """A text file to write, which appears at `path` when the block ends, or not at all if it raises.
+
+    It is written beside its place, synced to the disk and renamed. Folders are made.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

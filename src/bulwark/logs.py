@@ -16,7 +16,7 @@ def log_to(path: str | Path) -> None:
     """Send the log of this process to the file at `path` and to stderr; processes of one job append to one file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handlers = [logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stderr)]
+    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stderr)]
     logging.basicConfig(level=logging.WARNING, format=_FORMAT, datefmt="%H:%M:%S", handlers=handlers, force=True)
     logging.getLogger("bulwark").setLevel(logging.INFO)
     logging.captureWarnings(True)

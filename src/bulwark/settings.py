@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from bulwark.errors import ConfigurationError, nearest
 
@@ -105,7 +106,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _explained(problem: dict, cls: type[BaseModel]) -> str:
+def _explained(problem: ErrorDetails, cls: type[BaseModel]) -> str:
     """Say in one line what is wrong with one key."""
     location = [str(part) for part in problem["loc"]]
     path = ".".join(location) or "(top)"

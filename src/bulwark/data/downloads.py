@@ -139,7 +139,7 @@ def _persistently(action: Callable[[], Result], what: str) -> Result:
     """Run `action`, again after a pause when the network fails; the last failure is raised as it is."""
 
     def tell(state: tenacity.RetryCallState) -> None:
-        log.warning("%s, attempt %d: %s", what, state.attempt_number, state.outcome.exception())
+        log.warning("%s, attempt %d: %s", what, state.attempt_number, state.outcome and state.outcome.exception())
 
     attempts = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_passing),

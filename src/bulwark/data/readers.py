@@ -49,7 +49,7 @@ META = re.compile(r"level|trait|source_file|row_id|(ref|current)_projection(_\w+
 
 def read_source(
     path: str | Path,
-    schema: type[Schema] = Conversation,
+    schema: type[Schema] = Conversation,  # type: ignore[assignment]
     *,
     format: Format = "native",
     fields: Mapping[str, str] | None = None,
@@ -104,7 +104,7 @@ def read_split(
     path: str | Path | Mapping[str, str],
     split: str,
     splits: Mapping[str, float | int | str],
-    schema: type[Schema] = Conversation,
+    schema: type[Schema] = Conversation,  # type: ignore[assignment]
     *,
     parts: Mapping[str, Mapping[str, Any]] | None = None,
     where: Mapping[str, Sequence[Any]] | None = None,
@@ -143,7 +143,7 @@ def read_split(
     return split_records(records, shares, f"{path}")[split]
 
 
-def shuffled(records: Sequence[Schema], seed: int | None) -> list[Schema]:
+def shuffled(records: Sequence[Any], seed: int | None) -> list[Any]:
     """Records in an order that depends on the seed and their ids alone; None keeps the order they have."""
     if seed is None:
         return list(records)
@@ -151,14 +151,14 @@ def shuffled(records: Sequence[Schema], seed: int | None) -> list[Schema]:
 
 
 def split_records(
-    records: Sequence[Schema], splits: Mapping[str, float | int], source: str = "the source"
-) -> dict[str, list[Schema]]:
+    records: Sequence[Any], splits: Mapping[str, float | int], source: str = "the source"
+) -> dict[str, list[Any]]:
     """Cut records, in order, into disjoint splits: {name: share (float) or number (int)}.
 
     Raises RecordError if they ask for more than there is, or a split would be empty.
     """
     total = len(records)
-    taken: dict[str, list[Schema]] = {}
+    taken: dict[str, list[Any]] = {}
     share, number = 0.0, 0
     for name, value in splits.items():
         start = number + round(share * total)
@@ -178,26 +178,27 @@ def split_records(
 
 
 def _read_part(
-    folder: str | Path, part: str, meta: Mapping[str, Any], schema: type[Schema], options: dict[str, Any]
-) -> list[Schema]:
+    folder: str | Path, part: str, meta: Mapping[str, Any], schema: type[pydantic.BaseModel], options: dict[str, Any]
+) -> list[Any]:
     """The records of one file of several; their ids begin with its name, so that they stay apart.
 
     What the configuration says of the file goes to `meta`, or into the fields of a schema that has none.
     """
     prefix = Path(part).with_suffix("").as_posix().replace("/", "-")
-    told = []
-    for number, record in enumerate(read_source(Path(folder) / part, schema, **options)):
-        own = {"id": f"{prefix}-{record.id}"}
+    records = []
+    source: list[Any] = read_source(Path(folder) / part, schema, **options)
+    for number, record in enumerate(source):
+        own: dict[str, Any] = {"id": f"{prefix}-{record.id}"}
         if "meta" in schema.model_fields:
             own["meta"] = {"source_file": part, "row_id": number, **record.meta, **meta}
         else:
             own |= meta
         line = _as_json({**record.model_dump(mode="json"), **own}, f"{folder}/{part}")
-        told.append(validate_line(line, schema, f"{folder}/{part}, record {number}"))
-    return told
+        records.append(validate_line(line, schema, f"{folder}/{part}, record {number}"))
+    return records
 
 
-def _chosen_by(records: list[Schema], where: Mapping[str, Sequence[Any]], path: Any) -> list[Schema]:
+def _chosen_by(records: list[Any], where: Mapping[str, Sequence[Any]], path: Any) -> list[Any]:
     for key, values in where.items():
         known = {name for record in records for name in record.meta}
         if key not in known:

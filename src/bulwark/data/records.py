@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pydantic
+from pydantic_core import ErrorDetails
 
 from bulwark.errors import RecordError, nearest
+from bulwark.files import written_whole
 from bulwark.settings import Closed
 
 TurnRole = Literal["system", "instruction", "data", "response"]
@@ -93,10 +93,12 @@ def read_training_records(path: str | Path) -> list[Conversation] | list[Tokenis
     """
     path = Path(path)
     _, first = next(lines_of(path), ("", ""))
-    return read_records(path, Tokenised if _has_field(first, "input_ids") else Conversation)
+    if _has_field(first, "input_ids"):
+        return read_records(path, Tokenised)
+    return read_records(path, Conversation)
 
 
-def read_records(path: str | Path, schema: type[Schema] = Conversation) -> list[Schema]:
+def read_records(path: str | Path, schema: type[Schema] = Conversation) -> list[Schema]:  # type: ignore[assignment]
     """Read a JSON Lines file and check every line against `schema`, ids unique.
 
     Raises RecordError naming file, line, reason and remedy: missing field, unknown field, wrong type, empty text,
@@ -112,28 +114,15 @@ def read_records(path: str | Path, schema: type[Schema] = Conversation) -> list[
 
 def write_records(path: str | Path, records: Iterable[pydantic.BaseModel | dict[str, Any] | Any]) -> None:
     """Write records (models, dataclasses or dicts) as JSON Lines; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json_line(record) + "\n" for record in records)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide results from the others of a group
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        file.writelines(json_line(record) + "\n" for record in records)
 
 
 def json_line(record: pydantic.BaseModel | dict[str, Any] | Any) -> str:
     """One record as one line of JSON."""
     if isinstance(record, pydantic.BaseModel):
         return record.model_dump_json()
-    if dataclasses.is_dataclass(record):
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
         record = dataclasses.asdict(record)
     return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
@@ -190,7 +179,7 @@ def _has_field(line: str, field: str) -> bool:
         return False  # `read_records` says what is wrong with it
 
 
-def _sentence(problem: dict[str, Any], schema: type[pydantic.BaseModel]) -> str:
+def _sentence(problem: ErrorDetails, schema: type[pydantic.BaseModel]) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     kind = problem["type"]
     given = repr(problem["input"])

@@ -50,27 +50,29 @@ def discrimination(
     confidence: float = CONFIDENCE,
 ) -> Discrimination:
     """Measure `scores` [records] against the labels `positive` [records]. Without both groups every number is None."""
-    scores, positive = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
-    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    values, labels = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    n_positive, n_negative = int(labels.sum()), int((~labels).sum())
     if not n_positive or not n_negative:
         nothing = Measured(None, None, None)
         return Discrimination(nothing, nothing, nothing, n_positive, n_negative)
-    values = (
-        float(roc_auc_score(positive, scores)),
-        float(average_precision_score(positive, scores)),
-        _at_few_false_alarms(scores, positive),
+    estimates = (
+        float(roc_auc_score(labels, values)),
+        float(average_precision_score(labels, values)),
+        _at_few_false_alarms(values, labels),
     )
     rng = np.random.default_rng(seed)
     drawn = [
-        resampled(scores, positive, rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=count))
-        for count in _chunks(resamples, len(scores))
+        resampled(values, labels, rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=count))
+        for count in _chunks(resamples, len(values))
     ]
     draws = np.concatenate(drawn, axis=1)
     draws = draws[:, np.isfinite(draws).all(axis=0)]
     # Where all resamples agree (a perfect detector), the interval gets the room of a rate among the smaller group.
     room = min(n_positive, n_negative)
-    measured = [_measured(value, draw, room, confidence) for value, draw in zip(values, draws, strict=True)]
-    return Discrimination(*measured, n_positive, n_negative)
+    auroc, auprc, tpr = (
+        _measured(estimate, draw, room, confidence) for estimate, draw in zip(estimates, draws, strict=True)
+    )
+    return Discrimination(auroc, auprc, tpr, n_positive, n_negative)
 
 
 def roc_points(scores: Sequence[float], positive: Sequence[bool], most: int = 200) -> list[list[float]]:

@@ -246,7 +246,7 @@ class PromptBuilder:
         if self.max_tokens is None or len(row.ids) <= self.max_tokens:
             return False
         answer = len(turns) - 1 if has_answer else None
-        if has_answer and row.turns.count(answer) > self.max_tokens // 2:
+        if answer is not None and row.turns.count(answer) > self.max_tokens // 2:
             row.drop_after_turn(answer)
             row.cut(answer, min(len(row.ids) - self.max_tokens, row.turns.count(answer) - self.max_tokens // 2))
         for role, least in (("data", 0), ("instruction", 1), ("response", 1), ("system", 1)):
@@ -301,7 +301,7 @@ class _Row:
         start = _Segment(Part(""), role="instruction")
         touched = ([segments[i] for i in pieces] or [start] for pieces in tokens.touched)
         owners = [max(candidates, key=lambda segment: segment.rank) for candidates in touched]
-        self.roles = [ROLE_NUMBERS[owner.role] for owner in owners]
+        self.roles = [ROLE_NUMBERS[owner.role] for owner in owners]  # type: ignore[index]
         self.loss = [owner.loss for owner in owners]
         self.turns = [-1 if owner.part.turn is None else owner.part.turn for owner in owners]
         self._tokens = tokens

@@ -60,12 +60,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A rendered shape: the template's own texts and, between them, the indices of the messages.
+    """A rendered shape: the template's own texts and the indices of the messages that stand between them.
 
-    `trims[i]` says whether the template strips white space off the left and the right end of message i.
+    Message `order[i]` stands between `texts[i]` and `texts[i + 1]`. `trims[i]` says whether the template strips white
+    space off the left and the right end of message i.
     """
 
-    pieces: tuple[str | int, ...]
+    texts: tuple[str, ...]
+    order: tuple[int, ...]
     trims: tuple[tuple[bool, bool], ...]
 
 
@@ -93,8 +95,8 @@ class ChatRenderer:
         messages = self._fit(messages)
         shape = tuple(message.speaker for message in messages)
         asked, answered = self._skeleton(shape, True), self._skeleton((*shape, "assistant"), False)
-        header = asked.pieces[-1]
-        longer = answered.pieces[answered.pieces.index(len(messages)) - 1]
+        header = asked.texts[-1]
+        longer = answered.texts[answered.order.index(len(messages))]
         if not longer.startswith(header) or not longer[len(header) :].strip():
             return self._assemble(messages, asked, generation=True)
         empty = Message("assistant", (Part(_MARK.format(0)),))
@@ -108,12 +110,12 @@ class ChatRenderer:
 
     def closing(self) -> str:
         """The template's text after a response that ends an example."""
-        return self._skeleton(("user", "assistant"), False).pieces[-1]
+        return self._skeleton(("user", "assistant"), False).texts[-1]
 
     def literals(self) -> str:
         """All text that the template itself writes into an example of one exchange."""
         shape = ("system", "user", "assistant") if self._takes_system else ("user", "assistant")
-        return " ".join(self._skeleton(shape, False).pieces[0::2])
+        return " ".join(self._skeleton(shape, False).texts)
 
     def _fit(self, messages: list[Message]) -> list[Message]:
         """Move a system message that the template would refuse or drop into the first user message."""
@@ -132,9 +134,9 @@ class ChatRenderer:
 
     def _assemble(self, messages: list[Message], skeleton: Skeleton, generation: bool) -> list[Part]:
         kept = [_stripped(message, *trim) for message, trim in zip(messages, skeleton.trims, strict=True)]
-        parts: list[Part] = []
-        for piece in skeleton.pieces:
-            parts.extend([Part(piece)] if isinstance(piece, str) else kept[piece].parts)
+        parts = [Part(skeleton.texts[0])]
+        for message, text in zip(skeleton.order, skeleton.texts[1:], strict=True):
+            parts += [*kept[message].parts, Part(text)]
         ours = "".join(part.text for part in parts)
         theirs = self._checked_render([(message.speaker, message.text) for message in kept], generation)
         if ours != theirs:
@@ -152,19 +154,21 @@ class ChatRenderer:
             marks = [_MARK.format(i) for i in range(len(shape))]
             bare = self._split(shape, marks, generation)
             spaced = self._split(shape, [f"\n{mark}\n" for mark in marks], generation)
-            self._skeletons[key] = Skeleton(tuple(bare), _trims(bare, spaced))
+            self._skeletons[key] = Skeleton(*bare, _trims(*bare, spaced[0]))
         return self._skeletons[key]
 
-    def _split(self, shape: tuple[str, ...], texts: list[str], generation: bool) -> list[str | int]:
-        rendered = self._checked_render(list(zip(shape, texts, strict=True)), generation)
-        pieces: list[str | int] = _MARKS.split(rendered)
-        pieces[1::2] = [int(number) for number in pieces[1::2]]
-        if sorted(pieces[1::2]) != list(range(len(shape))):
+    def _split(
+        self, shape: tuple[str, ...], contents: list[str], generation: bool
+    ) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The template's own texts, and the messages between them by index."""
+        pieces = _MARKS.split(self._checked_render(list(zip(shape, contents, strict=True)), generation))
+        texts, order = tuple(pieces[0::2]), tuple(int(number) for number in pieces[1::2])
+        if sorted(order) != list(range(len(shape))):
             raise PromptError(
                 f"The chat template leaves out or repeats a message of a conversation {' - '.join(shape)}. "
                 "Give the tokenizer a chat template that writes every message once."
             )
-        return pieces
+        return texts, order
 
     def _checked_render(self, messages: list[tuple[str, str]], generation: bool) -> str:
         try:
@@ -183,21 +187,23 @@ class ChatRenderer:
         )
 
 
-def _trims(bare: list[str | int], spaced: list[str | int]) -> tuple[tuple[bool, bool], ...]:
-    """Find which ends of the messages lost the newline that was put around their marks."""
-    kept: dict[int, list[bool]] = {i: [True, True] for i in bare[1::2]}
-    for at in range(0, len(bare), 2):
-        after = bare[at - 1] if at else None
-        before = bare[at + 1] if at + 1 < len(bare) else None
+def _trims(bare: tuple[str, ...], order: tuple[int, ...], spaced: tuple[str, ...]) -> tuple[tuple[bool, bool], ...]:
+    """Find which ends of the messages lost the newline that was put around their marks.
+
+    bare, spaced: the template's texts around marks without and with newlines. order: the messages between them.
+    """
+    kept: dict[int, list[bool]] = {message: [True, True] for message in order}
+    for at, (text, with_newlines) in enumerate(zip(bare, spaced, strict=True)):
+        after = order[at - 1] if at else None
+        before = order[at] if at < len(order) else None
         left = "" if after is None else "\n"
         right = "" if before is None else "\n"
-        if spaced[at] == left + bare[at] + right:
+        if with_newlines == left + text + right:
             continue
-        keeps_left, keeps_right = spaced[at] == left + bare[at], spaced[at] == bare[at] + right
         if after is not None:
-            kept[after][1] = keeps_left
+            kept[after][1] = with_newlines == left + text
         if before is not None:
-            kept[before][0] = keeps_right
+            kept[before][0] = with_newlines == text + right
     return tuple((not kept[i][0], not kept[i][1]) for i in range(len(kept)))
 
 

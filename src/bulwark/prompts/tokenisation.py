@@ -63,7 +63,7 @@ class TextTokenizer:
         if tokenizer.is_fast:
             whole = json.loads(tokenizer.backend_tokenizer.to_str())
             self.state = json.dumps({**whole, "truncation": None, "padding": None})
-            self._encoder = _encoder(whole)
+            self._encoder: Tokenizer | None = _encoder(whole)
         else:
             self.state = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
             self._encoder = None
@@ -179,7 +179,7 @@ class _AliasEncoder:
         for text, name in self._names.items():
             like = {key: added[text][key] for key in ("single_word", "lstrip", "rstrip")} if text in added else {}
             self._encoder.add_tokens([AddedToken(name, normalized=False, special=False, **like)])
-            self._originals[self._encoder.token_to_id(name)] = control[text]
+            self._originals[self._encoder.token_to_id(name)] = control[text]  # type: ignore[index]
 
     def name(self, match: re.Match[str]) -> str:
         return self._names[match.group()]

@@ -11,7 +11,7 @@ from bulwark.benchmarks import sep
 from bulwark.errors import RecordError
 from bulwark.settings import validated
 
-PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "sep" / "validation.json"
+PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "sep" / "validation.json"
 SETTINGS = validated(sep.Settings, DECODING, "test")
 
 

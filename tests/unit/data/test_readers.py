@@ -269,7 +269,7 @@ def test_splits_as_the_configuration_describes_them(tmp_path):
         read_split(files, "test", {"test": 1.0}, format="alpaca")
 
 
-SEP = Path(os.environ.get("BULWARK_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "sep/validation.json"
+SEP = Path(os.environ.get("BULWARK_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data")) / "sep/validation.json"
 
 
 @pytest.mark.skipif(not SEP.exists(), reason=f"the real SEP records are not at {SEP}")
