@@ -41,8 +41,8 @@ from bulwark.abliteration.search.search import Search
 from bulwark.abliteration.search.trials import Examiner
 from bulwark.abliteration.settings import AttackSettings
 from bulwark.models.anatomy import blocks_of
+from bulwark.models.open import open_model
 from bulwark.settings import validated
-from bulwark.steering.vectors.pairs import opened
 
 TRIALS, STARTUP, NEW_TOKENS, ROUNDS, BATCH = 60, 24, 100, 3, 6
 SYSTEM = "you are a helpful assistant ."
@@ -140,7 +140,7 @@ def _theirs(python: str, model: Path, files: dict[str, Path], seed: int) -> list
 
 def _ours(model: Path, files: dict[str, Path], seed: int) -> tuple[list[dict], float]:
     settings = validated(AttackSettings, SETTINGS, "bench")
-    subject = opened(model, "float32", torch.get_num_threads())
+    subject = open_model(model, "float32")
     prompts = read_prompts(files, settings.prompts, subject.builder)
     sides = [
         last_token_residuals(subject.model, getattr(prompts, use), subject.builder.pad_id, final_norm=True)

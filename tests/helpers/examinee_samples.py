@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bulwark.evaluation.answer import Examinee
 from bulwark.models.embeddings import install
+from bulwark.models.open import LanguageModel
 from bulwark.prompts.builder import PromptBuilder
 
 V = 500
@@ -36,15 +37,11 @@ def tiny_aside(positions: int = 2048):
 def examinee(folder: Path, model=None, tokenizer=None, template: str = "chat", **changes: Any) -> Examinee:
     """The model as an examinee whose partial answers lie in `folder`."""
     tokenizer = tokenizer or tiny_tokenizer("chatml")
+    builder = PromptBuilder(tokenizer, template, V)
     fields = {
-        "model": model or tiny_aside(),
-        "tokenizer": tokenizer,
-        "template": template,
-        "builder": PromptBuilder(tokenizer, template, V),
-        "device": "cpu",
+        "language_model": LanguageModel(model or tiny_aside(), tokenizer, template, builder),
         "seed": 0,
         "inputs": {},
-        "manifest": folder / "checkpoint.json",
         "partial": folder / "answers.jsonl.partial",
         "fingerprint": "test",
     }

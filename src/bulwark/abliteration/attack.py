@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bulwark.abliteration.edit.hooks import Edits, Plan
     from bulwark.abliteration.search.trials import Examiner
     from bulwark.jobs.job import Job
-    from bulwark.steering.vectors.pairs import Opened
+    from bulwark.models.open import LanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,10 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
     from bulwark.abliteration.search.search import Search
     from bulwark.abliteration.search.trials import Examiner
     from bulwark.models.anatomy import blocks_of
+    from bulwark.models.open import open_model
 
     started = time.time()
-    subject = open_subject(job, settings.dtype)
+    subject = open_model(job.parent, settings.dtype)
     model, builder = subject.model, subject.builder
     prompts = read_prompts(job.inputs, settings.prompts, builder)
     sides = residuals_of(subject, prompts, settings)
@@ -120,16 +121,7 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
     }
 
 
-def open_subject(job: Job, dtype: str) -> Opened:
-    """The parent of `job`, open for answering."""
-    import torch
-
-    from bulwark.steering.vectors.pairs import opened
-
-    return opened(Path(job.parent), dtype, torch.get_num_threads())
-
-
-def residuals_of(subject: Opened, prompts: Any, settings: AttackSettings) -> dict[str, Any]:
+def residuals_of(subject: LanguageModel, prompts: Any, settings: AttackSettings) -> dict[str, Any]:
     """The residuals of both sides' direction prompts."""
     from bulwark.abliteration.measure.residuals import last_token_residuals
 
@@ -170,7 +162,7 @@ def compare_answers(examiner: Examiner, plan: Plan, settings: Any) -> list[dict[
 
 def export(
     job: Job,
-    subject: Opened,
+    subject: LanguageModel,
     examiner: Examiner,
     edits: Edits,
     plan: Plan,
@@ -204,7 +196,7 @@ def export(
     examiner.let_go()
     edits.targets.clear()
     del model
-    object.__setattr__(subject, "model", None)
+    subject.model = None
     free_memory()
     examiner.take(checkpoints.load_model(job.folder, dtype, device, unfinished=True).eval())
     return {
@@ -226,7 +218,7 @@ def write_directions(folder: Path, found: dict[str, Any]) -> None:
     files.readable(folder / DIRECTIONS)
 
 
-def _fingerprint(job: Job, settings: AttackSettings, subject: Opened) -> str:
+def _fingerprint(job: Job, settings: AttackSettings, subject: LanguageModel) -> str:
     """Of all that decides a trial: more trials, another choice or other files about the outcome change none of it."""
     decisive = settings.model_dump(
         mode="json", exclude={"selection": True, "outcome": True, "search": {"trials", "seconds"}}

@@ -33,9 +33,10 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
     from bulwark.abliteration.measure.subject import read_prompts
     from bulwark.abliteration.search import outcome, selection
     from bulwark.abliteration.search.trials import Examiner
+    from bulwark.models.open import open_model
 
     started = time.time()
-    subject = attack.open_subject(job, settings.dtype)
+    subject = open_model(job.parent, settings.dtype)
     model, builder = subject.model, subject.builder
     prompts = read_prompts(job.inputs, settings.prompts, builder)
     edits = Edits(targets_of(model, through_norms=settings.through_norms))

@@ -127,7 +127,12 @@ def answers(examinee: Examinee, records: Sequence[Conversation | Tokenised], set
 
     model, inputs = examinee.model, examinee.inputs
     embedding = role_embedding_of(model)
-    builder = PromptBuilder(examinee.tokenizer, examinee.template, embedding.num_embeddings, settings.max_tokens)
+    builder = PromptBuilder(
+        examinee.language_model.tokenizer,
+        examinee.language_model.template,
+        embedding.num_embeddings,
+        settings.max_tokens,
+    )
     examples = examples_of(records, builder, "response", embedding.method)
     layers, layer = len(anatomy.blocks_of(model)), settings.vectors.layer
     files = {trait: inputs[f"vector_{trait}"] for trait in settings.vectors.traits}

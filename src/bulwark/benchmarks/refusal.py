@@ -75,33 +75,21 @@ def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -
 
     Raises RecordError if the parent's prompts are other than this checkpoint's, so that there is no KL between them.
     """
-    import torch
-
     from bulwark.abliteration.measure.measuring import first_token_log_probabilities, kl_divergence
     from bulwark.abliteration.measure.subject import rendered
-    from bulwark.models import generation
-    from bulwark.steering.vectors.pairs import opened
+    from bulwark.models.open import open_model
 
     builder = examinee.builder
     prompts = [rendered(record.prompt, settings.system, builder) for record in records]
-    produced = generation.generate(
-        examinee.model,
-        [(record.id, prompt) for record, prompt in zip(records, prompts, strict=True)],
-        settings.decoding,
-        stop_ids=builder.stop_ids,
-        pad_id=builder.pad_id,
-        tokenizer=examinee.tokenizer,
-        seed=examinee.seed,
-        partial=examinee.partial,
-        fingerprint=examinee.fingerprint,
+    produced = examinee.generate(
+        [(record.id, prompt) for record, prompt in zip(records, prompts, strict=True)], settings.decoding
     )
     harmless = [place for place, record in enumerate(records) if _label(record, settings) != "harmful"]
     divergence: dict[int, float] = {}
     if harmless:
         asked = [prompts[place] for place in harmless]
         own = first_token_log_probabilities(examinee.model, asked, builder.pad_id)
-        dtype = str(examinee.model.dtype).removeprefix("torch.")
-        parent = opened(examinee.inputs["reference"], dtype, torch.get_num_threads())
+        parent = open_model(examinee.inputs["reference"], examinee.language_model.dtype)
         if parent.builder.vocabulary != builder.vocabulary or parent.builder.digest != builder.digest:
             raise RecordError(
                 f"{examinee.inputs['reference']}: the parent is asked with another template or vocabulary, so there is "

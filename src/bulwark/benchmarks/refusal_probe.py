@@ -76,12 +76,10 @@ def load(path: Path) -> list[Record]:
 
 def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -> list[Row]:
     """Where every prompt lies along both directions, as JSON. The reference is opened after this checkpoint."""
-    import torch
-
     from bulwark.abliteration.measure.directions import cosines, normalised
     from bulwark.abliteration.measure.residuals import last_token_residuals
     from bulwark.abliteration.measure.subject import rendered
-    from bulwark.steering.vectors.pairs import opened
+    from bulwark.models.open import open_model
 
     texts = {side: _texts(examinee.inputs[side], settings.count) for side in ("harmful", "harmless")}
 
@@ -94,9 +92,7 @@ def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -
         }
 
     own = means(examinee.model, examinee.builder)
-    reference = opened(
-        examinee.inputs["reference"], str(examinee.model.dtype).removeprefix("torch."), torch.get_num_threads()
-    )
+    reference = open_model(examinee.inputs["reference"], examinee.language_model.dtype)
     theirs = means(reference.model, reference.builder)
     own_direction, their_direction = (normalised(m["harmful"] - m["harmless"]) for m in (own, theirs))
     layer = max(1, round(settings.depth * (len(own_direction) - 1)))

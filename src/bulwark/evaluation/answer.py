@@ -1,6 +1,6 @@
 """A checkpoint answers a benchmark: prompts in, one line per answer out, resumable by record.
 
-The dear half of an evaluation. The cheap half, scoring the answers, is `bulwark.benchmarks.score_file`.
+The expensive half of an evaluation. The cheap half, scoring the answers, is `bulwark.benchmarks.score_file`.
 Most benchmarks only say what is asked (`prompts`) and have the text generated here. One that needs more of the model
 than text (log-likelihoods, hidden states) has a function `answers` instead, which is given the open checkpoint.
 """
@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from bulwark import benchmarks, files
 from bulwark.models import manifests
+from bulwark.models.open import LanguageModel, open_model
 from bulwark.settings import Closed, validated
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-    from bulwark.prompts.builder import PromptBuilder
+    from bulwark.models.decoding import Decoding
+    from bulwark.models.generation import Answer
+    from bulwark.models.likelihoods import Continuation, LogLikelihood
+    from bulwark.prompts.builder import Prompt, PromptBuilder
 
 log = logging.getLogger(__name__)
 
@@ -31,22 +35,36 @@ log = logging.getLogger(__name__)
 class Examinee:
     """An open checkpoint and what an evaluation may read and write.
 
-    model: in evaluation mode, on its device. template, builder: the name of its prompt template, and a builder with it.
-    Only for a benchmark with `prompts` does the builder cut prompts to `decoding.max_prompt_tokens`. manifest: of the
-    checkpoint. inputs: the files that the benchmark's `Settings.inputs()` names. partial, fingerprint: where finished
-    answers may be kept, and what decides them, as `generation.generate` wants both.
+    language_model: the checkpoint. Only for a benchmark with `prompts` does its builder cut prompts to
+    `decoding.max_prompt_tokens`. inputs: the files that the benchmark's `Settings.inputs()` names. partial,
+    fingerprint: where finished answers may be kept, and what decides them, as `generation.generate` wants both.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    template: str
-    builder: PromptBuilder
-    device: str
+    language_model: LanguageModel
     seed: int
     inputs: Mapping[str, Path]
-    manifest: Path
     partial: Path
     fingerprint: str
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """In evaluation mode, on its device."""
+        return self.language_model.model
+
+    @property
+    def builder(self) -> PromptBuilder:
+        """The prompt builder of the checkpoint's template."""
+        return self.language_model.builder
+
+    def generate(self, prompts: Sequence[tuple[str, Prompt]], decoding: Decoding) -> list[Answer]:
+        """One answer per (key, prompt), in the given order; those of an interrupted run are not made again."""
+        return self.language_model.generate(
+            prompts, decoding, seed=self.seed, partial=self.partial, fingerprint=self.fingerprint
+        )
+
+    def log_likelihoods(self, requests: Sequence[Continuation]) -> list[LogLikelihood]:
+        """The log-likelihood of every continuation, in the given order; resumable as `generate` is."""
+        return self.language_model.log_likelihoods(requests, partial=self.partial, fingerprint=self.fingerprint)
 
 
 def answer(
@@ -69,36 +87,23 @@ def answer(
     made). Finished answers of an interrupted run, kept in `<answers>.partial`, are not made again if nothing
     that decides them has changed.
     """
-    import torch
-
-    from bulwark.models import checkpoints
-    from bulwark.models.embeddings import role_embedding_of
-    from bulwark.prompts.builder import PromptBuilder
-
-    torch.set_num_threads(threads)
     started = time.time()
     inputs = {name: Path(path) for name, path in (inputs or {}).items()}
     benchmark = benchmarks.module_of(module)
     parsed = validated(benchmark.Settings, settings, f"settings of the benchmark {module}")
-    manifest, folder, template = manifests.open_manifest(checkpoint)
-    device, dtype = checkpoints.device_and_dtype(dtype)
-    model = checkpoints.load_model(folder, dtype=dtype, device=device).eval()
-    tokenizer = checkpoints.load_tokenizer(folder)
     longest = parsed.decoding.max_prompt_tokens if hasattr(benchmark, "prompts") else None
-    builder = PromptBuilder(tokenizer, template, role_embedding_of(model).num_embeddings, longest)
+    language_model = open_model(checkpoint, dtype, max_tokens=longest, threads=threads)
     partial = answers.with_name(answers.name + ".partial")
     settled = {
-        "checkpoint": files.digest(manifest),
+        "checkpoint": files.digest(language_model.manifest),
         "records": files.digest(records),
         "settings": settings,
-        "prompt": builder.digest,
-        "dtype": dtype,
+        "prompt": language_model.builder.digest,
+        "dtype": language_model.dtype,
         "seed": seed,
         "inputs": {name: files.digest(path) for name, path in inputs.items()},
     }
-    examinee = Examinee(
-        model, tokenizer, template, builder, device, seed, inputs, manifest, partial, files.digest(settled)
-    )
+    examinee = Examinee(language_model, seed, inputs, partial, files.digest(settled))
     known = benchmark.load(records)
     if hasattr(benchmark, "answers"):
         rows = benchmark.answers(examinee, known, parsed)
@@ -107,8 +112,8 @@ def answer(
     files.write_text(answers, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     told = {
         **settled,
-        "template": template,
-        "device": device,
+        "template": language_model.template,
+        "device": language_model.device,
         "answers": len(rows),
         "truncated_prompts": sum(row["truncated"] for row in rows),
         "wall_seconds": round(time.time() - started, 1),
@@ -121,24 +126,12 @@ def answer(
 
 def generated(examinee: Examinee, benchmark: Any, records: Sequence[Any], settings: Closed) -> list[dict[str, Any]]:
     """The rows of a benchmark with `prompts`: one generated answer per record and variant."""
-    from bulwark.models import generation
-
     prompts = [
         ((record.id, variant), examinee.builder.prompt(turns))
         for record in records
         for variant, turns in benchmark.prompts(record, settings).items()
     ]
-    produced = generation.generate(
-        examinee.model,
-        [(json.dumps(key), prompt) for key, prompt in prompts],
-        settings.decoding,
-        stop_ids=examinee.builder.stop_ids,
-        pad_id=examinee.builder.pad_id,
-        tokenizer=examinee.tokenizer,
-        seed=examinee.seed,
-        partial=examinee.partial,
-        fingerprint=examinee.fingerprint,
-    )
+    produced = examinee.generate([(json.dumps(key), prompt) for key, prompt in prompts], settings.decoding)
     return [
         {**row.as_dict(), "id": record_id, "variant": variant}
         for ((record_id, variant), _), row in zip(prompts, produced, strict=True)

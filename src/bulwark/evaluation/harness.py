@@ -79,36 +79,18 @@ class Examined(LM):
             asked.append(
                 likelihoods.Continuation(key, example.ids[: span.end - 1], example.labels[span.start : span.end])
             )
-        found = likelihoods.log_likelihoods(
-            self.examinee.model,
-            asked,
-            pad_id=self.examinee.builder.pad_id,
-            partial=self.examinee.partial,
-            fingerprint=self.examinee.fingerprint,
-        )
-        return list(zip(found, examples, strict=True))
+        return list(zip(self.examinee.log_likelihoods(asked), examples, strict=True))
 
     def generated(self, requests: Sequence[Instance]) -> list[generation.Answer]:
         """One generated answer per request, cut at its first stop string."""
-        builder = self.examinee.builder
         keys = [json.dumps([request.task_name, request.doc_id, request.idx]) for request in requests]
         prompts = [self._fitting(_turns(request.args[0])) for request in requests]
-        answers = generation.generate(
-            self.examinee.model,
-            list(zip(keys, prompts, strict=True)),
-            self.decoding,
-            stop_ids=builder.stop_ids,
-            pad_id=builder.pad_id,
-            tokenizer=self.examinee.tokenizer,
-            seed=self.examinee.seed,
-            partial=self.examinee.partial,
-            fingerprint=self.examinee.fingerprint,
-        )
+        answers = self.examinee.generate(list(zip(keys, prompts, strict=True)), self.decoding)
         return [_cut(answer, request.args[1]["until"]) for answer, request in zip(answers, requests, strict=True)]
 
     def _fitting(self, turns: list[Turn], continuation: str | None = None) -> Prompt:
         """The prompt of `turns`, or with a continuation the example, not longer than the model can read."""
-        builder, tokenizer = self.examinee.builder, self.examinee.tokenizer
+        builder, tokenizer = self.examinee.builder, self.examinee.language_model.tokenizer
         positions = getattr(self.examinee.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
         room = positions
         if continuation is None:

@@ -15,13 +15,11 @@ from typing import Any
 
 from bulwark.data.records import Turn
 from bulwark.errors import CheckpointError
-from bulwark.models import checkpoints, generation, manifests
+from bulwark.models import checkpoints
 from bulwark.models.decoding import Decoding
-from bulwark.models.embeddings import role_embedding_of
-from bulwark.prompts.builder import PromptBuilder
+from bulwark.models.open import LanguageModel, open_model
 from bulwark.settings import validated
 
-DEFAULT_TEMPLATE = "chat"
 NEW_TOKENS = 256
 
 
@@ -39,28 +37,19 @@ def load(
     path = Path(checkpoint)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist. Give a checkpoint folder, or make it with snakemake first.")
-    if manifests.manifest_path(path).is_file():
-        _, folder, named = manifests.open_manifest(path)
-    else:
-        folder, named = path, DEFAULT_TEMPLATE
     if device is None:
         device, fitting = checkpoints.device_and_dtype("bfloat16")
     else:
         fitting = "float32" if device == "cpu" else "bfloat16"
-    model = checkpoints.load_model(folder, dtype=dtype or fitting, device=device)
-    return Assistant(model, checkpoints.load_tokenizer(folder), template or named)
+    return Assistant(open_model(path, dtype or fitting, device=device, template=template))
 
 
 class Assistant:
-    """A model that answers instructions about data.
+    """A model that answers instructions about data."""
 
-    model: a causal LM with a role embedding. tokenizer: its tokenizer. template: name of the prompt template.
-    """
-
-    def __init__(self, model, tokenizer, template: str = DEFAULT_TEMPLATE):
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.builder = PromptBuilder(tokenizer, template, role_embedding_of(model).num_embeddings)
+    def __init__(self, language_model: LanguageModel):
+        self.language_model = language_model
+        self.model, self.builder = language_model.model, language_model.builder
 
     def answer(self, instruction: str, data: str | None = None, system: str | None = None, **decoding: Any) -> str:
         """Answer one instruction. `decoding`: see `answers`."""
@@ -94,16 +83,7 @@ class Assistant:
                 "is missing.",
                 stacklevel=2,
             )
-        found = generation.generate(
-            self.model,
-            prompts,
-            settings,
-            tokenizer=self.tokenizer,
-            stop_ids=self.builder.stop_ids,
-            pad_id=self.builder.pad_id,
-            seed=seed,
-        )
-        return [answer.response for answer in found]
+        return [answer.response for answer in self.language_model.generate(prompts, settings, seed=seed)]
 
 
 def _turns(instruction: str, data: str | None, system: str | None) -> Sequence[Turn]:

@@ -78,7 +78,7 @@ def test_another_input_discards_what_was_kept(checkpoint, tmp_path, monkeypatch)
     seen = []
 
     def keep(examinee, records, settings):
-        seen.append((examinee.fingerprint, dict(examinee.inputs), examinee.template))
+        seen.append((examinee.fingerprint, dict(examinee.inputs), examinee.language_model.template))
         row = {"variant": "answer", "response": "[]", "tokens": 1, "finish": "stop", "truncated": False}
         return [{"id": record.id, **row} for record in records]
 

@@ -25,9 +25,10 @@ from bulwark.errors import BulwarkError
 from bulwark.models import manifests
 from bulwark.models.anatomy import blocks_of, hidden_size, watching
 from bulwark.models.generation import CPU_TOKEN_BUDGET, free_memory, is_out_of_memory, progress
+from bulwark.models.open import open_model
 from bulwark.prompts.builder import IGNORED, Prompt
 from bulwark.steering.vectors import storage
-from bulwark.steering.vectors.pairs import Pair, kept_pairs, opened, turns_of
+from bulwark.steering.vectors.pairs import Pair, kept_pairs, turns_of
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def extract(
     """
     started = time.time()
     pairs, yields = kept_pairs(judged, minimum)
-    subject = opened(checkpoint, dtype, threads)
+    subject = open_model(checkpoint, dtype, threads=threads)
     sums, numbers = pooled_sums(subject.model, examples_of(pairs, subject.builder), subject.builder.pad_id)
     means = sums.sum(dim=2) / numbers.sum(dim=1)[None, :, None, None]  # [pools, sides, N+1, hidden]
     differences = dict(zip(POOLS, means[:, 0] - means[:, 1], strict=True))

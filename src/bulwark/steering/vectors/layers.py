@@ -20,8 +20,9 @@ from bulwark.data.contrasts import Contrast
 from bulwark.data.records import read_records, write_records
 from bulwark.errors import BulwarkError
 from bulwark.judges import JudgeSettings
+from bulwark.models.open import LanguageModel, open_model
 from bulwark.settings import Closed
-from bulwark.steering.vectors.pairs import Opened, judgements_of, opened, turns_of
+from bulwark.steering.vectors.pairs import judgements_of, turns_of
 from bulwark.steering.vectors.settings import LayerChoice
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def steer(
     from bulwark.steering.settings import VectorSettings
     from bulwark.steering.vectors.fusion import load_fused
 
-    subject = opened(checkpoint, dtype, threads, choice.decoding.max_prompt_tokens)
+    subject = open_model(checkpoint, dtype, max_tokens=choice.decoding.max_prompt_tokens, threads=threads)
     layers = len(blocks_of(subject.model))
     candidates = choice.candidates or tuple(range(1, layers))
     questions = list({contrast.question: contrast for contrast in read_records(Path(records), Contrast)}.values())
@@ -125,7 +126,7 @@ def choose(
 
 
 def _answered(
-    subject: Opened,
+    subject: LanguageModel,
     questions: Sequence[Contrast],
     layer: int | None,
     vector: Any,
@@ -143,7 +144,9 @@ def _answered(
         steering = steer_generation(subject.model, layer, vector, choice.coefficient, choice.positions)
     prompts = [(contrast.id, subject.builder.prompt(turns_of(contrast.question))) for contrast in questions]
     with steering:
-        answers = subject.answers(prompts, choice.decoding, seed=seed, partial=partial, **settled)
+        answers = subject.generate(
+            prompts, choice.decoding, seed=seed, partial=partial, fingerprint=subject.fingerprint(**settled)
+        )
     return [
         Steered(
             id=f"{contrast.id}@{layer or 'unsteered'}",

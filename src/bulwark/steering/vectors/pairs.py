@@ -12,25 +12,19 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bulwark import files
 from bulwark.data.contrasts import Contrast
 from bulwark.data.records import Turn, read_records, write_records
 from bulwark.errors import RecordError
 from bulwark.judges import Judgement, JudgeSettings, Request, judge
-from bulwark.models import manifests
+from bulwark.models.open import open_model
 from bulwark.settings import Closed
 from bulwark.steering.vectors.settings import ContrastSettings, PairFilter
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from bulwark.models.decoding import Decoding
     from bulwark.models.generation import Answer
-    from bulwark.prompts.builder import Prompt, PromptBuilder
 
 log = logging.getLogger(__name__)
 
@@ -67,67 +61,15 @@ class Pair(Closed):
         return self.positive, self.negative
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A checkpoint that is open for answering."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    builder: PromptBuilder
-    manifest: Path
-
-    @property
-    def description(self) -> dict[str, str]:
-        """What made a vector: the checkpoint, and how it is spoken to."""
-        content = manifests.read_manifest(self.manifest, verify=False)
-        named = {key: content[key] for key in ("model", "recipe", "seed") if key in content}
-        return {**named, "digest": files.digest(self.manifest), "prompt": self.builder.digest}
-
-    def answers(
-        self, prompts: Sequence[tuple[str, Prompt]], decoding: Decoding, *, seed: int, partial: Path, **settled: Any
-    ) -> list[Answer]:
-        """`generation.generate` with this checkpoint; `settled`: what else decides the answers (steering, say)."""
-        from bulwark.models.generation import generate
-
-        return generate(
-            self.model,
-            prompts,
-            decoding,
-            tokenizer=self.tokenizer,
-            stop_ids=self.builder.stop_ids,
-            pad_id=self.builder.pad_id,
-            seed=seed,
-            partial=partial,
-            fingerprint=files.digest({**self.description, "dtype": str(self.model.dtype), **settled}),
-        )
-
-
-def opened(checkpoint: Path, dtype: str, threads: int, max_prompt_tokens: int | None = None) -> Opened:
-    """Open a checkpoint (its manifest or folder) on the GPU if there is one. Raises CheckpointError as loading does."""
-    import torch
-
-    from bulwark.models import checkpoints
-    from bulwark.models.embeddings import role_embedding_of
-    from bulwark.prompts.builder import PromptBuilder
-
-    torch.set_num_threads(threads)
-    manifest, folder, template = manifests.open_manifest(checkpoint)
-    device, dtype = checkpoints.device_and_dtype(dtype)
-    model = checkpoints.load_model(folder, dtype=dtype, device=device).eval()
-    tokenizer = checkpoints.load_tokenizer(folder)
-    builder = PromptBuilder(tokenizer, template, role_embedding_of(model).num_embeddings, max_prompt_tokens)
-    return Opened(model, tokenizer, builder, manifest)
-
-
 def generate_pairs(
     checkpoint: Path, records: Path, settings: ContrastSettings, *, seed: int, dtype: str, threads: int, output: Path
 ) -> None:
     """Answer every contrast of `records` under both instructions, and write the pairs to `output` (JSON Lines).
 
     The pairs stand question by question, then by pair of instructions, then by rollout. Finished answers of an
-    interrupted run are kept in `<output>.partial`. Raises as `opened` and `generation.generate` do.
+    interrupted run are kept in `<output>.partial`. Raises as `open_model` and `generation.generate` do.
     """
-    subject = opened(checkpoint, dtype, threads, settings.decoding.max_prompt_tokens)
+    subject = open_model(checkpoint, dtype, max_tokens=settings.decoding.max_prompt_tokens, threads=threads)
     told = [
         (contrast, rollout, {side: _system(contrast, side, settings.names) for side in SIDES})
         for contrast in read_records(Path(records), Contrast)
@@ -139,7 +81,9 @@ def generate_pairs(
         for side, system in systems.items()
     ]
     partial = Path(f"{output}.partial")
-    answers = iter(subject.answers(prompts, settings.decoding, seed=seed, partial=partial))
+    answers = iter(
+        subject.generate(prompts, settings.decoding, seed=seed, partial=partial, fingerprint=subject.fingerprint())
+    )
     pairs = [
         Pair(
             id=f"{contrast.id}-{rollout}",

@@ -31,6 +31,7 @@ from bulwark.data.records import Conversation, Turn, read_records
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.models import manifests
 from bulwark.models.decoding import Decoding
+from bulwark.models.open import open_model
 from bulwark.settings import Closed, validated
 from bulwark.steering.settings import VectorSettings
 from bulwark.steering.vectors.data_screening import screened
@@ -148,13 +149,12 @@ def project(
 
     from bulwark.models.anatomy import blocks_of, hidden_size
     from bulwark.steering.vectors.fusion import load_fused
-    from bulwark.steering.vectors.pairs import opened
     from bulwark.steering.vectors.storage import read
     from bulwark.training.finetuning import examples_of
 
     started = time.time()
     parsed = validated(ProjectionSettings, settings, "settings of the projection")
-    subject = opened(checkpoint, dtype, threads, parsed.max_tokens)
+    subject = open_model(checkpoint, dtype, max_tokens=parsed.max_tokens, threads=threads)
     model, builder, layer = subject.model, subject.builder, parsed.vectors.layer
     fused = load_fused(
         parsed.vectors,
@@ -172,7 +172,8 @@ def project(
     if parsed.mode == "response_mean":
         asked = [(conversation.id, builder.prompt(conversation.turns[:-1])) for conversation in conversations]
         decoding = Decoding(max_new_tokens=parsed.max_new_tokens)
-        answers = {answer.id: answer for answer in subject.answers(asked, decoding, seed=seed, partial=kept)}
+        settled = {"seed": seed, "partial": kept, "fingerprint": subject.fingerprint()}
+        answers = {answer.id: answer for answer in subject.generate(asked, decoding, **settled)}
     answered = [
         with_response(c, answers[c.id].response) for c in conversations if c.id in answers and answers[c.id].response
     ]

@@ -1,0 +1,132 @@
+"""An open checkpoint: the model, its tokenizer and the prompt builder that gives every token its role.
+
+Everything that asks a model for something goes through `LanguageModel`. Nothing heavy is imported at the top, so that
+modules which only name the type stay light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bulwark import files
+from bulwark.models import manifests
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from bulwark.models.decoding import Decoding
+    from bulwark.models.generation import Answer
+    from bulwark.models.likelihoods import Continuation, LogLikelihood
+    from bulwark.prompts.builder import Prompt, PromptBuilder
+
+DEFAULT_TEMPLATE = "chat"
+
+
+@dataclass
+class LanguageModel:
+    """A model in evaluation mode and how it is spoken to.
+
+    template, builder: the name of its prompt template, and a builder with it. manifest: of the checkpoint, None for a
+    model that has none.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    builder: PromptBuilder
+    manifest: Path | None = None
+
+    @property
+    def device(self) -> str:
+        """The kind of device that holds the weights: "cpu", "cuda", …"""
+        return self.model.device.type
+
+    @property
+    def dtype(self) -> str:
+        """The number type of the weights: "float32", "bfloat16", …"""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What identifies the checkpoint and its prompts: its entities and digest, and the builder's digest."""
+        content = manifests.read_manifest(self.manifest, verify=False)
+        named = {key: content[key] for key in ("model", "recipe", "seed") if key in content}
+        return {**named, "digest": files.digest(self.manifest), "prompt": self.builder.digest}
+
+    def fingerprint(self, **settled: Any) -> str:
+        """A digest of what decides an answer besides prompt, decoding and seed; settled: more of it (steering, say)."""
+        return files.digest({**self.description, "dtype": f"torch.{self.dtype}", **settled})
+
+    def generate(
+        self,
+        prompts: Sequence[tuple[str, Prompt]],
+        decoding: Decoding,
+        *,
+        seed: int = 0,
+        partial: Path | None = None,
+        fingerprint: str = "",
+    ) -> list[Answer]:
+        """One answer per (key, prompt), in the given order; see `generation.generate`."""
+        from bulwark.models.generation import generate
+
+        return generate(
+            self.model,
+            prompts,
+            decoding,
+            tokenizer=self.tokenizer,
+            stop_ids=self.builder.stop_ids,
+            pad_id=self.builder.pad_id,
+            seed=seed,
+            partial=partial,
+            fingerprint=fingerprint,
+        )
+
+    def log_likelihoods(
+        self, requests: Sequence[Continuation], *, partial: Path | None = None, fingerprint: str = ""
+    ) -> list[LogLikelihood]:
+        """The log-likelihood of every continuation, in the given order; see `likelihoods.log_likelihoods`."""
+        from bulwark.models.likelihoods import log_likelihoods
+
+        return log_likelihoods(
+            self.model, requests, pad_id=self.builder.pad_id, partial=partial, fingerprint=fingerprint
+        )
+
+
+def open_model(
+    checkpoint: str | Path,
+    dtype: str,
+    *,
+    max_tokens: int | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    template: str | None = None,
+) -> LanguageModel:
+    """Open a checkpoint (its manifest or folder), or any folder with a causal LM and its tokenizer.
+
+    dtype: name of a torch dtype. device: None takes a GPU if there is one, and otherwise the CPU in float32 whatever
+    `dtype` says. max_tokens: longest prompt; of a longer one the builder cuts the data. threads: of torch; None leaves
+    them as they are. template: in place of the one that the manifest names, which without a manifest is "chat".
+    Raises CheckpointError if the folder is not a whole checkpoint.
+    """
+    import torch
+
+    from bulwark.models import checkpoints
+    from bulwark.models.embeddings import role_embedding_of
+    from bulwark.prompts.builder import PromptBuilder
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if manifests.manifest_path(checkpoint).is_file():
+        manifest, folder, named = manifests.open_manifest(checkpoint)
+    else:
+        manifest, folder, named = None, Path(checkpoint), DEFAULT_TEMPLATE
+    if device is None:
+        device, dtype = checkpoints.device_and_dtype(dtype)
+    model = checkpoints.load_model(folder, dtype=dtype, device=device).eval()
+    tokenizer = checkpoints.load_tokenizer(folder)
+    template = template or named
+    builder = PromptBuilder(tokenizer, template, role_embedding_of(model).num_embeddings, max_tokens)
+    return LanguageModel(model, tokenizer, template, builder, manifest)
