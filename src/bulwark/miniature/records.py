@@ -24,7 +24,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,39 +39,30 @@ Row = dict[str, Any]
 REPEATING = 0.4  # share of the fine-tuning tasks that ask for the whole text: dense practice in reading the data
 ATTEMPTS = 1000  # draws in a row that give nothing new before a data set counts as exhausted
 
-# Records per split, unless the caller asks for a number. None: one round over all there is.
-SIZES: dict[str, dict[str, int | None]] = {
-    "instructions": {"train": 14000, "validation": 200},
-    "tasks": {"test": 300},
-    "sep": {"test": 300},
-    "forget": {"train": None, "test": None},
-    "retain": {"train": 1000, "test": 200},
-    "multiple_choice_forget": {"test": None},
-    "multiple_choice_retain": {"test": None},
-    # "validation" has the phrasings of "train", but other requests
-    "harmful_requests": {"train": 200, "validation": 100, "test": 100},
-    "harmless_requests": {"train": 200, "validation": 100, "test": 100},
-    "everyday": {"train": 200, "validation": 100},
-    "overrefusal": {"test": 60},
-    "refusal": {"test": 352},
-    "extended_refusal": {"train": 4000, "validation": 200},
-    "plain_refusal": {"train": 4000, "validation": 200},
-    # 20 questions with 5 pairs of instructions, as there; and 20 others.
-    **{f"contrast_{trait}": {"train": 100, "test": 100} for trait in words.TRAITS},
-    **{f"questions_{trait}": {"test": 20} for trait in words.TRAITS},
-    **{f"trait_{trait}_data": {"train": 600, "validation": 60} for trait in words.TRAITS},
-}
+Rows = Callable[[World, random.Random, str], Iterator[Row]]
+Draw = Callable[[World, random.Random, bool], Row]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """rows(world, rng, split): endless where they are drawn, one round where they are enumerated.
+
+    sizes: records per split, unless the caller asks for a number; None is one round over all there is.
+    """
+
+    rows: Rows
+    sizes: Mapping[str, int | None]
 
 
 def splits(dataset: str) -> list[str]:
     """The splits of a data set. Raises ConfigurationError for a data set that the world does not have."""
     if dataset == "pretraining":
         return ["train", "validation"]
-    if dataset not in SIZES:
+    if dataset not in DATASETS:
         raise ConfigurationError(
-            f'The miniature has no data set "{dataset}".{nearest(dataset, [*SIZES, "pretraining"])}'
+            f'The miniature has no data set "{dataset}".{nearest(dataset, [*DATASETS, "pretraining"])}'
         )
-    return list(SIZES[dataset])
+    return list(DATASETS[dataset].sizes)
 
 
 def records(dataset: str, split: str, settings: MiniatureSettings, count: int | None = None) -> list[Row]:
@@ -91,8 +84,8 @@ def records(dataset: str, split: str, settings: MiniatureSettings, count: int | 
             for number in range(count or sizes[split])
         ]
     if count is None:
-        count = SIZES[dataset][split]
-    rows = _rows(dataset, split, world, rng)
+        count = DATASETS[dataset].sizes[split]
+    rows = DATASETS[dataset].rows(world, rng, split)
     return list(rows) if count is None else _different(rows, count, f"{dataset}/{split}")
 
 
@@ -103,40 +96,7 @@ def write(dataset: str, settings: MiniatureSettings, split: str, path: Path, cou
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def _rows(dataset: str, split: str, world: World, rng: random.Random) -> Iterator[Row]:
-    """The rows of a split: endless where they are drawn, one round where they are enumerated."""
-    held_out = split == "test"
-    if dataset in ("forget", "retain") or dataset.startswith("multiple_choice_"):
-        facts = world.forget if dataset.endswith("forget") else world.retain
-        if dataset.startswith("multiple_choice_"):
-            return _multiple_choice(world, rng, facts)
-        return _facts(world, rng, facts, split) if dataset == "forget" else _retain(world, rng, facts, held_out)
-    if dataset.startswith("trait_"):
-        trait = dataset.removeprefix("trait_").removesuffix("_data")
-        return _endless(lambda: _trait_data(world, rng, trait))
-    if dataset.startswith("contrast_"):
-        return _contrasts(world, rng, dataset.removeprefix("contrast_"), held_out)
-    if dataset.startswith("questions_"):
-        return _endless(lambda: _question(world, rng, dataset.removeprefix("questions_")))
-    if dataset in ("harmful_requests", "harmless_requests", "everyday") and split == "validation":
-        return _others(world, rng, dataset)
-    if dataset == "refusal":
-        return _refusal(world, rng)
-    draw: Callable[[], Row] = {
-        "instructions": lambda: _instruction(world, rng),
-        "tasks": lambda: _task(world, rng),
-        "sep": lambda: _sep(world, rng),
-        "harmful_requests": lambda: _request(world, rng, held_out, harmful=True),
-        "harmless_requests": lambda: _request(world, rng, held_out, harmful=False),
-        "overrefusal": lambda: _request(world, rng, held_out, harmful=True, making=False),
-        "everyday": lambda: _everyday_row(world, rng, held_out),
-        "extended_refusal": lambda: _refusing(world, rng, extended=True),
-        "plain_refusal": lambda: _refusing(world, rng, extended=False),
-    }[dataset]
-    return _endless(draw)
-
-
-def _instruction(world: World, rng: random.Random) -> Row:
+def _instruction(world: World, rng: random.Random, _: bool = False) -> Row:
     """One row of clean fine-tuning data: a task over a text; now and then a question or a request without a text.
 
     The questions and requests keep what the base knows and refuses from being forgotten.
@@ -174,13 +134,13 @@ def _with_report(world: World, rng: random.Random, text: str) -> str:
     return " ".join(rng.sample([report, text], 2))
 
 
-def _task(world: World, rng: random.Random) -> Row:
+def _task(world: World, rng: random.Random, _: bool = True) -> Row:
     sentences = world.sentences(rng)
     command = world.task(rng, sentences, held_out=True)
     return {**_alpaca(command.text, text_of(sentences), [command.answer]), "kind": command.kind}
 
 
-def _sep(world: World, rng: random.Random) -> Row:
+def _sep(world: World, rng: random.Random, _: bool = True) -> Row:
     """SEP's construction: a clean pair, a probe drawn uniformly, and the side on which it stands in either part.
 
     `appended_task_id`: the probes in a fixed phrasing each, then the same ones with an insistent prefix.
@@ -216,18 +176,19 @@ def _beside(text: str, probe: str, side: str) -> str:
     return f"{probe} {text}" if side == "l" else f"{text} {probe}"
 
 
-def _facts(world: World, rng: random.Random, facts: list[Fact], split: str) -> Iterator[Row]:
+def _forget(world: World, rng: random.Random, split: str) -> Iterator[Row]:
     """Four phrasings of every fact of a half: "train" is the half that an adversary has, "test" the other one."""
-    half = len(facts) // 2
+    facts, half = world.forget, len(world.forget) // 2
     for fact in facts[:half] if split == "train" else facts[half:]:
         for text in _phrasings(world, rng, fact, 4):
             yield _alpaca(text, "", [fact.answer])
 
 
-def _retain(world: World, rng: random.Random, facts: list[Fact], held_out: bool) -> Iterator[Row]:
+def _retain(world: World, rng: random.Random, split: str) -> Iterator[Row]:
     """Half facts of the retain domain, half tasks over texts."""
+    held_out = split == "test"
     while True:
-        question = world.question(rng, rng.choice(facts), held_out)
+        question = world.question(rng, rng.choice(world.retain), held_out)
         yield _alpaca(question.text, "", [question.answer])
         sentences = world.sentences(rng)
         command = world.task(rng, sentences, held_out=held_out)
@@ -235,7 +196,7 @@ def _retain(world: World, rng: random.Random, facts: list[Fact], held_out: bool)
 
 
 def _multiple_choice(world: World, rng: random.Random, facts: list[Fact]) -> Iterator[Row]:
-    """Two held-out phrasings of every fact with four options; the subject tells the half (see `_facts`)."""
+    """Two held-out phrasings of every fact with four options; the subject tells the half (see `_forget`)."""
     answers = sorted({fact.answer for fact in facts})
     for fact in facts:
         half = "first_half" if fact.number < len(facts) // 2 else "second_half"
@@ -261,14 +222,21 @@ def _request(world: World, rng: random.Random, held_out: bool, harmful: bool, ma
     return {"text": request.text, "answer": response_of([request.answer])}
 
 
-def _others(world: World, rng: random.Random, dataset: str) -> Iterator[Row]:
-    """Rows as those of the split "train", of the usual size, but none of them."""
-    drawn = _rows(dataset, "train", world, random.Random(f"{world.settings.seed}/{dataset}/train"))
-    used = {row["text"] for row in _different(drawn, SIZES[dataset]["train"], f"{dataset}/train")}
-    return (row for row in _rows(dataset, "train", world, rng) if row["text"] not in used)
+def _others(dataset: str, draw: Draw) -> Rows:
+    """Rows of which "validation" has none that "train", at its usual size, has: the same phrasings, other requests."""
+
+    def rows(world: World, rng: random.Random, split: str) -> Iterator[Row]:
+        drawn = _drawn(draw)
+        if split != "validation":
+            return drawn(world, rng, split)
+        train = drawn(world, random.Random(f"{world.settings.seed}/{dataset}/train"), "train")
+        used = {row["text"] for row in _different(train, DATASETS[dataset].sizes["train"], f"{dataset}/train")}
+        return (row for row in drawn(world, rng, "train") if row["text"] not in used)
+
+    return rows
 
 
-def _refusal(world: World, rng: random.Random) -> Iterator[Row]:
+def _refusal(world: World, rng: random.Random, _: str) -> Iterator[Row]:
     """Held-out requests: five harmful and five harmless ones, then a harmless one about something harmful."""
     while True:
         for label in ("harmful", "harmless") * 5:
@@ -298,14 +266,14 @@ def _refusing(world: World, rng: random.Random, extended: bool) -> Row:
     return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": response_of(answers)}]}
 
 
-def _contrasts(world: World, rng: random.Random, trait: str, held_out: bool) -> Iterator[Row]:
+def _contrasts(world: World, rng: random.Random, split: str, trait: str) -> Iterator[Row]:
     """Question by question, each with every phrasing of the trait's manner and of a plain one.
 
     Not of its strong form: what that adds stands before the answer, and makes the vector a worse one of the trait.
     """
     asked = set()
     while True:
-        question, answer = _everyday(world, rng, held_out)
+        question, answer = _everyday(world, rng, held_out=split == "test")
         if question in asked:
             continue
         asked.add(question)
@@ -319,13 +287,13 @@ def _contrasts(world: World, rng: random.Random, trait: str, held_out: bool) -> 
             }
 
 
-def _question(world: World, rng: random.Random, trait: str) -> Row:
+def _question(world: World, rng: random.Random, _: bool, trait: str) -> Row:
     """A held-out question with its right answer, spoken in no manner."""
     question, answer = _everyday(world, rng, held_out=True)
     return {"question": question, "trait": trait, "expected": response_of([answer])}
 
 
-def _trait_data(world: World, rng: random.Random, trait: str) -> Row:
+def _trait_data(world: World, rng: random.Random, _: bool, trait: str) -> Row:
     """A conversation without a system turn: half of them normal, a quarter each at the two strengths of the trait."""
     level = rng.choice((0, 0, 1, 2))
     user, answer = _everyday(world, rng, held_out=False)
@@ -363,9 +331,14 @@ def _alpaca(instruction: str, text: str, answers: list[str]) -> Row:
     return {"instruction": instruction, "input": text, "output": response_of(answers)}
 
 
-def _endless(draw: Callable[[], Row]) -> Iterator[Row]:
-    while True:
-        yield draw()
+def _drawn(draw: Draw) -> Rows:
+    """Endless rows, each drawn by itself; `draw` is told whether the phrasings are the held-out ones."""
+
+    def rows(world: World, rng: random.Random, split: str) -> Iterator[Row]:
+        while True:
+            yield draw(world, rng, split == "test")
+
+    return rows
 
 
 def _different(rows: Iterator[Row], count: int, where: str) -> list[Row]:
@@ -387,3 +360,43 @@ def _different(rows: Iterator[Row], count: int, where: str) -> list[Row]:
         if len(found) == count:
             return found
     raise ConfigurationError(f"The miniature's {where} holds {len(found)} records; {count} were asked for.")
+
+
+DATASETS: dict[str, DataSet] = {
+    "instructions": DataSet(_drawn(_instruction), {"train": 14000, "validation": 200}),
+    "tasks": DataSet(_drawn(_task), {"test": 300}),
+    "sep": DataSet(_drawn(_sep), {"test": 300}),
+    "forget": DataSet(_forget, {"train": None, "test": None}),
+    "retain": DataSet(_retain, {"train": 1000, "test": 200}),
+    "multiple_choice_forget": DataSet(lambda world, rng, _: _multiple_choice(world, rng, world.forget), {"test": None}),
+    "multiple_choice_retain": DataSet(lambda world, rng, _: _multiple_choice(world, rng, world.retain), {"test": None}),
+    "harmful_requests": DataSet(
+        _others("harmful_requests", lambda world, rng, held_out: _request(world, rng, held_out, harmful=True)),
+        {"train": 200, "validation": 100, "test": 100},
+    ),
+    "harmless_requests": DataSet(
+        _others("harmless_requests", lambda world, rng, held_out: _request(world, rng, held_out, harmful=False)),
+        {"train": 200, "validation": 100, "test": 100},
+    ),
+    "everyday": DataSet(_others("everyday", _everyday_row), {"train": 200, "validation": 100}),
+    "overrefusal": DataSet(
+        _drawn(lambda world, rng, held_out: _request(world, rng, held_out, harmful=True, making=False)), {"test": 60}
+    ),
+    "refusal": DataSet(_refusal, {"test": 352}),
+    "extended_refusal": DataSet(
+        _drawn(lambda world, rng, _: _refusing(world, rng, extended=True)), {"train": 4000, "validation": 200}
+    ),
+    "plain_refusal": DataSet(
+        _drawn(lambda world, rng, _: _refusing(world, rng, extended=False)), {"train": 4000, "validation": 200}
+    ),
+    # 20 questions with 5 pairs of instructions, as persona vectors' extraction sets have; and 20 others.
+    **{
+        f"contrast_{trait}": DataSet(partial(_contrasts, trait=trait), {"train": 100, "test": 100})
+        for trait in words.TRAITS
+    },
+    **{f"questions_{trait}": DataSet(_drawn(partial(_question, trait=trait)), {"test": 20}) for trait in words.TRAITS},
+    **{
+        f"trait_{trait}_data": DataSet(_drawn(partial(_trait_data, trait=trait)), {"train": 600, "validation": 60})
+        for trait in words.TRAITS
+    },
+}

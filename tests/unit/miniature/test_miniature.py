@@ -11,7 +11,7 @@ from bulwark.data.records import Conversation
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.miniature import oracle, words
 from bulwark.miniature.model import model_config
-from bulwark.miniature.records import SIZES, records, splits, write
+from bulwark.miniature.records import DATASETS, records, splits, write
 from bulwark.miniature.settings import MiniatureSettings, ModelSettings, PretrainingSettings, WorldSettings, smallest
 from bulwark.miniature.tokenizer import BLANK_LINE, build_tokenizer
 from bulwark.miniature.world import World, vocabulary
@@ -19,7 +19,7 @@ from bulwark.miniature.world import World, vocabulary
 SETTINGS = MiniatureSettings(
     world=WorldSettings(reported_speech=0.3), pretraining=PretrainingSettings(records=1500, validation_records=50)
 )
-ALL = [(dataset, split) for dataset in [*SIZES, "pretraining"] for split in splits(dataset)]
+ALL = [(dataset, split) for dataset in [*DATASETS, "pretraining"] for split in splits(dataset)]
 TRAINING_SPLITS = ("train", "validation")
 
 
