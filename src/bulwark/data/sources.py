@@ -131,11 +131,11 @@ def _files_of_split(folder: Path, split: str | None, subset: str | None) -> list
         raise RecordError(f"{folder} holds no data file ({', '.join(_DATA_SUFFIXES)}). Check the path or the download.")
     for word in (subset, split):
         if word is not None:
-            found = [file for file in files if _has_word(file.relative_to(folder).as_posix(), word)]
-            if not found and (word is subset or len(files) > 1 or split is not None):
+            named = [file for file in files if _has_word(file.relative_to(folder).as_posix(), word)]
+            if not named and (word is subset or len(files) > 1 or split is not None):
                 names = ", ".join(file.relative_to(folder).as_posix() for file in files[:10])
                 raise RecordError(f'{folder}: no file is named after "{word}"; there are {names}.')
-            files = found
+            files = named
     if split is None and len(files) > 1:
         training = [file for file in files if _has_word(file.relative_to(folder).as_posix(), "train")]
         if not training:

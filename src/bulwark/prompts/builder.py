@@ -227,9 +227,9 @@ class PromptBuilder:
         Where the template writes none, the end-of-sequence token is appended and the text is "".
         """
         after = self._renderer.closing()
-        found = self._text_tokenizer.first_control_token(after)
-        if found is not None:
-            end, closing_id = found
+        control = self._text_tokenizer.first_control_token(after)
+        if control is not None:
+            end, closing_id = control
             return after[:end], closing_id
         ids = self.tokenizer.encode(after.strip(), add_special_tokens=False) if after.strip() else []
         if len(ids) == 1:

@@ -125,12 +125,12 @@ class TextTokenizer:
         touched: list[list[int]] = []
         position = 0
         for i, (text, own) in enumerate(pieces):
-            found = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not own)
+            piece_ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not own)
             if not own:
-                found = [self._instead_of(token) if token in self._control_ids else token for token in found]
-            ids += found
-            touched += [[i]] * len(found)
-            offsets += [(position, position + len(text))] * len(found)
+                piece_ids = [self._instead_of(id) if id in self._control_ids else id for id in piece_ids]
+            ids += piece_ids
+            touched += [[i]] * len(piece_ids)
+            offsets += [(position, position + len(text))] * len(piece_ids)
             position += len(text)
         return Tokens(ids, offsets, touched, "".join(text for text, _ in pieces))
 

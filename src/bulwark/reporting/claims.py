@@ -124,36 +124,38 @@ def _compared(condition: Condition, model: str, index: int, results: Results, co
             f"{terms.benchmark} keeps no value of {terms.metric} per record for {model}, so {terms.recipe} and "
             f"{terms.than} cannot be compared record by record. State the claim with at_least or at_most instead."
         )
-    found = compare(*samples, seed=index, confidence=confidence)
+    comparison = compare(*samples, seed=index, confidence=confidence)
     sign = 1 if results.higher_is_better(model, terms.recipe, terms.benchmark, terms.metric) else -1
-    outcome, reason = _comparison_outcome(condition.kind, terms.margin, found, sign, confidence)
+    outcome, reason = _comparison_outcome(condition.kind, terms.margin, comparison, sign, confidence)
     first, second = (estimate(taken) for taken in samples)
     entry = {
         "text": described(condition),
         "outcome": outcome,
         "reason": reason,
         "values": {terms.recipe: first.value, terms.than: second.value},
-        "effect": found.difference,
-        "interval": _listed(found.interval),
-        "n": found.n,
-        "p_value": found.p_value,
-        "by_seed": {str(seed): value for seed, value in found.by_seed.items()},
+        "effect": comparison.difference,
+        "interval": _listed(comparison.interval),
+        "n": comparison.n,
+        "p_value": comparison.p_value,
+        "by_seed": {str(seed): value for seed, value in comparison.by_seed.items()},
     }
-    return Finding(entry, found)
+    return Finding(entry, comparison)
 
 
-def _comparison_outcome(kind: str, margin: float, found: Comparison, sign: int, confidence: float) -> tuple[str, str]:
-    if found.interval is None:
+def _comparison_outcome(
+    kind: str, margin: float, comparison: Comparison, sign: int, confidence: float
+) -> tuple[str, str]:
+    if comparison.interval is None:
         return "open", "the metric is undefined: no record counts"
-    low, high = sorted(sign * bound for bound in found.interval)
-    significant = found.p_value < 1 - confidence
+    low, high = sorted(sign * bound for bound in comparison.interval)
+    significant = comparison.p_value < 1 - confidence
     if kind == "better":
         if high < 0 and significant:
             return "opposite", "it is worse"
         if high < margin:
             return "fails", f"any improvement is below {margin:g}"
         if low > 0 and significant:
-            seeds = {seed: sign * value for seed, value in found.by_seed.items()}
+            seeds = {seed: sign * value for seed, value in comparison.by_seed.items()}
             if any(value <= 0 for value in seeds.values()):
                 return "open", "better on average, but not at every seed"
             return "holds", "it is better"
@@ -172,26 +174,26 @@ def _comparison_outcome(kind: str, margin: float, found: Comparison, sign: int, 
 
 def _bounded(condition: Condition, model: str, results: Results, confidence: float) -> Finding:
     terms = condition.terms
-    found, rate = results.estimate(model, terms.recipe, terms.benchmark, terms.metric, confidence)
-    outcome, reason = _bound_outcome(condition.kind, terms.value, found)
+    estimate, rate = results.estimate(model, terms.recipe, terms.benchmark, terms.metric, confidence)
+    outcome, reason = _bound_outcome(condition.kind, terms.value, estimate)
     entry = {
         "text": described(condition),
         "outcome": outcome,
         "reason": reason,
-        "values": {terms.recipe: found.value},
-        "effect": found.value,
-        "interval": _listed(found.interval),
-        "n": found.n,
-        "p_value": threshold_p_value(found, terms.value, condition.kind, rate),
-        "by_seed": {str(seed): value for seed, value in found.by_seed.items()},
+        "values": {terms.recipe: estimate.value},
+        "effect": estimate.value,
+        "interval": _listed(estimate.interval),
+        "n": estimate.n,
+        "p_value": threshold_p_value(estimate, terms.value, condition.kind, rate),
+        "by_seed": {str(seed): value for seed, value in estimate.by_seed.items()},
     }
-    return Finding(entry, found)
+    return Finding(entry, estimate)
 
 
-def _bound_outcome(kind: str, value: float, found: Estimate) -> tuple[str, str]:
-    if found.interval is None:
+def _bound_outcome(kind: str, value: float, estimate: Estimate) -> tuple[str, str]:
+    if estimate.interval is None:
         return "open", "the metric has no interval: too few records count"
-    low, high = found.interval
+    low, high = estimate.interval
     if kind == "at_least":
         holds, fails = low >= value, high < value
     else:
@@ -216,15 +218,15 @@ def _headline(findings: Sequence[Finding], confidence: float) -> dict[str, Any]:
         return {key: findings[0].entry[key] for key in ("effect", "interval", "n", "p_value")}
     measured = [finding.measured for finding in findings]
     if isinstance(measured[0], Comparison):
-        found = mean_comparison(measured, confidence)
+        comparison = mean_comparison(measured, confidence)
         return {
-            "effect": found.difference,
-            "interval": _listed(found.interval),
-            "n": found.n,
-            "p_value": found.p_value,
+            "effect": comparison.difference,
+            "interval": _listed(comparison.interval),
+            "n": comparison.n,
+            "p_value": comparison.p_value,
         }
-    values = [found.value for found in measured]
-    intervals = [found.interval for found in measured]
+    values = [estimate.value for estimate in measured]
+    intervals = [estimate.interval for estimate in measured]
     effect = None if None in values else sum(values) / len(values)
     interval = None
     if effect is not None and None not in intervals:
@@ -235,7 +237,7 @@ def _headline(findings: Sequence[Finding], confidence: float) -> dict[str, Any]:
     p_values = [finding.entry["p_value"] for finding in findings]
     # All models must satisfy the bound, so the largest p-value is the joint one (intersection-union test).
     joint = None if None in p_values else max(p_values)
-    return {"effect": effect, "interval": interval, "n": sum(found.n for found in measured), "p_value": joint}
+    return {"effect": effect, "interval": interval, "n": sum(estimate.n for estimate in measured), "p_value": joint}
 
 
 def _listed(interval: tuple[float, float] | None) -> list[float] | None:

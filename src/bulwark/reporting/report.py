@@ -63,12 +63,12 @@ def common_provenance(contents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         "recipes": _listed(content["recipe"] for content in contents),
         "seeds": _listed(content["seed"] for content in contents),
     }
-    found: dict[str, dict[str, int]] = {}
+    tally: dict[str, dict[str, int]] = {}
     for content in contents:
         for key, value in _flat(content["provenance"]):
-            counts = found.setdefault(key, {})
+            counts = tally.setdefault(key, {})
             counts[value] = counts.get(value, 0) + 1
-    for key, counts in sorted(found.items()):
+    for key, counts in sorted(tally.items()):
         if len(counts) == 1:
             lines[key] = next(iter(counts))
         elif len(counts) <= 4:

@@ -94,20 +94,20 @@ class Results:
 
     def seeds(self, model: str, recipe: str, benchmark: str) -> dict[int, Cell]:
         """The cells of all seeds. Raises ResultsError if there is none."""
-        found = self._by_key.get((model, recipe, benchmark))
-        if not found:
+        cells = self._by_key.get((model, recipe, benchmark))
+        if not cells:
             raise ResultsError(
                 f'There is no result of "{benchmark}" for {model}, {recipe}: results/scores/{model}/{recipe}/seed…/'
                 f"{benchmark}.json. Add the recipe and the benchmark to the study, or take them out of what shows them."
             )
-        return dict(sorted(found.items()))
+        return dict(sorted(cells.items()))
 
     def cells_of(self, benchmark: str) -> list[Cell]:
         """All cells of a benchmark. Raises ResultsError if there is none."""
-        found = [cell for cell in self.cells if cell.benchmark == benchmark]
-        if not found:
+        cells = [cell for cell in self.cells if cell.benchmark == benchmark]
+        if not cells:
             raise ResultsError(f'There is no result of "{benchmark}".{nearest(benchmark, self.benchmarks)}')
-        return found
+        return cells
 
     def higher_is_better(self, model: str, recipe: str, benchmark: str, metric: str) -> bool:
         """The direction that the scores files give the metric. Raises ResultsError if it has none."""
@@ -173,17 +173,17 @@ def read_published(path: Path | None) -> dict[tuple[str, str, str, str], tuple[f
 
 
 def _from_files(cells: Mapping[int, Cell], metric: str) -> Estimate:
-    found = {seed: cell.metric(metric) for seed, cell in cells.items()}
-    by_seed = {seed: entry["value"] for seed, entry in found.items()}
-    n = max(entry.get("n", cells[seed].content["n"]) for seed, entry in found.items())
+    entries = {seed: cell.metric(metric) for seed, cell in cells.items()}
+    by_seed = {seed: entry["value"] for seed, entry in entries.items()}
+    n = max(entry.get("n", cells[seed].content["n"]) for seed, entry in entries.items())
     values = list(by_seed.values())
     if any(value is None for value in values):
         return Estimate(None, None, None, n, by_seed, None)
     value = sum(values) / len(values)
     spread = math.sqrt(sum((v - value) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else None
-    errors = [entry["stderr"] for entry in found.values()]
+    errors = [entry["stderr"] for entry in entries.values()]
     stderr = None if any(error is None for error in errors) else sum(errors) / len(errors)
-    intervals = [entry["interval"] for entry in found.values()]
+    intervals = [entry["interval"] for entry in entries.values()]
     interval = None
     if all(intervals):
         interval = (sum(low for low, _ in intervals) / len(values), sum(high for _, high in intervals) / len(values))

@@ -69,9 +69,9 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
                 )
             seeds = list(cells)
             line["seeds"] = " ".join(map(str, seeds))
-            found, _ = results.estimate(model, recipe, column.benchmark, column.metric)
+            estimate, _ = results.estimate(model, recipe, column.benchmark, column.metric)
             printed = numbers.get((model, recipe, column.benchmark, column.metric), (None, None))
-            parts = (found.value, found.stderr, found.n, found.seed_spread, *printed)
+            parts = (estimate.value, estimate.stderr, estimate.n, estimate.seed_spread, *printed)
             for part, value in zip(_PARTS, parts, strict=True):
                 scaled = value if part == "n" or value is None else value * column.scale
                 line[_name(column, part)] = scaled
@@ -132,7 +132,7 @@ def _averages(
 
     The published average is the one that is `printed`, of all columns, or else that of all columns' published numbers.
     """
-    found: dict[str, float | None] = {}
+    averages: dict[str, float | None] = {}
     for average in table.averages:
         members = _members(average, columns)
         if len(members) < 2:
@@ -141,14 +141,14 @@ def _averages(
             parts = [line[_name(column, part)] for column in members]
             whole = None not in parts and (part != "published" or len(members) == len(average.of))
             if part == "published" and printed[average.label]:
-                found[f"{average.label}.{part}"] = printed[average.label][0] * members[0].scale
+                averages[f"{average.label}.{part}"] = printed[average.label][0] * members[0].scale
             elif not whole:
-                found[f"{average.label}.{part}"] = None
+                averages[f"{average.label}.{part}"] = None
             elif part == "stderr":
-                found[f"{average.label}.{part}"] = sum(error**2 for error in parts) ** 0.5 / len(parts)
+                averages[f"{average.label}.{part}"] = sum(error**2 for error in parts) ** 0.5 / len(parts)
             else:
-                found[f"{average.label}.{part}"] = sum(parts) / len(parts)
-    return found
+                averages[f"{average.label}.{part}"] = sum(parts) / len(parts)
+    return averages
 
 
 def shown_columns(columns: Iterable[Column], results: Results) -> list[Column]:

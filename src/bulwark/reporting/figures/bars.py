@@ -40,12 +40,12 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
 
 def _legend(panels, recipes: list[str]) -> tuple[list[str], list]:
     """Names and handles of all panels, once each: the recipes in order, then what the marks mean."""
-    found = {}
+    handle_of = {}
     for panel in panels:
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    names = sorted(found, key=lambda name: recipes.index(name) if name in recipes else len(recipes))
-    return names, [found[name] for name in names]
+            handle_of.setdefault(name, handle)
+    names = sorted(handle_of, key=lambda name: recipes.index(name) if name in recipes else len(recipes))
+    return names, [handle_of[name] for name in names]
 
 
 def _draw(panel, figure: Figure, column: Column, models, recipes, results: Results, printed) -> None:
@@ -60,18 +60,18 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
             "label": figure.labels.get(recipe, recipe),
         }
         for group, model in enumerate(models):
-            found, _ = results.estimate(model, recipe, column.benchmark, column.metric)
+            estimate, _ = results.estimate(model, recipe, column.benchmark, column.metric)
             place = group + (index - (len(recipes) - 1) / 2) * width
-            if found.value is None:
+            if estimate.value is None:
                 panel.text(place, 0, "n = 0", rotation=90, ha="center", va="bottom", fontsize=8)
                 continue
-            panel.bar(place, found.value * scale, 0.92 * width, edgecolor="white", linewidth=0.5, **style)
+            panel.bar(place, estimate.value * scale, 0.92 * width, edgecolor="white", linewidth=0.5, **style)
             style["label"] = None
-            if found.interval is not None:
-                low, high = (abs(found.value - bound) * scale for bound in found.interval)
+            if estimate.interval is not None:
+                low, high = (abs(estimate.value - bound) * scale for bound in estimate.interval)
                 panel.errorbar(
                     place,
-                    found.value * scale,
+                    estimate.value * scale,
                     [[low], [high]],
                     fmt="none",
                     ecolor="#222222",
@@ -79,8 +79,8 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
                     capsize=2.5,
                     clip_on=False,
                 )
-            if len(found.by_seed) > 1:
-                values = [value * scale for value in found.by_seed.values()]
+            if len(estimate.by_seed) > 1:
+                values = [value * scale for value in estimate.by_seed.values()]
                 name = None if seeds_drawn else "single seeds"
                 spots = {"s": 13, "color": "white", "edgecolor": "#222222", "linewidth": 0.7, "zorder": 4}
                 spots["clip_on"] = False  # a seed at 0 or 100 % is seen whole

@@ -37,10 +37,10 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
         panel.set_title(model if len(models) > 1 else "", fontsize=10)
         panel.set_xlabel("optimizer step")
     handles, names = panels[0].get_legend_handles_labels()
-    told = f"{look.seeds_told(used)}; bands: range of the seeds; vertical lines: detected onset"
+    note = f"{look.seeds_told(used)}; bands: range of the seeds; vertical lines: detected onset"
     if figure.cosine.smooth > 1:
-        told += f"; bold: running means over {figure.cosine.smooth} steps"
-    look.foot(canvas, told, handles, names)
+        note += f"; bold: running means over {figure.cosine.smooth} steps"
+    look.foot(canvas, note, handles, names)
     return canvas
 
 
@@ -55,20 +55,22 @@ def _draw(panel, cells: Sequence[Cell], label: str, look_of: dict[str, str], wid
     steps = sorted(set.intersection(*(set(values) for values in series)))
     raw, smooth = ([[values[step][kind] for values in series] for step in steps] for kind in (0, 1))
     onsets = [cell.content["reported"]["onset"] for cell in cells]
-    found = [onset["step"] for onset in onsets if onset["found"]]
-    told = f"onset {sum(found) / len(found):.0f}" if found else "no onset"
-    if found and len(cells) > 1:
-        told += f" in {len(found)} of {len(cells)} seeds"
+    detected = [onset["step"] for onset in onsets if onset["found"]]
+    onset_label = f"onset {sum(detected) / len(detected):.0f}" if detected else "no onset"
+    if detected and len(cells) > 1:
+        onset_label += f" in {len(detected)} of {len(cells)} seeds"
     colour = look_of["color"]
-    panel.plot(steps, [sum(v) / len(v) for v in smooth], **look_of, linewidth=1.6, label=f"{label} ({told})", zorder=3)
+    panel.plot(
+        steps, [sum(v) / len(v) for v in smooth], **look_of, linewidth=1.6, label=f"{label} ({onset_label})", zorder=3
+    )
     if width > 1:
         panel.plot(steps, [sum(v) / len(v) for v in raw], color=colour, linewidth=0.6, alpha=0.4)
     if len(cells) > 1:
         panel.fill_between(
             steps, [min(v) for v in smooth], [max(v) for v in smooth], color=colour, alpha=0.15, linewidth=0
         )
-    if found:
-        onset = sum(found) / len(found)
+    if detected:
+        onset = sum(detected) / len(detected)
         panel.axvline(onset, **look_of, linewidth=0.9)
         panel.plot(
             onset, 0, marker="v", color=colour, markersize=7, transform=panel.get_xaxis_transform(), clip_on=False

@@ -33,13 +33,13 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
         _draw(panel, figure, model, column, results, printed)
         title = f"{column.label}{direction(column, results)}"
         panel.set_title(title if len(models) == 1 else f"{model}: {title}", fontsize=10)
-    found = dict(zip(*reversed(panels.flat[0].get_legend_handles_labels()), strict=True))
-    names = [*figure.lines.series, *(name for name in found if name not in figure.lines.series)]
-    handles = [found[name] for name in names]
+    handle_of = dict(zip(*reversed(panels.flat[0].get_legend_handles_labels()), strict=True))
+    names = [*figure.lines.series, *(name for name in handle_of if name not in figure.lines.series)]
+    handles = [handle_of[name] for name in names]
     counts = sorted({results.estimate(m, r, c.benchmark, c.metric)[0].n for m, c in places for r in figure.recipes()})
     span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    told = f"n = {span} records per mark; {look.seeds_told(results.cells)}; whiskers: 95 % interval"
-    look.foot(canvas, told, handles, names, columns=min(len(names), 2 * across))
+    note = f"n = {span} records per mark; {look.seeds_told(results.cells)}; whiskers: 95 % interval"
+    look.foot(canvas, note, handles, names, columns=min(len(names), 2 * across))
     return canvas
 
 
@@ -49,12 +49,12 @@ def _draw(panel, figure: Figure, model: str, column: Column, results: Results, p
     every = sorted({x for swept in spec.series.values() for x in swept.values()})
     beside = 0.02 * (every[-1] - every[0])  # single seeds stand to the right of their mean
 
-    def found(recipe: str):
+    def estimate_at(recipe: str):
         return results.estimate(model, recipe, column.benchmark, column.metric)[0]
 
     for index, (label, swept) in enumerate(spec.series.items()):
         colour, mark = look.COLOURS[index % 7], look.MARKS[index % 7]
-        points = sorted((x, recipe, found(recipe)) for recipe, x in swept.items())
+        points = sorted((x, recipe, estimate_at(recipe)) for recipe, x in swept.items())
         known = [(x, recipe, estimate) for x, recipe, estimate in points if estimate.value is not None]
         places, values = [x for x, *_ in known], [estimate.value * scale for *_, estimate in known]
         bounds = [estimate.interval or (estimate.value, estimate.value) for *_, estimate in known]
@@ -74,7 +74,7 @@ def _draw(panel, figure: Figure, model: str, column: Column, results: Results, p
             if value is not None:
                 panel.plot(x, value * scale, "D", markersize=4.5, color=look.INK, markerfacecolor="#f5d547", zorder=5)
     for index, (recipe, label) in enumerate(spec.references.items()):
-        value = found(recipe).value
+        value = estimate_at(recipe).value
         if value is not None:
             panel.axhline(
                 value * scale, color=look.INK, linestyle=("--", ":", "-.")[index % 3], linewidth=1.1, label=label

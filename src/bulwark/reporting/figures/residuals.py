@@ -31,11 +31,11 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     across = max(len(some) for some in layers.values())
     canvas = Canvas(figsize=(max(6.0, _SIZE * across + 0.5), _SIZE * len(lines) + 1.0), layout="constrained")
     panels = canvas.subplots(len(lines), across, squeeze=False)
-    told = []
+    counted = []
     for line, ((model, recipe), cell) in enumerate(zip(lines, cells, strict=True)):
         name = figure.labels.get(recipe, recipe)
         counts = cell.content["reported"]["prompts"]
-        told.append((f"{model}, {name}", ", ".join(f"n = {counts[label]} {label}" for label in _CLASSES), cell.seed))
+        counted.append((f"{model}, {name}", ", ".join(f"n = {counts[label]} {label}" for label in _CLASSES), cell.seed))
         for spare in panels[line][len(layers[model]) :]:
             spare.set_visible(False)
         for place, layer in enumerate(layers[model]):
@@ -47,7 +47,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
         label = f"{model}\n{name}" if len(layers) > 1 else name
         panels[line][0].set_ylabel(f"{label}\n\nmost variance across it", fontsize=8)
     handles, names = panels.flat[0].get_legend_handles_labels()
-    look.foot(canvas, _note(told), handles, names, columns=len(names), marks=1.8)
+    look.foot(canvas, _note(counted), handles, names, columns=len(names), marks=1.8)
     return canvas
 
 
@@ -92,9 +92,9 @@ def _limits(cells: Sequence[Cell], layer: int) -> tuple[tuple[float, float], tup
     return tuple(((low + high) / 2 - half, (low + high) / 2 + half) for low, high in spans)
 
 
-def _note(told: Sequence[tuple[str, str, int]]) -> str:
+def _note(counted: Sequence[tuple[str, str, int]]) -> str:
     """How many prompts, and of which seed; once if it is the same in all rows."""
-    if len({(count, seed) for _, count, seed in told}) == 1:
-        _, count, seed = told[0]
+    if len({(count, seed) for _, count, seed in counted}) == 1:
+        _, count, seed = counted[0]
         return f"{count}; seed {seed}; each layer has a plane of its own"
-    return "\n".join(f"{name}, seed {seed}: {count}" for name, count, seed in told)
+    return "\n".join(f"{name}, seed {seed}: {count}" for name, count, seed in counted)

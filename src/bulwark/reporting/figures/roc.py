@@ -49,12 +49,12 @@ def _draw(panel, cells: list[Cell], level: str, score: str, name: str, index: in
     colour, style = look.COLOURS[index % 7], look.STYLES[index % 4]
     curves, areas = [], []
     for cell in cells:
-        told = cell.content["reported"]
-        curve = (told["roc_by_level"].get(level, {}) if level else told["roc"]).get(score)
+        reported = cell.content["reported"]
+        curve = (reported["roc_by_level"].get(level, {}) if level else reported["roc"]).get(score)
         if curve:
             curves.append(curve)
-            found = cell.content["breakdowns"]["level"][level] if level else cell.content["metrics"]
-            areas.append(found[f"auroc_{score}"]["value"])
+            metrics = cell.content["breakdowns"]["level"][level] if level else cell.content["metrics"]
+            areas.append(metrics[f"auroc_{score}"]["value"])
     label = f"{name} ({sum(areas) / len(areas):.3f})" if areas else f"{name} (not measured)"
     for curve in curves or [[[None, None]]]:
         xs, ys = zip(*curve, strict=True)

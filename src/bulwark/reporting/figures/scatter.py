@@ -22,7 +22,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     lines = shown_rows(figure, results)
     canvas = Canvas(figsize=(4.6 * len(spec.pairs), 3.9 * len(lines) + 0.9), layout="constrained")
     panels = canvas.subplots(len(lines), len(spec.pairs), squeeze=False)
-    told = []
+    notes = []
     for line, (model, recipe) in enumerate(lines):
         # One seed: the others look at the same rows.
         seed, cell = next(iter(results.seeds(model, recipe, spec.benchmark).items()))
@@ -32,9 +32,9 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
             panel.set_title(name if len(lines) > 1 else "", fontsize=10)
             counts = Counter(row["level"] for row in cell.rows)
             shown = ", ".join(f"{label} n = {counts[level]}" for level, label in spec.levels.items())
-        told.append(f"{name}, seed {seed}: {shown}" + (f" ({left_out} without a score)" if left_out else ""))
+        notes.append(f"{name}, seed {seed}: {shown}" + (f" ({left_out} without a score)" if left_out else ""))
     handles, names = panels.flat[0].get_legend_handles_labels()
-    look.foot(canvas, "\n".join(told), handles, names, columns=len(names), marks=1.8)
+    look.foot(canvas, "\n".join(notes), handles, names, columns=len(names), marks=1.8)
     return canvas
 
 

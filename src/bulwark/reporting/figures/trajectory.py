@@ -59,10 +59,10 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     order = sorted(handles, key=_ORDER.index)
     steps = sorted({len(path) for paths in taken.values() for path in paths})
     counted = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
-    told = f"{counted} analysed steps per training; {look.seeds_told(used)}; contours: Z = XY"
+    note = f"{counted} analysed steps per training; {look.seeds_told(used)}; contours: Z = XY"
     if spec.smooth > 1:
-        told += f"; running means over {spec.smooth} analysed steps"
-    look.foot(canvas, told, [handles[name] for name in order], order, columns=len(order))
+        note += f"; running means over {spec.smooth} analysed steps"
+    look.foot(canvas, note, [handles[name] for name in order], order, columns=len(order))
     return canvas
 
 
