@@ -19,6 +19,6 @@ rule analyse_checkpoint:
     params:
         module=explained(lambda wildcards: analysis_of(wildcards).module),
         settings=explained(lambda wildcards: analysis_of(wildcards).settings),
-        code=explained(lambda wildcards: catalogues.code_digest(f"bulwark.analyses.{analysis_of(wildcards).module}")),
+        code=explained(lambda wildcards: digests.analysis_digest(analysis_of(wildcards).module)),
     script:
         "../scripts/analyse_checkpoint.py"

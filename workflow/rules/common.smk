@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from bulwark.config import catalogue as catalogues
-from bulwark.config import checks as checking, recipes
+from bulwark.config import checks as checking, digests, recipes
 from bulwark.errors import BulwarkError, nearest
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.settings import validated

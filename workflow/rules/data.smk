@@ -25,7 +25,7 @@ def recipe_of_records(wildcards):
     return {
         "dataset": dataset.model_dump(mode="json", exclude={"description", "licence"}),
         "world": world,
-        "code": catalogues.world_digest() if world is not None else None,
+        "code": digests.records_digest(dataset.kind, made=world is not None),
     }
 
 

@@ -34,15 +34,10 @@ def settings_of_benchmark(wildcards, **options):
     return benchmark_of(wildcards).settings.model_dump(mode="json", **options)
 
 
-def code_of_answers(wildcards):
-    benchmark = benchmark_of(wildcards).module
-    own = catalogues.code_digest(f"bulwark.benchmarks.{benchmark}", "load", "prompts", "answers")
-    return "-".join([own, *map(catalogues.code_digest, benchmark_modules.answered_by(benchmark))])
-
-
 def code_of_scoring(wildcards):
-    modules = benchmark_modules.scored_by(benchmark_of(wildcards).module, benchmark_of(wildcards).settings)
-    return "-".join(catalogues.code_digest(module) for module in modules)
+    benchmark = benchmark_of(wildcards)
+    judge = benchmark_modules.judge_of(benchmark.module, benchmark.settings)
+    return digests.scores_digest(benchmark.module, judge and judge.kind)
 
 
 rule generate_answers:
@@ -62,7 +57,7 @@ rule generate_answers:
         module=explained(lambda wildcards: benchmark_of(wildcards).module),
         # What only scoring reads stands under `scoring`: changing it generates nothing anew.
         settings=explained(lambda wildcards: settings_of_benchmark(wildcards, exclude={"scoring"})),
-        code=explained(code_of_answers),
+        code=explained(lambda wildcards: digests.answers_digest(benchmark_of(wildcards).module)),
         dtype=explained(lambda wildcards: catalogue.model(wildcards.model).dtype),
     script:
         "../scripts/generate_answers.py"

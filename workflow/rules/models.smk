@@ -64,7 +64,7 @@ rule pretrain_model:
         **resources_of("pretrain"),
     params:
         model=explained(description_of_model),
-        code=catalogues.world_digest(),
+        code=digests.pretraining_digest(),
     script:
         "../scripts/pretrain_model.py"
 

@@ -37,7 +37,7 @@ rule project_dataset:
         **resources_of("generate", cost=lambda wildcards: projection_of(wildcards).cost),
     params:
         settings=explained(lambda wildcards: projection_of(wildcards).settings.model_dump(mode="json")),
-        code=catalogues.code_digest("bulwark.steering.vectors.projections"),
+        code=digests.code_digest("bulwark.steering.vectors.projections:project"),
         dtype=explained(lambda wildcards: catalogue.model(wildcards.model).dtype),
     script:
         "../scripts/project_dataset.py"

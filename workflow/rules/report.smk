@@ -81,6 +81,7 @@ rule make_table:
     params:
         spec=explained(lambda wildcards: entity_of("table")(wildcards).model_dump(mode="json")),
         cells=cells_for("table"),
+        code=digests.code_digest("bulwark.reporting.tables:make_table"),
     script:
         "../scripts/make_table.py"
 
@@ -98,6 +99,7 @@ rule make_figure:
     params:
         spec=explained(lambda wildcards: entity_of("figure")(wildcards).model_dump(mode="json")),
         cells=cells_for("figure"),
+        code=explained(lambda wildcards: digests.figure_digest(entity_of("figure")(wildcards).kind)),
     script:
         "../scripts/make_figure.py"
 
@@ -115,6 +117,7 @@ rule check_claims:
     params:
         specs={name: catalogue.claims[name].model_dump(mode="json") for name in claims_asked_for()},
         cells=claims_asked_for(),
+        code=digests.code_digest("bulwark.reporting.claims"),
     script:
         "../scripts/check_claims.py"
 
@@ -134,5 +137,6 @@ rule write_report:
     params:
         studies={name: study.model_dump(mode="json") for name, study in catalogue.studies.items()},
         captions={name: figure.caption for name, figure in catalogue.figures.items()},
+        code=digests.code_digest("bulwark.reporting.report:make_report"),
     script:
         "../scripts/write_report.py"

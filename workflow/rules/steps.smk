@@ -38,6 +38,6 @@ rule apply_step:
     params:
         kind=explained(lambda wildcards: step_of(wildcards).kind),
         settings=explained(lambda wildcards: step_of(wildcards).settings.model_dump(mode="json")),
-        code=explained(lambda wildcards: catalogues.step_digest(step_of(wildcards).kind)),
+        code=explained(lambda wildcards: digests.step_digest(step_of(wildcards).kind)),
     script:
         "../scripts/apply_step.py"

@@ -1,7 +1,5 @@
 # Trait vectors of a checkpoint: results/vectors/{model}/{recipe}/seed{seed}/{trait}.safetensors, extracted from contrasted
 # answers (dear: generation; cheap: judging) or adopted from a published file; and which layer they steer best.
-from bulwark import judges
-
 
 def trait_of(wildcards):
     where = f"results/vectors/{wildcards.model}/{wildcards.recipe}/seed{wildcards.seed}/{wildcards.trait}"
@@ -34,11 +32,10 @@ def judge_of_trait(wildcards):
     return None if settings is None else settings.model_dump(mode="json")
 
 
-def code_of_judging(wildcards, module, function):
+def code_of_judging(wildcards, function):
     """A digest of the code that judges: our function's, and the judge's own."""
     settings = catalogue.judge_of_trait(wildcards.trait)
-    judging = [catalogues.code_digest(name) for name in (judges.method(settings) if settings else ())]
-    return "-".join([catalogues.code_digest(module, function), *judging])
+    return digests.code_digest(function, *digests.judge_roots(settings and settings.kind))
 
 
 def adopted(ahead):
@@ -87,7 +84,7 @@ rule generate_contrasts:
         **resources_of("generate", cost=lambda wildcards: trait_of(wildcards).cost),
     params:
         settings=explained(lambda wildcards: trait_of(wildcards).contrasts.model_dump(mode="json")),
-        code=catalogues.code_digest("bulwark.steering.vectors.pairs", "generate_pairs"),
+        code=digests.code_digest("bulwark.steering.vectors.pairs:generate_pairs"),
         dtype=explained(lambda wildcards: catalogue.model(wildcards.model).dtype),
     script:
         "../scripts/generate_contrasts.py"
@@ -104,7 +101,7 @@ rule judge_contrasts:
     params:
         judge=explained(judge_of_trait),
         filter=explained(lambda wildcards: trait_of(wildcards).filter.model_dump(mode="json", exclude={"minimum"})),
-        code=explained(lambda wildcards: code_of_judging(wildcards, "bulwark.steering.vectors.pairs", "judge_pairs")),
+        code=explained(lambda wildcards: code_of_judging(wildcards, "bulwark.steering.vectors.pairs:judge_pairs")),
     script:
         "../scripts/judge_contrasts.py"
 
@@ -127,7 +124,7 @@ rule extract_vectors:
         **resources_of("generate", cost=lambda wildcards: trait_of(wildcards).cost / 10),
     params:
         minimum=explained(lambda wildcards: trait_of(wildcards).filter.minimum),
-        code=catalogues.code_digest("bulwark.steering.vectors.extraction"),
+        code=digests.code_digest("bulwark.steering.vectors.extraction:extract"),
         dtype=explained(lambda wildcards: catalogue.model(wildcards.model).dtype),
     script:
         "../scripts/extract_vectors.py"
@@ -144,7 +141,7 @@ rule adopt_vectors:
         model=adopted("="),
     localrule: True
     params:
-        code=catalogues.code_digest("bulwark.steering.vectors.fusion", "adopt"),
+        code=digests.code_digest("bulwark.steering.vectors.storage:adopt"),
     script:
         "../scripts/adopt_vectors.py"
 
@@ -165,7 +162,7 @@ rule steer_layers:
         **resources_of("generate", cost=lambda wildcards: trait_of(wildcards).cost),
     params:
         choice=explained(choice_of),
-        code=catalogues.code_digest("bulwark.steering.vectors.layers", "steer"),
+        code=digests.code_digest("bulwark.steering.vectors.layers:steer"),
         dtype=explained(lambda wildcards: catalogue.model(wildcards.model).dtype),
     script:
         "../scripts/steer_layers.py"
@@ -182,6 +179,6 @@ rule choose_layer:
     params:
         judge=explained(judge_of_trait),
         choice=explained(lambda wildcards: trait_of(wildcards).choice.model_dump(mode="json")),
-        code=explained(lambda wildcards: code_of_judging(wildcards, "bulwark.steering.vectors.layers", "choose")),
+        code=explained(lambda wildcards: code_of_judging(wildcards, "bulwark.steering.vectors.layers:choose")),
     script:
         "../scripts/choose_layer.py"

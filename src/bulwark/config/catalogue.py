@@ -16,7 +16,6 @@ from bulwark import analyses as analysis_modules
 from bulwark import benchmarks as benchmark_modules
 from bulwark import steps
 from bulwark.config import checks, recipes
-from bulwark.config.digests import code_digest, step_digest, world_digest
 from bulwark.config.entities import (
     Analysis,
     Benchmark,
@@ -38,12 +37,9 @@ from bulwark.steering.vectors.projections import ProjectionSettings
 
 __all__ = [
     "Catalogue",
-    "code_digest",
     "find",
     "load",
     "refuse_target",
-    "step_digest",
-    "world_digest",
 ]
 
 _FOLDERS: dict[str, type[Closed]] = {
