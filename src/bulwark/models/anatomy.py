@@ -12,14 +12,23 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.models import hooks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Site = Literal["block", "o_proj", "down_proj"]
 
-_MODULES = {
-    "o_proj": ("self_attn.o_proj", "attention.dense", "attn.c_proj", "self_attn.out_proj", "self_attn.dense"),
+PROJECTIONS = {  # the modules that write into the residual stream, by the names that families give them
+    "o_proj": (
+        "self_attn.o_proj",
+        "attention.dense",
+        "attn.c_proj",
+        "self_attn.out_proj",
+        "self_attn.dense",
+        "linear_attn.out_proj",
+        "conv.out_proj",
+    ),
     "down_proj": ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj", "mlp.fc2", "feed_forward.w2"),
 }
 
@@ -60,12 +69,12 @@ def site_module(model: nn.Module, layer: int, site: Site) -> nn.Module:
     block = blocks[layer - 1]
     if site == "block":
         return block
-    for name in _MODULES[site]:
+    for name in PROJECTIONS[site]:
         try:
             return block.get_submodule(name)
         except AttributeError:
             continue
-    raise BulwarkError(f"{type(block).__name__} has no {site}; looked for {', '.join(_MODULES[site])}.")
+    raise BulwarkError(f"{type(block).__name__} has no {site}; looked for {', '.join(PROJECTIONS[site])}.")
 
 
 @contextlib.contextmanager
@@ -75,23 +84,8 @@ def watching(model: nn.Module, see: Callable[[int, Tensor], None]) -> Iterator[N
     h_0 is what the first block is given, h_l what block l puts out: the last one before the final norm.
     """
     blocks = blocks_of(model)
-
-    def first(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        see(0, args[0] if args else kwargs["hidden_states"])
-
-    def after(row: int):
-        def hook(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
-            see(row, output[0] if isinstance(output, tuple) else output)
-
-        return hook
-
-    handles = [blocks[0].register_forward_pre_hook(first, with_kwargs=True)]
-    handles += [block.register_forward_hook(after(row)) for row, block in enumerate(blocks, start=1)]
-    try:
+    with hooks.capture_inputs({0: blocks[0]}, see), hooks.capture(dict(enumerate(blocks, start=1)), see):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def hidden_size(model: nn.Module) -> int:

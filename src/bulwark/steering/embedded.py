@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from bulwark import files
 from bulwark.errors import BulwarkError, CheckpointError
+from bulwark.models import hooks
 from bulwark.training.batches import IGNORED, Batch
 
 FILE = "intervention.safetensors"
@@ -100,10 +101,9 @@ class EmbeddedIntervention:
                     "The checkpoint carries an embedded intervention, which has to know the tokens of the response: "
                     "in training, call the model by bulwark.training.objectives.target_logits."
                 )
-            hidden = output[0] if isinstance(output, tuple) else output
-            change = self.strength.at(self.exposure) * self._mask.unsqueeze(-1) * vector.to(hidden.device)
-            hidden = hidden + change.to(hidden.dtype)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            hidden = hooks.hidden_of(output)
+            steered = hooks.plus(hidden, vector, self.strength.at(self.exposure), self._mask)
+            return hooks.with_hidden(output, steered)
 
         return added
 

@@ -6,21 +6,21 @@ Used to choose layers and to see what a vector does; training is steered with `i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from bulwark.errors import BulwarkError
+from bulwark.models import hooks
 from bulwark.models.anatomy import hidden_size, site_module
 
 Positions = Literal["all", "prompt", "response"]
 
 
-@contextlib.contextmanager
 def steer_generation(
     model: nn.Module, layer: int, vector: Tensor, coefficient: float, positions: Positions = "response"
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Within it, `coefficient`·`vector` [hidden] is added to what block `layer` (a layer key, 1 … N-1) puts out.
 
     positions: "all" tokens; those of the "prompt", which is what goes through the model at once; or of the
@@ -32,20 +32,15 @@ def steer_generation(
     """
     if tuple(vector.shape) != (hidden_size(model),):
         raise BulwarkError(f"The vector has shape {list(vector.shape)}, the model needs [{hidden_size(model)}].")
-    change = coefficient * vector.detach().float()
 
-    def hook(_: nn.Module, __: tuple, output: Tensor | tuple) -> Tensor | tuple:
-        hidden = output[0] if isinstance(output, tuple) else output
-        added = change.to(hidden.device, hidden.dtype)
+    def mask(hidden: Tensor) -> Tensor:
+        rows, tokens = hidden.shape[:2]
+        steered = torch.zeros(rows, tokens, device=hidden.device)
         if positions == "response":
-            hidden = hidden.clone()
-            hidden[:, -1] += added
-        elif positions == "all" or hidden.shape[1] > 1:
-            hidden = hidden + added
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            steered[:, -1] = 1.0
+        elif positions == "all" or tokens > 1:
+            steered[:] = 1.0
+        return steered
 
-    handle = site_module(model, layer, "block").register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    module = site_module(model, layer, "block")
+    return hooks.add({layer: module}, {layer: vector.detach().float()}, lambda _, __: coefficient, mask)

@@ -8,13 +8,13 @@ that is gone by then gives wrong gradients). Which tokens are meant is said expl
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from bulwark.errors import BulwarkError
+from bulwark.models import hooks
 from bulwark.models.anatomy import Site, hidden_size, site_module
 from bulwark.steering.settings import Tokens
 from bulwark.training.batches import IGNORED, Batch
@@ -22,8 +22,8 @@ from bulwark.training.batches import IGNORED, Batch
 _EPSILON = 1e-8
 
 
-class _Hooked(ABC):
-    """Changes the outputs of one module per layer while `on` is active."""
+class _Hooked:
+    """What changes the outputs of one module per layer."""
 
     def __init__(self, model: nn.Module, at: Mapping[int, Tensor], site: Site) -> None:
         width = hidden_size(model)
@@ -34,32 +34,6 @@ class _Hooked(ABC):
                 )
         self.at = {layer: vector.detach().float() for layer, vector in at.items()}
         self._modules = {layer: site_module(model, layer, site) for layer in at}
-
-    @contextlib.contextmanager
-    def _installed(self, mask: Tensor) -> Iterator[None]:
-        def changed(layer: int):
-            def hook(_: nn.Module, __: tuple, output: Tensor | tuple) -> Tensor | tuple:
-                hidden = output[0] if isinstance(output, tuple) else output
-                if hidden.shape[:2] != mask.shape:
-                    raise BulwarkError(
-                        f"The intervention was given a mask of {list(mask.shape)} tokens, the model has "
-                        f"{list(hidden.shape[:2])}."
-                    )
-                hidden = self._changed(layer, hidden, mask.to(hidden.device))
-                return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-            return hook
-
-        handles = [module.register_forward_hook(changed(layer)) for layer, module in self._modules.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @abstractmethod
-    def _changed(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        """The new hidden states [batch, seq, hidden] for those at `layer`."""
 
 
 class Intervention(_Hooked):
@@ -77,31 +51,27 @@ class Intervention(_Hooked):
     ) -> None:
         super().__init__(model, at, site)
         self.adaptive = adaptive
-        self._alpha: float | Tensor = 0.0
 
-    @contextlib.contextmanager
-    def on(self, mask: Tensor, alpha: float | Tensor) -> Iterator[None]:
+    def on(self, mask: Tensor, alpha: float | Tensor) -> contextlib.AbstractContextManager[None]:
         """Within it the model is steered at the tokens of `mask` [batch, seq] (1 or 0; weights in between are allowed).
 
         alpha: the strength, one number or one per row [batch]. Stay inside until the backward pass is done.
         """
-        self._alpha = alpha
-        with self._installed(mask):
-            yield
 
-    def strength(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
+        def strength(layer: int, hidden: Tensor) -> Tensor:
+            return self._strength(layer, hidden, _fitting(mask, hidden), alpha)
+
+        return hooks.add(self._modules, self.at, strength, lambda hidden: _fitting(mask, hidden))
+
+    def _strength(self, layer: int, hidden: Tensor, mask: Tensor, alpha: float | Tensor) -> Tensor:
         """s per row, [batch, 1, 1] in fp32, for hidden states [batch, seq, hidden]."""
-        alpha = torch.as_tensor(self._alpha, dtype=torch.float32, device=hidden.device).reshape(-1, 1, 1)
+        alpha = torch.as_tensor(alpha, dtype=torch.float32, device=hidden.device).reshape(-1, 1, 1)
         if not self.adaptive:
             return alpha
         weights = mask.float()
         norms = hidden.float().norm(dim=-1)
         mean = (norms * weights).sum(-1) / weights.sum(-1).clamp(min=1.0)
         return alpha * (mean / (self.at[layer].norm() + _EPSILON)).reshape(-1, 1, 1)
-
-    def _changed(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        vector = self.at[layer].to(hidden.device)
-        return hidden + (self.strength(layer, hidden, mask) * mask.float().unsqueeze(-1) * vector).to(hidden.dtype)
 
 
 class Ablation(_Hooked):
@@ -117,12 +87,13 @@ class Ablation(_Hooked):
 
     def on(self, mask: Tensor) -> contextlib.AbstractContextManager[None]:
         """Within it the direction is ablated at the tokens of `mask` [batch, seq]; stay inside for the backward."""
-        return self._installed(mask)
 
-    def _changed(self, layer: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        unit = (self.at[layer] / self.at[layer].norm()).to(hidden.device)
-        along = (hidden.float() @ unit * mask.float()).unsqueeze(-1)
-        return hidden - (along * unit).to(hidden.dtype)
+        def ablated(layer: int, hidden: Tensor) -> Tensor:
+            unit = (self.at[layer] / self.at[layer].norm()).to(hidden.device)
+            along = (hidden.float() @ unit * _fitting(mask, hidden).float()).unsqueeze(-1)
+            return hidden - (along * unit).to(hidden.dtype)
+
+        return hooks.replace(self._modules, ablated)
 
 
 def token_mask(batch: Batch, tokens: Tokens) -> Tensor:
@@ -140,3 +111,12 @@ def _not_last(mask: Tensor) -> Tensor:
     allowed = torch.ones_like(mask)
     allowed[:, -1] = False
     return allowed
+
+
+def _fitting(mask: Tensor, hidden: Tensor) -> Tensor:
+    """The mask where the hidden states are. Raises BulwarkError if it is of other tokens."""
+    if hidden.shape[:2] != mask.shape:
+        raise BulwarkError(
+            f"The intervention was given a mask of {list(mask.shape)} tokens, the model has {list(hidden.shape[:2])}."
+        )
+    return mask.to(hidden.device)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from bulwark.abliteration.edit.edits import Form, form
 from bulwark.abliteration.edit.targets import Target, weight_of
 from bulwark.abliteration.settings import Normalization
 from bulwark.errors import BulwarkError
+from bulwark.models import hooks
 
 Plan = dict[str, tuple[Tensor, float]]
 """The edits of one trial: {path of a target: (unit vector [hidden] in the residual stream, λ)}; λ = 0 is no edit."""
@@ -41,18 +41,14 @@ class Edits:
         streams: {block: edits of the residual stream that it is given}, for what no weight does.
         """
         rows = Rows()
-        handles = []
-        try:
+        with contextlib.ExitStack() as stack:
             for block, edit in (streams or {}).items():
-                handles.append(_on_input(block, edit, rows))
+                stack.enter_context(hooks.replace_inputs({"stream": block}, _OfRows(edit, rows).edited))
             for target in self.targets:
                 edit = self.form_of(target, plans)
                 if edit is not None:
-                    handles += _installed(target, edit, rows)
+                    stack.enter_context(_edited(target, _OfRows(edit, rows)))
             yield rows
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def form_of(self, target: Target, plans: Sequence[Plan]) -> Form | None:
         """The edits of a target in all plans, on its device in float32; None if none of them changes it."""
@@ -81,55 +77,45 @@ class Rows:
         self.version += 1
 
 
-class _Taken:
+class _OfRows:
     """A form's entries for the rows of the current batch, looked up once per batch."""
 
     def __init__(self, edit: Form, rows: Rows) -> None:
-        self._edit, self._rows = edit, rows
+        self.form, self._rows = edit, rows
         self._version, self._of_rows = -1, None
 
-    def __call__(self, count: int) -> Form:
-        if self._rows.trials is None or len(self._rows.trials) != count:
-            told = "none" if self._rows.trials is None else str(len(self._rows.trials))
-            raise BulwarkError(f"The edited model was given {count} rows, but the trials of {told} were named.")
+    def edited(self, _: str, states: Tensor) -> Tensor:
+        """The states [rows, ..., out], each row under its trial's edit."""
+        return self._of(states).on(states)
+
+    def scaled(self, _: str, inputs: Tensor) -> Tensor:
+        """The inputs [rows, ..., in] times s."""
+        factor = self._of(inputs).s[(slice(None), *(None,) * (inputs.dim() - 2))]
+        return (inputs.float() * factor).to(inputs.dtype)
+
+    def _of(self, states: Tensor) -> Form:
+        count, trials = states.shape[0], self._rows.trials
+        if trials is None or len(trials) != count:
+            named = "none" if trials is None else str(len(trials))
+            raise BulwarkError(f"The edited model was given {count} rows, but the trials of {named} were named.")
         if self._version != self._rows.version:
-            self._of_rows = self._edit[self._rows.trials.to(self._edit.a.device)]
+            self._of_rows = self.form[trials.to(self.form.a.device)]
             self._version = self._rows.version
         return self._of_rows
 
 
-def _on_input(block: nn.Module, edit: Form, rows: Rows) -> Any:
-    taken = _Taken(edit, rows)
+@contextlib.contextmanager
+def _edited(target: Target, edit: _OfRows) -> Iterator[None]:
+    """Within it the target's output is edited, its bias left as it is."""
 
-    def change(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if args:
-            return (taken(args[0].shape[0]).on(args[0]), *args[1:]), kwargs
-        states = kwargs["hidden_states"]
-        return args, {**kwargs, "hidden_states": taken(states.shape[0]).on(states)}
-
-    return block.register_forward_pre_hook(change, with_kwargs=True)
-
-
-def _installed(target: Target, edit: Form, rows: Rows) -> list:
-    taken = _Taken(edit, rows)
-
-    def scale(_: nn.Module, args: tuple) -> tuple:
-        inputs = args[0]
-        factor = taken(inputs.shape[0]).s[(slice(None), *(None,) * (inputs.dim() - 2))]
-        return ((inputs.float() * factor).to(inputs.dtype), *args[1:])
-
-    def change(_: nn.Module, __: tuple, output: Tensor | tuple) -> Tensor | tuple:
-        states = output[0] if isinstance(output, tuple) else output
+    def change(name: str, states: Tensor) -> Tensor:
         bias = target.bias
-        bare = states if bias is None else states - bias
-        bare = taken(states.shape[0]).on(bare)
-        states = bare if bias is None else bare + bias
-        return (states, *output[1:]) if isinstance(output, tuple) else states
+        return edit.edited(name, states) if bias is None else edit.edited(name, states - bias) + bias
 
-    handles = [target.module.register_forward_hook(change)]
-    if edit.s is not None:
-        handles.append(target.module.register_forward_pre_hook(scale))
-    return handles
+    module = {target.path: target.module}
+    scaling = contextlib.nullcontext() if edit.form.s is None else hooks.replace_inputs(module, edit.scaled)
+    with hooks.replace(module, change), scaling:
+        yield
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -10,28 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from bulwark.abliteration.settings import Component
 from bulwark.errors import BulwarkError
-from bulwark.models.anatomy import blocks_of, hidden_size
+from bulwark.models.anatomy import PROJECTIONS, blocks_of, hidden_size
 
-Component = Literal["attention", "mlp"]
-
-_PROJECTIONS: dict[Component, tuple[str, ...]] = {
-    "attention": (
-        "self_attn.o_proj",
-        "attention.dense",
-        "attn.c_proj",
-        "self_attn.out_proj",
-        "self_attn.dense",
-        "linear_attn.out_proj",
-        "conv.out_proj",
-    ),
-    "mlp": ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj", "mlp.fc2", "feed_forward.w2"),
-}
+_SITES: dict[Component, str] = {"attention": "o_proj", "mlp": "down_proj"}
 _MIXTURES = ("mlp", "block_sparse_moe", "feed_forward", "moe")
 _BESIDE_MIXTURES = ("shared_mlp",)
 # Norms between a sublayer and the residual stream (Gemma 2 and 3, OLMo 2); elsewhere the first stands after attention
@@ -85,7 +72,7 @@ def targets_of(
             if not paths:
                 raise BulwarkError(
                     f"Block {layer} ({type(block).__name__}) has no {component} output that is known here; looked for "
-                    f"{', '.join(_PROJECTIONS[component])}. Leave {component} out of edit.components."
+                    f"{', '.join(PROJECTIONS[_SITES[component]])}. Leave {component} out of edit.components."
                 )
             gain = _gain(after[component]) if normed else None
             for path, mixture in paths:
@@ -135,7 +122,7 @@ def _found(block: nn.Module, component: Component) -> list[tuple[str, bool]]:
         if mixtures:
             beside = [name for name in _BESIDE_MIXTURES if _part(block, name) is not None]
             return [(name, True) for name in (*mixtures, *beside)]
-    for name in _PROJECTIONS[component]:
+    for name in PROJECTIONS[_SITES[component]]:
         if _part(block, name) is not None:
             return [(name, False)]
     return []

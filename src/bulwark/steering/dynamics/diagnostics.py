@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.errors import BulwarkError
+from bulwark.models import hooks
 from bulwark.models.anatomy import blocks_of, check_layer, site_module
 from bulwark.steering.intervention import Intervention, token_mask
 from bulwark.steering.screening.split import SplitModel
@@ -88,43 +89,38 @@ class GradientWatch:
     def on(self, batch: Batch) -> Iterator[None]:
         """Within it, what happens to the response tokens of `batch` is added to `sums`."""
         mask = token_mask(batch, "response")
-        handles = [
-            module.register_forward_hook(self._hook(name, mask), prepend=True) for name, module in self.modules.items()
-        ]
-        try:
+        inputs: dict[str, Tensor] = {}  # of each projection of block `layer`, from its call to its output
+        projections = {name: module for name, module in self.modules.items() if not name.startswith("residual")}
+        with (
+            hooks.capture_inputs(projections, inputs.__setitem__),
+            hooks.capture(
+                self.modules, lambda name, hidden: self._see(name, hidden, inputs.pop(name, None), mask), first=True
+            ),
+        ):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _hook(self, name: str, mask: Tensor):
-        states = name.endswith(f"/{self.layer}")
+    def _see(self, name: str, hidden: Tensor, inputs: Tensor | None, mask: Tensor) -> None:
+        if not hidden.requires_grad or self.engine._running_engine_backward:  # a recomputed block
+            return
+        fits = hidden.shape[:2] == mask.shape
+        seen = {}
+        if name.endswith(f"/{self.layer}") and fits:
+            seen = {"output": pooled(hidden, mask)}
+            if inputs is not None:
+                seen["input"] = pooled(inputs, mask)
 
-        def forward(_: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            if not hidden.requires_grad or self.engine._running_engine_backward:  # a recomputed block
+        def backward(gradient: Tensor) -> None:
+            if not self.engine._running_engine_backward:
                 return
-            fits = hidden.shape[:2] == mask.shape
-            seen = {}
-            if states and fits:
-                seen = {"output": pooled(hidden, mask)}
-                if not name.startswith("residual"):
-                    seen["input"] = pooled(inputs[0], mask)
+            if not fits:  # rows were left out above the block where this was decided
+                self._add(f"{name}/unknown", torch.ones((), device=gradient.device))
+                return
+            # The loss that is differentiated is the step's mean times the ranks, because DeepSpeed averages.
+            self._add(f"{name}/gradient", pooled(gradient, mask) / self.ranks)
+            for what, value in seen.items():
+                self._add(f"{name}/{what}", value)
 
-            def backward(gradient: Tensor) -> None:
-                if not self.engine._running_engine_backward:
-                    return
-                if not fits:  # rows were left out above the block where this was decided
-                    self._add(f"{name}/unknown", torch.ones((), device=gradient.device))
-                    return
-                # The loss that is differentiated is the step's mean times the ranks, because DeepSpeed averages.
-                self._add(f"{name}/gradient", pooled(gradient, mask) / self.ranks)
-                for what, value in seen.items():
-                    self._add(f"{name}/{what}", value)
-
-            hidden.register_hook(backward)
-
-        return forward
+        hidden.register_hook(backward)
 
     def _add(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -166,22 +162,15 @@ def states(
     adding = Intervention(engine.module, {layer: vector}, site=intervention.site, adaptive=intervention.adaptive)
     sums: Sums = {}
 
-    def hook(name: str, mask: Tensor):
-        def forward(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            value = pooled(hidden, mask)
-            sums[name] = sums[name] + value if name in sums else value
-
-        return forward
-
     def look(kind: str, batch: Batch) -> None:
         mask = token_mask(batch, "response")
-        handles = [module.register_forward_hook(hook(f"{kind}/{name}", mask)) for name, module in places.items()]
-        try:
+
+        def see(place: str, hidden: Tensor) -> None:
+            name, value = f"{kind}/{place}", pooled(hidden, mask)
+            sums[name] = sums[name] + value if name in sums else value
+
+        with hooks.capture(places, see):
             split.trunk(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     engine.eval()
     try:

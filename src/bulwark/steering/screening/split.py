@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bulwark.models import hooks
 from bulwark.models.anatomy import blocks_of, check_layer
 from bulwark.training.batches import Batch
 from bulwark.training.objectives import target_logits
@@ -39,8 +40,8 @@ class SplitModel:
         kept: list[Tensor] = []
 
         def keep(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
-            self._puts_out_tuples = isinstance(output, tuple)
-            kept.append(output[0] if isinstance(output, tuple) else output)
+            kept.append(hooks.hidden_of(output))
+            self._puts_out_tuples = output is not kept[0]
 
         handle = self.blocks[self.layer - 1].register_forward_hook(keep)
         nothing = replace(batch, target_positions=batch.target_positions[:0], targets=batch.targets[:0])
