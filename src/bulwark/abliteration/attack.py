@@ -26,26 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JOURNAL, DIRECTIONS = "study.journal", "directions.safetensors"
-_MODULES = (
-    "measure.answering",
-    "attack",
-    "measure.directions",
-    "edit.edits",
-    "edit.export",
-    "edit.hooks",
-    "edit.kernel",
-    "measure.markers",
-    "measure.measuring",
-    "search.objectives",
-    "search.outcome",
-    "search.pareto",
-    "measure.residuals",
-    "search.search",
-    "measure.subject",
-    "edit.targets",
-    "search.trials",
-)
-METHOD = tuple(f"bulwark.abliteration.{name}" for name in _MODULES)
 NOTICE = {
     "abliterated": True,
     "release": "never",

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-METHOD = (*attack.METHOD, "bulwark.abliteration.directed", "bulwark.abliteration.search.selection")
-
 
 def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> dict[str, Any]:
     """Choose the direction, orthogonalise the weights, save; returns what the manifest tells.

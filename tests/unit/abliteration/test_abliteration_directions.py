@@ -1,4 +1,4 @@
-"""The tent over the layers, refusal directions, and what is kept out of them (spec F.4, groups 1, 2, 8 and 9)."""
+"""The tent over the layers, refusal directions, and what is kept out of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The edit of one weight in its three forms (spec F.4, groups 3 to 6; F.1 and F.2), in float64."""
+"""The edit of one weight in its three forms, in float64."""
 
 from __future__ import annotations
 

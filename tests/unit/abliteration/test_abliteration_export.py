@@ -1,4 +1,4 @@
-"""A trial made lasting: merged weights and adapter do what the hooks did (spec F.4, groups 7 and 17)."""
+"""A trial made lasting: merged weights and adapter do what the hooks did."""
 
 from __future__ import annotations
 

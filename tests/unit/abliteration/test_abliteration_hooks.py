@@ -1,4 +1,4 @@
-"""Editing in hooks: the same as writing the weights, for every kind of module (spec F.4, groups 7 and 16; F.2)."""
+"""Editing in hooks: the same as writing the weights, for every kind of module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search minimises, and what it calls best (spec F.4, groups 13 and 14)."""
+"""What a search minimises, and what it calls best."""
 
 from __future__ import annotations
 

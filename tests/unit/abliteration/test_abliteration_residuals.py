@@ -1,4 +1,4 @@
-"""Residuals at the last token, KL, and log-odds of refusing (spec F.4, groups 10 and 11)."""
+"""Residuals at the last token, KL, and log-odds of refusing."""
 
 from __future__ import annotations
 

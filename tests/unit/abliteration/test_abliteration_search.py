@@ -1,4 +1,4 @@
-"""The search: resumed exactly from its journal (spec F.4, group 15; A.7, A.9)."""
+"""The search: resumed exactly from its journal."""
 
 from __future__ import annotations
 

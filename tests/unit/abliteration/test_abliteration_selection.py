@@ -1,4 +1,4 @@
-"""One direction chosen among layers and positions, as Arditi et al. do (spec D.3)."""
+"""One direction chosen among layers and positions, as Arditi et al. do."""
 
 from __future__ import annotations
 

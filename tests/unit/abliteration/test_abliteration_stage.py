@@ -1,4 +1,4 @@
-"""The three steps from a checkpoint to a checkpoint (spec F.4, group 18)."""
+"""The three steps from a checkpoint to a checkpoint."""
 
 from __future__ import annotations
 

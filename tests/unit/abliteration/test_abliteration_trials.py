@@ -1,4 +1,4 @@
-"""Answers and what is measured of trials: several at once, stopped early, given up (spec F.4, groups 7, 12 and 16)."""
+"""Answers and what is measured of trials: several at once, stopped early, given up."""
 
 from __future__ import annotations
 

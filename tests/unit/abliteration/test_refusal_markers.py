@@ -1,4 +1,4 @@
-"""Markers: the published rules, growing answers, and the marks of style (spec C.1, B.5; F.4, group 12)."""
+"""Markers: the published rules, growing answers, and the marks of style."""
 
 import random
 

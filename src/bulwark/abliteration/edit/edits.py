@@ -1,7 +1,7 @@
-"""The edit of one weight, in its three equal forms: a new weight, a change of the module's output, a low-rank adapter.
+"""The edit of one weight, in three equivalent forms: a new weight, a change of the module's output, a low-rank adapter.
 
 W [out, in] maps into the residual stream (out = hidden), v is a unit vector there, λ the strength, n the norms of W's
-rows, Ŵ = W/n. By `normalization` (spec A.6, E.3, F.2):
+rows, Ŵ = W/n. By `normalization` (docs/abliteration.md, "Edits"):
 
     none     W' = (I - λvvᵀ)W                                          vᵀW' = (1 - λ)vᵀW
     pre      W' = W - λ(n⊙v)(vᵀŴ)                                      (v/n)ᵀW' = (1 - λ)(v/n)ᵀW, and not vᵀW'
@@ -61,8 +61,7 @@ def form(
 ) -> Form:
     """The form of edits with unit vectors [edits, out] and strengths [edits], of a module with `weight` [out, in].
 
-    "none" needs no weight. What a module puts out as 0 for every input (a row of zeros) stays so. Costs two products of
-    the weight with `edits` vectors at most.
+    "none" needs no weight. A row of zeros stays one. Costs at most two products of the weight with `edits` vectors.
     """
     strengths = strengths[:, None]
     if normalization == "none":

@@ -1,14 +1,13 @@
-"""How strongly each layer is edited: a tent over the layers, cut off beyond its foot (HERETIC; spec A.5).
+"""How strongly each layer is edited: a tent over the layers, cut off beyond its foot (HERETIC).
 
     λ_l = M + (|l - p| / D)·(m - M)   where |l - p| ≤ D,   else 0
 
-with M the weight at the peak p (a layer number from 0, which may lie between layers), m the weight at distance D. The
-seed's λ_max(1 - |l - l_max|/span) is the special case m = 0.
+with M the weight at the peak p (a layer number from 0, which may lie between layers), m the weight at distance D.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,3 @@ class Kernel:
     def profile(self, layers: int) -> list[float]:
         """λ of all blocks."""
         return [self.weight(layer) for layer in range(layers)]
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)

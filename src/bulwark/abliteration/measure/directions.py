@@ -1,6 +1,7 @@
 """Refusal directions: estimated per layer from residuals, kept off what benign prompts use, combined for a trial.
 
-Estimators, with b and g the residuals of harmful and harmless prompts at a layer (spec A.4 and B.2):
+Estimators, with b and g the residuals of harmful and harmless prompts at a layer (docs/abliteration.md,
+"Residuals and directions"):
 
     mean      normalise(mean b - mean g)                                            HERETIC; Arditi et al., Eq. 1
     median    normalise(median b - median g), component by component
@@ -176,7 +177,7 @@ def benign_subspace(rows: Tensor, rank: int, svd: str = "exact", seed: int = 0) 
 
 
 def interpolated(rows: Tensor, index: float) -> Tensor:
-    """The direction between layers (spec A.4): y = index + 1, then (1 - f)·d_⌊y⌋ + f·d_⌊y⌋₊₁, at length 1.
+    """The direction between layers (HERETIC): y = index + 1, then (1 - f)·d_⌊y⌋ + f·d_⌊y⌋₊₁, at length 1.
 
     rows: [L+1, hidden]. Signs are not aligned. Raises ValueError for an index that the layers do not have.
     """

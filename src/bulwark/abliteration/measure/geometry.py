@@ -1,4 +1,4 @@
-"""How harmful and harmless prompts lie in the residual stream, layer by layer (HERETIC's table; spec A.12).
+"""How harmful and harmless prompts lie in the residual stream, layer by layer (the table of HERETIC).
 
 Per layer 1 … L: cosines and norms of the class means, their geometric medians (marked *) and the differences r = b - g,
 and the silhouette of the two classes (Euclidean). Projections on a plane are per layer: the first axis is the
@@ -24,14 +24,14 @@ def table(harmful: Residuals, harmless: Residuals) -> list[dict[str, float]]:
     """One row per layer from 1; both need their rows."""
     from sklearn.metrics import silhouette_score
 
-    found = []
+    rows = []
     for layer in range(1, harmful.mean.shape[0]):
         bad, good = harmful.layer(layer), harmless.layer(layer)
         b, g = bad.mean(0), good.mean(0)
         b_median, g_median = geometric_median(bad), geometric_median(good)
         r, r_median = b - g, b_median - g_median
         labels = [1] * len(bad) + [0] * len(good)
-        found.append(
+        rows.append(
             {
                 "layer": layer,
                 "cos_g_b": _cosine(g, b),
@@ -49,7 +49,7 @@ def table(harmful: Residuals, harmless: Residuals) -> list[dict[str, float]]:
                 "silhouette": float(silhouette_score(torch.cat([bad, good]).numpy(), labels)),
             }
         )
-    return found
+    return rows
 
 
 def projections(harmful: Residuals, harmless: Residuals, layer: int) -> list[dict[str, Any]]:

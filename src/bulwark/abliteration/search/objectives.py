@@ -1,4 +1,4 @@
-"""What a search minimises: a KL score and a behaviour score, HERETIC's and ICONOCLAST's in one formula (spec A.8, B.6).
+"""What a search minimises: a KL score and a behaviour score, HERETIC's and ICONOCLAST's in one formula.
 
     R  refusals: their rate, or their number over the base model's (over the prompts if the base refuses none)
     D  mean hits of disclaimer markers on harmful prompts      C  1 - compliance on them
@@ -50,40 +50,41 @@ def regime_of(base: Measures, settings: ObjectiveSettings) -> str:
     return "low_refusal_base" if base.refusal_rate <= settings.low_rate else "refusal_reduction"
 
 
-def behaviour(found: Measures, base: Measures, settings: ObjectiveSettings) -> float:
+def behaviour(measures: Measures, base: Measures, settings: ObjectiveSettings) -> float:
     """The behaviour score; a term that was not measured must have weight 0."""
     low = regime_of(base, settings) == "low_refusal_base"
     if low:
-        score = max(0.0, found.refusal_rate - base.refusal_rate)
+        score = max(0.0, measures.refusal_rate - base.refusal_rate)
     elif settings.relative and base.refusals:
-        score = found.refusal_rate / base.refusal_rate
+        score = measures.refusal_rate / base.refusal_rate
     else:
-        score = found.refusal_rate
+        score = measures.refusal_rate
     if settings.overrefusal:
-        rate = found.overrefusal_rate
+        rate = measures.overrefusal_rate
         if settings.overrefusal_relative:
             rate = max(0.0, rate - base.overrefusal_rate)
         score += settings.overrefusal * rate
     if settings.disclaimers:
-        score += settings.disclaimers * (max(0.0, found.disclaimers - base.disclaimers) if low else found.disclaimers)
+        hits = max(0.0, measures.disclaimers - base.disclaimers) if low else measures.disclaimers
+        score += settings.disclaimers * hits
     if settings.compliance_gap:
-        gap = max(0.0, base.compliance - found.compliance) if low else 1 - found.compliance
+        gap = max(0.0, base.compliance - measures.compliance) if low else 1 - measures.compliance
         score += settings.compliance_gap * gap
     return score
 
 
-def scores(found: Measures, base: Measures, settings: ObjectiveSettings) -> tuple[float, float]:
+def scores(measures: Measures, base: Measures, settings: ObjectiveSettings) -> tuple[float, float]:
     """(KL score, behaviour score), both to be minimised."""
-    second = behaviour(found, base, settings)
-    if found.kl < settings.kl_target:
+    second = behaviour(measures, base, settings)
+    if measures.kl < settings.kl_target:
         return second * settings.kl_target / settings.kl_scale, second
-    return found.kl / settings.kl_scale, second  # also one that is not a number, which is no small one
+    return measures.kl / settings.kl_scale, second  # also one that is not a number, which is no small one
 
 
-def worst(found_kl: float, base: Measures, settings: ObjectiveSettings) -> Measures:
+def worst(kl: float, base: Measures, settings: ObjectiveSettings) -> Measures:
     """What a trial counts as that the KL gate has stopped: it refuses everything, harmless prompts included."""
     return Measures(
-        kl=found_kl,
+        kl=kl,
         refusals=base.harmful,
         harmful=base.harmful,
         overrefusals=base.harmless if settings.reads_harmless_answers else None,
