@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import bulwark.evaluation.answer
+from bulwark.benchmarks import benchmark_of
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
 bulwark.evaluation.answer.answer(
     Path(snakemake.input.checkpoint),
     Path(snakemake.input.records),
-    snakemake.params.module,
-    snakemake.params.settings,
+    benchmark_of(snakemake.params.module, snakemake.params.settings),
     seed=int(snakemake.wildcards.seed),
     dtype=snakemake.params.dtype,
     threads=snakemake.threads,

@@ -3,15 +3,15 @@
 import json
 from pathlib import Path
 
-from bulwark.benchmarks import score_file
+from bulwark.benchmarks import benchmark_of
+from bulwark.evaluation.score import score_file
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
 score_file(
+    benchmark_of(snakemake.params.module, snakemake.params.settings),
     answers=Path(snakemake.input.answers),
     records=Path(snakemake.input.records),
-    module=snakemake.params.module,
-    settings=snakemake.params.settings,
     identity={
         "benchmark": snakemake.wildcards.benchmark,
         "model": snakemake.wildcards.model,

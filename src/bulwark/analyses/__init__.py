@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bulwark.benchmarks import Metric, Row, records_beside
 from bulwark.errors import ConfigurationError, nearest
+from bulwark.evaluation.metrics import Metric, Row, records_beside
 from bulwark.settings import Closed, validated
 
 

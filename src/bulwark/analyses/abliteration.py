@@ -33,8 +33,8 @@ from typing import Any
 
 from bulwark.abliteration.settings import AttackSettings, RefusalDirectionSettings
 from bulwark.analyses import Analysis
-from bulwark.benchmarks import Row
 from bulwark.errors import RecordError
+from bulwark.evaluation.metrics import Row
 from bulwark.settings import Closed
 
 _BUDGETS = {"0_05": 0.05, "0_1": 0.1, "0_5": 0.5}

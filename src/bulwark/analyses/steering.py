@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from bulwark.analyses import Analysis
-from bulwark.benchmarks import Row
 from bulwark.errors import RecordError
+from bulwark.evaluation.metrics import Row
 from bulwark.settings import Closed
 
 _MODULES = ("residual", "o_proj", "down_proj")

@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from bulwark.benchmarks import ANSWER, Metric, Row
 from bulwark.data.contrasts import NORMAL_LEVELS
 from bulwark.data.records import Conversation, Tokenised, read_training_records
 from bulwark.errors import ConfigurationError, RecordError
+from bulwark.evaluation import benchmark
+from bulwark.evaluation.benchmark import ANSWER
+from bulwark.evaluation.metrics import Groups, Metric, Row
 from bulwark.settings import Closed
 from bulwark.steering.screening.settings import DetectorSettings
 from bulwark.steering.settings import VectorSettings
@@ -100,129 +102,128 @@ class Settings(Closed):
         return asked
 
 
-def load(path: Path) -> list[Conversation] | list[Tokenised]:
-    """Read the rows to train on. Raises RecordError for a broken one, and for one whose meta has no level."""
-    records = read_training_records(Path(path))
-    for record in records:
-        if "level" not in record.meta:
-            raise RecordError(
-                f'{path}: the record "{record.id}" has no level in its meta. Detectors are measured on rows of which '
-                "it is known whether they are normal: give each a level (0 or normal, 1, 2)."
-            )
-    return records
+class Benchmark(benchmark.Benchmark):
+    schema, metrics = Record, METRICS
 
+    def load(self, path: Path) -> list[Conversation] | list[Tokenised]:
+        """Read the rows to train on. Raises RecordError for a broken one, and for one whose meta has no level."""
+        records = read_training_records(Path(path))
+        for record in records:
+            if "level" not in record.meta:
+                raise RecordError(
+                    f'{path}: the record "{record.id}" has no level in its meta. Detectors are measured on rows '
+                    "that are known to be normal or not: give each a level (0 or normal, 1, 2)."
+                )
+        return records
 
-def answers(examinee: Examinee, records: Sequence[Conversation | Tokenised], settings: Settings) -> list[Row]:
-    """Every score of every row, as JSON, from one pass of the trunk and a few of what lies above the layer.
+    def answers(self, examinee: Examinee, records: Sequence[Conversation | Tokenised]) -> list[Row]:
+        """Every score of every row, as JSON, from one pass of the trunk and a few of what lies above the layer.
 
-    Raises ConfigurationError for vectors that do not fit the model or the projections, RecordError for rows that the
-    projections do not have.
-    """
-    from bulwark.models import anatomy
-    from bulwark.models.embeddings import role_embedding_of
-    from bulwark.prompts.builder import PromptBuilder
-    from bulwark.steering.screening import detectors
-    from bulwark.steering.vectors import fusion
-    from bulwark.training.finetuning import examples_of
+        Raises ConfigurationError for vectors that do not fit the model or the projections, RecordError for rows
+        without a projection.
+        """
+        from bulwark.models import anatomy
+        from bulwark.models.embeddings import role_embedding_of
+        from bulwark.prompts.builder import PromptBuilder
+        from bulwark.steering.screening import detectors
+        from bulwark.steering.vectors import fusion
+        from bulwark.training.finetuning import examples_of
 
-    model, inputs = examinee.model, examinee.inputs
-    embedding = role_embedding_of(model)
-    builder = PromptBuilder(
-        examinee.language_model.tokenizer,
-        examinee.language_model.template,
-        embedding.num_embeddings,
-        settings.max_tokens,
-    )
-    examples = examples_of(records, builder, "response", embedding.method)
-    layers, layer = len(anatomy.blocks_of(model)), settings.vectors.layer
-    files = {trait: inputs[f"vector_{trait}"] for trait in settings.vectors.traits}
-    fused = fusion.load_fused(settings.vectors, files, layers=layers, hidden=anatomy.hidden_size(model))
-    references = _references(inputs["projections"], records, settings, fused) if settings.projections else None
-    scored = detectors.score_rows(
-        model,
-        examples.prompts,
-        layer,
-        fused.at[layer],
-        settings.detectors,
-        records=examples.records,
-        references=references,
-        pad_id=builder.pad_id,
-    )
-    found = {
-        record.id: _told(row, record.id, prompt.truncated, layer / layers, references)
-        for record, prompt, row in zip(examples.records, examples.prompts, scored, strict=True)
-    }
-    nothing = {"n_resp": 0, "truncated": True, "depth": layer / layers}  # max_tokens left nothing to supervise
-    told = {record.id: found.get(record.id, nothing) for record in records}
-    return [
-        {
-            "id": key,
-            "variant": ANSWER,
-            "response": json.dumps(row, allow_nan=False),
-            "tokens": row["n_resp"],
-            "finish": "stop",
-            "truncated": row["truncated"],
+        settings, model, inputs = self.settings, examinee.model, examinee.inputs
+        embedding, asked = role_embedding_of(model), examinee.language_model
+        builder = PromptBuilder(asked.tokenizer, asked.template, embedding.num_embeddings, settings.max_tokens)
+        examples = examples_of(records, builder, "response", embedding.method)
+        layers, layer = len(anatomy.blocks_of(model)), settings.vectors.layer
+        files = {trait: inputs[f"vector_{trait}"] for trait in settings.vectors.traits}
+        fused = fusion.load_fused(settings.vectors, files, layers=layers, hidden=anatomy.hidden_size(model))
+        references = _references(inputs["projections"], records, settings, fused) if settings.projections else None
+        scored = detectors.score_rows(
+            model,
+            examples.prompts,
+            layer,
+            fused.at[layer],
+            settings.detectors,
+            records=examples.records,
+            references=references,
+            pad_id=builder.pad_id,
+        )
+        found = {
+            record.id: _told(row, record.id, prompt.truncated, layer / layers, references)
+            for record, prompt, row in zip(examples.records, examples.prompts, scored, strict=True)
         }
-        for key, row in told.items()
-    ]
+        nothing = {"n_resp": 0, "truncated": True, "depth": layer / layers}  # max_tokens left nothing to supervise
+        told = {record.id: found.get(record.id, nothing) for record in records}
+        return [
+            {
+                "id": key,
+                "variant": ANSWER,
+                "response": json.dumps(row, allow_nan=False),
+                "tokens": row["n_resp"],
+                "finish": "stop",
+                "truncated": row["truncated"],
+            }
+            for key, row in told.items()
+        ]
 
+    def score(self, record: Conversation | Tokenised, responses: Mapping[str, str]) -> Row:
+        """One row of the authors' record of detections: all that was seen of it, its level and its trait."""
+        told = json.loads(responses[ANSWER])
+        known = {key: value for key, value in told.items() if key != "id"}
+        return {
+            **known,
+            **{name: told.get(name) for name in SIGNS},
+            "level": str(record.meta["level"]),
+            "trait": str(record.meta.get("trait", "unnamed")),
+        }
 
-def score(record: Conversation | Tokenised, responses: Mapping[str, str], settings: Settings) -> Row:
-    """One row of the authors' record of detections: all that was seen of it, its level and its trait."""
-    told = json.loads(responses[ANSWER])
-    known = {key: value for key, value in told.items() if key != "id"}
-    return {
-        **known,
-        **{name: told.get(name) for name in SIGNS},
-        "level": str(record.meta["level"]),
-        "trait": str(record.meta.get("trait", "unnamed")),
-    }
+    def aggregate(self, rows: Sequence[Row]) -> dict[str, Metric]:
+        """All areas and rates, with bootstrap errors over rows; null where a detector was left out."""
+        return _measured(rows, self.settings)
 
+    def breakdowns(self, rows: Sequence[Row]) -> dict[str, Groups]:
+        """Each level that is to be found against all normal rows, and each trait's rows by themselves."""
+        normal = [row for row in rows if row["level"] in self.settings.scoring.normal]
+        levels = sorted({row["level"] for row in rows} - set(self.settings.scoring.normal))
+        traits = sorted({row["trait"] for row in rows})
+        return {
+            "level": {
+                level: _measured([*normal, *(row for row in rows if row["level"] == level)], self.settings)
+                for level in levels
+            },
+            "trait": {
+                trait: _measured([row for row in rows if row["trait"] == trait], self.settings)
+                for trait in traits
+                if len(traits) > 1
+            },
+        }
 
-def aggregate(rows: Sequence[Row], settings: Settings) -> dict[str, Metric]:
-    """All areas and rates, with bootstrap errors over rows; null where a detector was left out."""
-    return _measured(rows, settings)
+    def reported(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Counts, ROC curves, what the training steps' thresholds would flag, correlations, and costs.
 
-
-def breakdowns(rows: Sequence[Row], settings: Settings) -> dict[str, dict[str, dict[str, Metric]]]:
-    """Each level that is to be found against all normal rows, and each trait's rows by themselves."""
-    normal = [row for row in rows if row["level"] in settings.scoring.normal]
-    levels = sorted({row["level"] for row in rows} - set(settings.scoring.normal))
-    traits = sorted({row["trait"] for row in rows})
-    return {
-        "level": {
-            level: _measured([*normal, *(row for row in rows if row["level"] == level)], settings) for level in levels
-        },
-        "trait": {trait: _measured([row for row in rows if row["trait"] == trait], settings) for trait in traits}
-        if len(traits) > 1
-        else {},
-    }
-
-
-def reported(rows: Sequence[Row], settings: Settings) -> dict[str, Any]:
-    """Counts, ROC curves, what the training steps' thresholds would flag, correlations, and costs.
-
-    roc: {detector: [[false positive rate, true positive rate], …]}; roc_by_level: the same per level. flagged: {rule:
-    {true_positive_rate, false_positive_rate, rows}}. correlation: Spearman's, of how suspicious two detectors find a
-    row, {detector: {detector: value}}. cost_forward_units: what a detector takes by itself, in forward passes.
-    """
-    normal = settings.scoring.normal
-    by_level = {level: [row for row in rows if row["level"] == level] for level in sorted({r["level"] for r in rows})}
-    harmless = [row for row in rows if row["level"] in normal]
-    return {
-        "rows_by_level": {level: len(of_level) for level, of_level in by_level.items()},
-        "rows_without_supervised_token": sum(not row["n_resp"] for row in rows),
-        "rows_undefined": {name: sum(row["n_resp"] > 0 and row[name] is None for row in rows) for name in SIGNS},
-        "roc": _curves(rows, settings),
-        "roc_by_level": {
-            level: _curves([*harmless, *of_level], settings)
-            for level, of_level in by_level.items()
-            if level not in normal
-        },
-        "flagged": _flagged(rows, settings),
-        "correlation": _correlation(rows),
-        "cost_forward_units": costs(rows[0]["depth"]),
-    }
+        roc: {detector: [[false positive rate, true positive rate], …]}; roc_by_level: the same per level. flagged:
+        {rule: {true_positive_rate, false_positive_rate, rows}}. correlation: Spearman's, between the suspicions of two
+        detectors, {detector: {detector: value}}. cost_forward_units: the cost of each detector by itself, in forward
+        passes.
+        """
+        normal = self.settings.scoring.normal
+        by_level = {
+            level: [row for row in rows if row["level"] == level] for level in sorted({r["level"] for r in rows})
+        }
+        harmless = [row for row in rows if row["level"] in normal]
+        return {
+            "rows_by_level": {level: len(of_level) for level, of_level in by_level.items()},
+            "rows_without_supervised_token": sum(not row["n_resp"] for row in rows),
+            "rows_undefined": {name: sum(row["n_resp"] > 0 and row[name] is None for row in rows) for name in SIGNS},
+            "roc": _curves(rows, self.settings),
+            "roc_by_level": {
+                level: _curves([*harmless, *of_level], self.settings)
+                for level, of_level in by_level.items()
+                if level not in normal
+            },
+            "flagged": _flagged(rows, self.settings),
+            "correlation": _correlation(rows),
+            "cost_forward_units": costs(rows[0]["depth"]),
+        }
 
 
 def costs(depth: float) -> dict[str, float]:

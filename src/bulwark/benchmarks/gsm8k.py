@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from bulwark.benchmarks import ANSWER, Metric, Row, metrics
-from bulwark.data.records import read_records
+from bulwark.evaluation import benchmark
+from bulwark.evaluation.benchmark import ANSWER
+from bulwark.evaluation.metrics import Row
 from bulwark.models.decoding import Decoding, Fewshot
 from bulwark.settings import Closed, Text
 
@@ -59,52 +59,35 @@ class Record(Closed):
         return self
 
 
-def load(path: Path) -> list[Record]:
-    """Read the records. Raises RecordError for the first that is broken."""
-    return read_records(Path(path), schema=Record)
+class Benchmark(benchmark.Benchmark):
+    schema, metrics = Record, METRICS
+    means = {"mean_characters": "characters"}
 
+    def answers(self, examinee: Examinee, records: Sequence[Record]) -> list[Row]:
+        """A generated solution of every problem."""
+        from bulwark.evaluation import harness
 
-def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -> list[Row]:
-    """A generated solution of every problem."""
-    from bulwark.evaluation import harness
+        fewshot = self.settings.fewshot
+        examples = [record.model_dump() for record in self.load(examinee.inputs["fewshot"])] if fewshot else None
+        task = harness.task_of(
+            self.settings.task,
+            harness.configuration(_FILES[self.settings.task]),
+            [record.model_dump() for record in records],
+            examples,
+            fewshot.count if fewshot else 0,
+        )
+        rows = harness.answers(harness.Examined(examinee, self.settings.decoding), [task])
+        return [rows[record.id] for record in records]
 
-    fewshot = settings.fewshot
-    examples = [record.model_dump() for record in load(examinee.inputs["fewshot"])] if fewshot else None
-    task = harness.task_of(
-        settings.task,
-        harness.configuration(_FILES[settings.task]),
-        [record.model_dump() for record in records],
-        examples,
-        fewshot.count if fewshot else 0,
-    )
-    rows = harness.answers(harness.Examined(examinee, settings.decoding), [task])
-    return [rows[record.id] for record in records]
+    def score(self, record: Record, responses: Mapping[str, str]) -> Row:
+        """One row: whether lm-eval counts the answer as right, by either filter."""
+        from bulwark.evaluation import harness
 
-
-def score(record: Record, responses: Mapping[str, str], settings: Settings) -> Row:
-    """One row: whether lm-eval counts the answer as right, by either filter."""
-    from bulwark.evaluation import harness
-
-    told = harness.metrics_of(_scorer(settings.task), record.model_dump(), [responses[ANSWER]])
-    return {
-        **{metric: int(told[name]["exact_match"]) for metric, name in _FILTERS.items()},
-        "characters": len(responses[ANSWER]),
-    }
-
-
-def aggregate(rows: Sequence[Row], settings: Settings) -> dict[str, Metric]:
-    """Both shares of right answers."""
-    return metrics(rows, METRICS)
-
-
-def breakdowns(rows: Sequence[Row], settings: Settings) -> dict[str, dict[str, dict[str, Metric]]]:
-    """None: the problems are not grouped."""
-    return {}
-
-
-def reported(rows: Sequence[Row], settings: Settings) -> dict[str, float]:
-    """The mean length of the answers."""
-    return {"mean_characters": sum(row["characters"] for row in rows) / len(rows)}
+        told = harness.metrics_of(_scorer(self.settings.task), record.model_dump(), [responses[ANSWER]])
+        return {
+            **{metric: int(told[name]["exact_match"]) for metric, name in _FILTERS.items()},
+            "characters": len(responses[ANSWER]),
+        }
 
 
 @lru_cache(maxsize=1)

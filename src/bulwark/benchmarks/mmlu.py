@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bulwark.benchmarks import ANSWER, Metric, Row, grouped, metrics
-from bulwark.data.records import read_records
 from bulwark.errors import RecordError
+from bulwark.evaluation import benchmark
+from bulwark.evaluation.benchmark import ANSWER
+from bulwark.evaluation.metrics import Row, grouped
 from bulwark.models.decoding import Fewshot
 from bulwark.settings import Closed, Text
 
@@ -63,66 +63,54 @@ class Record(Closed):
         return self
 
 
-def load(path: Path) -> list[Record]:
-    """Read the records. Raises RecordError for the first that is broken."""
-    return read_records(Path(path), schema=Record)
+class Benchmark(benchmark.Benchmark):
+    schema, metrics = Record, METRICS
+    groups = ("subject",)
 
+    def answers(self, examinee: Examinee, records: Sequence[Record]) -> list[Row]:
+        """The log-likelihood of every option of every question.
 
-def answers(examinee: Examinee, records: Sequence[Record], settings: Settings) -> list[Row]:
-    """The log-likelihood of every option of every question.
+        Raises RecordError if a subject has too few examples, or a question with lettered options not four.
+        """
+        from bulwark.evaluation import harness
 
-    Raises RecordError if a subject has too few examples, or a question with lettered options not four.
-    """
-    from bulwark.evaluation import harness
+        fewshot = self.settings.fewshot
+        _check_letters(records, self.settings)
+        examples = _by_subject(self.load(examinee.inputs["fewshot"])) if fewshot else {}
+        count = fewshot.count if fewshot else 0
+        tasks = []
+        for subject, asked in _by_subject(records).items():
+            own = examples.get(subject, [])
+            if len(own) < count:
+                raise RecordError(
+                    f'{examinee.inputs["fewshot"]}: {len(own)} examples of the subject "{subject}", {count} are asked '
+                    "for. Lower fewshot.count, or name a split with more."
+                )
+            documents = [[record.model_dump(mode="json") for record in part] for part in (asked, own)]
+            config = _config(self.settings, subject)
+            tasks.append(harness.task_of(f"mmlu_{subject}", config, documents[0], documents[1] or None, count))
+        rows = harness.answers(harness.Examined(examinee), tasks)
+        return [rows[record.id] for record in records]
 
-    _check_letters(records, settings)
-    examples = _by_subject(load(examinee.inputs["fewshot"])) if settings.fewshot else {}
-    tasks = []
-    for subject, asked in _by_subject(records).items():
-        count = settings.fewshot.count if settings.fewshot else 0
-        own = examples.get(subject, [])
-        if len(own) < count:
-            raise RecordError(
-                f'{examinee.inputs["fewshot"]}: {len(own)} examples of the subject "{subject}", {count} are asked for. '
-                "Lower fewshot.count, or name a split with more."
-            )
-        documents = [[record.model_dump(mode="json") for record in part] for part in (asked, own)]
-        config = _config(settings, subject)
-        tasks.append(harness.task_of(f"mmlu_{subject}", config, documents[0], documents[1] or None, count))
-    rows = harness.answers(harness.Examined(examinee), tasks)
-    return [rows[record.id] for record in records]
+    def score(self, record: Record, responses: Mapping[str, str]) -> Row:
+        """One row: whether lm-eval counts the answer as right, and the options' log-likelihoods."""
+        from bulwark.evaluation import harness
 
+        found = [tuple(pair) for pair in json.loads(responses[ANSWER])]
+        (told,) = harness.metrics_of(_scorer(self.settings), record.model_dump(mode="json"), found).values()
+        return {
+            "accuracy": int(told["acc"]),
+            "subject": record.subject,
+            "log_likelihoods": [value for value, _ in found],
+        }
 
-def score(record: Record, responses: Mapping[str, str], settings: Settings) -> Row:
-    """One row: whether lm-eval counts the answer as right, and the options' log-likelihoods."""
-    from bulwark.evaluation import harness
-
-    found = [tuple(pair) for pair in json.loads(responses[ANSWER])]
-    (told,) = harness.metrics_of(_scorer(settings), record.model_dump(mode="json"), found).values()
-    return {
-        "accuracy": int(told["acc"]),
-        "subject": record.subject,
-        "log_likelihoods": [value for value, _ in found],
-    }
-
-
-def aggregate(rows: Sequence[Row], settings: Settings) -> dict[str, Metric]:
-    """The accuracy over all questions, so that every subject has the weight of its size."""
-    return metrics(rows, METRICS)
-
-
-def breakdowns(rows: Sequence[Row], settings: Settings) -> dict[str, dict[str, dict[str, Metric]]]:
-    """The accuracy by subject."""
-    return {"subject": grouped(rows, lambda row: row["subject"], METRICS)}
-
-
-def reported(rows: Sequence[Row], settings: Settings) -> dict[str, float]:
-    """The accuracy with equal weight for every subject, and what guessing would reach."""
-    subjects = grouped(rows, lambda row: row["subject"], METRICS)
-    return {
-        "accuracy_over_subjects": sum(found["accuracy"]["value"] for found in subjects.values()) / len(subjects),
-        "chance": sum(1 / len(row["log_likelihoods"]) for row in rows) / len(rows),
-    }
+    def reported(self, rows: Sequence[Row]) -> dict[str, float]:
+        """The accuracy with equal weight for every subject, and what guessing would reach."""
+        subjects = grouped(rows, lambda row: row["subject"], METRICS)
+        return {
+            "accuracy_over_subjects": sum(found["accuracy"]["value"] for found in subjects.values()) / len(subjects),
+            "chance": sum(1 / len(row["log_likelihoods"]) for row in rows) / len(rows),
+        }
 
 
 def description(subject: str, format: str) -> str:

@@ -6,11 +6,11 @@ instruction, input and one right output will do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
-from bulwark.benchmarks import Metric, Row, grouped, metrics
-from bulwark.data.records import Turn, read_records
+from bulwark.data.records import Turn
+from bulwark.evaluation import benchmark
+from bulwark.evaluation.metrics import Row
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
 
@@ -33,39 +33,23 @@ class Record(Closed):
     kind: str | None = None
 
 
-def load(path: Path) -> list[Record]:
-    """Read the records. Raises RecordError for the first that is broken."""
-    return read_records(Path(path), schema=Record)
+class Benchmark(benchmark.Benchmark):
+    schema, metrics = Record, METRICS
+    groups = ("kind",)
+    means = {"mean_characters": "characters"}
 
+    def prompts(self, record: Record) -> dict[str, tuple[Turn, ...]]:
+        """The one prompt of a record."""
+        turns = (Turn(role="instruction", text=record.instruction),)
+        return {"answer": turns + ((Turn(role="data", text=record.input),) if record.input.strip() else ())}
 
-def prompts(record: Record, settings: Settings) -> dict[str, tuple[Turn, ...]]:
-    """The one prompt of a record."""
-    turns = (Turn(role="instruction", text=record.instruction),)
-    return {"answer": turns + ((Turn(role="data", text=record.input),) if record.input.strip() else ())}
-
-
-def score(record: Record, responses: Mapping[str, str], settings: Settings) -> Row:
-    """One row: whether the answer is right, and the kind of task."""
-    return {
-        "accuracy": int(normalised(responses["answer"]) == normalised(record.output)),
-        "kind": record.kind or "unnamed",
-        "characters": len(responses["answer"]),
-    }
-
-
-def aggregate(rows: Sequence[Row], settings: Settings) -> dict[str, Metric]:
-    """The accuracy over all tasks."""
-    return metrics(rows, METRICS)
-
-
-def breakdowns(rows: Sequence[Row], settings: Settings) -> dict[str, dict[str, dict[str, Metric]]]:
-    """The accuracy by kind of task."""
-    return {"kind": grouped(rows, lambda row: row["kind"], METRICS)}
-
-
-def reported(rows: Sequence[Row], settings: Settings) -> dict[str, float]:
-    """The mean length of the answers."""
-    return {"mean_characters": sum(row["characters"] for row in rows) / len(rows)}
+    def score(self, record: Record, responses: Mapping[str, str]) -> Row:
+        """One row: whether the answer is right, and the kind of task."""
+        return {
+            "accuracy": int(normalised(responses["answer"]) == normalised(record.output)),
+            "kind": record.kind or "unnamed",
+            "characters": len(responses["answer"]),
+        }
 
 
 def normalised(text: str) -> str:

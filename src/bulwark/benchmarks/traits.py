@@ -13,13 +13,13 @@ judging failed; both are counted. The value of a question is the mean over its s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from bulwark.benchmarks import Metric, Row, grouped, metrics
 from bulwark.data.contrasts import Question as Record
-from bulwark.data.records import Turn, read_records
+from bulwark.data.records import Turn
+from bulwark.evaluation import benchmark
+from bulwark.evaluation.metrics import Row
 from bulwark.judges import Judgement, JudgeSettings, Request
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed
@@ -48,60 +48,46 @@ class Settings(Closed):
         return self
 
 
-def load(path: Path) -> list[Record]:
-    """Read the records. Raises RecordError for the first that is broken."""
-    return read_records(Path(path), schema=Record)
+class Benchmark(benchmark.Benchmark):
+    schema, metrics = Record, METRICS
+    groups = ("trait",)
 
+    def prompts(self, record: Record) -> dict[str, tuple[Turn, ...]]:
+        """The question, once per sample."""
+        turns = (Turn(role="instruction", text=record.question),)
+        return {f"sample-{number}": turns for number in range(self.settings.samples)}
 
-def prompts(record: Record, settings: Settings) -> dict[str, tuple[Turn, ...]]:
-    """The question, once per sample."""
-    turns = (Turn(role="instruction", text=record.question),)
-    return {f"sample-{number}": turns for number in range(settings.samples)}
+    def requests(self, record: Record, responses: Mapping[str, str]) -> list[Request]:
+        """Each sample is judged by the trait and by its coherence.
 
+        A rubric of the record's own is the authors' and asks for 0 … 100; on the other scale ours takes its place.
+        """
+        rubric = record.rubric if self.settings.scoring.judge.scale == 100 else None
+        asked = []
+        for variant, response in responses.items():
+            key = f"{record.id}/{variant}"
+            common = (record.question, response)
+            asked.append(Request(f"{key}/trait", *common, record.trait, record.expected, rubric))
+            if self.settings.scoring.coherence:
+                asked.append(Request(f"{key}/coherence", *common, "coherence", record.expected))
+        return asked
 
-def requests(record: Record, responses: Mapping[str, str], settings: Settings) -> list[Request]:
-    """Each sample is judged by the trait and by its coherence.
+    def score(self, record: Record, responses: Mapping[str, str], judgements: Mapping[str, Judgement]) -> Row:
+        """One row: the means over the samples with a score (null without any), and every sample's score, 0 … 1."""
+        top = self.settings.scoring.judge.scale
+        row: Row = {"trait": record.trait}
+        for name, part in (("expression", "trait"), ("coherence", "coherence")):
+            given = [judgements.get(f"{record.id}/{variant}/{part}") for variant in responses]
+            values = [None if one is None or one.value is None else one.value / top for one in given]
+            known = [value for value in values if value is not None]
+            row[name] = sum(known) / len(known) if known else None
+            row[f"{name}_of_samples"] = values if any(given) else []
+        return row
 
-    A rubric of the record's own is the authors' and asks for 0 … 100; on the other scale ours takes its place.
-    """
-    rubric = record.rubric if settings.scoring.judge.scale == 100 else None
-    asked = []
-    for variant, response in responses.items():
-        key = f"{record.id}/{variant}"
-        common = (record.question, response)
-        asked.append(Request(f"{key}/trait", *common, record.trait, record.expected, rubric))
-        if settings.scoring.coherence:
-            asked.append(Request(f"{key}/coherence", *common, "coherence", record.expected))
-    return asked
-
-
-def score(record: Record, responses: Mapping[str, str], settings: Settings, judgements: Mapping[str, Judgement]) -> Row:
-    """One row: the means over the samples with a score (null without any), and every sample's score, 0 … 1."""
-    top = settings.scoring.judge.scale
-    row: Row = {"trait": record.trait}
-    for name, part in (("expression", "trait"), ("coherence", "coherence")):
-        given = [judgements.get(f"{record.id}/{variant}/{part}") for variant in responses]
-        values = [None if one is None or one.value is None else one.value / top for one in given]
-        known = [value for value in values if value is not None]
-        row[name] = sum(known) / len(known) if known else None
-        row[f"{name}_of_samples"] = values if any(given) else []
-    return row
-
-
-def aggregate(rows: Sequence[Row], settings: Settings) -> dict[str, Metric]:
-    """Both metrics over all questions with a value."""
-    return metrics(rows, METRICS)
-
-
-def breakdowns(rows: Sequence[Row], settings: Settings) -> dict[str, dict[str, dict[str, Metric]]]:
-    """The metrics by trait."""
-    return {"trait": grouped(rows, lambda row: row["trait"], METRICS)}
-
-
-def reported(rows: Sequence[Row], settings: Settings) -> dict[str, float | int | None]:
-    """Answers without a trait score; the standard deviation of the scores over answers, as the authors report it."""
-    scores = [value for row in rows for value in row["expression_of_samples"]]
-    known = [value for value in scores if value is not None]
-    mean = sum(known) / len(known) if known else None
-    spread = (sum((value - mean) ** 2 for value in known) / (len(known) - 1)) ** 0.5 if len(known) > 1 else None
-    return {"answers_without_expression": len(scores) - len(known), "expression_sd_over_answers": spread}
+    def reported(self, rows: Sequence[Row]) -> dict[str, float | int | None]:
+        """Answers without a trait score; the standard deviation over answers, as the authors report it."""
+        scores = [value for row in rows for value in row["expression_of_samples"]]
+        known = [value for value in scores if value is not None]
+        mean = sum(known) / len(known) if known else None
+        spread = (sum((value - mean) ** 2 for value in known) / (len(known) - 1)) ** 0.5 if len(known) > 1 else None
+        return {"answers_without_expression": len(scores) - len(known), "expression_sd_over_answers": spread}

@@ -1,8 +1,6 @@
 """A checkpoint answers a benchmark: prompts in, one line per answer out, resumable by record.
 
-The expensive half of an evaluation. The cheap half, scoring the answers, is `bulwark.benchmarks.score_file`.
-Most benchmarks only say what is asked (`prompts`) and have the text generated here. One that needs more of the model
-than text (log-likelihoods, hidden states) has a function `answers` instead, which is given the open checkpoint.
+The expensive half of an evaluation; the cheap half, scoring the answers, is `bulwark.evaluation.score`.
 """
 
 from __future__ import annotations
@@ -13,12 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bulwark import benchmarks, files
+from bulwark import files
+from bulwark.evaluation.benchmark import Benchmark
 from bulwark.models import manifests
 from bulwark.models.open import LanguageModel, open_model
-from bulwark.settings import Closed, validated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,8 +68,7 @@ class Examinee:
 def answer(
     checkpoint: Path,
     records: Path,
-    module: str,
-    settings: dict[str, Any],
+    benchmark: Benchmark,
     *,
     seed: int,
     dtype: str,
@@ -80,7 +77,7 @@ def answer(
     provenance: Path,
     inputs: Mapping[str, Path] | None = None,
 ) -> None:
-    """Let `checkpoint` answer the benchmark `module` over `records`.
+    """Let `checkpoint` answer the benchmark over `records`.
 
     inputs: the further files that the benchmark reads, by the names in its `Settings.inputs()`.
     Writes `answers` (JSON lines: id, variant, response, tokens, finish, truncated) and `provenance` (how they were
@@ -89,28 +86,22 @@ def answer(
     """
     started = time.time()
     inputs = {name: Path(path) for name, path in (inputs or {}).items()}
-    benchmark = benchmarks.module_of(module)
-    parsed = validated(benchmark.Settings, settings, f"settings of the benchmark {module}")
-    longest = parsed.decoding.max_prompt_tokens if hasattr(benchmark, "prompts") else None
+    longest = benchmark.settings.decoding.max_prompt_tokens if benchmark.prompts else None
     language_model = open_model(checkpoint, dtype, max_tokens=longest, threads=threads)
     partial = answers.with_name(answers.name + ".partial")
     settled = {
         "checkpoint": files.digest(language_model.manifest),
         "records": files.digest(records),
-        "settings": settings,
+        "settings": benchmark.settings.model_dump(mode="json", exclude={"scoring"}),
         "prompt": language_model.builder.digest,
         "dtype": language_model.dtype,
         "seed": seed,
         "inputs": {name: files.digest(path) for name, path in inputs.items()},
     }
     examinee = Examinee(language_model, seed, inputs, partial, files.digest(settled))
-    known = benchmark.load(records)
-    if hasattr(benchmark, "answers"):
-        rows = benchmark.answers(examinee, known, parsed)
-    else:
-        rows = generated(examinee, benchmark, known, parsed)
+    rows = benchmark.answers(examinee, benchmark.load(records))
     files.write_text(answers, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    told = {
+    made = {
         **settled,
         "template": language_model.template,
         "device": language_model.device,
@@ -119,20 +110,6 @@ def answer(
         "wall_seconds": round(time.time() - started, 1),
         **manifests.provenance(),
     }
-    files.write_text(provenance, json.dumps(told, indent=1) + "\n")
+    files.write_text(provenance, json.dumps(made, indent=1) + "\n")
     partial.unlink(missing_ok=True)
     log.info("%d answers in %.0f s", len(rows), time.time() - started)
-
-
-def generated(examinee: Examinee, benchmark: Any, records: Sequence[Any], settings: Closed) -> list[dict[str, Any]]:
-    """The rows of a benchmark with `prompts`: one generated answer per record and variant."""
-    prompts = [
-        ((record.id, variant), examinee.builder.prompt(turns))
-        for record in records
-        for variant, turns in benchmark.prompts(record, settings).items()
-    ]
-    produced = examinee.generate([(json.dumps(key), prompt) for key, prompt in prompts], settings.decoding)
-    return [
-        {**row.as_dict(), "id": record_id, "variant": variant}
-        for ((record_id, variant), _), row in zip(prompts, produced, strict=True)
-    ]

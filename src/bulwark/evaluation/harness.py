@@ -23,10 +23,10 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from bulwark.benchmarks import ANSWER
 from bulwark.data.records import Turn
 from bulwark.errors import BulwarkError
 from bulwark.evaluation.answer import Examinee
+from bulwark.evaluation.benchmark import ANSWER
 from bulwark.models import generation, likelihoods
 from bulwark.models.decoding import Decoding
 from bulwark.prompts.builder import Prompt

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bulwark.benchmarks import records_beside
 from bulwark.errors import BulwarkError, nearest
+from bulwark.evaluation.metrics import records_beside
 from bulwark.evaluation.statistics import CONFIDENCE, Estimate, Sample, estimate, is_rate, sample
 from bulwark.settings import read_yaml
 

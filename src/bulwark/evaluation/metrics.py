@@ -1,0 +1,62 @@
+"""Metrics: the mean of a column of rows, with its standard error and interval. Free of torch and numpy at import.
+
+A row is what is known of one record. It has a column named after each metric: the record's own value, null where the
+record does not count. The metric is the mean of the column over the records that count, which is all that standard
+errors and paired tests need. A metric that is no such mean (an AUC) has no column and brings its own error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+Row = dict[str, Any]
+Groups = dict[str, dict[str, "Metric"]]  # {group: {metric: Metric}}
+
+
+class Metric(TypedDict):
+    """A mean over `n` records. With none, `value` is null; with fewer than two, `stderr` is. Rates lie in 0 … 1.
+
+    higher_is_better: null for what an analysis describes, which is neither better nor worse.
+    """
+
+    value: float | None
+    stderr: float | None
+    interval: list[float] | None
+    n: int
+    higher_is_better: bool | None
+
+
+def metric(rows: Iterable[Row], name: str, higher_is_better: bool) -> Metric:
+    """Average the column `name` over the rows where it is not null; Wilson's 95 % interval if it is a rate."""
+    from bulwark.evaluation.statistics import mean_and_error, mean_interval
+
+    values = [float(row[name]) for row in rows if row[name] is not None]
+    value, stderr = mean_and_error(values)
+    interval = mean_interval(values)
+    return Metric(
+        value=value,
+        stderr=stderr,
+        interval=list(interval) if interval else None,
+        n=len(values),
+        higher_is_better=higher_is_better,
+    )
+
+
+def metrics(rows: Sequence[Row], directions: Mapping[str, bool]) -> dict[str, Metric]:
+    """`metric` for each of {metric: whether higher is better}."""
+    return {name: metric(rows, name, higher) for name, higher in directions.items()}
+
+
+def grouped(rows: Sequence[Row], key: Callable[[Row], Hashable], directions: Mapping[str, bool]) -> Groups:
+    """`metrics` of each group of rows with the same `key`, groups sorted by name."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str(key(row)), []).append(row)
+    return {group: metrics(groups[group], directions) for group in sorted(groups)}
+
+
+def records_beside(scores: Path) -> Path:
+    """The file with one row per record that belongs to a scores file."""
+    return Path(scores).with_suffix(".records.jsonl")
