@@ -9,7 +9,7 @@ import torch
 from tiny_tokenizers import tiny_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from bulwark.evaluation.answer import Examinee
+from bulwark.evaluation.examinee import Examinee
 from bulwark.models.embeddings import install
 from bulwark.models.open import LanguageModel
 from bulwark.prompts.builder import PromptBuilder

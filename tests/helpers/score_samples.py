@@ -4,7 +4,8 @@ import json
 import random
 from pathlib import Path
 
-from bulwark.benchmarks import score_file
+from bulwark.benchmarks import benchmark_of
+from bulwark.evaluation.score import score_file
 
 DECODING = {"decoding": {"max_new_tokens": 16, "do_sample": False}}
 DOMAINS = (
@@ -74,7 +75,7 @@ def sep_cell(folder: Path, model: str, recipe: str, seed: int, in_data: list[int
     identity = {"benchmark": "sep", "model": model, "recipe": recipe, "seed": seed}
     provenance = {"git": {"commit": "0123abc", "dirty": False}, "versions": {"torch": "2.13.0"}, "checkpoint": recipe}
     score_file(
-        answers=answers, records=records, module="sep", settings=DECODING, identity=identity, provenance=provenance,
+        benchmark_of("sep", DECODING), answers=answers, records=records, identity=identity, provenance=provenance,
         scores=scores,
     )  # fmt: skip
     return {**identity, "scores": str(scores)}
@@ -92,7 +93,7 @@ def tasks_cell(folder: Path, model: str, recipe: str, seed: int, right: list[int
     answers = write_lines(scores.with_name("tasks.answers.jsonl"), lines)
     identity = {"benchmark": "tasks", "model": model, "recipe": recipe, "seed": seed}
     score_file(
-        answers=answers, records=records, module="tasks", settings=DECODING, identity=identity, provenance={},
+        benchmark_of("tasks", DECODING), answers=answers, records=records, identity=identity, provenance={},
         scores=scores,
     )  # fmt: skip
     return {**identity, "scores": str(scores)}

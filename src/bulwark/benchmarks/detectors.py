@@ -35,7 +35,7 @@ from bulwark.steering.screening.settings import DetectorSettings
 from bulwark.steering.settings import VectorSettings
 
 if TYPE_CHECKING:
-    from bulwark.evaluation.answer import Examinee
+    from bulwark.evaluation.examinee import Examinee
     from bulwark.steering.vectors.fusion import FusedVectors
 
 SIGNS = {

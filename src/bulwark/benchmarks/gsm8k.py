@@ -21,7 +21,7 @@ from bulwark.models.decoding import Decoding, Fewshot
 from bulwark.settings import Closed, Text
 
 if TYPE_CHECKING:
-    from bulwark.evaluation.answer import Examinee
+    from bulwark.evaluation.examinee import Examinee
 
 METRICS = {"exact_match_strict": True, "exact_match_flexible": True}
 _FILTERS = {"exact_match_strict": "strict-match", "exact_match_flexible": "flexible-extract"}

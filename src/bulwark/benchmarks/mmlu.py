@@ -23,7 +23,7 @@ from bulwark.models.decoding import Fewshot
 from bulwark.settings import Closed, Text
 
 if TYPE_CHECKING:
-    from bulwark.evaluation.answer import Examinee
+    from bulwark.evaluation.examinee import Examinee
 
 METRICS = {"accuracy": True}
 _FORMATS = {

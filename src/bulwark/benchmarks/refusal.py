@@ -26,7 +26,7 @@ from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
 
 if TYPE_CHECKING:
-    from bulwark.evaluation.answer import Examinee
+    from bulwark.evaluation.examinee import Examinee
 
 METRICS = {
     "refusal": True,

@@ -33,7 +33,7 @@ from bulwark.settings import Closed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bulwark.evaluation.answer import Examinee
+    from bulwark.evaluation.examinee import Examinee
 
 __all__ = ["METHOD", "METRICS", "Record", "Settings"]
 

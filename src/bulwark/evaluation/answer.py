@@ -8,61 +8,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bulwark import files
 from bulwark.evaluation.benchmark import Benchmark
+from bulwark.evaluation.examinee import Examinee
 from bulwark.models import manifests
-from bulwark.models.open import LanguageModel, open_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from bulwark.models.decoding import Decoding
-    from bulwark.models.generation import Answer
-    from bulwark.models.likelihoods import Continuation, LogLikelihood
-    from bulwark.prompts.builder import Prompt, PromptBuilder
+from bulwark.models.open import open_model
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Examinee:
-    """An open checkpoint and what an evaluation may read and write.
-
-    language_model: the checkpoint. Only for a benchmark with `prompts` does its builder cut prompts to
-    `decoding.max_prompt_tokens`. inputs: the files that the benchmark's `Settings.inputs()` names. partial,
-    fingerprint: where finished answers may be kept, and what decides them, as `generation.generate` wants both.
-    """
-
-    language_model: LanguageModel
-    seed: int
-    inputs: Mapping[str, Path]
-    partial: Path
-    fingerprint: str
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """In evaluation mode, on its device."""
-        return self.language_model.model
-
-    @property
-    def builder(self) -> PromptBuilder:
-        """The prompt builder of the checkpoint's template."""
-        return self.language_model.builder
-
-    def generate(self, prompts: Sequence[tuple[str, Prompt]], decoding: Decoding) -> list[Answer]:
-        """One answer per (key, prompt), in the given order; those of an interrupted run are not made again."""
-        return self.language_model.generate(
-            prompts, decoding, seed=self.seed, partial=self.partial, fingerprint=self.fingerprint
-        )
-
-    def log_likelihoods(self, requests: Sequence[Continuation]) -> list[LogLikelihood]:
-        """The log-likelihood of every continuation, in the given order; resumable as `generate` is."""
-        return self.language_model.log_likelihoods(requests, partial=self.partial, fingerprint=self.fingerprint)
 
 
 def answer(

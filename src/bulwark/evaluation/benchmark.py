@@ -23,7 +23,7 @@ from bulwark.evaluation.metrics import Groups, Metric, Row, grouped, metrics
 from bulwark.settings import Closed
 
 if TYPE_CHECKING:
-    from bulwark.evaluation.answer import Examinee
+    from bulwark.evaluation.examinee import Examinee
     from bulwark.judges import JudgeSettings
 
 ANSWER = "answer"  # the variant of a record that is answered once

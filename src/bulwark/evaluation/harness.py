@@ -25,8 +25,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from bulwark.data.records import Turn
 from bulwark.errors import BulwarkError
-from bulwark.evaluation.answer import Examinee
 from bulwark.evaluation.benchmark import ANSWER
+from bulwark.evaluation.examinee import Examinee
 from bulwark.models import generation, likelihoods
 from bulwark.models.decoding import Decoding
 from bulwark.prompts.builder import Prompt

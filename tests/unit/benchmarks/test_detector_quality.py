@@ -11,10 +11,11 @@ from examinee_samples import examinee, tiny_aside
 from pyarrow import parquet
 from score_samples import write_lines
 
-from bulwark import benchmarks, files
+from bulwark import files
 from bulwark.benchmarks import detectors
 from bulwark.data.records import Conversation, Turn
 from bulwark.errors import ConfigurationError, RecordError
+from bulwark.evaluation.score import score_file
 from bulwark.settings import validated
 from bulwark.steering.vectors import storage
 
@@ -23,6 +24,10 @@ VECTORS = {"traits": ["rude"], "layers": [1]}
 
 def settings(**changes):
     return validated(detectors.Settings, {"vectors": VECTORS, "scoring": {"resamples": 50}, **changes}, "test")
+
+
+def benchmark(**changes):
+    return detectors.Benchmark(settings(**changes))
 
 
 def row(level, n_resp=4, **scores):
@@ -44,7 +49,7 @@ def values(found: dict) -> dict:
 
 
 def test_low_differences_and_high_curvatures_are_suspicious():
-    found = detectors.aggregate(rows(), settings())
+    found = benchmark().aggregate(rows())
     told = values(found)
     assert told["auroc_delta_mean"] == pytest.approx((19 * 10 + 9) / 200)
     assert told["auroc_D2"] == pytest.approx(0.75)
@@ -58,12 +63,12 @@ def test_low_differences_and_high_curvatures_are_suspicious():
 
 
 def test_a_detector_that_was_left_out_is_null():
-    found = detectors.aggregate(rows(), settings())
+    found = benchmark().aggregate(rows())
     assert found["auroc_dp"] == {"value": None, "stderr": None, "interval": None, "n": 0, "higher_is_better": True}
 
 
 def test_each_level_stands_against_all_normal_rows():
-    told = detectors.breakdowns(rows(), settings())
+    told = benchmark().breakdowns(rows())
     assert set(told) == {"level", "trait"}
     assert {level: values(found)["auroc_D2"] for level, found in told["level"].items()} == {"1": 0.5, "2": 1.0}
     assert told["level"]["1"]["auroc_D2"]["n"] == 20
@@ -72,16 +77,16 @@ def test_each_level_stands_against_all_normal_rows():
 
 def test_traits_are_told_apart():
     other = [{**one, "trait": "boastful", "D2": -one["D2"]} for one in rows()]
-    told = detectors.breakdowns(rows() + other, settings())["trait"]
+    told = benchmark().breakdowns(rows() + other)["trait"]
     assert {trait: values(found)["auroc_D2"] for trait, found in told.items()} == {"boastful": 0.25, "rude": 0.75}
 
 
 def test_rows_without_anything_supervised_do_not_count():
     cut = [row(2, n_resp=0, delta_mean=0.0, D2=0.0), row(0, delta_mean=None, D2=1.0)]
-    found = detectors.aggregate(rows() + cut, settings())
+    found = benchmark().aggregate(rows() + cut)
     assert found["auroc_delta_mean"]["n"] == 30
     assert found["auroc_D2"]["n"] == 31
-    told = detectors.reported(rows() + cut, settings())
+    told = benchmark().reported(rows() + cut)
     assert told["rows_without_supervised_token"] == 1
     assert told["rows_undefined"]["delta_mean"] == 1
     assert told["rows_by_level"] == {"0": 11, "1": 10, "2": 11}
@@ -90,16 +95,16 @@ def test_rows_without_anything_supervised_do_not_count():
 def test_a_value_at_its_threshold_is_safe():
     at = [row(0, delta_mean=0.0, delta_min=-1.0, probe_cos=0.12, probe_proj=1.0, dp=0.0)]
     over = [row(1, delta_mean=-1e-9, delta_min=1.0, probe_cos=0.13, probe_proj=1e-7, dp=1e-9)]
-    told = detectors.reported(at + over, settings())["flagged"]
+    told = benchmark().reported(at + over)["flagged"]
     assert told["delta_mean"] == {"true_positive_rate": 1.0, "false_positive_rate": 0.0, "rows": 2}
     assert told["delta_min"] == {"true_positive_rate": 0.0, "false_positive_rate": 1.0, "rows": 2}
     assert told["probe"] == told["dp"] == {"true_positive_rate": 1.0, "false_positive_rate": 0.0, "rows": 2}
-    none = detectors.reported([row(0, D2=1.0)], settings())["flagged"]
+    none = benchmark().reported([row(0, D2=1.0)])["flagged"]
     assert none["dp"] == {"true_positive_rate": None, "false_positive_rate": None, "rows": 0}
 
 
 def test_curves_correlations_and_costs():
-    told = detectors.reported(rows(), settings())
+    told = benchmark().reported(rows())
     assert told["roc"]["delta_mean"][0] == [0, 0]
     assert told["roc"]["delta_mean"][-1] == [1, 1]
     assert [0.0, 1.0] in told["roc_by_level"]["2"]["D2"]
@@ -113,8 +118,8 @@ def test_curves_correlations_and_costs():
 
 
 def test_other_names_for_normal():
-    chosen = settings(scoring={"normal": ["clean"], "resamples": 50})
-    told = detectors.breakdowns([{**one, "level": {"0": "clean"}.get(one["level"], "bad")} for one in rows()], chosen)
+    chosen = benchmark(scoring={"normal": ["clean"], "resamples": 50})
+    told = chosen.breakdowns([{**one, "level": {"0": "clean"}.get(one["level"], "bad")} for one in rows()])
     assert list(told["level"]) == ["bad"]
 
 
@@ -132,7 +137,7 @@ def test_rows_need_a_level(tmp_path):
     turns = [{"role": "instruction", "text": "a"}, {"role": "response", "text": "b"}]
     path = write_lines(tmp_path / "rows.jsonl", [{"id": "1", "turns": turns, "meta": {"trait": "rude"}}])
     with pytest.raises(RecordError, match='"1" has no level'):
-        detectors.load(path)
+        benchmark().load(path)
 
 
 @pytest.fixture
@@ -150,9 +155,14 @@ def conversations() -> list[Conversation]:
 
 def projected(folder, conversations, chosen, files, **changes):
     """A file of projections as `project_dataset` leaves it."""
-    made = {"vectors": chosen.vectors.model_dump(mode="json"), "mode": "response_mean", "max_tokens": None, **changes}
+    made = {
+        "vectors": chosen.settings.vectors.model_dump(mode="json"),
+        "mode": "response_mean",
+        "max_tokens": None,
+        **changes,
+    }
     rows = [{"id": c.id, "ref_projection": 0.5, "prompt_projection": 0.25, "excluded": None} for c in conversations]
-    told = {"settings": made, "vectors": {"files": files}}
+    told = {"settings": made | changes, "vectors": {"files": files}}
     table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"description": json.dumps(told)})
     parquet.write_table(table, folder / "p.parquet")
     return folder / "p.parquet"
@@ -162,12 +172,12 @@ def test_every_row_is_scored_on_a_model(tmp_path, conversations):
     path = tmp_path / "rude.safetensors"
     torch.manual_seed(3)
     storage.write(path, torch.randn(3, 32), {"trait": "rude"})
-    chosen = settings(projections="p")
+    chosen = benchmark(projections="p")
     references = projected(tmp_path, conversations, chosen, {"rude": files.digest(path)})
     subject = examinee(tmp_path, tiny_aside(), inputs={"vector_rude": path, "projections": references})
-    answers = detectors.answers(subject, conversations, chosen)
+    answers = chosen.answers(subject, conversations)
     assert [(a["id"], a["variant"], a["truncated"]) for a in answers] == [(f"r{n}", "answer", False) for n in range(3)]
-    told = [detectors.score(c, {"answer": a["response"]}, chosen) for c, a in zip(conversations, answers, strict=True)]
+    told = [chosen.score(c, {"answer": a["response"]}) for c, a in zip(conversations, answers, strict=True)]
     for one, answer in zip(told, answers, strict=True):
         assert all(isinstance(one[name], float) for name in detectors.SIGNS)
         assert one["delta_mean"] == pytest.approx(one["loss_inj"] - one["loss_nat"], abs=1e-5)
@@ -179,8 +189,8 @@ def test_every_row_is_scored_on_a_model(tmp_path, conversations):
     assert "id" not in told[0]
     identity = {"benchmark": "detectors", "model": "tiny", "recipe": "base", "seed": 0}
     records = write_lines(tmp_path / "rows.jsonl", [c.model_dump(mode="json") for c in conversations])
-    scored = benchmarks.score_file(
-        answers=write_lines(tmp_path / "a.jsonl", answers), records=records, module="detectors", settings=chosen,
+    scored = score_file(
+        chosen, answers=write_lines(tmp_path / "a.jsonl", answers), records=records,
         identity=identity, provenance={}, scores=tmp_path / "s.json",
     )  # fmt: skip
     assert scored["n"] == 3
@@ -190,18 +200,18 @@ def test_every_row_is_scored_on_a_model(tmp_path, conversations):
 def test_projections_must_fit(tmp_path, conversations):
     path = tmp_path / "rude.safetensors"
     storage.write(path, torch.ones(3, 32), {"trait": "rude"})
-    chosen, vector_files = settings(projections="p"), {"rude": files.digest(path)}
+    chosen, vector_files = benchmark(projections="p"), {"rude": files.digest(path)}
     inputs = {"vector_rude": path, "projections": tmp_path / "p.parquet"}
     subject = examinee(tmp_path, tiny_aside(), inputs=inputs)
     projected(tmp_path, conversations[:1], chosen, vector_files)
     with pytest.raises(RecordError, match='2 rows have no projection, "r1"'):
-        detectors.answers(subject, conversations, chosen)
-    projected(tmp_path, conversations, settings(vectors={"traits": ["rude"], "layers": [2]}), vector_files)
+        chosen.answers(subject, conversations)
+    projected(tmp_path, conversations, benchmark(vectors={"traits": ["rude"], "layers": [2]}), vector_files)
     with pytest.raises(ConfigurationError, match=r"other vectors .*config/projections/p\.yaml"):
-        detectors.answers(subject, conversations, chosen)
+        chosen.answers(subject, conversations)
     projected(tmp_path, conversations, chosen, {"rude": "another"})
     with pytest.raises(ConfigurationError, match="other files of vectors"):
-        detectors.answers(subject, conversations, chosen)
+        chosen.answers(subject, conversations)
     projected(tmp_path, conversations, chosen, vector_files, mode="prompt_last")
     with pytest.raises(ConfigurationError, match="other mode"):
-        detectors.answers(subject, conversations, chosen)
+        chosen.answers(subject, conversations)

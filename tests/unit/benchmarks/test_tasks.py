@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from score_samples import DECODING, tasks_cell, write_lines
 
-from bulwark.benchmarks import tasks
+from bulwark.benchmarks import benchmark_of, tasks
 from bulwark.errors import RecordError
-from bulwark.settings import validated
 
-SETTINGS = validated(tasks.Settings, DECODING, "test")
+BENCHMARK = benchmark_of("tasks", DECODING)
 TASK = {"id": "t0", "instruction": "Count the nouns.", "input": "The cup.", "output": "one", "kind": "count"}
 
 
@@ -18,23 +17,23 @@ TASK = {"id": "t0", "instruction": "Count the nouns.", "input": "The cup.", "out
     ("response", "right"), [("one", 1), (" one \n", 1), ("one two", 0), ("One", 0), ("", 0), ("on e", 0)]
 )
 def test_only_white_space_is_forgiven(response, right):
-    assert tasks.score(tasks.Record(**TASK), {"answer": response}, SETTINGS)["accuracy"] == right
+    assert BENCHMARK.score(tasks.Record(**TASK), {"answer": response})["accuracy"] == right
 
 
 def test_accuracy_over_all_and_by_kind():
     records = [tasks.Record(**{**TASK, "id": str(i), "kind": kind}) for i, kind in enumerate(("a", "a", "b", None))]
     rows = [
-        tasks.score(record, {"answer": said}, SETTINGS)
+        BENCHMARK.score(record, {"answer": said})
         for record, said in zip(records, ("one", "two", "one", "one"), strict=True)
     ]
-    assert tasks.aggregate(rows, SETTINGS)["accuracy"]["value"] == 0.75
-    by_kind = tasks.breakdowns(rows, SETTINGS)["kind"]
+    assert BENCHMARK.aggregate(rows)["accuracy"]["value"] == 0.75
+    by_kind = BENCHMARK.breakdowns(rows)["kind"]
     assert {kind: found["accuracy"]["value"] for kind, found in by_kind.items()} == {"a": 0.5, "b": 1.0, "unnamed": 1.0}
 
 
 def test_a_task_without_input_has_one_turn():
-    with_input = tasks.prompts(tasks.Record(**TASK), SETTINGS)["answer"]
-    without = tasks.prompts(tasks.Record(**{**TASK, "input": ""}), SETTINGS)["answer"]
+    with_input = BENCHMARK.prompts(tasks.Record(**TASK))["answer"]
+    without = BENCHMARK.prompts(tasks.Record(**{**TASK, "input": ""}))["answer"]
     assert [turn.role for turn in with_input] == ["instruction", "data"]
     assert [turn.role for turn in without] == ["instruction"]
 
@@ -49,7 +48,7 @@ def test_the_scores_file(tmp_path):
 def test_a_task_without_output_is_refused(tmp_path):
     path = write_lines(tmp_path / "tasks.jsonl", [{**TASK, "output": ""}])
     with pytest.raises(RecordError, match=r"line 1.*output"):
-        tasks.load(path)
+        BENCHMARK.load(path)
 
 
 @pytest.mark.parametrize("field", ["instruction", "output"])
@@ -57,4 +56,4 @@ def test_an_empty_text_is_refused_with_its_place(tmp_path, field):
     row = {"id": "1", "instruction": "count", "input": "a", "output": "1"} | {field: "  "}
     (tmp_path / "tasks.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(RecordError, match=rf"tasks\.jsonl, line 1.*{field}"):
-        tasks.load(tmp_path / "tasks.jsonl")
+        BENCHMARK.load(tmp_path / "tasks.jsonl")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from examinee_samples import tiny_aside
 from score_samples import write_lines
 from tiny_tokenizers import tiny_tokenizer
 
-from bulwark import benchmarks, files
-from bulwark.benchmarks import mmlu, tasks
+from bulwark import files
+from bulwark.benchmarks import benchmark_of, mmlu, tasks, traits
 from bulwark.config import catalogue
 from bulwark.errors import ConfigurationError, RecordError
 from bulwark.evaluation import answer
+from bulwark.evaluation.score import score_file
 from bulwark.models import checkpoints, manifests
 from bulwark.settings import merged, read_yaml
 
@@ -24,6 +24,8 @@ QUESTIONS = [
     {"id": f"q{n}", "question": f"Which is {n}?", "choices": list("wxyz"), "answer": n % 4, "subject": "trees"}
     for n in range(6)
 ]
+GREEDY = {"decoding": {"max_new_tokens": 4}}
+QUESTION = traits.Record(id="1", question="Who?", trait="evil")
 MMLU = {"format": "letters", "fewshot": {"data": "mmlu", "split": "dev", "count": 1}}
 IDENTITY = {"benchmark": "mmlu", "model": "tiny", "recipe": "base", "seed": 0}
 
@@ -41,7 +43,7 @@ def answered(checkpoint, folder, module="mmlu", settings=MMLU, rows=QUESTIONS, i
     dev = write_lines(folder / "dev.jsonl", [{**QUESTIONS[0], "id": "d"}]) if inputs else None
     paths = {"answers": folder / "answers.jsonl", "provenance": folder / "provenance.json"}
     answer.answer(
-        checkpoint, records, module, settings, seed=0, dtype="float32", threads=1,
+        checkpoint, records, benchmark_of(module, settings), seed=0, dtype="float32", threads=1,
         inputs={"fewshot": dev} if inputs else None, **paths,
     )  # fmt: skip
     return records, paths["answers"], json.loads(paths["provenance"].read_text())
@@ -55,8 +57,8 @@ def test_a_benchmark_that_answers_by_itself(checkpoint, tmp_path):
     assert told["inputs"] == {"fewshot": files.digest(tmp_path / "dev.jsonl")}
     assert told["answers"] == 6
     assert not answers.with_name("answers.jsonl.partial").exists()
-    scored = benchmarks.score_file(
-        answers=answers, records=records, module="mmlu", settings=MMLU, identity=IDENTITY, provenance=told,
+    scored = score_file(
+        benchmark_of("mmlu", MMLU), answers=answers, records=records, identity=IDENTITY, provenance=told,
         scores=tmp_path / "mmlu.json",
     )  # fmt: skip
     assert scored["metrics"]["accuracy"]["n"] == 6
@@ -64,9 +66,8 @@ def test_a_benchmark_that_answers_by_itself(checkpoint, tmp_path):
 
 
 def test_a_benchmark_with_prompts_is_answered_as_before(checkpoint, tmp_path):
-    settings = {"decoding": {"max_new_tokens": 4}}
     rows = [{"id": str(n), "instruction": f"Name {n}.", "input": "", "output": "x"} for n in range(3)]
-    _, answers, told = answered(checkpoint, tmp_path, "tasks", settings, rows, inputs=False)
+    _, answers, told = answered(checkpoint, tmp_path, "tasks", GREEDY, rows, inputs=False)
     lines = [json.loads(line) for line in answers.read_text().splitlines()]
     assert [(line["id"], line["variant"], line["tokens"] <= 4) for line in lines] == [
         (str(n), "answer", True) for n in range(3)
@@ -77,12 +78,12 @@ def test_a_benchmark_with_prompts_is_answered_as_before(checkpoint, tmp_path):
 def test_another_input_discards_what_was_kept(checkpoint, tmp_path, monkeypatch):
     seen = []
 
-    def keep(examinee, records, settings):
+    def keep(self, examinee, records):
         seen.append((examinee.fingerprint, dict(examinee.inputs), examinee.language_model.template))
         row = {"variant": "answer", "response": "[]", "tokens": 1, "finish": "stop", "truncated": False}
         return [{"id": record.id, **row} for record in records]
 
-    monkeypatch.setattr(mmlu, "answers", keep)
+    monkeypatch.setattr(mmlu.Benchmark, "answers", keep)
     answered(checkpoint, tmp_path)
     answered(checkpoint, tmp_path)
     monkeypatch.setitem(QUESTIONS[0], "question", "Another?")
@@ -94,16 +95,18 @@ def test_another_input_discards_what_was_kept(checkpoint, tmp_path, monkeypatch)
 
 def test_variants_are_those_of_the_prompts_or_one():
     record = tasks.Record(id="1", instruction="Name.", output="x")
-    assert benchmarks.variants_of(tasks, record, None) == ["answer"]
-    assert benchmarks.variants_of(SimpleNamespace(), record, None) == [benchmarks.ANSWER]
+    assert benchmark_of("tasks", GREEDY).variants(record) == ["answer"]
+    assert benchmark_of("mmlu", MMLU).variants(record) == ["answer"]
+    sampled = {"decoding": {"do_sample": True}, "samples": 2}
+    assert benchmark_of("traits", sampled).variants(QUESTION) == ["sample-0", "sample-1"]
 
 
 def test_a_missing_answer_is_told(checkpoint, tmp_path):
     records, answers, told = answered(checkpoint, tmp_path)
     answers.write_text("".join(answers.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(RecordError, match=r'1 missing: "q0" \(answer\)'):
-        benchmarks.score_file(
-            answers=answers, records=records, module="mmlu", settings=MMLU, identity=IDENTITY, provenance=told,
+        score_file(
+            benchmark_of("mmlu", MMLU), answers=answers, records=records, identity=IDENTITY, provenance=told,
             scores=tmp_path / "mmlu.json",
         )  # fmt: skip
 

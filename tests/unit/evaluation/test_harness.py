@@ -57,17 +57,21 @@ def settings(module, **changes):
     return validated(module.Settings, changes, "test")
 
 
+def benchmark(module, **changes):
+    return module.Benchmark(settings(module, **changes))
+
+
 @pytest.mark.parametrize("format", ["letters", "continuation"])
 @pytest.mark.parametrize("shots", [0, 2])
 def test_mmlu_is_lm_evals_own(tmp_path, model, format, shots):
     records = records_of(questions(8))
     fewshot = {"data": "mmlu", "split": "dev", "count": shots} if shots else None
-    chosen = settings(mmlu, format=format, fewshot=fewshot)
+    chosen = benchmark(mmlu, format=format, fewshot=fewshot)
     subject = examinee(
         tmp_path, model, inputs={"fewshot": written(tmp_path / "dev.jsonl", questions(6, "d"))} if shots else {}
     )
-    rows = mmlu.answers(subject, records, chosen)
-    ours = [mmlu.score(r, {"answer": row["response"]}, chosen) for r, row in zip(records, rows, strict=True)]
+    rows = chosen.answers(subject, records)
+    ours = [chosen.score(r, {"answer": row["response"]}) for r, row in zip(records, rows, strict=True)]
 
     tasks = {
         name: harness.task_of(
@@ -95,9 +99,9 @@ def test_mmlu_is_lm_evals_own(tmp_path, model, format, shots):
         expected = [found.value for [found] in by_id[record.id]["resps"]]
         assert row["log_likelihoods"] == pytest.approx(expected, abs=1e-4)
     assert 0 < sum(row["accuracy"] for row in ours) < 8
-    reported = mmlu.reported(ours, chosen)
+    reported = chosen.reported(ours)
     assert reported["chance"] == 0.25
-    assert mmlu.aggregate(ours, chosen)["accuracy"]["n"] == 8
+    assert chosen.aggregate(ours)["accuracy"]["n"] == 8
 
 
 def test_descriptions_are_lm_evals():
@@ -167,8 +171,8 @@ def test_generation_stops_at_the_tasks_strings(tmp_path, model, monkeypatch):
 
     monkeypatch.setattr(harness.generation, "generate", fake)
     records = [gsm8k.Record(**row) for row in solutions(2)]
-    chosen = settings(gsm8k, decoding={"max_new_tokens": 7})
-    rows = gsm8k.answers(examinee(tmp_path, model), records, chosen)
+    chosen = benchmark(gsm8k, decoding={"max_new_tokens": 7})
+    rows = chosen.answers(examinee(tmp_path, model), records)
     assert [(row["response"], row["finish"]) for row in rows] == [("It is 2.\n#### 2", "stop"), ("#### 3", "length")]
 
 
@@ -185,7 +189,7 @@ def test_generation_stops_at_the_tasks_strings(tmp_path, model, monkeypatch):
 )
 def test_gsm8k_counts_as_lm_eval_does(task, response, strict, flexible):
     record = gsm8k.Record(id="1", question="How many?", answer="Many.\n#### 1234")
-    row = gsm8k.score(record, {"answer": response}, settings(gsm8k, task=task))
+    row = benchmark(gsm8k, task=task).score(record, {"answer": response})
     assert (row["exact_match_strict"], row["exact_match_flexible"]) == (strict, flexible)
 
 
@@ -200,9 +204,9 @@ def test_gsm8k_shows_solved_examples_once_each(tmp_path, model, monkeypatch, tas
     monkeypatch.setattr(harness.generation, "generate", fake)
     few = {"data": "gsm8k", "split": "train", "count": 5} if task == "gsm8k" else None
     inputs = {"fewshot": written(tmp_path / "train.jsonl", solutions(20))} if few else {}
-    chosen = settings(gsm8k, task=task, fewshot=few, decoding={"max_new_tokens": 4})
+    chosen = benchmark(gsm8k, task=task, fewshot=few, decoding={"max_new_tokens": 4})
     subject = examinee(tmp_path, tiny_aside(positions=8192), inputs=inputs)
-    gsm8k.answers(subject, [gsm8k.Record(**row) for row in solutions(2)], chosen)
+    chosen.answers(subject, [gsm8k.Record(**row) for row in solutions(2)])
     first = prompts[0]
     starts = {"gsm8k": "Question: ", "gsm8k_cot": "Q: "}[task]
     assert first.text.count(starts) == shown + 1
@@ -214,16 +218,16 @@ def test_unusable_settings_and_records_are_refused(tmp_path, model):
     with pytest.raises(ConfigurationError, match="eight examples"):
         settings(gsm8k, task="gsm8k_cot", fewshot={"data": "gsm8k", "split": "train", "count": 5})
     with pytest.raises(RecordError, match="number 4 of 4"):
-        mmlu.load(written(tmp_path / "bad.jsonl", [{**questions(1)[0], "answer": 4}]))
+        benchmark(mmlu).load(written(tmp_path / "bad.jsonl", [{**questions(1)[0], "answer": 4}]))
     with pytest.raises(RecordError, match="####"):
-        gsm8k.load(written(tmp_path / "bad.jsonl", [{**solutions(1)[0], "answer": "2"}]))
+        benchmark(gsm8k).load(written(tmp_path / "bad.jsonl", [{**solutions(1)[0], "answer": "2"}]))
     five = [mmlu.Record(**{**questions(1)[0], "choices": tuple("abcde")})]
     with pytest.raises(RecordError, match="continuation"):
-        mmlu.answers(examinee(tmp_path, model), five, settings(mmlu))
+        benchmark(mmlu).answers(examinee(tmp_path, model), five)
     few = written(tmp_path / "dev.jsonl", questions(2, "d"))
-    chosen = settings(mmlu, fewshot={"data": "mmlu", "split": "dev", "count": 2})
+    chosen = benchmark(mmlu, fewshot={"data": "mmlu", "split": "dev", "count": 2})
     with pytest.raises(RecordError, match=r"dev\.jsonl: 1 examples"):
-        mmlu.answers(examinee(tmp_path, model, inputs={"fewshot": few}), records_of(questions(2)), chosen)
+        chosen.answers(examinee(tmp_path, model, inputs={"fewshot": few}), records_of(questions(2)))
 
 
 def test_the_benchmarks_ask_for_their_examples():
