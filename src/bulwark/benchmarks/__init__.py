@@ -41,16 +41,3 @@ def inputs_of(settings: Closed) -> dict[str, str]:
 def judge_of(module: str, settings: Closed, where: str = "") -> JudgeSettings | None:
     """The judge of a benchmark; see `Benchmark.judge`."""
     return benchmark_of(module, settings).judge(where)
-
-
-def answered_by(module: str) -> tuple[str, ...]:
-    """The names of the further modules whose code, beside the benchmark's own, makes the answers."""
-    return getattr(module_of(module), "METHOD", ())
-
-
-def scored_by(module: str, settings: Closed) -> tuple[str, ...]:
-    """The names of the modules whose code scores the answers: the benchmark's own and its judge's."""
-    from bulwark import judges
-
-    judge = judge_of(module, settings)
-    return (f"{__name__}.{module}", *(judges.method(judge) if judge else ()))

@@ -51,7 +51,6 @@ SIGNS = {
 }
 KINDS = ("auroc", "auprc", "tpr_at_1_fpr")
 METRICS = {f"{kind}_{score}": True for kind in KINDS for score in SIGNS}
-METHOD = ("bulwark.steering.screening.detectors", "bulwark.steering.screening.split", "bulwark.steering.vectors.fusion")
 Record = Conversation
 
 
@@ -103,7 +102,8 @@ class Settings(Closed):
 
 
 class Benchmark(benchmark.Benchmark):
-    schema, metrics = Record, METRICS
+    schema = Record
+    metrics = METRICS
 
     def load(self, path: Path) -> list[Conversation] | list[Tokenised]:
         """Read the rows to train on. Raises RecordError for a broken one, and for one whose meta has no level."""

@@ -60,7 +60,8 @@ class Record(Closed):
 
 
 class Benchmark(benchmark.Benchmark):
-    schema, metrics = Record, METRICS
+    schema = Record
+    metrics = METRICS
     means = {"mean_characters": "characters"}
 
     def answers(self, examinee: Examinee, records: Sequence[Record]) -> list[Row]:

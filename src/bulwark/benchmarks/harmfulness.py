@@ -54,7 +54,8 @@ class Record(Closed):
 
 
 class Benchmark(benchmark.Benchmark):
-    schema, metrics = Record, METRICS
+    schema = Record
+    metrics = METRICS
     groups = ("category",)
 
     def prompts(self, record: Record) -> dict[str, list[Turn]]:

@@ -64,7 +64,8 @@ class Record(Closed):
 
 
 class Benchmark(benchmark.Benchmark):
-    schema, metrics = Record, METRICS
+    schema = Record
+    metrics = METRICS
     groups = ("subject",)
 
     def answers(self, examinee: Examinee, records: Sequence[Record]) -> list[Row]:

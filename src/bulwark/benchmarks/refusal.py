@@ -37,11 +37,6 @@ METRICS = {
     "compliance": False,
     "disclaimers": False,
 }
-METHOD = (
-    "bulwark.abliteration.measure.measuring",
-    "bulwark.abliteration.measure.passes",
-    "bulwark.abliteration.measure.subject",
-)
 
 
 class Settings(Closed):
@@ -66,7 +61,8 @@ class Record(Closed):
 
 
 class Benchmark(benchmark.Benchmark):
-    schema, metrics = Record, METRICS
+    schema = Record
+    metrics = METRICS
     groups = ("label", "category")
     means = {"mean_characters": "characters"}
 

@@ -35,14 +35,7 @@ if TYPE_CHECKING:
 
     from bulwark.evaluation.examinee import Examinee
 
-__all__ = ["METHOD", "METRICS", "Record", "Settings"]
-
 METRICS = {"told_apart": True, "told_apart_by_reference": True, "projection_harmful": True}
-METHOD = (
-    "bulwark.abliteration.measure.residuals",
-    "bulwark.abliteration.measure.directions",
-    "bulwark.abliteration.measure.subject",
-)
 
 
 class Settings(Closed):
@@ -68,7 +61,8 @@ class Settings(Closed):
 
 
 class Benchmark(benchmark.Benchmark):
-    schema, metrics = Record, METRICS
+    schema = Record
+    metrics = METRICS
     groups = ("label",)
 
     def load(self, path: Path) -> list[Record]:

@@ -52,7 +52,8 @@ class Record(Closed):
 
 
 class Benchmark(benchmark.Benchmark):
-    schema, metrics = Record, METRICS
+    schema = Record
+    metrics = METRICS
     groups = ("category", "label")
     means = {"mean_characters": "characters"}
 

@@ -57,7 +57,8 @@ class Record(Closed):
 
 
 class Benchmark(benchmark.Benchmark):
-    schema, metrics = Record, METRICS
+    schema = Record
+    metrics = METRICS
     groups = ("insistence", "domain", "appended_type")
     means = {
         **{f"mean_characters_{variant}": f"characters_{variant}" for variant in VARIANTS},

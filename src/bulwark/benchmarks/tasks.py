@@ -34,7 +34,8 @@ class Record(Closed):
 
 
 class Benchmark(benchmark.Benchmark):
-    schema, metrics = Record, METRICS
+    schema = Record
+    metrics = METRICS
     groups = ("kind",)
     means = {"mean_characters": "characters"}
 

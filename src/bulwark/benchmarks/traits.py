@@ -49,7 +49,8 @@ class Settings(Closed):
 
 
 class Benchmark(benchmark.Benchmark):
-    schema, metrics = Record, METRICS
+    schema = Record
+    metrics = METRICS
     groups = ("trait",)
 
     def prompts(self, record: Record) -> dict[str, tuple[Turn, ...]]:

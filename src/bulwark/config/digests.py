@@ -32,11 +32,12 @@ UNTRACKED = {
 
 STEP = "bulwark.steps:execute"
 ANSWER = "bulwark.evaluation.answer:answer"
-SCORE = "bulwark.benchmarks:score_file"
+SCORE = "bulwark.evaluation.score:score_file"
 JUDGE = "bulwark.judges:judge"
 # What of a benchmark's module (functions, or members of its classes) makes its answers, and what only its scores.
 ANSWERING = frozenset({"load", "prompts", "answers"})
-SCORING = frozenset({"METRICS", "scoring", "requests", "score", "aggregate", "breakdowns", "reported"})
+SCORING = frozenset({"METRICS", "metrics", "groups", "means", "scoring", "judge", "requests"})
+SCORING |= {"score", "aggregate", "breakdowns", "reported"}
 
 
 def code_digest(*roots: str, without: Collection[str] = ()) -> str:

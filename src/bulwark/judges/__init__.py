@@ -8,7 +8,6 @@ A kind's module has
     Settings                                  what can be set
     judge(requests, settings, scale)          yields (index of the request, Judgement), in any order
     identity(request, settings, scale)        all that decides a judgement, as plain data; None: not worth keeping
-    METHOD                                    optional: names of further modules whose code makes its judgements
 
     >>> settings = JudgeSettings(kind="exact")
     >>> judge([Request("a", "2 + 2?", "4", "answer", expected="4")], settings)
@@ -155,11 +154,6 @@ def module_of(kind: str) -> ModuleType:
     if kind not in known:
         raise ConfigurationError(f'There is no kind of judge "{kind}".{nearest(kind, known)}')
     return importlib.import_module(f"{__name__}.{kind}")
-
-
-def method(settings: JudgeSettings) -> tuple[str, ...]:
-    """The names of the modules whose code decides what this judge says."""
-    return (__name__, f"{__name__}.{settings.kind}", *getattr(module_of(settings.kind), "METHOD", ()))
 
 
 def kinds() -> list[str]:

@@ -30,7 +30,6 @@ from bulwark.settings import Closed
 
 log = logging.getLogger(__name__)
 
-METHOD = ("bulwark.judges.rubrics",)
 CANDIDATES = 20  # the most that the interface gives
 LEAST_MASS = 0.25  # of the probability must lie on numbers
 REFUSAL = "REFUSAL"

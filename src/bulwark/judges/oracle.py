@@ -18,7 +18,6 @@ from bulwark.judges import Judgement, Request
 from bulwark.miniature import oracle
 from bulwark.settings import Closed
 
-METHOD = ("bulwark.miniature.oracle", "bulwark.miniature.words")
 _STUCK = re.compile(r"\b(\w+)( \1){2,}\b")  # one word three times in a row; no text of the world has that
 
 
