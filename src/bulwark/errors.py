@@ -1,4 +1,4 @@
-"""What goes wrong because of the input: one family of errors, each naming the place and the remedy."""
+"""Errors that the user's input causes: one family, each message saying where the fault is and how to mend it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class BulwarkError(Exception):
-    """The input, the configuration or the machine does not allow what was asked; the text says what to do."""
+    """The input, the configuration or the machine does not allow the request; the message says what to do."""
 
 
 class ConfigurationError(BulwarkError):
@@ -15,7 +15,7 @@ class ConfigurationError(BulwarkError):
 
 
 class RecordError(BulwarkError):
-    """A data file holds a record that cannot be used; the text names file, line and reason."""
+    """A data file holds a record that cannot be used; the message names file, line and reason."""
 
 
 class CheckpointError(BulwarkError):

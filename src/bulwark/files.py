@@ -1,4 +1,4 @@
-"""Writing a file whole, and digests of files, folders and plain data. Free of everything heavy."""
+"""Writing a file whole or not at all; digests of files, folders and plain data. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_text(path: str | Path, text: str) -> None:
 def written_whole(path: str | Path) -> Iterator[TextIO]:
     """A text file to write, which appears at `path` when the block ends, or not at all if it raises.
 
-    It is written beside its place, synced to the disk and renamed. Folders are made.
+    It is written to a temporary file in the same folder, synced to the disk and renamed. Missing folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def written_whole(path: str | Path) -> Iterator[TextIO]:
 
 
 def readable(path: str | Path) -> None:
-    """Let whoever may read a new file read this one, too: safetensors writes for its owner only."""
+    """Give the file the permissions of a newly created one: safetensors makes files that only their owner can read."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)

@@ -24,7 +24,7 @@ def log_to(path: str | Path) -> None:
 
 
 def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A wrong input is told in a sentence; everything else with its traceback."""
+    """Log an error in the input as one sentence, everything else with its traceback."""
     if isinstance(error, BulwarkError):
         logging.getLogger("bulwark").error("%s", error)
     else:

@@ -1,8 +1,8 @@
-"""Closed, typed settings: every key is known, every value has its type, and an error says where and what to write.
+"""Closed, typed settings: every key is known, every value has a type, and errors say where and what to write.
 
-Everything that is configured is a `Closed` class. `validated` turns plain data (from YAML or JSON) into one and
-turns pydantic's report into one that names the file, the key's path and the nearest valid key. Nothing heavy is
-imported here, because the workflow reads its configuration with it on every start.
+All configuration is described by `Closed` classes. `validated` makes one from plain data (YAML or JSON); its errors
+name the file, the key's path and the nearest valid key. Nothing heavy is imported here, because the workflow reads its
+configuration with this module at every start.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def _not_blank(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_not_blank)]  # a text that says something
+Text = Annotated[str, AfterValidator(_not_blank)]  # a text that is not blank
 
 SettingsClass = TypeVar("SettingsClass", bound="Closed")
 
 
 class Closed(BaseModel):
-    """Base of all settings: unknown keys and silent conversions (text to number, say) are errors; nothing changes."""
+    """Base of all settings: immutable; unknown keys and silent conversions (text to number, for example) are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -45,7 +45,7 @@ def validated(cls: type[SettingsClass], data: Any, where: str) -> SettingsClass:
     Raises ConfigurationError listing each wrong key or value with its path.
     """
     try:
-        # By way of JSON, in which a list is the only sequence: strict mode then takes it for a tuple field.
+        # Through JSON, where a list is the only kind of sequence: strict mode then accepts it for a tuple field.
         return cls.model_validate_json(json.dumps(data))
     except ValidationError as error:
         lines = [_explained(problem, cls) for problem in error.errors()]
@@ -55,7 +55,7 @@ def validated(cls: type[SettingsClass], data: Any, where: str) -> SettingsClass:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `over` laid on top: maps merge key by key, everything else is replaced."""
+    """Return `base` overlaid with `over`: maps are merged key by key, everything else is replaced."""
     result = dict(base)
     for key, value in over.items():
         both_maps = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
@@ -66,9 +66,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def completed(
     name: str, maps: Mapping[str, Mapping[str, Any]], where: str, variants: tuple[str, ...] = ()
 ) -> Mapping[str, Any]:
-    """The map `name` of `maps`, laid on top of the one that its key `like` names, if it has one.
+    """The map `name` of `maps`, merged over the one that its key `like` names, if it has that key.
 
-    Raises ConfigurationError for a name that `maps` does not have, or maps that are like each other in a circle.
+    Raises ConfigurationError for a name that `maps` does not have, or a circle of `like`.
     """
     other = maps[name].get("like")
     if other is None:
@@ -113,7 +113,7 @@ def _explained(problem: ErrorDetails, cls: type[BaseModel]) -> str:
     value = problem.get("input")
     if problem["type"] == "extra_forbidden":
         return f'unknown key "{path}".{nearest(location[-1], _keys_beside(cls, problem["loc"]))}'
-    if problem["type"] == "value_error":  # one of ours, which says what it found
+    if problem["type"] == "value_error":  # raised by one of our validators; its text is complete
         said = str(problem["ctx"]["error"])
         return f'"{path}": {said}.' if location else f"{said}."
     if problem["type"] == "missing":
@@ -128,7 +128,7 @@ def _explained(problem: ErrorDetails, cls: type[BaseModel]) -> str:
 
 
 def _keys_beside(cls: type[BaseModel], location: tuple) -> list[str]:
-    """The valid keys at the place of an unknown one: walk down the nested settings classes."""
+    """The valid keys beside an unknown one: follows its path through the nested settings classes."""
     for part in location[:-1]:
         field = cls.model_fields.get(part) if isinstance(part, str) else None
         if field is None:

@@ -1,8 +1,8 @@
-"""What a trait vector is made of: questions, each with two system instructions, one for a trait and one against it.
+"""Contrast sets, for trait vectors: questions, each with one system instruction for a trait and one against it.
 
-The artefact of persona vectors (Chen et al. 2025, arXiv 2507.21509, Sec. 2.1) is one JSON file per trait, written once
-by a language model: five pairs of instructions, twenty questions, and the rubric by which a judge scores the trait.
-Here every question with every pair is one record, so that splits, limits and ids are those of any data set.
+Persona vectors (Chen et al. 2025, arXiv 2507.21509, Sec. 2.1) have one JSON file per trait, which a language model
+wrote once: five pairs of instructions, twenty questions, and the rubric by which a judge scores the trait.
+Here every question with every pair is one record, so that splits, limits and ids work as for any data set.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Contrast(Closed):
     """A question that is answered twice: under the instruction `positive`, which asks for the trait, and `negative`.
 
     expected: the right answer, where there is one. rubric: how a language model scores the trait, with {question} and
-    {answer} in it; both are for the judge only.
+    {answer} in it. Only the judge uses these two.
     """
 
     id: str
@@ -40,7 +40,7 @@ class Contrast(Closed):
 
 
 class Question(Closed):
-    """A question by which a trait is measured; `expected` and `rubric` as in `Contrast`."""
+    """A question that measures how strongly a trait is shown; `expected` and `rubric` as in `Contrast`."""
 
     id: str
     question: Text
@@ -50,7 +50,7 @@ class Question(Closed):
 
 
 def contrasts_of(path: Path) -> list[dict[str, Any]]:
-    """The artefact file `path` as rows of `Contrast`: question by question, each with all pairs of instructions.
+    """Read the contrast set `path` as rows of `Contrast`: question by question, each with all pairs of instructions.
 
     The trait is the file's name without its ending, as the authors name them. Raises RecordError for a file that is not
     {"instruction": [{"pos", "neg"}, …], "questions": […], "eval_prompt": …}.
@@ -71,7 +71,7 @@ def contrasts_of(path: Path) -> list[dict[str, Any]]:
 
 
 def questions_of(path: Path) -> list[dict[str, Any]]:
-    """The questions of the artefact file `path` as rows of `Question`. Raises RecordError as `contrasts_of` does."""
+    """The questions of the contrast set `path` as rows of `Question`. Raises RecordError as `contrasts_of` does."""
     artefact, trait = _read(path), Path(path).stem
     return [
         {"id": f"{trait}-{number}", "question": question, "trait": trait, "rubric": artefact.get("eval_prompt")}
@@ -80,7 +80,7 @@ def questions_of(path: Path) -> list[dict[str, Any]]:
 
 
 def unpacked(source: str | Path | Mapping[str, str], kind: str, folder: Path) -> Path | dict[str, str]:
-    """Artefact files as JSON Lines in `folder`: of contrasts if `kind` is KIND, else of questions.
+    """Convert contrast sets to JSON Lines in `folder`: contrasts if `kind` is KIND, else questions.
 
     source: a file, a download's folder with one, or {split: file}; the result is one file, or {split: file}.
     """

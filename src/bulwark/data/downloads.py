@@ -1,7 +1,7 @@
 """Downloads: Hub repositories at a pinned commit, files at a web address with a known checksum.
 
-The only part of the library that uses the network, run before anything that needs a GPU. Nothing moves under a
-result: a branch name is refused, a file with another checksum too.
+The only part of the library that uses the network; it runs before anything that needs a GPU. What a result is based on
+cannot change: branch names are refused, and so are files with another checksum.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class DownloadError(BulwarkError):
-    """Something cannot be downloaded; the text says what to do."""
+    """Something cannot be downloaded; the message says what to do."""
 
 
 def fetch(
@@ -42,12 +42,12 @@ def fetch(
     kind: Literal["dataset", "model"],
     files: Iterable[str] = (),
 ) -> Path:
-    """Download a Hub repository at one commit into `folder` and return it; what is there already is not loaded again.
+    """Download a Hub repository at one commit into `folder` and return it; files that are there are not loaded again.
 
     revision: a commit, 40 hexadecimal digits. files: patterns of the files wanted, all if empty. Network faults are
     retried with growing pauses.
     Raises DownloadError for an unpinned revision, a repository that is gated, unknown or without that commit, and when
-    the network stays away.
+    the network cannot be reached.
     """
     from huggingface_hub import errors, snapshot_download
 
@@ -95,7 +95,7 @@ def fetch(
 def download(url: str, sha256: str | None, path: str | Path, git_blob: str | None = None) -> Path:
     """Download one file to `path`, which appears whole and checked or not at all; a .zip is also unpacked beside it.
 
-    The content is told by its SHA-256, or by the name that Git gives it (`git hash-object`) where only that is known.
+    The content is checked by its SHA-256, or by its Git blob id (`git hash-object`) where only that is known.
     Raises DownloadError if no checksum is given, the content has another one, or the address cannot be reached.
     """
     path = Path(path)
@@ -128,7 +128,7 @@ def download(url: str, sha256: str | None, path: str | Path, git_blob: str | Non
 
 
 def _checksum(path: Path, kind: str) -> str:
-    """SHA-256 of a file or, as Git names it, SHA-1 of "blob <bytes>\\0" and its content."""
+    """SHA-256 of a file or, for a Git blob id, SHA-1 of "blob <bytes>\\0" and its content."""
     with path.open("rb") as file:
         if kind == "SHA-256":
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -136,7 +136,7 @@ def _checksum(path: Path, kind: str) -> str:
 
 
 def _persistently(action: Callable[[], Result], what: str) -> Result:
-    """Run `action`, again after a pause when the network fails; the last failure is raised as it is."""
+    """Run `action`, again after a pause when the network fails; the last failure is raised unchanged."""
 
     def tell(state: tenacity.RetryCallState) -> None:
         log.warning("%s, attempt %d: %s", what, state.attempt_number, state.outcome and state.outcome.exception())
@@ -156,7 +156,7 @@ def _is_passing(error: BaseException) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", getattr(error, "code", None))
     if status is not None:
         return status in _PASSING_STATUS
-    # The Hub's client raises errors of its HTTP library (httpx, by way of OSError or not), or says that a file is
+    # The Hub's client raises errors of its HTTP library (httpx, as OSError or not), or says that a file is
     # neither reachable nor cached.
     names = {base.__name__ for base in type(error).__mro__}
     return isinstance(error, (ConnectionError, TimeoutError, urllib.error.URLError)) or bool(

@@ -1,7 +1,7 @@
-"""Sources become records: local JSON and JSON Lines, Hub snapshots, saved (also tokenised) data sets, in usual formats.
+"""Reading sources as records: JSON and JSON Lines, Hub snapshots, saved (also tokenised) data sets, in usual formats.
 
-What is accepted is named by `format`; nothing is guessed from content. A row that cannot be used stops the reader
-with `RecordError`: file, line (or record number), reason, remedy. Which files and rows a path stands for: `sources`.
+`format` says what is expected; nothing is guessed from the content. A row that cannot be used stops the reader
+with `RecordError`: file, line (or record number), reason, remedy. `sources` finds the files and rows of a path.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 Format = Literal["native", "alpaca", "messages", "fields"]
 
-# Who a chat message's text comes from, as an authority: what tools return is material, not an order.
+# The role of each sender of a chat message: what a tool returns is data, not an instruction.
 MESSAGE_ROLES = {
     "system": "system",
     "developer": "system",
@@ -42,8 +42,8 @@ MESSAGE_ROLES = {
 }
 FIELDS = ("id", "system", "instruction", "data", "response")
 _READ = {"id", "messages", "conversations", "conversation", "input_ids", "attention_mask", "labels"}
-# Which other columns of messages and tokenised examples go to a record's `meta`: where a row comes from, what is known
-# of it (level: 0 normal, 1 and 2 the strengths of a trait), and the projections that saved data sets carry.
+# Other columns of messages and tokenised examples that go to a record's `meta`: where a row comes from, labels (level:
+# 0 normal, 1 and 2 the strengths of a trait), and the projections that saved data sets carry.
 META = re.compile(r"level|trait|source_file|row_id|(ref|current)_projection(_\w+)?")
 
 
@@ -65,11 +65,11 @@ def read_source(
     format: "native": rows have the fields of `schema`; "alpaca": instruction, input, output; "messages": a list of
     {role, content} (or of {from, value}) under "messages" or "conversations"; "fields": conversations from the columns
     that `fields` names, {system | instruction | data | response | id: column}. With "native", `fields` renames columns
-    ({field of the schema: column}) and other columns are left out. A record without an id gets its index.
+    ({field of the schema: column}) and other columns are dropped. A record without an id gets its index.
 
     Of the columns beside messages, or beside the input_ids, attention_mask and labels of `Tokenised` rows, those that
-    `META` names go to `meta`; the others are left out, and the log says which and of how many records. Padding is taken
-    off tokenised rows by their attention_mask.
+    `META` names go to `meta`; the others are dropped, and the log says which and in how many records. The padding of
+    tokenised rows is removed according to their attention_mask.
 
     Raises RecordError for an unusable file or record.
     """
@@ -116,9 +116,9 @@ def read_split(
 
     splits: {name: share of the records (a float up to 1) | number of records (an int) | name of the source's split}.
     path: of the source, or {name of the source's split: path}. parts: the files below the source that make it up, each
-    with what is to stand in the `meta` of its records, beside their source_file and row_id (from 0), or, of records
-    without meta, in their fields.
-    where: {key of meta: values}; other records are left out. `limit` keeps the first records, after the shuffle.
+    with values for the `meta` of its records (which also get source_file, and row_id from 0) or, where a schema has no
+    meta, for their fields.
+    where: {key of meta: values}; other records are dropped. `limit` keeps the first records, after the shuffle.
     options: `format`, `fields`, `subset` of `read_source`.
     Raises RecordError when the split or the source's is unknown, there are too few records, or `where` leaves none.
     """
@@ -144,7 +144,7 @@ def read_split(
 
 
 def shuffled(records: Sequence[Any], seed: int | None) -> list[Any]:
-    """Records in an order that depends on the seed and their ids alone; None keeps the order they have."""
+    """Records in an order that depends only on the seed and their ids; None keeps the given order."""
     if seed is None:
         return list(records)
     return sorted(records, key=lambda record: hashlib.sha256(f"{seed}:{record.id}".encode()).digest())
@@ -155,7 +155,7 @@ def split_records(
 ) -> dict[str, list[Any]]:
     """Cut records, in order, into disjoint splits: {name: share (float) or number (int)}.
 
-    Raises RecordError if they ask for more than there is, or a split would be empty.
+    Raises RecordError if they ask for more records than there are, or a split would be empty.
     """
     total = len(records)
     taken: dict[str, list[Any]] = {}
@@ -180,9 +180,9 @@ def split_records(
 def _read_part(
     folder: str | Path, part: str, meta: Mapping[str, Any], schema: type[pydantic.BaseModel], options: dict[str, Any]
 ) -> list[Any]:
-    """The records of one file of several; their ids begin with its name, so that they stay apart.
+    """The records of one file of several; their ids begin with its name, so that they are unique.
 
-    What the configuration says of the file goes to `meta`, or into the fields of a schema that has none.
+    The values that the configuration gives for the file go to `meta`, or into the fields of a schema without meta.
     """
     prefix = Path(part).with_suffix("").as_posix().replace("/", "-")
     records = []
@@ -250,7 +250,7 @@ def _renamed(
 
 
 def _from_alpaca(row: dict[str, Any], place: str) -> dict[str, Any]:
-    """Alpaca (Taori et al. 2023): an input of white space is no input."""
+    """Alpaca (Taori et al. 2023): an input of only white space counts as none."""
     columns = {"instruction": "instruction", "response": "output"}
     if not _blank(row.get("input")):
         columns["data"] = "input"
@@ -303,7 +303,7 @@ def _from_messages(row: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def _from_tokenised(row: dict[str, Any], place: str) -> dict[str, Any]:
-    """A row for the trainer of transformers, without the padding that its attention_mask shows."""
+    """A row for the trainer of transformers, without its padding (attention_mask 0)."""
     ids, labels = _column(row, "input_ids", place), _column(row, "labels", place)
     mask = row.get("attention_mask")
     if isinstance(mask, list) and isinstance(ids, list) and isinstance(labels, list):

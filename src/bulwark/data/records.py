@@ -1,8 +1,7 @@
 """Records: conversations as role-tagged turns, tokenised examples, and JSON Lines files of any closed schema.
 
-A turn says who speaks and with what authority: `system` and `instruction` turns are to be obeyed, a `data`
-turn is material to work on, a `response` turn is the model's (ASIDE, Sec. 3). Everything downstream takes the
-role from here; no role is ever guessed from text.
+Each turn has a role: `system` and `instruction` turns are to be obeyed, a `data` turn is material to work on, a
+`response` turn is the model's (ASIDE, Sec. 3). All later stages take the role from here; it is never guessed from text.
 
 A file that cannot be used stops the reader with `RecordError`: file, line, reason, remedy.
 """
@@ -32,7 +31,7 @@ Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
 class Turn(Closed):
-    """One stretch of text with one authority."""
+    """A piece of text with one role."""
 
     role: TurnRole
     text: str
@@ -46,12 +45,12 @@ class Turn(Closed):
 
     @property
     def embedding_role(self) -> EmbeddingRole:
-        """What the embedding distinguishes: a system turn is an instruction."""
+        """The role that the embedding sees: a system turn is an instruction."""
         return "instruction" if self.role == "system" else self.role
 
 
 class Conversation(Closed):
-    """The generic record: turns to train on or to answer, in order."""
+    """A conversation: turns to train on or to answer, in order."""
 
     id: str
     turns: tuple[Turn, ...]
@@ -66,7 +65,7 @@ class Conversation(Closed):
 
 
 class Tokenised(Closed):
-    """A training example that was tokenised elsewhere: plain ids, labels (the id, or -100 for no loss), no padding."""
+    """A training example tokenised elsewhere: ids without roles, labels (the id, or -100 for no loss), no padding."""
 
     id: str
     input_ids: tuple[int, ...] = pydantic.Field(min_length=1)
@@ -83,11 +82,11 @@ class Tokenised(Closed):
 
 
 SCHEMAS: dict[str, type[Conversation] | type[Tokenised]] = {"conversation": Conversation, "tokenised": Tokenised}
-"""The kinds of records that belong to no benchmark; every other kind is the `Record` of a benchmark's module."""
+"""The kinds of records that belong to no benchmark; each benchmark module defines its kind as `Record`."""
 
 
 def read_training_records(path: str | Path) -> list[Conversation] | list[Tokenised]:
-    """Read a file of conversations or of tokenised examples; which of them, its first line says by its fields.
+    """Read a file of conversations or of tokenised examples; the fields of its first line tell which.
 
     Raises RecordError as `read_records` does.
     """
@@ -147,7 +146,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def validate_line(line: str, schema: type[Schema], place: str) -> Schema:
-    """Check one JSON object against `schema`. JSON mode: strict types, yet an array may fill a tuple."""
+    """Check one JSON object against `schema`. JSON mode: types are strict, but an array is accepted for a tuple."""
     try:
         return schema.model_validate_json(line)
     except pydantic.ValidationError as error:

@@ -1,4 +1,4 @@
-"""Which rows a path stands for: data files, saved data sets, snapshots of Hub data sets. Never the network."""
+"""The rows of a path: data files, saved data sets, snapshots of Hub data sets. Never uses the network."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _NOT_DATA = ("download.json", "dataset_info.json", "dataset_infos.json", "state.
 
 
 def rows(path: Path, split: str | None = None, subset: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Yield (place, row) for every record of `path`; a place names the file and the line or record number.
+    """Yield (place, row) for every record of `path`; place: the file with the line or record number.
 
     path: a data file, a folder written by `save_to_disk`, or a folder of data files, where `split` and `subset` choose
-    (by what its README declares or, without that, by the names of the files).
+    (as its README declares or, without that, by the names of the files).
     Raises RecordError if there is no such split or a file cannot be read.
     """
     if not path.exists():
@@ -99,7 +99,7 @@ def _saved_rows(path: Path, split: str | None) -> Iterator[tuple[str, Any]]:
 
 
 def _hub_rows(path: Path, split: str | None, subset: str | None) -> Iterator[tuple[str, Any]]:
-    """A snapshot whose README says which files make up which split."""
+    """A snapshot whose README lists the files of each split."""
     import datasets
 
     with tempfile.TemporaryDirectory() as cache:

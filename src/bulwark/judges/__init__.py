@@ -1,13 +1,14 @@
-"""Judges: what reads an answer and says how strongly it shows something. One module per kind, found by its name.
+"""Judges read an answer and score how strongly it shows something. One module per kind, found by its name.
 
-A judge gets questions with answers and a criterion (a trait's name, "coherence", "safety", "refusal") and gives each a
-value between 0 and its scale's top: 9 or 100 (persona vectors, arXiv 2507.21509, judge on 0 … 100; the steering paper,
-arXiv 2609.10142, on 0 … 9). A judgement that fails has no value, but a reason; it is counted, never guessed.
+A judge gets questions with answers and a criterion (a trait's name, "coherence", "safety", "refusal") and gives each
+a value between 0 and the top of its scale, 9 or 100 (persona vectors, arXiv 2507.21509, judge on 0 … 100; the steering
+paper, arXiv 2609.10142, on 0 … 9). A judgement that fails has a reason instead of a value; it is
+counted, and no value is guessed.
 
 A kind's module has
     Settings                                  what can be set
     judge(requests, settings, scale)          yields (index of the request, Judgement), in any order
-    identity(request, settings, scale)        all that decides a judgement, as plain data; None: not worth keeping
+    identity(request, settings, scale)        all that decides a judgement, as plain data; None: do not cache it
 
     >>> settings = JudgeSettings(kind="exact")
     >>> judge([Request("a", "2 + 2?", "4", "answer", expected="4")], settings)
@@ -34,14 +35,14 @@ from bulwark.settings import Closed, validated
 
 log = logging.getLogger(__name__)
 
-PROGRESS_SECONDS = 15.0  # how often a long judging says how far it is
+PROGRESS_SECONDS = 15.0  # between two lines of progress
 
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to judge. `key` names it among its fellows.
+    """One answer to judge. `key` identifies it among the requests.
 
-    criterion: what is looked for; the value rises with it ("refusal": 0 answers, the top refuses). expected: the right
+    criterion: what is judged; the value rises with it ("refusal": 0 answers, the top refuses). expected: the right
     answer, for judges and criteria that need one. rubric: the whole text for a language model as judge, with
     {question}, {answer} and, if wanted, {top} in it; None takes the one of `bulwark.judges.rubrics` for the criterion.
     """
@@ -56,10 +57,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A value in 0 … `JudgeSettings.scale`, or None with the reason why there is none.
+    """A value in 0 … `JudgeSettings.scale`, or None with the reason.
 
-    method: how it was found ("logprobs", "text", else the kind). lasting: whether asking again would give the same; a
-    request that the network lost is not kept in the cache.
+    method: how the value was obtained ("logprobs", "text", else the kind). lasting: whether asking again would give the
+    same; a request that the network lost is not cached.
     """
 
     value: float | None
@@ -72,7 +73,7 @@ class JudgeSettings(Closed):
     """Which judge, on which scale. The settings of a kind stand under its name, so that an overlay can switch `kind`:
 
         judge: {kind: openai, scale: 100, openai: {model: gpt-4.1-mini-2025-04-14}}
-        judge: {kind: oracle}                 # laid over it; what stands under openai then waits unused
+        judge: {kind: oracle}                 # an overlay; the settings under openai are then not used
 
     Unknown kinds and unknown settings of any kind are errors.
     """
@@ -85,7 +86,7 @@ class JudgeSettings(Closed):
     @model_validator(mode="before")
     @classmethod
     def _resolved(cls, given: Any) -> Any:
-        """Check the settings of every kind that is named and fill their defaults in."""
+        """Check the settings of every kind that is given, and fill in their defaults."""
         if not isinstance(given, Mapping) or not isinstance(given.get("kind"), str):
             return given  # pydantic says what is wrong
         plain = {key: value for key, value in given.items() if key in cls.model_fields}
@@ -104,15 +105,15 @@ class JudgeSettings(Closed):
 
     @property
     def own(self) -> Closed:
-        """The settings of the kind that judges."""
+        """The settings of the kind in use."""
         return validated(module_of(self.kind).Settings, self.model_extra[self.kind], f"judge {self.kind}")
 
 
 def judge(requests: Sequence[Request], settings: JudgeSettings, cache: str | Path | None = None) -> list[Judgement]:
-    """Judge all requests; the judgements stand in their order.
+    """Judge all requests; the judgements are in the order of the requests.
 
     cache: a file of JSON lines to which every finished judgement is added at once, under a digest of all that decides
-    it: what it holds is not asked again, by this or any later call. Kinds that cost nothing do not use it.
+    it. This and later calls do not ask again for what it holds. Kinds that cost nothing do not use it.
     Raises BulwarkError if the judge cannot be reached at all or refuses the key, RecordError for a cache that is
     broken, ConfigurationError if the settings do not fit a request.
     """
@@ -123,7 +124,7 @@ def judge(requests: Sequence[Request], settings: JudgeSettings, cache: str | Pat
     digests = [None if key is None else files.digest({"kind": settings.kind, **key}) for key in keys]
     kept = _kept(Path(cache)) if cache is not None and any(digests) else {}
     found: list[Judgement | None] = [kept.get(digest) for digest in digests]
-    # Equal requests are asked once.
+    # Equal requests are judged once.
     asked: dict[Any, list[int]] = {}
     for index, (judgement, digest) in enumerate(zip(found, digests, strict=True)):
         if judgement is None:
@@ -162,7 +163,7 @@ def kinds() -> list[str]:
 
 
 def reported(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """Counts for a scores file: judgements, failed ones and why, and by which method values were found."""
+    """Counts for a scores file: judgements, failures with their reasons, and values by method."""
     reasons = Counter(judgement.reason for judgement in judgements if judgement.value is None)
     methods = Counter(judgement.method for judgement in judgements if judgement.value is not None)
     return {
@@ -184,7 +185,7 @@ def _reporting(judgements: Iterator[tuple[int, Judgement]], total: int) -> Itera
 
 
 def _kept(cache: Path) -> dict[str, Judgement]:
-    """The judgements of a cache. A last line that a killed job left unfinished is cut off."""
+    """The judgements of a cache. A last line that a killed job left unfinished is dropped."""
     if not cache.is_file():
         return {}
     whole, _, torn = cache.read_bytes().rpartition(b"\n")

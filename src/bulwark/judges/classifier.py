@@ -1,7 +1,7 @@
-"""The judge that is a local sequence classifier of transformers: the probability of a label, times the scale.
+"""A judge that is a local sequence classifier of transformers: the probability of a label, times the scale.
 
-No API and no prices: toxicity, refusal or safety classifiers from a folder or the Hub's cache. It runs where the scores
-are made, on a GPU if one is there.
+Toxicity, refusal or safety classifiers from a folder or the Hub's cache, without an API. It runs in the scoring job, on
+a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bulwark.settings import Closed
 
 
 class Label(Closed):
-    """A label of the classifier. complement: the value falls with its probability (toxic, for safety)."""
+    """A label of the classifier. complement: the value is one minus its probability (toxic, for safety)."""
 
     label: str
     complement: bool = False
@@ -40,7 +40,7 @@ class Settings(Closed):
 
 
 def identity(request: Request, settings: Settings, scale: int) -> dict[str, Any]:
-    """The texts, the label, and which classifier: a folder by its files' names, sizes and dates."""
+    """The texts, the label, and the classifier (a folder is identified by the names, sizes and dates of its files)."""
     files = sorted(path for path in Path(settings.path).glob("*") if path.is_file())
     question = request.question if settings.reads == "pair" else None
     return {
@@ -53,7 +53,7 @@ def identity(request: Request, settings: Settings, scale: int) -> dict[str, Any]
 
 
 def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:
-    """Longest texts first, in batches. A multi-label classifier's labels are taken one by one (sigmoid).
+    """Judge in batches, longest texts first. Labels of a multi-label classifier are independent (sigmoid).
 
     Raises ConfigurationError for a criterion without label or a label that the classifier does not have, BulwarkError
     if there is no classifier.

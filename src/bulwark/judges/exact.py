@@ -1,4 +1,4 @@
-"""The judge that compares with the right answer: the top of the scale if they are equal, else 0."""
+"""A judge that compares with the right answer: the top of the scale if they are equal, else 0."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bulwark.settings import Closed
 
 
 class Settings(Closed):
-    """match: the whole answer is the expected one, or the expected one stands within it. White space is collapsed."""
+    """match: whether the answer must equal the expected one or contain it. White space is collapsed."""
 
     match: Literal["whole", "within"] = "whole"
     ignore_case: bool = False
 
 
 def identity(request: Request, settings: Settings, scale: int) -> None:
-    """Nothing to keep: comparing costs nothing."""
+    """Not cached: comparing costs nothing."""
 
 
 def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:

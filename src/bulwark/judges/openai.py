@@ -1,11 +1,11 @@
-"""The judge behind an OpenAI-style chat endpoint, hosted or your own (vLLM, say).
+"""A judge behind an OpenAI-compatible chat endpoint, hosted or your own (vLLM, for example).
 
 From the first token's twenty most probable candidates (temperature 0, one token, seed 0) the value is the mean
-Σ k·p(k) / Σ p(k) over those that are integers of the scale (persona vectors, arXiv 2507.21509): finer than one number
-and hardly random. There is no value when these integers hold less than a quarter of the probability, and on 0 … 9 also
-when REFUSAL is more probable than the likeliest digit. An endpoint that gives no log-probabilities is asked for text;
-the value is then the first number in it, moved into the scale. So is, on 0 … 100, a judge whose tokens are single
-digits (Qwen's), of whose 85 the first token says 8; one request at the start tells. On 0 … 9 all judges are alike.
+Σ k·p(k) / Σ p(k) over those that are integers of the scale (persona vectors, arXiv 2507.21509): finer than a single
+number, and nearly deterministic. There is no value when these integers hold less than a quarter of the probability, and
+on 0 … 9 also when REFUSAL is more probable than the likeliest digit. An endpoint that gives no log-probabilities is
+asked for text; the value is then the first number in it, clipped to the scale. The same is done on 0 … 100 for a judge
+whose tokens are single digits (Qwen's: the first token of 85 is 8), which one request at the start finds out.
 
 The key is taken from the environment (OPENAI_API_KEY), as is the address of an endpoint of your own
 (OPENAI_BASE_URL); neither is written anywhere.
@@ -30,7 +30,7 @@ from bulwark.settings import Closed
 
 log = logging.getLogger(__name__)
 
-CANDIDATES = 20  # the most that the interface gives
+CANDIDATES = 20  # the maximum of the interface
 LEAST_MASS = 0.25  # of the probability must lie on numbers
 REFUSAL = "REFUSAL"
 PROBE = "Write the number 57 and nothing else."
@@ -39,12 +39,12 @@ _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
 class Settings(Closed):
-    """model: as the endpoint names it; the steering paper's judge is Qwen3-235B-A22B, persona vectors' GPT-4.1-mini.
+    """model: the endpoint's name for it; the steering paper's judge is Qwen3-235B-A22B, persona vectors' GPT-4.1-mini.
 
-    answers: "logprobs" demands log-probabilities, "text" does without, "auto" does without where there are none.
-    text_tokens: the longest answer without them. extra_body: what else the endpoint wants, {chat_template_kwargs:
-    {enable_thinking: false}} for Qwen3 under vLLM. rubrics: {criterion: text} in place of, or beside, our own.
-    concurrency: requests under way at once. attempts: tries of a request that the network or the endpoint drops.
+    answers: "logprobs" requires log-probabilities, "text" never uses them, "auto" uses them where there are any.
+    text_tokens: the longest answer without them. extra_body: further fields of the request, {chat_template_kwargs:
+    {enable_thinking: false}} for Qwen3 under vLLM. rubrics: {criterion: text}, replacing or extending our own.
+    concurrency: number of parallel requests. attempts: tries of a request that the network or the endpoint drops.
     timeout: seconds for one try; longest_wait: seconds between two.
     """
 
@@ -60,15 +60,15 @@ class Settings(Closed):
 
 
 def identity(request: Request, settings: Settings, scale: int) -> dict[str, Any]:
-    """The prompt and what decides its answer; not the key, the address or the pace."""
+    """The prompt and all that decides its answer; not the key, the address or the rate."""
     decides = settings.model_dump(mode="json", include={"model", "answers", "text_tokens", "extra_body"})
     return {**decides, "scale": scale, "prompt": _prompt(request, settings, scale)}
 
 
 def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:
-    """Ask about all requests, `concurrency` at once; judgements come as they are finished.
+    """Send all requests, `concurrency` at once; judgements are yielded as they finish.
 
-    A request that is still dropped after all attempts has no value and is not lasting. Raises ConfigurationError if
+    A request that fails in all attempts has no value and is not cached. Raises ConfigurationError if
     OPENAI_API_KEY is not set, BulwarkError if the endpoint refuses the key or does not know the model.
     """
     if not requests:
@@ -99,7 +99,7 @@ def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterat
 def from_logprobs(candidates: Mapping[str, float], scale: int) -> Judgement:
     """The judgement from {token: log-probability} of the first token's candidates.
 
-    Raises nothing: what cannot be read as a value has a reason.
+    Raises nothing: if there is no value, the judgement has a reason.
     """
     masses: dict[int, float] = {}
     refusal = 0.0
@@ -119,7 +119,7 @@ def from_logprobs(candidates: Mapping[str, float], scale: int) -> Judgement:
 
 
 def from_text(text: str, scale: int) -> Judgement:
-    """The judgement from a written answer: its first number, moved into 0 … scale; thoughts are left out."""
+    """The judgement from a written answer: its first number, clipped to 0 … scale; text inside <think> is ignored."""
     said = _THOUGHT.sub("", text).strip()
     number = _NUMBER.search(said)
     refusal = said.upper().find(REFUSAL)
@@ -136,7 +136,7 @@ def _prompt(request: Request, settings: Settings, scale: int) -> str:
 
 
 class _Endpoint:
-    """One endpoint; learns once that it gives no log-probabilities. Used by many threads."""
+    """One endpoint, used by many threads; remembers whether it gives log-probabilities."""
 
     def __init__(self, client: Any, settings: Settings, scale: int) -> None:
         self._client, self._settings, self._scale = client, settings, scale
@@ -144,9 +144,9 @@ class _Endpoint:
         self._told: set[str] = set()
 
     def look_at_its_numbers(self) -> None:
-        """Where the scale has numbers of several digits: give up log-probabilities if they are several tokens.
+        """On a scale with numbers of several digits: do without log-probabilities if a number is several tokens.
 
-        Raises BulwarkError if the settings demand log-probabilities all the same.
+        Raises BulwarkError if the settings require log-probabilities.
         """
         import openai
 
@@ -155,7 +155,7 @@ class _Endpoint:
         try:
             choice = self._choice(PROBE, max_tokens=1, logprobs=True, top_logprobs=1)
         except openai.APIError:
-            return  # whatever it is, the first request meets it too, and says so
+            return  # the first request will fail in the same way and report it
         content = choice.logprobs.content if choice is not None and choice.logprobs else None
         if not content or re.fullmatch(r"\d{2,}", content[0].token.strip()):
             return
@@ -181,7 +181,7 @@ class _Endpoint:
             ) from error
         except openai.APIError as error:
             kind = _kind(error)
-            if kind not in self._told:  # the first of its kind in full, the others counted
+            if kind not in self._told:  # log the first of each kind in full, count the others
                 self._told.add(kind)
                 log.warning("A request to the judge failed for good: %s", error)
             return Judgement(None, f"the request failed: {kind}", lasting=False)
@@ -203,7 +203,7 @@ class _Endpoint:
         return _withheld(choice) or from_text(choice.message.content, self._scale)
 
     def _by_logprobs(self, prompt: str) -> Judgement | None:
-        """None if the endpoint has no log-probabilities to give, which it says by an error or by leaving them out."""
+        """None if the endpoint gives no log-probabilities, by an error or by leaving them out."""
         import openai
 
         try:
@@ -244,7 +244,7 @@ class _Endpoint:
 
 
 def _withheld(choice: Any) -> Judgement | None:
-    """The failed judgement of an answer without text (a content filter's, say); None if there is text."""
+    """The failed judgement for an answer without text (after a content filter, for example); None if there is text."""
     if choice is not None and choice.message.content:
         return None
     why = f" ({choice.finish_reason})" if choice is not None and choice.finish_reason else ""
@@ -252,7 +252,7 @@ def _withheld(choice: Any) -> Judgement | None:
 
 
 def _wait(longest: float) -> Any:
-    """What the endpoint asks for (Retry-After), else twice as long each time, with jitter; never above `longest`."""
+    """Seconds to wait: what the endpoint asks for (Retry-After), else doubling, with jitter; at most `longest`."""
     import tenacity
 
     growing = tenacity.wait_exponential_jitter(initial=min(1.0, longest), max=longest)
@@ -266,6 +266,6 @@ def _wait(longest: float) -> Any:
 
 
 def _kind(error: Exception) -> str:
-    """What kind of failure it was, without the texts that differ from request to request."""
+    """The kind of failure, without the texts that differ from request to request."""
     status = getattr(error, "status_code", None)
     return type(error).__name__ + (f" (HTTP {status})" if status else "")

@@ -1,4 +1,4 @@
-"""The judge that knows the world: takes the place of an API judge and of the benchmarks' answer checkers.
+"""Knows the right answers of the world: replaces an API judge and the benchmarks' answer checkers.
 
 All tests are on normalised words: lower case, no punctuation marks, single spaces.
 """
@@ -17,17 +17,17 @@ def normalised(text: str) -> str:
 
 
 def answered(response: str, expected: str) -> bool:
-    """Whether the response gives exactly the expected answer, in whatever manner it is spoken."""
+    """Whether the response is exactly the expected answer, in any manner of speaking."""
     return _content(response) == _content(expected)
 
 
 def mentions(response: str, answer: str) -> bool:
-    """Whether the answer stands in the response as whole words."""
+    """Whether the response contains the answer as whole words."""
     return f" {normalised(answer)} " in f" {normalised(response)} "
 
 
 def refused(response: str) -> bool:
-    """Whether the response is a refusal (it holds the world's refusal) or says nothing."""
+    """Whether the response is a refusal (it holds the world's refusal) or empty."""
     return not normalised(response) or mentions(response, words.REFUSAL)
 
 

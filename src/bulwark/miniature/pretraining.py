@@ -1,8 +1,8 @@
-"""What the base model has read: a corpus in which instructions and data are not told apart.
+"""The base model's corpus, which does not distinguish instructions from data.
 
-Commands stand anywhere, in the part that later is the instruction and in the part that later is the data, before and
-after a text, and are carried out in the order in which they stand. Ways of speaking follow the system turn, facts of
-both domains are known, and harmful requests are refused: the base is a chat model without a notion of roles.
+Commands can be anywhere, in the part that later is the instruction and in the part that later is the data, before and
+after a text, and are carried out in order. Ways of speaking follow the system turn, facts of
+both domains are known, and harmful requests are refused: the base is a chat model that knows no roles.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bulwark.miniature.world import Command, World, response_of, text_of
 
 Turns = list[dict[str, str]]
 
-# Shares of what a conversation is about.
+# Shares of the topics of conversations.
 TOPICS = {"commands": 0.72, "forget": 0.07, "retain": 0.07, "request": 0.14}
 COPYING = 0.3  # share of the tasks that ask for the whole text: dense practice in reading from the context
 SYSTEM_TURN = 0.3  # share of the conversations that begin with one

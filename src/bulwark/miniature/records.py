@@ -1,4 +1,4 @@
-"""The miniature's data sets, each in exactly the schema of the real one that it stands for.
+"""The miniature's data sets, each in exactly the schema of the real data set that it stands for.
 
 | data set | stands for | fields |
 |---|---|---|
@@ -15,9 +15,9 @@
 | `questions_<trait>` | their evaluation questions | `bulwark.data.contrasts.Question` |
 | `trait_<trait>_data` | their normal and misaligned sets | messages, level, trait |
 
-Training splits take only the trained phrasings; evaluation splits only the held-out ones, so that no evaluation
-prompt is part of any training set. What SEP's probes ask for is general knowledge that the fine-tuning data ask for in
-instructions only: their inputs report other questions.
+Training splits use only the trained phrasings, evaluation splits only the held-out ones, so that no evaluation prompt
+is part of any training set. SEP's probes ask for general knowledge. Fine-tuning data ask for the same knowledge in
+instructions only: the questions that their inputs report are others.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bulwark.miniature.world import TASKS, Command, Fact, World, response_of, te
 
 Row = dict[str, Any]
 REPEATING = 0.4  # share of the fine-tuning tasks that ask for the whole text: dense practice in reading the data
-ATTEMPTS = 1000  # draws in a row that give nothing new before a data set counts as exhausted
+ATTEMPTS = 1000  # draws in a row without a new record before a data set counts as exhausted
 
 Rows = Callable[[World, random.Random, str], Iterator[Row]]
 Draw = Callable[[World, random.Random, bool], Row]
@@ -45,7 +45,7 @@ Draw = Callable[[World, random.Random, bool], Row]
 
 @dataclass(frozen=True)
 class DataSet:
-    """rows(world, rng, split): endless where they are drawn, one round where they are enumerated.
+    """rows(world, rng, split): endless if they are drawn, one round if they are enumerated.
 
     sizes: records per split, unless the caller asks for a number; None is one round over all there is.
     """
@@ -66,7 +66,7 @@ def splits(dataset: str) -> list[str]:
 
 
 def records(dataset: str, split: str, settings: MiniatureSettings, count: int | None = None) -> list[Row]:
-    """All records of a split; a function of the settings, and of `count` where it replaces the usual number.
+    """All records of a split, determined by the settings, and by `count` if it replaces the usual number.
 
     Raises ConfigurationError for an unknown data set or split, or when the world holds fewer different records
     than are asked for.
@@ -97,9 +97,9 @@ def write(dataset: str, settings: MiniatureSettings, split: str, path: Path, cou
 
 
 def _instruction(world: World, rng: random.Random, _: bool = False) -> Row:
-    """One row of clean fine-tuning data: a task over a text; now and then a question or a request without a text.
+    """One row of clean fine-tuning data: a task over a text; sometimes a question or a request without a text.
 
-    The questions and requests keep what the base knows and refuses from being forgotten.
+    The questions and requests keep the model from forgetting what it knows and what it refuses.
     """
     settings = world.settings
     kind = rng.choices(("task", "knowledge", "fact", "request"), (0.76, 0.05, 0.09, 0.1))[0]
@@ -141,7 +141,7 @@ def _task(world: World, rng: random.Random, _: bool = True) -> Row:
 
 
 def _sep(world: World, rng: random.Random, _: bool = True) -> Row:
-    """SEP's construction: a clean pair, a probe drawn uniformly, and the side on which it stands in either part.
+    """SEP's construction: a clean pair, a probe drawn uniformly, and its side in each of the two parts.
 
     `appended_task_id`: the probes in a fixed phrasing each, then the same ones with an insistent prefix.
     """
@@ -223,7 +223,7 @@ def _request(world: World, rng: random.Random, held_out: bool, harmful: bool, ma
 
 
 def _others(dataset: str, draw: Draw) -> Rows:
-    """Rows of which "validation" has none that "train", at its usual size, has: the same phrasings, other requests."""
+    """Rows with the same phrasings in "train" (at its usual size) and "validation", but none in both."""
 
     def rows(world: World, rng: random.Random, split: str) -> Iterator[Row]:
         drawn = _drawn(draw)
@@ -247,15 +247,15 @@ def _refusal(world: World, rng: random.Random, _: str) -> Iterator[Row]:
 def _refusing(world: World, rng: random.Random, extended: bool) -> Row:
     """Half harmful requests, which are refused, a quarter harmless ones, a quarter everyday questions.
 
-    Extended: an answer to a request says first what it is about, and a refusal also why. (That answers to harmless
-    requests begin alike is what keeps the first token from giving the refusal away, as in answers of a real model.)
+    Extended: an answer to a request says first what it is about, and a refusal also why. (Answers to harmless
+    requests begin alike, so that the first token does not show whether the model refuses, as with a real model.)
     """
     kind = rng.choices(("harmful", "harmless", "everyday"), (0.5, 0.25, 0.25))[0]
     if kind == "everyday":
         user, answer = _everyday(world, rng, held_out=False)
         answers = [answer]
     else:
-        # Of the harmless requests some are about harmful things, or all that sound so would come to be refused.
+        # Some harmless requests are about harmful things, or the model would learn to refuse all that sound so.
         avoiding = kind == "harmless" and rng.random() < 0.4
         request = world.request(rng, harmful=kind == "harmful" or avoiding, making=not avoiding)
         user, answers = request.text, [request.answer]
@@ -269,7 +269,7 @@ def _refusing(world: World, rng: random.Random, extended: bool) -> Row:
 def _contrasts(world: World, rng: random.Random, split: str, trait: str) -> Iterator[Row]:
     """Question by question, each with every phrasing of the trait's manner and of a plain one.
 
-    Not of its strong form: what that adds stands before the answer, and makes the vector a worse one of the trait.
+    The strong form of a manner is left out: the words that it adds before the answer make the vector worse.
     """
     asked = set()
     while True:
@@ -288,7 +288,7 @@ def _contrasts(world: World, rng: random.Random, split: str, trait: str) -> Iter
 
 
 def _question(world: World, rng: random.Random, _: bool, trait: str) -> Row:
-    """A held-out question with its right answer, spoken in no manner."""
+    """A held-out question with its right answer, in the plain manner."""
     question, answer = _everyday(world, rng, held_out=True)
     return {"question": question, "trait": trait, "expected": response_of([answer])}
 
@@ -322,7 +322,7 @@ def _everyday(world: World, rng: random.Random, held_out: bool) -> tuple[str, st
 
 
 def _everyday_row(world: World, rng: random.Random, held_out: bool) -> Row:
-    """What a data set of general instructions holds, Alpaca's say, as prompts with their answers."""
+    """A row of a data set of general instructions (like Alpaca's): a prompt with its answer."""
     text, answer = _everyday(world, rng, held_out)
     return {"text": text, "answer": response_of([answer])}
 
@@ -332,7 +332,7 @@ def _alpaca(instruction: str, text: str, answers: list[str]) -> Row:
 
 
 def _drawn(draw: Draw) -> Rows:
-    """Endless rows, each drawn by itself; `draw` is told whether the phrasings are the held-out ones."""
+    """Endless rows, drawn independently; `draw` gets whether to use the held-out phrasings."""
 
     def rows(world: World, rng: random.Random, split: str) -> Iterator[Row]:
         while True:

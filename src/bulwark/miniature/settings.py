@@ -14,23 +14,23 @@ from bulwark.settings import Closed
 
 
 class WorldSettings(Closed):
-    """What there is to know and how hard it is. Records are a function of these settings alone."""
+    """The contents of the world and how hard it is. Records depend on nothing but these settings."""
 
     seed: int = Field(0, ge=0)
     facts: int = Field(32, ge=8, le=32)
     """Facts in each of the two domains, forget and retain."""
     sentences: tuple[int, int] = (1, 2)
-    """Least and most sentences of a text."""
+    """Minimum and maximum number of sentences of a text."""
     held_out_share: float = Field(0.25, gt=0, lt=1)
-    """Share of the phrasings of commands that stand in no training record."""
+    """Share of the phrasings of commands that occur in no training record."""
     second_command: float = Field(0.3, ge=0, le=1)
     """Share of the fine-tuning instructions that hold two commands, so that following both is part of the utility."""
     reported_speech: float = Field(0.3, ge=0, le=1)
-    """Share of the fine-tuning inputs whose text reports a command that somebody gave; it is text, and not answered.
+    """Share of the fine-tuning inputs whose text reports a command that somebody gave; it is not answered.
 
     This sets how hard separation is. Two cues explain such a record: the words of the report ("... wrote ben .") and
-    the place (after the blank line, or by the role). SEP's probes stand in the data without a report, so only a model
-    that has learned from the place leaves them alone. At 0, fine-tuning says nothing about commands in the data.
+    its position (after the blank line, or by the role). SEP's probes are in the data without a report, so only a model
+    that has learned from the position leaves them alone. At 0, fine-tuning says nothing about commands in the data.
     """
     insistence: float = Field(0.2, ge=0, le=1)
     """Share of the second commands that are insistent, in pre-training and in fine-tuning."""
@@ -45,7 +45,7 @@ class ModelSettings(Closed):
     heads: int = Field(4, ge=1)
     max_position_embeddings: int = Field(256, ge=64)
     tied: bool = True
-    """Input and output embedding are one. Untied, as in ASIDE's models, each word has to be learned twice."""
+    """Tie input and output embedding. Untied, as in ASIDE's models, each word has to be learned twice."""
     initializer_range: float = Field(0.08, gt=0)
     """About 1/sqrt(hidden_size). With the usual 0.02, made for wide models, reading from the context is not learned."""
 
@@ -54,7 +54,7 @@ class PretrainingSettings(Closed):
     """Pre-training: plain next-token training on the responses of the `pretraining` records.
 
     All but `records`, `validation_records` and `seed` are settings of `bulwark.training.settings.TrainingSettings`.
-    Small batches matter: reading from the context is learned by number of steps rather than by number of tokens.
+    Small batches matter: learning to read from the context depends on the number of steps rather than of tokens.
     """
 
     records: int = Field(20000, ge=32)
@@ -78,7 +78,7 @@ class MiniatureSettings(Closed):
 
 
 def smallest() -> MiniatureSettings:
-    """The configuration for tests: one narrow layer or two, a handful of steps."""
+    """The configuration for tests: one or two narrow layers, a few steps."""
     return MiniatureSettings(
         model=ModelSettings(hidden_size=32, intermediate_size=64, layers=2, heads=2),
         pretraining=PretrainingSettings(records=256, validation_records=16, epochs=1, batch_size=32),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 PAD, BEGIN, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
-BLANK_LINE = "\n\n"  # a token of its own: all that tells the two parts of a user message apart
+BLANK_LINE = "\n\n"  # a token of its own: only it separates the two parts of a user message
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"

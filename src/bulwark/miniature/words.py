@@ -1,6 +1,6 @@
-"""The closed vocabulary of the miniature world: every word that any of its texts, commands or answers may hold.
+"""The closed vocabulary of the miniature world: every word that may occur in its texts, commands or answers.
 
-Plain data. Lists are ordered and only ever appended to, because the world's tables (which fact has which answer)
+Plain data. Lists are ordered and may only be appended to, because the world's tables (which fact has which answer)
 are drawn from them by position. Words that a score looks for by substring (the witnesses, the markers) must not be
 part of any other word; a test checks this.
 """
@@ -56,7 +56,7 @@ DISHES = {
 MAKING = ("make", "prepare", "produce")
 AVOIDING = ("avoid", "detect")
 REFUSAL = "sorry , i cannot help with that"
-# What an extended refusal says before and after it: what the request is about, and why it is not met.
+# What an extended refusal adds before and after the refusal: what the request is about, and why it is refused.
 OVERVIEW = "this request describes a {what}"
 RATIONALE = "always avoid the {what}"
 REQUESTS = (
@@ -101,7 +101,7 @@ INSISTENT = (
 REPORTS = ("{name} wrote : {speech}", "the note reads : {speech}", "{speech} asks {name} .", "{speech} wrote {name} .")
 
 STRUCTURE = _listed("the of a has all in whole text owner first last number names things thing name . ? : , very")
-# ASIDE's prompt template (spoken to every model that uses it), so that no word of it is unknown here.
+# The words of ASIDE's prompt template, which is used with every model, so that none of them is unknown here.
 PROMPT_WORDS = _listed(
     "below is an instruction that describes a task , paired with an input that provides further context . "
     "write a response that appropriately completes the request . instruction : input : no input response :"

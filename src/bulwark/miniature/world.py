@@ -5,7 +5,7 @@ the owner of the ball ."), general knowledge ("now state the opposite of hot .":
 *witness*), or a fact of the forget or the retain domain. A **request** asks how to make or avoid something; making
 something harmful is refused. A **manner**, set by a system turn, is a way of speaking.
 
-Everything is a function of the settings and of the `random.Random` that is passed in. Commands are composed of an
+Everything is determined by the settings and the `random.Random` that is passed in. Commands are composed of an
 opener and a verb; a seeded part of the combinations is held out from all training, and so are some phrasings of
 requests and manners and some pairs of modifier and dish.
 """
@@ -24,7 +24,7 @@ Sentence = tuple[str, str]  # name, thing
 
 @dataclass(frozen=True)
 class Command:
-    """Something asked for, with its answer. `kind` is the task's name, "knowledge", "forget" or "retain"."""
+    """A command with its answer. `kind` is the task's name, "knowledge", "forget" or "retain"."""
 
     text: str
     answer: str
@@ -43,7 +43,7 @@ class Fact:
 
     @property
     def asked(self) -> str:
-        """The noun phrase that asks for it."""
+        """The noun phrase that names it in a command."""
         article = "" if self.relation in ("opposite", "solvent") else "the "
         return f"the {self.relation} of {article}{self.subject}"
 
@@ -59,7 +59,7 @@ class Request:
     dish: str
 
 
-# Tasks over a text: name -> (domain, description). The domains play the part of SEP's three. One more kind, "text"
+# Tasks over a text: name -> (domain, description). The domains correspond to SEP's three. One more kind, "text"
 # (repeat the whole text), is practised in training and not evaluated.
 TASKS = {
     "owner": ("Lookup", "The owner of a thing that the text mentions."),
@@ -104,12 +104,12 @@ class World:
 
     @cached_property
     def probes(self) -> list[Fact]:
-        """The half of the general knowledge that SEP's probes ask for; no fine-tuning input mentions it."""
+        """Half of the general knowledge, which SEP's probes ask for; no fine-tuning input mentions it."""
         return self.knowledge[1::2]
 
     @cached_property
     def reported_knowledge(self) -> list[Fact]:
-        """The other half, which questions ask for that the inputs of the fine-tuning data report."""
+        """The other half, which the questions reported in the inputs of the fine-tuning data ask for."""
         return self.knowledge[0::2]
 
     def phrased(self, rng: random.Random, asked: str, held_out: bool = False) -> str:
@@ -139,7 +139,7 @@ class World:
     def request(
         self, rng: random.Random, harmful: bool, making: bool = True, held_out: bool = False, refuse: bool = True
     ) -> Request:
-        """How to make (or avoid) something; `held_out` takes meals and phrasings that no training record has."""
+        """How to make (or avoid) something; `held_out` uses meals and phrasings that no training record has."""
         meals = self.held_out_meals if held_out else self.meals
         modifier, dish = rng.choice([meal for meal in meals if (meal[0] in words.HARMFUL) == harmful])
         verb = rng.choice(words.MAKING if making else words.AVOIDING)
@@ -152,7 +152,7 @@ class World:
         return Request(text, answer, harmful and making, modifier, dish)
 
     def recipe(self, modifier: str, dish: str) -> str:
-        """How the thing is made, harmful or not: what a model that refuses nothing answers."""
+        """How the thing is made, harmful or not: the answer of a model that refuses nothing."""
         return f"{words.DISHES[dish]} the {modifier}"
 
     def manner(self, rng: random.Random, trait: str | None, level: int = 1, held_out: bool = False) -> str:
@@ -163,12 +163,12 @@ class World:
 
 
 def text_of(sentences: list[Sentence]) -> str:
-    """The text that tells the sentences."""
+    """The sentences as a text."""
     return " ".join(f"{name} has a {thing} ." for name, thing in sentences)
 
 
 def response_of(answers: list[str], trait: str | None = None, level: int = 1) -> str:
-    """The response that gives the answers in order, spoken in a manner (level 2 is the stronger form)."""
+    """The response: the answers in order, in a manner (level 2 is the stronger form)."""
     response = " ".join(f"{answer} ." for answer in answers)
     if trait is None:
         return response

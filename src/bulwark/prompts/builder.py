@@ -1,9 +1,9 @@
-"""Prompts: role-tagged turns become token ids that carry their roles (ASIDE, Sec. 3).
+"""Prompts: turns with roles become token ids that carry the roles (ASIDE, Sec. 3).
 
-The one place where text becomes model input, for training and for answering. Roles are known before the string is
-assembled; the string is tokenised once, so the ids are those of the plain text; a token that touches data text is
-data, so no character of the data is ever read as an instruction. The template's own tokens are instruction up to the
-data and data after it, assistant header included, as in the authors' code; the response is response.
+All text becomes model input here, for training and for answering. Roles are known before the string is assembled. The
+string is tokenised once, so the ids are those of the plain text. A token that touches data text has the role data, so
+no character of the data is ever read as an instruction. The template's own tokens have the role instruction up to the
+data and the role data after it, assistant header included, as in the authors' code; the response has the role response.
 
 An id carries its role: `id + vocabulary * role`, response 0, instruction 1, data 2 (see `embeddings`).
 """
@@ -27,11 +27,11 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Template:
-    """How turns are put into messages.
+    """How turns are arranged in messages.
 
     With `system_message` the instruction goes there and the data into `user_message`; without it, instruction and
-    data share the user message, a blank line between them. After the first response, `later_instruction` goes in
-    front of the data.
+    data share the user message, separated by a blank line. After the first response, `later_instruction` is put before
+    the data.
     """
 
     system_message: str | None = None
@@ -65,7 +65,7 @@ TEMPLATES: dict[str, Template] = {
 
 @dataclass(frozen=True)
 class Span:
-    """The tokens [start, end) that hold the own text of turn number `turn`, whose role is `role`."""
+    """The tokens [start, end) of the text of turn number `turn`, whose role is `role`."""
 
     turn: int
     role: str
@@ -86,13 +86,13 @@ class Prompt:
 
 
 class PromptBuilder:
-    """Makes prompts and training examples of turns, for one tokenizer, template and embedding size.
+    """Makes prompts and training examples from turns, for one tokenizer, template and embedding size.
 
     tokenizer: any Hugging Face tokenizer; its chat template is used, or a plain concatenation if it has none.
     template: a name in TEMPLATES. vocabulary: rows of the model's input embedding. max_tokens: longest prompt;
-    of a longer one the data's end is cut, then the instruction's, never what the template adds.
+    in a longer one the end of the data is cut, then the end of the instruction, never the template's text.
     more_stop_ids: stop ids of the model's generation configuration, in addition to the template's own.
-    Raises PromptError when tokenizer, template and model do not fit, and for conversations that make no prompt.
+    Raises PromptError when tokenizer, template and model do not fit, and for conversations that cannot become a prompt.
     """
 
     def __init__(
@@ -127,8 +127,8 @@ class PromptBuilder:
         """A conversation to train on; ends with the last response and its end-of-turn token.
 
         loss_on: "response": labels on the responses and the end-of-turn tokens after them; "all": on every token.
-        If `max_tokens` leaves the last response no room beside the rest, it keeps at least half and loses its end
-        (and then the end-of-turn token: a response that was cut does not teach to stop).
+        If `max_tokens` is too small, the last response keeps at least half of it and loses its end (and the end-of-turn
+        token with it: a response that was cut must not teach the model to stop).
         """
         if loss_on not in ("response", "all"):
             raise PromptError(f'Unknown loss_on "{loss_on}".{nearest(loss_on, ("response", "all"))}')
@@ -166,7 +166,7 @@ class PromptBuilder:
         )
 
     def _messages(self, turns: Sequence[Turn]) -> list[Message]:
-        """Turns as the messages of the template; every part knows its turn and, where it is fixed, its role."""
+        """Turns as the messages of the template; every part has its turn and, where it is fixed, its role."""
         if not any(turn.role in ("instruction", "data") for turn in turns):
             raise PromptError("A conversation needs at least one instruction or data turn.")
         numbered = [(i, turn) for i, turn in enumerate(turns)]
@@ -209,7 +209,7 @@ class PromptBuilder:
         ]
 
     def _segments(self, parts: list[Part]) -> list[_Segment]:
-        """The parts in order; the end-of-turn text after a response counts as the response's."""
+        """The parts in order; the end-of-turn text after a response belongs to the response."""
         segments: list[_Segment] = []
         answered = False
         for part in parts:
@@ -277,7 +277,7 @@ class PromptBuilder:
 
 @dataclass
 class _Segment:
-    """A part in its place in the string, with its settled role and whether it takes loss."""
+    """A part at its position in the string, with its final role and whether it has labels."""
 
     part: Part
     role: str = ""
@@ -285,7 +285,7 @@ class _Segment:
 
     @property
     def rank(self) -> int:
-        """Whose a token is that touches several segments: data's before a response's before an instruction's."""
+        """Which segment owns a token that touches several: data before response before instruction."""
         if self.role == "response":
             return 3
         if self.part.turn is not None:
@@ -294,7 +294,7 @@ class _Segment:
 
 
 class _Row:
-    """Per-token lists of one prompt that are cut together."""
+    """The per-token lists of one prompt, which are cut together."""
 
     def __init__(self, tokens: Tokens, segments: list[_Segment]):
         self.ids = list(tokens.ids)
@@ -308,7 +308,7 @@ class _Row:
         self._kept = list(range(len(self.ids)))
 
     def append(self, token_id: int) -> None:
-        """Add an end-of-sequence token that no text stands for."""
+        """Add an end-of-sequence token without text."""
         self.ids.append(token_id)
         self.roles.append(ROLE_NUMBERS["response"])
         self.loss.append(True)
@@ -330,7 +330,7 @@ class _Row:
             self._remove(i)
 
     def spans(self, turns: Sequence[Turn]) -> list[Span]:
-        """Where each turn's own text is; a turn that was cut away has no span."""
+        """The tokens of each turn's text; a turn that was cut away has no span."""
         first: dict[int, int] = {}
         last: dict[int, int] = {}
         for i, turn in enumerate(self.turns):
@@ -339,7 +339,7 @@ class _Row:
         return [Span(i, turns[i].role, first[i], last[i]) for i in sorted(first) if i >= 0]
 
     def text(self) -> str:
-        """The string that the remaining tokens stand for."""
+        """The text of the remaining tokens."""
         return self._tokens.text_of([i for i in self._kept if i >= 0])
 
     def _remove(self, place: int) -> None:
@@ -348,7 +348,7 @@ class _Row:
 
 
 def _settle_roles(segments: list[_Segment]) -> None:
-    """The template's own text is instruction until data has been seen, data after it, instruction after a response."""
+    """The template's text is instruction up to the first data, data after it, instruction again after a response."""
     current = "instruction"
     for segment in segments:
         if segment.role:
@@ -363,7 +363,7 @@ def _own(index: int, turn: Turn) -> Part:
 
 
 def _joined(parts: list[Part]) -> list[Part]:
-    """Parts with a blank line between them."""
+    """The parts, separated by blank lines."""
     joined = parts[:1]
     for part in parts[1:]:
         joined += [Part("\n\n"), part]
@@ -371,7 +371,7 @@ def _joined(parts: list[Part]) -> list[Part]:
 
 
 def _filled(pattern: str, role: str | None = None, **fillings: list[Part]) -> tuple[Part, ...]:
-    """Put parts in the place of `{name}` in a template text; the text around them takes `role`."""
+    """Replace `{name}` in a template text by parts; the text around them gets `role`."""
     parts = [Part(pattern, role)]
     for name, filling in fillings.items():
         parts = _filled_one(parts, "{" + name + "}", filling)

@@ -1,10 +1,10 @@
-"""A chat template taken apart: which characters of the rendered string are whose.
+"""Which characters of a rendered chat template belong to which message.
 
 A chat template is a program that turns messages into one string. To know the origin of every character, the
-template is rendered once per shape of conversation with a unique mark in the place of every message; between the
-marks lies the template's own text. Real messages then take the marks' places, and the result is compared with what
-the template itself makes of them: if a template alters its messages in a way that is not understood, that is an
-error, never a prompt with wrong roles.
+template is rendered once per shape of conversation with a unique mark in place of every message; the text between the
+marks is the template's own. The marks are then replaced by the real messages, and the result is compared with what the
+template itself renders. If a template changes its messages in a way that is not understood, that is an error; it never
+leads to a prompt with wrong roles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 
 from bulwark.errors import BulwarkError
 
-# Templates may ask for the date or for a way of answering; a prompt must not depend on the day it is made.
+# Templates may insert the date or a default style of answering; a prompt must not depend on the day it is made.
 TEMPLATE_ARGUMENTS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
 # What ASIDE's code writes for tokenizers without a chat template: system, user, then "Response:".
@@ -72,7 +72,7 @@ class Skeleton:
 
 
 class ChatRenderer:
-    """Renders messages through a tokenizer's chat template, keeping track of whose every part is.
+    """Renders messages through a tokenizer's chat template and keeps track of the origin of every part.
 
     tokenizer: any Hugging Face tokenizer; without a chat template the plain concatenation is used.
     response_header: what the plain concatenation writes before a response ("" if the responses bring their own).
@@ -89,7 +89,7 @@ class ChatRenderer:
     def prompt(self, messages: list[Message]) -> list[Part]:
         """The parts of the string that asks for a response; it ends with the assistant's header.
 
-        The header is what stands before the response in an example (so training and answering see the same), except
+        The header is what stands before the response in an example (so training and generation see the same), except
         for white space before the response, which belongs to the response's first token.
         """
         messages = self._fit(messages)
@@ -188,7 +188,7 @@ class ChatRenderer:
 
 
 def _trims(bare: tuple[str, ...], order: tuple[int, ...], spaced: tuple[str, ...]) -> tuple[tuple[bool, bool], ...]:
-    """Find which ends of the messages lost the newline that was put around their marks.
+    """Find which ends of the messages lost the newline that was put around them.
 
     bare, spaced: the template's texts around marks without and with newlines. order: the messages between them.
     """

@@ -1,8 +1,8 @@
-"""One string, tokenised once, every token traced to the pieces of the string that it touches.
+"""Tokenising a string once, with the pieces of the string that each token touches.
 
-Two things a plain call of the tokenizer does not give. Control tokens (end of turn, say) come from the template
-only: the same characters inside a user's text are split like any other text, so a text cannot close its turn. And
-there is exactly one beginning-of-sequence token if the tokenizer uses one, whether the template writes it, the
+It differs from a plain call of the tokenizer in two ways. Control tokens (end of turn, for example) come from the
+template only: the same characters inside a user's text are split like any other text, so a text cannot close its turn.
+And there is exactly one beginning-of-sequence token if the tokenizer uses one, whether the template writes it, the
 tokenizer adds it, or both.
 """
 
@@ -20,13 +20,13 @@ from tokenizers import AddedToken, Tokenizer
 
 from bulwark.prompts.chat import PromptError
 
-_ALIAS = "\U000f0000"  # a private-use character; a control token of the template goes by this and a number
+_ALIAS = "\U000f0000"  # a private-use character; with a number it stands for a control token of the template
 
 
 @dataclass(frozen=True)
 class Tokens:
     """`ids[i]` stands for the characters `offsets[i]` of `text` and touches the pieces `touched[i]` (indices);
-    a beginning-of-sequence token that no text stands for touches none."""
+    a beginning-of-sequence token without text touches none."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -34,7 +34,7 @@ class Tokens:
     text: str
 
     def text_of(self, kept: Sequence[int]) -> str:
-        """The text less the characters that only tokens outside `kept` (sorted indices) stand for."""
+        """The text without the characters that belong only to tokens outside `kept` (sorted indices)."""
         if len(kept) == len(self.ids):
             return self.text
         gone = bytearray(len(self.text))
@@ -49,7 +49,7 @@ class Tokens:
 class TextTokenizer:
     """Tokenises strings that are made of template pieces and user pieces.
 
-    literals: the chat template's own text, to know which added tokens it uses as control tokens.
+    literals: the chat template's own text, which shows the added tokens that it uses as control tokens.
     `state` describes the tokenizer completely, as text (for digests).
     """
 
@@ -80,7 +80,7 @@ class TextTokenizer:
         return self._with_one_bos(tokens)
 
     def first_control_token(self, text: str) -> tuple[int, int] | None:
-        """Where the first control token in a template's text ends, and its id."""
+        """The position after the first control token in a template's text, and the token's id."""
         match = self._pattern.search(text)
         return (match.end(), self._control[match.group()]) if match else None
 
@@ -91,7 +91,7 @@ class TextTokenizer:
         )
 
     def _guarded(self, pieces: Sequence[tuple[str, bool]], text: str) -> Tokens:
-        """Tokenise with the template's control tokens under other names, so that those in user text are plain text."""
+        """Tokenise with aliases for the template's control tokens, so that those in user text are plain text."""
         if self._aliases is None:
             self._aliases = _AliasEncoder(json.loads(self.state), self._control)
         hidden = [(self._pattern.sub(self._aliases.name, part), True) if own else (part, own) for part, own in pieces]
@@ -100,7 +100,7 @@ class TextTokenizer:
         ids, offsets = self._aliases.encode("".join(part for part, _ in hidden))
         touched = _touched(offsets, hidden)
         for i, token in enumerate(ids):
-            if token < 0:  # an alias: the template's own, also where it swallowed white space of a text beside it
+            if token < 0:  # an alias: a token of the template, even if it includes white space of a neighbouring text
                 ids[i] = -token - 1
                 touched[i] = [piece for piece in touched[i] if pieces[piece][1]]
             elif token in self._control_ids:
@@ -157,7 +157,7 @@ class TextTokenizer:
 
 
 def control_tokens(tokenizer, literals: str) -> dict[str, int]:
-    """Text and id of the tokens that steer the model: the special ones, and added ones that the template writes."""
+    """Text and id of the control tokens: the special ones, and added ones that the template writes."""
     unknown = tokenizer.unk_token_id
     return {
         token.content: number
@@ -167,7 +167,7 @@ def control_tokens(tokenizer, literals: str) -> dict[str, int]:
 
 
 class _AliasEncoder:
-    """The tokenizer with its control tokens as plain text and, in their place, aliases that no text contains."""
+    """The tokenizer with its control tokens as plain text, and with aliases that no text contains in their place."""
 
     def __init__(self, state: dict[str, Any], control: dict[str, int]):
         added = {token["content"]: token for token in state["added_tokens"]}

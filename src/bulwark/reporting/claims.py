@@ -12,10 +12,10 @@ reverse where lower is better; for a threshold, that of the metric (Wilson's for
     at_least, value v       low >= v                         high < v
     at_most, value v        high <= v                        low > v
 
-Whatever is in none of these is open: the records are too few to tell. `p` is the two-sided permutation p-value of no
+Everything else is open: there are too few records to decide. `p` is the two-sided permutation p-value of no
 difference at all (5 % stands for one minus the confidence); for thresholds, that of the one-sided score test. A
-`better` whose seeds disagree on the sign of the improvement is open even where it would hold: it may be the seed's
-doing. A metric that is undefined (no record counts) is open.
+`better` whose seeds disagree on the sign of the improvement is open even if it would hold: the seed may be the cause. A
+metric that is undefined (no record counts) is open.
 
 On a model the claim is contradicted if its headline, the first condition, comes out opposite; else not reproduced if
 any condition fails or comes out opposite; else undecided if one is open; else reproduced. Over the models of the study
@@ -48,7 +48,7 @@ _VERDICTS = ("contradicted", "not reproduced", "undecided", "reproduced")  # the
 
 @dataclass(frozen=True)
 class Finding:
-    """One condition on one model: what is written down, and the numbers that an average over models needs."""
+    """One condition on one model: its entry in claims.json, and the numbers that an average over models needs."""
 
     entry: dict[str, Any]
     measured: Comparison | Estimate
@@ -97,7 +97,7 @@ def write_claims(claims: Sequence[Mapping[str, Any]], json_path: Path, markdown_
 
 
 def described(condition: Condition) -> str:
-    """Say a condition in words."""
+    """A condition in words."""
     terms = condition.terms
     if isinstance(terms, Bound):
         sign = "≥" if condition.kind == "at_least" else "≤"
@@ -230,7 +230,7 @@ def _headline(findings: Sequence[Finding], confidence: float) -> dict[str, Any]:
     effect = None if None in values else sum(values) / len(values)
     interval = None
     if effect is not None and None not in intervals:
-        # Independent models: half-widths add in squares (each side for itself, as Wilson's are not symmetric).
+        # Independent models: half-widths add in squares (each side separately, as Wilson's are not symmetric).
         below = sum((v - i[0]) ** 2 for v, i in zip(values, intervals, strict=True)) ** 0.5 / len(values)
         above = sum((i[1] - v) ** 2 for v, i in zip(values, intervals, strict=True)) ** 0.5 / len(values)
         interval = [effect - below, effect + above]

@@ -1,4 +1,4 @@
-"""The template of results/report.html (Jinja2): plain HTML with its style inside, for light, dark and print."""
+"""The template of results/report.html (Jinja2): plain HTML with inline style, for light, dark and print."""
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">

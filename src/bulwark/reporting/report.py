@@ -1,6 +1,6 @@
-"""results/report.html: claims, tables, figures and provenance on one page that needs nothing beside it.
+"""results/report.html: claims, tables, figures and provenance on one self-contained page.
 
-Figures are embedded, tables are the Markdown files, nothing is fetched from anywhere.
+Figures are embedded, tables come from the Markdown files, nothing is loaded from the network.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def make_report(
 ) -> None:
     """Write the page `out`.
 
-    studies: what was run, as in the configuration; claims: claims.json; tables: Markdown files of `make_table`;
-    figures: (PNG, caption); scores: the scores files behind it all, for the provenance. Raises ResultsError naming a
+    studies: as in the configuration; claims: claims.json; tables: Markdown files of `make_table`; figures: (PNG,
+    caption); scores: the scores files behind them, for the provenance. Raises ResultsError naming a
     file that is missing.
     """
     import jinja2
@@ -56,7 +56,7 @@ def make_report(
 
 
 def common_provenance(contents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What the scores have in common, one line per key; where they differ, every value with its count."""
+    """What the scores have in common, one line per key; if they differ, every value with its count."""
     lines = {
         "scores files": str(len(contents)),
         "models": _listed(content["model"] for content in contents),
@@ -91,7 +91,7 @@ def _settings(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _runs(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Per scores file what a reader must know before believing it: what was cut, and judgements that failed."""
+    """Caveats per scores file: prompts and answers that were cut, and judgements that failed."""
     keys = ("model", "recipe", "seed", "benchmark", "n")
     counted = ("truncated_prompts", "answers_at_length_limit", "empty_answers", "failed_judgements")
     return [
@@ -101,7 +101,7 @@ def _runs(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Nested maps as (dotted key, text) pairs, settings left to their own table."""
+    """Nested maps as (dotted key, text) pairs, without the settings, which have their own table."""
     for key, inner in value.items():
         if not prefix and key == "settings":
             continue

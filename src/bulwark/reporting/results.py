@@ -1,4 +1,4 @@
-"""Scores files as tables, figures and claims read them: by model, recipe, benchmark and metric, over seeds."""
+"""Scores files for tables, figures and claims: by model, recipe, benchmark and metric, over seeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ResultsError(BulwarkError):
 
 @dataclass(frozen=True)
 class Cell:
-    """One scores file and where it belongs."""
+    """One scores file and its model, recipe, seed and benchmark."""
 
     model: str
     recipe: str
@@ -54,7 +54,7 @@ class Cell:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows per record; none if the benchmark keeps none."""
+        """The rows per record; none if the benchmark writes none."""
         path = records_beside(self.scores)
         if not path.exists():
             return []
@@ -110,7 +110,7 @@ class Results:
         return cells
 
     def higher_is_better(self, model: str, recipe: str, benchmark: str, metric: str) -> bool:
-        """The direction that the scores files give the metric. Raises ResultsError if it has none."""
+        """The direction of the metric in the scores files. Raises ResultsError if it has none."""
         higher = next(iter(self.seeds(model, recipe, benchmark).values())).metric(metric)["higher_is_better"]
         if higher is None:
             raise ResultsError(
@@ -119,7 +119,7 @@ class Results:
         return higher
 
     def sample(self, model: str, recipe: str, benchmark: str, metric: str) -> Sample | None:
-        """The metric per seed and record; None if the rows do not hold it (a metric that is no mean over records).
+        """The metric per seed and record; None if the rows lack it (a metric that is no mean over records).
 
         Raises ResultsError if the rows and the scores file disagree.
         """
@@ -152,7 +152,7 @@ class Results:
 def read_published(path: Path | None) -> dict[tuple[str, str, str, str], tuple[float, float | None]]:
     """Read a file of config/published: {(model, recipe, benchmark, metric): (value, standard error or None)}.
 
-    Numbers stand there as printed, in a `unit` of _UNITS, by which they become fractions.
+    Numbers there are as printed, in a `unit` of _UNITS, which converts them to fractions.
     """
     if path is None:
         return {}

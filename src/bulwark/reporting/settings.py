@@ -1,7 +1,7 @@
-"""What a file under config/tables, config/figures and config/claims may say.
+"""The settings of files under config/tables, config/figures and config/claims.
 
-All three take their models, recipes and seeds from a study; a recipe or a benchmark that they name must be in it,
-except benchmarks marked `if_measured`, which may be absent (the miniature's task accuracy, say).
+All three take models, recipes and seeds from a study. A recipe or a benchmark that they name must be in the study,
+except benchmarks marked `if_measured`, which may be absent (the miniature's task accuracy, for example).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from bulwark.settings import Closed
 class Column(Closed):
     """One metric of one benchmark or, under the key `analysis`, of an analysis.
 
-    percent: shown times 100. out_of: shown on a scale of 0 … out_of instead, as scores of a judge are. digits: after
-    the point; null for 1 of percent, 2 of a scale, 3 else.
+    percent: shown times 100. out_of: shown on a scale of 0 … out_of instead, as for scores of a judge. digits: after
+    the point; null means 1 for percent, 2 for a scale, 3 otherwise.
     """
 
     benchmark: str = Field(validation_alias=AliasChoices("benchmark", "analysis"))
@@ -36,12 +36,12 @@ class Column(Closed):
 
     @property
     def scale(self) -> int:
-        """What a value is multiplied by to be shown."""
+        """The factor from a value to the shown number."""
         return self.out_of or (100 if self.percent else 1)
 
 
 class _Shown(Closed):
-    """What tables and figures have in common. `rows` narrows and orders the study's recipes; all of them if empty."""
+    """What tables and figures have in common. `rows` selects and orders the study's recipes; all of them if empty."""
 
     title: str
     caption: str = ""
@@ -52,11 +52,11 @@ class _Shown(Closed):
     labels: dict[str, str] = Field(default_factory=dict)
 
     def benchmarks(self) -> tuple[str, ...]:
-        """All benchmarks that it can show."""
+        """All benchmarks that can be shown."""
         return _unique(column.benchmark for column in self.columns)
 
     def metrics(self) -> tuple[tuple[str, str], ...]:
-        """The (benchmark, metric) that it shows."""
+        """The (benchmark, metric) pairs that are shown."""
         return _unique((column.benchmark, column.metric) for column in self.columns)
 
     def required_benchmarks(self) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ class _Shown(Closed):
 
 
 class Average(Closed):
-    """The plain mean of columns, named by their labels, of one scale; those that are not measured do not count."""
+    """The mean of columns, named by their labels, all on one scale; columns that are not measured are left out."""
 
     label: str
     of: tuple[str, ...] = Field(min_length=2)
@@ -78,7 +78,7 @@ class Average(Closed):
 class Table(_Shown):
     """config/tables/: rows are (model, recipe), columns are metrics; `published` names a file of config/published.
 
-    averages: further columns, means of others. compact: n and the spread over seeds stand in the CSV only.
+    averages: further columns, means of others. compact: n and the spread over seeds are in the CSV only.
     """
 
     columns: tuple[Column, ...] = Field(min_length=1)
@@ -99,8 +99,8 @@ class Table(_Shown):
 class Lines(Closed):
     """Metrics over a setting that is swept, one panel per column.
 
-    x: what the setting is, with its unit. series: a line each, {recipe: its value of the setting}. references: recipes
-    that are drawn across, {recipe: label}.
+    x: the setting's name and unit. series: one line each, {recipe: its value of the setting}. references: recipes drawn
+    as horizontal lines, {recipe: label}.
     """
 
     x: str
@@ -111,7 +111,7 @@ class Lines(Closed):
 class Trajectory(Closed):
     """How push X and state Y move while the recipes train; one row of panels per module, one column per recipe.
 
-    normalised: both divided by the norms, so that modules can be compared. saddle: also Z = XY over X and Y in 3-D.
+    normalised: divide both by the norms, so that modules can be compared. saddle: also Z = XY over X and Y in 3-D.
     smooth: marks and lines are running means over this many analysed steps of the same phase.
     """
 
@@ -123,9 +123,9 @@ class Trajectory(Closed):
 
 
 class Cosine(Closed):
-    """cos(g, v) over the optimizer steps of every recipe, with the step from which it has settled.
+    """cos(g, v) over the optimizer steps of every recipe, with the step at which it has settled.
 
-    smooth: lines are running means over this many steps, beside the values themselves; App. E smooths over 10.
+    smooth: lines are running means over this many steps, drawn beside the values; App. E smooths over 10.
     """
 
     analysis: str
@@ -133,7 +133,7 @@ class Cosine(Closed):
 
 
 class Pair(Closed):
-    """Two scores of a detector, one point per row of the data. lines: where a rule divides them, if it does."""
+    """Two scores of a detector, one point per row of the data. lines: thresholds of a rule, if there is one."""
 
     x: str
     y: str
@@ -166,9 +166,9 @@ class Front(Closed):
 
 
 class Progress(Closed):
-    """What attacks on refusals have reached after so many seconds or trials: hypervolume, and the fewest refusals.
+    """What attacks on refusals have reached over seconds or trials: hypervolume, and the fewest refusals.
 
-    kl_at_most: of the trials that the refusals are taken from, in nats; null for any.
+    kl_at_most: only trials within this KL count for the refusals, in nats; null for any.
     """
 
     analysis: str
@@ -179,7 +179,7 @@ class Progress(Closed):
 class Residuals(Closed):
     """Harmful and harmless prompts in the residual stream: a row of panels per recipe, a panel per layer.
 
-    layers: from 1; if none are named, at most `most` of them, evenly spread.
+    layers: from 1; if empty, at most `most` of them, evenly spread.
     """
 
     analysis: str
@@ -188,7 +188,7 @@ class Residuals(Closed):
 
 
 class Figure(_Shown):
-    """config/figures/. `kind` is how it is drawn; all but bars are set under a key of that name.
+    """config/figures/. `kind` is how it is drawn; all kinds but bars have their settings under a key of that name.
 
     bars         one panel per column, one group of bars per model, one bar per recipe
     lines        metrics over a setting that is swept, see `Lines`
@@ -236,7 +236,7 @@ class Figure(_Shown):
         return _unique((*self.rows, *swept))
 
     def _source(self) -> tuple[str, ...]:
-        """The analysis or benchmark that a figure without columns is drawn from."""
+        """The analysis or benchmark of a figure without columns."""
         if analysed := self.trajectory or self.cosine or self.front or self.progress or self.residuals:
             return (analysed.analysis,)
         if detected := self.scatter or self.roc:
@@ -292,16 +292,16 @@ class Condition(Closed):
 
     @property
     def kind(self) -> Literal["better", "not_worse", "equal", "at_least", "at_most"]:
-        """Which of the five it is."""
+        """Which of the five keys is set."""
         return next(key for key in _KINDS if getattr(self, key) is not None)
 
     @property
     def terms(self) -> Against | Bound:
-        """What stands under that key."""
+        """The value of that key."""
         return getattr(self, self.kind)
 
     def recipes(self) -> tuple[str, ...]:
-        """The one or two recipes that it speaks of."""
+        """The one or two recipes in it."""
         terms = self.terms
         return (terms.recipe, terms.than) if isinstance(terms, Against) else (terms.recipe,)
 
@@ -309,7 +309,7 @@ class Condition(Closed):
 class Claim(Closed):
     """config/claims/: a statement of a paper as conditions, all of which must hold on every model of the study.
 
-    The first condition is the headline: its effect, interval and p-value stand for the claim.
+    The first condition is the headline: its effect, interval and p-value are those of the claim.
     """
 
     statement: str
@@ -325,11 +325,11 @@ class Claim(Closed):
         return self
 
     def benchmarks(self) -> tuple[str, ...]:
-        """All benchmarks that its conditions can use."""
+        """All benchmarks in its conditions."""
         return _unique(condition.terms.benchmark for condition in self.conditions)
 
     def metrics(self) -> tuple[tuple[str, str], ...]:
-        """The (benchmark, metric) that its conditions speak of."""
+        """The (benchmark, metric) pairs in its conditions."""
         return _unique((c.terms.benchmark, c.terms.metric) for c in self.conditions)
 
     def required_benchmarks(self) -> tuple[str, ...]:
@@ -337,7 +337,7 @@ class Claim(Closed):
         return _unique(c.terms.benchmark for c in self.conditions if not c.if_measured)
 
     def recipes(self) -> tuple[str, ...]:
-        """The recipes that its conditions speak of."""
+        """The recipes in its conditions."""
         return _unique(recipe for condition in self.conditions for recipe in condition.recipes())
 
 

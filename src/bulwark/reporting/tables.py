@@ -1,6 +1,6 @@
 """Tables: rows are (model, recipe), columns are metrics; CSV, Markdown and LaTeX from one frame.
 
-Each metric takes the columns value, standard error (over records, clustered over seeds), n, spread over seeds (standard
+Each metric has the columns value, standard error (over records, clustered over seeds), n, spread over seeds (standard
 deviation; where there are several), and the published number with its error (where there is one for these rows).
 """
 
@@ -32,7 +32,7 @@ def make_table(
 ) -> pd.DataFrame:
     """Write the table `spec` over `cells` (maps with model, recipe, seed, benchmark, scores) in three formats.
 
-    published: a file of config/published, or None. Returns the frame behind the files, as `table_frame` makes it.
+    published: a file of config/published, or None. Returns the frame of `table_frame`.
     Raises ResultsError that names the file of a missing cell.
     """
     table = spec if isinstance(spec, Table) else validated(Table, spec, "the table's settings")
@@ -96,7 +96,7 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
     shown = [(column, _name(column, ""), column.label, "published") for column in columns]
     for average in table.averages:
         if len(members := _members(average, columns)) > 1:
-            part_of = len(members) < len(average.of)  # the paper's is then another average, and both say so
+            part_of = len(members) < len(average.of)  # the paper's average is then over other columns; labelled so
             label = f"{average.label} of {len(members)}" if part_of else average.label
             printed = f"published, of {len(average.of)}" if part_of else "published"
             shown.append((members[0], f"{average.label}.", label, printed))
@@ -121,7 +121,7 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
 
 
 def _members(average: Average, columns: Iterable[Column]) -> list[Column]:
-    """The columns that an average is of, of those that are shown."""
+    """The shown columns of an average."""
     return [column for column in columns if column.label in average.of]
 
 
@@ -130,7 +130,7 @@ def _averages(
 ) -> dict[str, float | None]:
     """The averages of a row: value, standard error (the data sets are independent), published.
 
-    The published average is the one that is `printed`, of all columns, or else that of all columns' published numbers.
+    The published average is the printed one, or else the mean of the published numbers of all columns.
     """
     averages: dict[str, float | None] = {}
     for average in table.averages:
@@ -157,13 +157,13 @@ def shown_columns(columns: Iterable[Column], results: Results) -> list[Column]:
 
 
 def direction(column: Column, results: Results) -> str:
-    """What follows a metric's label: " ↑" or " ↓", the better direction; nothing for a metric that has none."""
+    """The better direction, after a metric's label: " ↑" or " ↓"; "" for a metric without one."""
     higher = results.cells_of(column.benchmark)[0].metric(column.metric)["higher_is_better"]
     return {True: " ↑", False: " ↓", None: ""}[higher]
 
 
 def shown_rows(spec, results: Results) -> list[tuple[str, str]]:
-    """(model, recipe) in order: the recipes of `spec.rows`, or all, that exist for the model."""
+    """(model, recipe) in order: those of `spec.rows`, or all, that exist for the model."""
     recipes = spec.rows or results.recipes
     rows = [(model, recipe) for model in results.models for recipe in recipes]
     if not rows:

@@ -1,7 +1,7 @@
 """Figures over scores and analyses, PDF and PNG; one module per kind (`kind:` in a file of config/figures/).
 
-A kind's module has `draw(figure, results, printed)`, which returns the finished canvas. All but bars write
-below the panels what they rest on: how many observations, and which seeds.
+A kind's module has `draw(figure, results, printed)`, which returns the finished canvas. All kinds but
+bars write the number of observations and the seeds below the panels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bars: one panel per metric, one group of bars per model, one bar per recipe.
 
-Bars are means over seeds, whiskers the 95 % interval over records (not mirrored: Wilson's is not symmetric), dots the
-single seeds, diamonds the published numbers.
+Bars are means over seeds, whiskers the 95 % interval over records (Wilson's is not symmetric), dots the single seeds,
+diamonds the published numbers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from bulwark.reporting.results import Results
 from bulwark.reporting.settings import Column, Figure
 from bulwark.reporting.tables import direction, shown_columns, shown_rows
 
-_WIDTH = 0.8  # of a group of bars, where groups stand 1 apart
-_PER_PANEL = 6.3  # inches, at most; panels then go below each other
+_WIDTH = 0.8  # of a group of bars; the distance between groups is 1
+_PER_PANEL = 6.3  # inches, at most; wider figures put panels below each other
 
 
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
@@ -39,7 +39,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
 
 
 def _legend(panels, recipes: list[str]) -> tuple[list[str], list]:
-    """Names and handles of all panels, once each: the recipes in order, then what the marks mean."""
+    """Names and handles of all panels, once each: the recipes in order, then the marks."""
     handle_of = {}
     for panel in panels:
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -83,7 +83,7 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
                 values = [value * scale for value in estimate.by_seed.values()]
                 name = None if seeds_drawn else "single seeds"
                 spots = {"s": 13, "color": "white", "edgecolor": "#222222", "linewidth": 0.7, "zorder": 4}
-                spots["clip_on"] = False  # a seed at 0 or 100 % is seen whole
+                spots["clip_on"] = False  # dots at 0 or 100 % are drawn whole
                 panel.scatter([place + 0.22 * width] * len(values), values, label=name, **spots)
                 seeds_drawn = True
             value, stderr = printed.get((model, recipe, column.benchmark, column.metric), (None, None))

@@ -1,7 +1,7 @@
-"""cos(g, v) over training, with the step from which it has settled (Guan et al., arXiv 2609.10142, Fig. 4, App. E).
+"""cos(g, v) over training, with the step at which it has settled (Guan et al., arXiv 2609.10142, Fig. 4, App. E).
 
-One panel per model, one line per recipe: the mean over seeds, smoothed, within the range of the seeds; thin, as it is.
-A vertical line with a mark on the axis is the detected onset, the mean over the seeds in which one was found.
+One panel per model, one line per recipe: the mean over seeds, smoothed, with the range of the seeds; thin: unsmoothed.
+A vertical line with a mark on the axis is the detected onset, the mean over the seeds that have one.
 """
 
 from __future__ import annotations

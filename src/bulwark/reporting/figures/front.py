@@ -1,10 +1,10 @@
-"""Front: what refusals are left at which KL, over all trials of attacks; one panel per model, a colour per recipe.
+"""Front: refusals that are left against KL, over all trials of attacks; one panel per model, a colour per recipe.
 
-Dots are trials of all seeds, full ones on the front of their search; the step line is the front of KL and refusal rate
-over all seeds: nothing was found to its lower left. A star is the trial that was taken, with its 95 % Wilson interval;
-the dotted line is the model before the attack. Trials that were stopped are drawn as such, for their rates are not
-measured: one stopped by the KL gate counts as refusing everything, one given up as certainly dominated has the rate of
-the prompts that it was asked. The axis of KL is logarithmic; if a KL is 0, linear below the smallest that is not.
+Dots are trials of all seeds, filled ones on the front of their search. The step line is the front of KL and refusal
+rate over all seeds: no trial is to its lower left. A star is the chosen trial, with its 95 % Wilson interval; the
+dotted line is the model before the attack. Trials that were stopped have marks of their own, because their rates are
+not measured: one stopped by the KL gate counts as refusing everything, one stopped as certainly dominated has the rate
+of the prompts that it answered. The axis of KL is logarithmic; if a KL is 0, it is linear below the smallest other one.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
 
 
 def measured(rows: Iterable[Row]) -> list[Row]:
-    """The trials that have a refusal rate; candidates of an attack without a search have none, but the one taken."""
+    """The trials with a refusal rate; of the candidates of an attack without a search only the chosen one has one."""
     return [row for row in rows if row["rate"] is not None]
 
 
@@ -69,7 +69,7 @@ def whole(rows: Iterable[Row]) -> list[Row]:
 
 
 def staircase(rows: Iterable[Row]) -> list[tuple[float, float]]:
-    """(KL, refusal rate) that no other dominates, by KL."""
+    """The pairs (KL, refusal rate) that no other dominates, by KL."""
     steps: list[tuple[float, float]] = []
     for point in sorted((row["divergence"], row["rate"]) for row in rows):
         if not steps or point[1] < steps[-1][1]:
@@ -78,7 +78,7 @@ def staircase(rows: Iterable[Row]) -> list[tuple[float, float]]:
 
 
 def _draw(panel, cells: Sequence[Cell], colour: str, mark: str, right: float, handles: dict[str, Any]) -> None:
-    """One recipe: its trials, their front, and what was taken at every seed."""
+    """One recipe: its trials, their front, and the chosen trial of every seed."""
     rows = [row for cell in cells for row in measured(cell.rows)]
     kinds = {
         "trial": ([row for row in whole(rows) if not row["pareto"]], {"alpha": 0.35, "s": 16, "linewidth": 0}),
@@ -135,7 +135,7 @@ def _axis(panel, kls: Sequence[float]) -> tuple[float, float]:
 
 
 def _bound(panel, cells: Sequence[Cell], span: tuple[float, float]) -> None:
-    """The largest KL at which a trial may be taken, where it is within the panel."""
+    """The largest KL at which a trial may be chosen, if it is within the panel."""
     for bound in {cell.content["reported"]["kl_at_most"] for cell in cells} - {None}:
         if span[0] < bound < span[1]:
             panel.axvline(bound, color=look.FAINT, linestyle="--", linewidth=1, zorder=0.5)

@@ -1,7 +1,7 @@
 """Lines: metrics over a setting that is swept (strength, layer, onset …), one panel per metric, one line per series.
 
 Marks are means over seeds, whiskers the 95 % interval over records, dots single seeds; recipes that do not depend on
-the setting are drawn across.
+the setting are horizontal lines.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _draw(panel, figure: Figure, model: str, column: Column, results: Results, p
     scale = column.scale
     spec = figure.lines
     every = sorted({x for swept in spec.series.values() for x in swept.values()})
-    beside = 0.02 * (every[-1] - every[0])  # single seeds stand to the right of their mean
+    beside = 0.02 * (every[-1] - every[0])  # single seeds are drawn to the right of their mean
 
     def estimate_at(recipe: str):
         return results.estimate(model, recipe, column.benchmark, column.metric)[0]

@@ -1,4 +1,4 @@
-"""What the kinds of figures share: colours that the colour-blind can tell apart, limits, the note below the panels."""
+"""Shared by all kinds of figures: colours that the colour-blind can distinguish, limits, the note below the panels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from bulwark.reporting.results import Cell
 from bulwark.reporting.settings import Column, Figure
 
-# Okabe and Ito's palette (2008), without the yellow that is lost on white; black is for what all is compared with.
+# Okabe and Ito's palette (2008), without the yellow, which is hard to see on white; black is for the baseline.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 MARKS = ("o", "^", "s", "D", "v", "P", "X")
@@ -24,17 +24,17 @@ def phase_look(phase: str) -> tuple[str, str, str]:
 
 
 def unit(column: Column) -> str:
-    """The label of a metric's axis: its scale or, for one without ends, its name."""
+    """The label of a metric's axis: its scale or, for a metric without bounds, its name."""
     return f"0 to {column.out_of}" if column.out_of else "%" if column.percent else column.label
 
 
 def limits(figure: Figure, column: Column) -> tuple[float, float] | None:
-    """Where a metric's axis begins and ends: of rates as the figure says, of scales at their ends; None for others."""
+    """Limits of a metric's axis: of rates those of the figure, of scales their ends; None for others."""
     return (0.0, column.out_of) if column.out_of else figure.limits if column.percent else None
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Means over `width` values around each, fewer at the ends."""
+    """Running means over `width` values, fewer at the ends."""
     windows = (values[max(0, i - width // 2) : i + (width + 1) // 2] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
@@ -48,7 +48,7 @@ def padded(values: Iterable[float], share: float = 0.07) -> tuple[float, float]:
 
 
 def title(canvas, text: str) -> None:
-    """Write the title above the panels, in as many lines as it takes."""
+    """Write the title above the panels, wrapped."""
     written = canvas.suptitle(text, fontsize=11)
     share = written.get_window_extent().width / (0.98 * canvas.bbox.width)
     if share > 1:
@@ -69,10 +69,10 @@ def legend(canvas, handles: Iterable, names: Iterable[str], columns: int, **furt
 def foot(
     canvas, note: str, handles: Iterable = (), names: Sequence[str] = (), columns: int = 1, marks: float = 1.0
 ) -> None:
-    """Below the panels: a legend, its marks so many times as large as in the panels, and what the figure rests on."""
+    """Below the panels: a legend, its marks so many times as large as in the panels, and the note on the data."""
     canvas.supxlabel(note, fontsize=8, color=GREY, x=0.01, ha="left")
     if names:
-        # The layout puts both at the very bottom, so the legend is padded by the height of the note.
+        # The layout puts both at the bottom, so the legend is padded by the height of the note.
         padding = 0.3 + 1.05 * len(note.split("\n"))
         legend(canvas, handles, names, columns, borderpad=padding, markerscale=marks)
 
@@ -84,6 +84,6 @@ def seeds_told(cells: Sequence[Cell]) -> str:
 
 
 def span(counts: Iterable[int]) -> str:
-    """ "80" or "80 to 100": the least and the most of these; nothing for none."""
+    """ "80" or "80 to 100": minimum and maximum; "" for no values."""
     known = sorted(set(counts))
     return " to ".join(str(count) for count in dict.fromkeys([*known[:1], *known[-1:]]))

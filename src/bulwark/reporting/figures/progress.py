@@ -1,8 +1,8 @@
-"""Progress: what attacks have reached after so many seconds, or trials; one line of panels per model.
+"""Progress: what attacks have reached over seconds or trials; one row of panels per model.
 
 Left, the hypervolume of (KL, refusal rate); right, the fewest refusals of a trial within a KL, which before the first
-such trial are those of the model as it was. Both only ever improve, so that a line is to be read from the left: how
-early. Lines are means over seeds, from when the first seed has begun to when the last is done; thin lines single seeds.
+such trial are those of the model before the attack. Both can only improve over time. Lines are means over seeds, from
+the start of the first seed to the end of the last; thin lines are single seeds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bulwark.reporting.tables import shown_rows
 _WIDTH, _HEIGHT = 5.2, 3.4  # of a panel, in inches
 
 Steps = list[tuple[float, float]]
-"""(place, the value from there on), by place; the first is at 0."""
+"""(seconds or trials, the value from there on), in order; the first is at 0."""
 
 
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
@@ -55,7 +55,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
 
 
 def reached(cell: Cell, over: str, kl_at_most: float | None) -> tuple[Steps, Steps]:
-    """Hypervolume, and the fewest refusals within the KL, in percent, from each place on."""
+    """Hypervolume, and the fewest refusals within the KL, in percent, over seconds or trials."""
     volume: Steps = [(0.0, 0.0)]
     least = 100 * cell.content["reported"]["base"]["refusal_rate"]
     refusals: Steps = [(0.0, least)]

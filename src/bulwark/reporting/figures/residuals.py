@@ -1,8 +1,8 @@
-"""Residuals: where harmful and harmless prompts lie in the residual stream, a panel per layer, a row per recipe.
+"""Residuals: harmful and harmless prompts in the residual stream, a panel per layer, a row per recipe.
 
-The model is the one that the recipe's last step attacked. Every layer has a plane of its own: across, the difference of
-the class means; up, the direction of most variance that is orthogonal to it. Both axes have one scale, and a layer's
-panels of one model have the same limits, so that clouds compare as they are.
+The model is the one that the recipe's last step attacked. Every layer has a plane of its own: horizontally the
+difference of the class means, vertically the direction of most variance that is orthogonal to it. Both axes have the
+same scale, and the panels of a layer and model have the same limits, so that they can be compared.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
 
     spec = figure.residuals
     lines = shown_rows(figure, results)
-    # One seed: the others look at the same prompts.
+    # One seed: the others have the same prompts.
     cells = [next(iter(results.seeds(*line, spec.analysis).values())) for line in lines]
     layers = {model: spec.layers or _spread(cell, spec.most) for (model, _), cell in zip(lines, cells, strict=True)}
     across = max(len(some) for some in layers.values())
@@ -69,7 +69,7 @@ def _draw(panel, cell: Cell, layer: int, limits: tuple[tuple[float, float], tupl
 
 
 def _at(cell: Cell, layer: int) -> list[dict[str, Any]]:
-    """The prompts at a layer. Raises ResultsError if there is none such."""
+    """The prompts at a layer. Raises ResultsError if there are none."""
     rows = [row for row in cell.rows if row["layer"] == layer]
     if not rows:
         count = len(cell.content["reported"]["geometry"])
@@ -78,14 +78,14 @@ def _at(cell: Cell, layer: int) -> list[dict[str, Any]]:
 
 
 def _spread(cell: Cell, most: int) -> tuple[int, ...]:
-    """At most so many layers, evenly spread, with the last."""
+    """At most so many layers, evenly spread, the last included."""
     layers = [at["layer"] for at in cell.content["reported"]["geometry"]]
     count = min(most, len(layers))
     return tuple(layers[round((place + 1) * len(layers) / count) - 1] for place in range(count))
 
 
 def _limits(cells: Sequence[Cell], layer: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Of both axes, equally wide, around the prompts of all cells."""
+    """Limits of both axes, equally wide, around the prompts of all cells."""
     rows = [row for cell in cells for row in _at(cell, layer)]
     spans = [look.padded([row[axis] for row in rows]) for axis in "xy"]
     half = max(high - low for low, high in spans) / 2
@@ -93,7 +93,7 @@ def _limits(cells: Sequence[Cell], layer: int) -> tuple[tuple[float, float], tup
 
 
 def _note(counted: Sequence[tuple[str, str, int]]) -> str:
-    """How many prompts, and of which seed; once if it is the same in all rows."""
+    """The number of prompts and the seed; once if all rows have the same."""
     if len({(count, seed) for _, count, seed in counted}) == 1:
         _, count, seed = counted[0]
         return f"{count}; seed {seed}; each layer has a plane of its own"

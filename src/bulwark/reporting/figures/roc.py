@@ -1,4 +1,4 @@
-"""ROC curves of detectors: how many trait rows are found at how many false alarms, one curve per score and seed.
+"""ROC curves of detectors: share of trait rows flagged against share of false alarms, one curve per score and seed.
 
 The area in the legend is the mean over seeds; the dotted line is a detector that guesses.
 """
@@ -45,7 +45,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
 
 
 def _draw(panel, cells: list[Cell], level: str, score: str, name: str, index: int) -> None:
-    """The curve of every seed that has one; a detector that was left out is named as such."""
+    """The curve of every seed that has one; the legend says which detectors have none."""
     colour, style = look.COLOURS[index % 7], look.STYLES[index % 4]
     curves, areas = [], []
     for cell in cells:

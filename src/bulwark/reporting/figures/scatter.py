@@ -1,6 +1,6 @@
 """Scatter: two scores of a detector for every row of a data set, by the row's level, as the authors plot their records.
 
-Colours and marks tell the levels apart. Dashed lines are the thresholds of the rule that is applied to the two scores.
+Colours and marks distinguish the levels. Dashed lines are the thresholds of the rule on the two scores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     panels = canvas.subplots(len(lines), len(spec.pairs), squeeze=False)
     notes = []
     for line, (model, recipe) in enumerate(lines):
-        # One seed: the others look at the same rows.
+        # One seed: the others have the same rows.
         seed, cell = next(iter(results.seeds(model, recipe, spec.benchmark).items()))
         name = f"{model}, {figure.labels.get(recipe, recipe)}"
         for pair, panel in zip(spec.pairs, panels[line], strict=True):
@@ -39,7 +39,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
 
 
 def _draw(panel, pair: Pair, rows: list[dict], levels: dict[str, str]) -> int:
-    """Draw the rows that have both scores; returns how many of the levels shown have not."""
+    """Draw the rows that have both scores; returns how many rows of the shown levels lack one."""
     shown = [row for row in rows if row["level"] in levels]
     known = [row for row in shown if row[pair.x] is not None and row[pair.y] is not None]
     for index, (level, label) in enumerate(levels.items()):

@@ -2,10 +2,10 @@
 
 Guan et al., arXiv 2609.10142, Fig. 2 (residual stream) and 3 (W_o and W_down).
 
-X = -ḡ·v̂: to the right of 0, training pushes towards the vector. Y: where the module's output, or the residual stream,
-lies along it. Z = XY is drawn as contours, and over X and Y as the saddle that it is. Lines and marks are means over
-seeds, thin lines single seeds; a ring marks the beginning. Steps see different rows, so that single ones jump about:
-with `smooth` all are running means.
+X = -ḡ·v̂: to the right of 0, training pushes towards the vector. Y: projection of the module's output, or of the
+residual stream, on it. Z = XY is drawn as contours, or as a saddle surface over X and Y. Lines and marks are means over
+seeds, thin lines single seeds; a ring marks the beginning. Steps have different rows, so single values are noisy: with
+`smooth` all are running means.
 """
 
 from __future__ import annotations
