@@ -123,7 +123,7 @@ def test_u_acts_in_the_second_phase_only_and_there_at_its_modules(tmp_path):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_gradients_with_checkpointing_are_the_same(way, tmp_path):
-    """F-4: hooks on modules inside a block outlast the backward pass."""
+    """Hooks on modules inside a block outlast the backward pass."""
     plain, _ = run(tmp_path / "plain", way, intervention={"adaptive": True})
     recomputed, _ = run(tmp_path / "checkpointing", way, intervention={"adaptive": True}, gradient_checkpointing=True)
     for name, weight in plain.items():

@@ -54,7 +54,7 @@ def test_the_update_cannot_move_weights_along_the_directions(stage, tmp_path):
 
 
 def test_projecting_gradients_lets_adamw_out_of_the_subspace(tmp_path):
-    """F-9: with moments kept and weight decay, part of the update lies in the subspace that was removed."""
+    """With moments kept and weight decay, part of the update lies in the subspace that was removed."""
     objective = weights(tmp_path, "gradient", weight_decay=0.1)["objective"]
     measured = objective.report()["steering"]["retained_and_drift"]
     assert measured[0] == [BOUNDARY, 1.0, 0.0]
@@ -172,7 +172,7 @@ def test_moments_leave_the_subspace_at_the_boundary(tmp_path, monkeypatch):
 
 
 def test_deltas_from_rounded_weights_miss_small_displacements(tmp_path):
-    """F-7: in bfloat16 a small displacement is mostly rounded away; the masters have it."""
+    """In bfloat16 a small displacement is mostly rounded away; the masters have it."""
     norms = {}
     for delta in ("masters", "rounded_weights_as_published"):
         chosen = {"delta": delta, "allow_partial": True, "moments": "keep"}

@@ -1,4 +1,4 @@
-"""Strength over a training (acceptance test 7 of steering) and the detected onset (acceptance test 13)."""
+"""Strength over a training, and the detected onset (Guan et al., arXiv 2609.10142, eq. 3 and 4 and App. E)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trait vectors: the file, the authors' files, fusion (acceptance test 1), what is refused (acceptance test 14)."""
+"""Trait vectors: the file, the authors' files, fusion, and what is refused."""
 
 import json
 
