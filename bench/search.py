@@ -32,7 +32,6 @@ from bench.timing import Ratio, seconds
 from bulwark.abliteration.edit.hooks import Edits
 from bulwark.abliteration.edit.targets import targets_of
 from bulwark.abliteration.measure import directions
-from bulwark.abliteration.measure.answering import Writer
 from bulwark.abliteration.measure.residuals import last_token_residuals
 from bulwark.abliteration.measure.subject import read_prompts
 from bulwark.abliteration.search import pareto
@@ -148,9 +147,7 @@ def _ours(model: Path, files: dict[str, Path], seed: int) -> tuple[list[dict], f
     ]
     found = directions.estimate(*sides, settings.directions)
     edits = Edits(targets_of(subject.model, through_norms=False), "full")
-    builder = subject.builder
-    writer = Writer(subject.model, subject.tokenizer, builder.stop_ids, builder.pad_id, NEW_TOKENS)
-    examiner = Examiner(writer, edits, prompts, settings.search, settings.objectives, seed)
+    examiner = Examiner(subject, edits, prompts, settings.search, settings.objectives, seed)
     with tempfile.TemporaryDirectory() as scratch:
         search = Search(Path(scratch) / "journal", settings, len(blocks_of(subject.model)), seed, "bench")
 

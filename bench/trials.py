@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import torch
 
@@ -16,11 +17,12 @@ from bench.timing import Ratio, ratio
 from bulwark.abliteration.edit.edits import Form, adapter
 from bulwark.abliteration.edit.hooks import Edits, Plan
 from bulwark.abliteration.edit.targets import targets_of, weight_of
-from bulwark.abliteration.measure.answering import Writer
 from bulwark.abliteration.measure.measuring import first_token_log_probabilities, kl_divergence
 from bulwark.abliteration.measure.subject import Prompts
 from bulwark.abliteration.search.trials import Examiner
 from bulwark.abliteration.settings import ObjectiveSettings, SearchSettings
+from bulwark.models.batching import padded
+from bulwark.models.open import LanguageModel
 from bulwark.prompts.builder import Prompt
 
 PROMPTS, TRIALS = 100, 4
@@ -42,9 +44,9 @@ def run() -> Iterator[Ratio]:
     model = _model()
     prompts = _prompts(model.config.vocab_size)
     edits = Edits(targets_of(model))
-    writer = Writer(model, Words(), [1], 0, NEW_TOKENS)
+    subject = LanguageModel(model, Words(), "chat", SimpleNamespace(stop_ids=[1], pad_id=0))
     search = SearchSettings(max_new_tokens=NEW_TOKENS)
-    examiner = Examiner(writer, edits, prompts, search, ObjectiveSettings(), seed=0)
+    examiner = Examiner(subject, edits, prompts, search, ObjectiveSettings(), seed=0)
     plans = [_plan(model, edits, number) for number in range(TRIALS)]
 
     def at_once() -> None:
@@ -137,12 +139,8 @@ def _trial_with_adapter(adapted, edits: Edits, plan: Plan, examiner: Examiner, p
         layer.lora_B["default"].weight.copy_(b)
     logs = first_token_log_probabilities(adapted.base_model.model, prompts.harmless_search, 0)
     kl_divergence(examiner.reference.cpu(), logs).mean()
-    longest = max(len(prompt.ids) for prompt in prompts.harmful_search)
-    ids = torch.zeros(PROMPTS, longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts.harmful_search):
-        ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
-        mask[row, longest - len(prompt.ids) :] = 1
+    ids = padded([prompt.ids for prompt in prompts.harmful_search], 0, left=True)
+    mask = (ids != 0).long()
     adapted.generate(
         input_ids=ids.to(adapted.device),
         attention_mask=mask.to(adapted.device),

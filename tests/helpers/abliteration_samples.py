@@ -235,10 +235,11 @@ class Attacked:
     def __init__(self, settings: AttackSettings | None = None, token_budget: int | None = None) -> None:
         from bulwark.abliteration.edit.hooks import Edits
         from bulwark.abliteration.edit.targets import targets_of
-        from bulwark.abliteration.measure.answering import Writer
         from bulwark.abliteration.measure.directions import estimate
         from bulwark.abliteration.measure.residuals import last_token_residuals
         from bulwark.abliteration.search.trials import Examiner
+        from bulwark.models.batching import Budget
+        from bulwark.models.open import LanguageModel
 
         self.settings = settings or attack_settings()
         self.tokenizer, self.model, self.prompts = words_tokenizer(), refusing_model(), all_prompts()
@@ -250,10 +251,10 @@ class Attacked:
         self.directions = estimate(*sides, self.settings.directions)
         edit, search = self.settings.edit, self.settings.search
         self.edits = Edits(targets_of(self.model, edit.components, edit.through_norms), edit.normalization)
-        self.writer = Writer(
-            self.model, self.tokenizer, builder.stop_ids, builder.pad_id, search.max_new_tokens, token_budget
+        self.subject = LanguageModel(
+            self.model, self.tokenizer, "chat", builder, budget=token_budget and Budget(token_budget)
         )
-        self.examiner = Examiner(self.writer, self.edits, self.prompts, search, self.settings.objectives, 0)
+        self.examiner = Examiner(self.subject, self.edits, self.prompts, search, self.settings.objectives, 0)
 
     def plan(self, parameters: Any) -> Any:
         return parameters.plan(self.directions, self.edits)

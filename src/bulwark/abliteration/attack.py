@@ -41,7 +41,6 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
     from bulwark.abliteration.edit.hooks import Edits
     from bulwark.abliteration.edit.targets import targets_of
     from bulwark.abliteration.measure import directions
-    from bulwark.abliteration.measure.answering import Writer
     from bulwark.abliteration.measure.subject import read_prompts
     from bulwark.abliteration.search import outcome
     from bulwark.abliteration.search.objectives import scores
@@ -57,8 +56,7 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
     sides = residuals_of(subject, prompts, settings)
     found = directions.estimate(sides["harmful"], sides["harmless"], settings.directions, job.seed)
     edits = Edits(targets_of(model, settings.edit.components, settings.edit.through_norms), settings.edit.normalization)
-    writer = Writer(model, subject.tokenizer, builder.stop_ids, builder.pad_id, settings.search.max_new_tokens)
-    examiner = Examiner(writer, edits, prompts, settings.search, settings.objectives, job.seed)
+    examiner = Examiner(subject, edits, prompts, settings.search, settings.objectives, job.seed)
     refuse_nothing_to_remove(job, examiner)
     setup_seconds = time.time() - started
     layers = len(blocks_of(model))
@@ -157,7 +155,7 @@ def export(
     from bulwark.abliteration.edit import export as exports
     from bulwark.abliteration.search import outcome
     from bulwark.models import checkpoints
-    from bulwark.models.generation import free_memory
+    from bulwark.models.batching import free_memory
     from bulwark.steering import embedded
 
     model = subject.model
@@ -176,7 +174,6 @@ def export(
     examiner.let_go()
     edits.targets.clear()
     del model
-    subject.model = None
     free_memory()
     examiner.take(checkpoints.load_model(job.folder, dtype, device, unfinished=True).eval())
     return {

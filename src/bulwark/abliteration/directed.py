@@ -26,9 +26,8 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
     """
     from bulwark.abliteration.edit.hooks import Edits
     from bulwark.abliteration.edit.targets import targets_of
-    from bulwark.abliteration.measure.answering import Asked, Writer
     from bulwark.abliteration.measure.directions import normalised
-    from bulwark.abliteration.measure.subject import read_prompts
+    from bulwark.abliteration.measure.subject import answers_by_trial, read_prompts
     from bulwark.abliteration.search import outcome, selection
     from bulwark.abliteration.search.trials import Examiner
     from bulwark.models.open import open_model
@@ -39,8 +38,7 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
     prompts = read_prompts(job.inputs, settings.prompts, builder)
     edits = Edits(targets_of(model, through_norms=settings.through_norms))
     search = SearchSettings(max_new_tokens=settings.max_new_tokens, rule=settings.rule)
-    writer = Writer(model, subject.tokenizer, builder.stop_ids, builder.pad_id, settings.max_new_tokens)
-    examiner = Examiner(writer, edits, prompts, search, ObjectiveSettings(), job.seed)
+    examiner = Examiner(subject, edits, prompts, search, ObjectiveSettings(), job.seed)
     attack.refuse_nothing_to_remove(job, examiner)
     answers = {
         "harmful_search": examiner.base_answers,
@@ -50,7 +48,7 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
         encoded = [subject.tokenizer.encode(text, add_special_tokens=False) for text in settings.refusal_tokens]
         tokens = sorted({ids[0] for ids in encoded})
     else:
-        said = [one.text for side in answers.values() for one in side]
+        said = [one.response for side in answers.values() for one in side]
         refusals = [text for text in said if examiner.refuses(text)]
         tokens = selection.first_tokens(refusals, [text for text in said if text not in refusals], subject.tokenizer)
     log.info("Refusals are known by %s", subject.tokenizer.convert_ids_to_tokens(tokens) if tokens else "whole answers")
@@ -60,8 +58,8 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
             if tokens:
                 refused = _refused_at_first_token(subject, part, tokens)
             else:
-                written = answers.get(name) or writer.write([Asked(n, 0, one) for n, one in enumerate(part)])
-                refused = [examiner.refuses(one.text) for one in written]
+                written = answers.get(name) or answers_by_trial(subject, part, [0], settings.max_new_tokens)[0]
+                refused = [examiner.refuses(one.response) for one in written]
             kept[name] = _filtered(part, refused, name)
         log.info("Kept: %s", {name: f"{len(part)} of {len(prompts.texts[name])}" for name, part in kept.items()})
     positions = settings.positions or selection.template_tokens(kept["harmful_directions"])
@@ -69,13 +67,14 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
         model, kept["harmful_directions"], kept["harmless_directions"], builder.pad_id, positions
     )
     judge = selection.Judge(
-        writer,
+        subject,
         edits,
         kept["harmful_search"],
         kept["harmless_search"],
         _reference(subject, kept["harmless_search"]),
         tokens,
         examiner.refuses,
+        settings.max_new_tokens,
     )
     judged = judge.judge(found, settings)
     best = selection.taken(judged, settings.otherwise)

@@ -18,11 +18,12 @@ from typing import NamedTuple
 import torch
 
 from bulwark.errors import BulwarkError
-from bulwark.models.generation import Answer, Partial, default_token_budget, free_memory, is_out_of_memory, progress
+from bulwark.models.answers import Answer, Partial
+from bulwark.models.batching import cache_token_budget, in_batches, padded, progress
 
 log = logging.getLogger(__name__)
 
-MOST_TOKENS = 2**17  # of a batch: without a cache there is nothing to gain from more
+MOST_TOKENS = 2**17  # of a batch
 
 
 @dataclass(frozen=True)
@@ -70,37 +71,31 @@ def log_likelihoods(
             rows.setdefault(tuple(request.ids), []).append(number)
     if found:
         log.info("%d of %d log-likelihoods are there already", len(found), len(requests))
-    pending = sorted(rows, key=lambda ids: -len(ids))
-    budget = token_budget or min(MOST_TOKENS, default_token_budget(model))
+    pending = list(rows)
+
+    def work(batch: list[int]) -> None:
+        numbers = [rows[pending[row]] for row in batch]
+        scored = _scored(
+            model, [pending[row] for row in batch], [[requests[n] for n in row] for row in numbers], pad_id
+        )
+        done = [number for row in numbers for number in row]
+        for number, result in zip(done, scored, strict=True):
+            found[number] = result
+            told = json.dumps([result.value, result.greedy])
+            kept.append(
+                Answer(requests[number].key, told, len(requests[number].targets), "stop", False), digests[number]
+            )
+        kept.flush()
+        advance(len(done))
+
     with progress(len(requests), len(found)) as advance, kept:
-        while pending:
-            count = max(1, min(budget // len(pending[0]), len(pending)))
-            numbers = [rows[ids] for ids in pending[:count]]
-            try:
-                scored = _scored(model, pending[:count], [[requests[n] for n in row] for row in numbers], pad_id)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                scored = None
-            if scored is None:
-                if count == 1:
-                    raise BulwarkError(
-                        f'Out of memory with the single row "{requests[numbers[0][0]].key}" of {len(pending[0])} '
-                        "tokens. Use bfloat16, fewer examples in front, or a device with more memory."
-                    )
-                budget = count * len(pending[0]) // 2
-                log.warning("Out of memory with %d rows; the token budget is now %d", count, budget)
-                free_memory()
-                continue
-            done = [number for row in numbers for number in row]
-            for number, result in zip(done, scored, strict=True):
-                found[number] = result
-                told = json.dumps([result.value, result.greedy])
-                answer = Answer(requests[number].key, told, len(requests[number].targets), "stop", False)
-                kept.append(answer, digests[number])
-            kept.flush()
-            del pending[:count]
-            advance(len(done))
+        in_batches(
+            [len(ids) for ids in pending],
+            work,
+            token_budget or min(MOST_TOKENS, cache_token_budget(model)),
+            lambda row: f'row ("{requests[rows[pending[row]][0]].key}") of {len(pending[row])} tokens',
+            "Take fewer examples in front. ",
+        )
     return [found[number] for number in range(len(requests))]
 
 
@@ -109,9 +104,7 @@ def _scored(
     model, rows: Sequence[tuple[int, ...]], requests: Sequence[Sequence[Continuation]], pad_id: int
 ) -> list[LogLikelihood]:
     """One pass over `rows`, padded on the right where causal attention cannot see it; the results row by row."""
-    ids = torch.full((len(rows), max(map(len, rows))), pad_id, dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(row)
+    ids = padded(rows, pad_id)
     places = [
         [(number, range(len(row) - len(request.targets), len(row)), request.targets) for request in requests[number]]
         for number, row in enumerate(rows)

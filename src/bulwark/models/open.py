@@ -6,7 +6,7 @@ modules which only name the type stay light.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,9 @@ from bulwark.models import manifests
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from bulwark.models.answers import Answer
+    from bulwark.models.batching import Budget
     from bulwark.models.decoding import Decoding
-    from bulwark.models.generation import Answer
     from bulwark.models.likelihoods import Continuation, LogLikelihood
     from bulwark.prompts.builder import Prompt, PromptBuilder
 
@@ -30,7 +31,8 @@ class LanguageModel:
     """A model in evaluation mode and how it is spoken to.
 
     template, builder: the name of its prompt template, and a builder with it. manifest: of the checkpoint, None for a
-    model that has none.
+    model that has none. budget: tokens of a batch that is generated for, from the free memory at the first call; where
+    memory has run out, later calls begin with what was left of it.
     """
 
     model: PreTrainedModel
@@ -38,6 +40,7 @@ class LanguageModel:
     template: str
     builder: PromptBuilder
     manifest: Path | None = None
+    budget: Budget | None = None
 
     @property
     def device(self) -> str:
@@ -68,10 +71,16 @@ class LanguageModel:
         seed: int = 0,
         partial: Path | None = None,
         fingerprint: str = "",
+        stop_when: Callable[[str], bool] | None = None,
+        on_rows: Callable[[list[int]], None] | None = None,
+        shown: bool = True,
     ) -> list[Answer]:
         """One answer per (key, prompt), in the given order; see `generation.generate`."""
+        from bulwark.models.batching import Budget, cache_token_budget
         from bulwark.models.generation import generate
 
+        if self.budget is None:
+            self.budget = Budget(cache_token_budget(self.model))
         return generate(
             self.model,
             prompts,
@@ -82,6 +91,10 @@ class LanguageModel:
             seed=seed,
             partial=partial,
             fingerprint=fingerprint,
+            token_budget=self.budget,
+            stop_when=stop_when,
+            on_rows=on_rows,
+            shown=shown,
         )
 
     def log_likelihoods(

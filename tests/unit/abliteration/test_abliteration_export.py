@@ -161,7 +161,7 @@ def test_the_reloaded_export_reproduces_the_trials_kl_and_verdicts(tmp_path, tri
     subject.examiner.let_go()
     subject.examiner.take(checkpoints.load_model(tmp_path, "float32").eval())
     answers = subject.examiner.answers([{}], "harmful")[0]
-    assert [subject.examiner.refuses(one.text) for one in answers] == found.verdicts
+    assert [subject.examiner.refuses(one.response) for one in answers] == found.verdicts
     assert float(subject.examiner.divergences(1, None).mean()) == pytest.approx(found.measures.kl, rel=1e-3, abs=1e-5)
     assert found.measures.kl > 1e-3
 

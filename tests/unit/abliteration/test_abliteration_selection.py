@@ -51,7 +51,14 @@ def judge(subject) -> Judge:
 def judge_of(subject, prompts, reference, tokens) -> Judge:
     refuses = subject.examiner.refuses
     return Judge(
-        subject.writer, subject.edits, prompts.harmful_search, prompts.harmless_search, reference, tokens, refuses
+        subject.subject,
+        subject.edits,
+        prompts.harmful_search,
+        prompts.harmless_search,
+        reference,
+        tokens,
+        refuses,
+        subject.settings.search.max_new_tokens,
     )
 
 

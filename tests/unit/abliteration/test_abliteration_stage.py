@@ -161,7 +161,7 @@ def test_the_attacked_model_refuses_less_and_answers_as_was_measured(attacked):
     subject = Attacked(attack_settings(search={"rule": "arditi" if kind == "refusal_direction" else "heretic"}))
     subject.examiner.take(checkpoints.load_model(folder, "float32").eval())
     answers = subject.examiner.answers([{}], "harmful")[0]
-    assert sum(subject.examiner.refuses(one.text) for one in answers) == exported["refusals"]
+    assert sum(subject.examiner.refuses(one.response) for one in answers) == exported["refusals"]
     assert float(subject.examiner.divergences(1, None).mean()) == pytest.approx(exported["kl"], rel=1e-2)
 
 

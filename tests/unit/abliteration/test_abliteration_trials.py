@@ -11,11 +11,14 @@ import torch
 from abliteration_samples import Attacked, attack_settings, checksum, parameters, texts
 
 from bulwark.abliteration.measure import markers
-from bulwark.abliteration.measure.answering import Asked, Writer
 from bulwark.abliteration.search import outcome
 from bulwark.abliteration.search.search import Search
 from bulwark.abliteration.settings import SelectionSettings
 from bulwark.errors import BulwarkError
+from bulwark.models.answers import Answer
+from bulwark.models.decoding import Decoding
+from bulwark.models.generation import generate
+from bulwark.prompts.builder import Prompt
 
 TRIALS = [
     parameters(0.0, 0.0),
@@ -41,8 +44,15 @@ def subject() -> Attacked:
     return Attacked(attack_settings(objectives={"overrefusal": 0.25}))
 
 
-def asked_of(subject: Attacked, side: str = "harmful", trial: int = 0) -> list[Asked]:
-    return [Asked(n, trial, prompt) for n, prompt in enumerate(getattr(subject.prompts, f"{side}_search"))]
+def asked_of(subject: Attacked, *sides: str) -> list[tuple[str, Prompt]]:
+    return [
+        (f"{side}/{n}", prompt) for side in sides for n, prompt in enumerate(getattr(subject.prompts, f"{side}_search"))
+    ]
+
+
+def answers(subject: Attacked, *sides: str, stops=(2,), new_tokens: int = 7, **options) -> list[Answer]:
+    options = {"tokenizer": subject.tokenizer, "stop_ids": list(stops), "pad_id": 2, **options}
+    return generate(subject.model, asked_of(subject, *sides), Decoding(max_new_tokens=new_tokens), **options)
 
 
 def test_the_tiny_model_refuses_what_is_harmful_and_the_right_edit_ends_that(subject):
@@ -59,53 +69,47 @@ def test_the_tiny_model_refuses_what_is_harmful_and_the_right_edit_ends_that(sub
 
 
 def test_an_answer_is_transformers_greedy_one(subject):
-    model, writer = subject.model, subject.writer
     for side in ("harmful", "harmless"):
-        written = writer.write(asked_of(subject, side))
+        written = answers(subject, side)
         for one, prompt in zip(written, getattr(subject.prompts, f"{side}_search"), strict=True):
             ids = torch.tensor([prompt.ids])
-            for _ in range(writer.max_new_tokens):
+            for _ in range(7):
                 with torch.inference_mode():
-                    chosen = model(input_ids=ids, use_cache=False).logits[0, -1].argmax()
-                if int(chosen) in writer.stop_ids.tolist():
+                    chosen = subject.model(input_ids=ids, use_cache=False).logits[0, -1].argmax()
+                if int(chosen) == 2:
                     break
                 ids = torch.cat([ids, chosen.view(1, 1)], dim=1)
             new = ids[0, len(prompt.ids) :].tolist()
-            assert one.text == subject.tokenizer.decode(new, skip_special_tokens=True).strip()
-            assert one.tokens == len(new) + one.ended
+            assert one.response == subject.tokenizer.decode(new, skip_special_tokens=True).strip()
+            assert one.tokens == len(new) + (one.finish == "stop")
 
 
 @pytest.mark.parametrize("budget", [1, 60, 100, 4000])
 def test_answers_do_not_depend_on_what_shares_their_batch(subject, budget):
     """Rows that have ended leave the batch; here at every step, with a stop token that the model often says."""
     stops = [2, *subject.tokenizer.convert_tokens_to_ids(["good4", "word7", "build"])]
-    whole = Writer(subject.model, subject.tokenizer, stops, 2, 12, token_budget=1)
-    many = Writer(subject.model, subject.tokenizer, stops, 2, 12, token_budget=budget)
-    everything = asked_of(subject, "harmless") + asked_of(subject)
-    expected, found = whole.write(everything), many.write(everything)
-    assert found == expected
+    options = {"stops": stops, "new_tokens": 12}
+    expected = answers(subject, "harmless", "harmful", token_budget=1, **options)
+    assert answers(subject, "harmless", "harmful", token_budget=budget, **options) == expected
     assert len({one.tokens for one in expected}) > 3
-    assert {one.ended for one in expected} == {True, False}
-    assert not any("good4" in one.text for one in expected)
+    assert {one.finish for one in expected} == {"stop", "length"}
+    assert not any("good4" in one.response for one in expected)
 
 
 @pytest.mark.parametrize("budget", [1, 80, 4000])
 @pytest.mark.parametrize("rule", ["heretic", "iconoclast", "arditi"])
 def test_stopping_at_a_marker_gives_the_verdict_of_the_whole_answer(subject, budget, rule):
-    model, tokenizer = subject.model, subject.tokenizer
-    whole = Writer(model, tokenizer, [2], 2, 7).write(asked_of(subject, "harmless") + asked_of(subject))
+    whole = answers(subject, "harmless", "harmful")
     examiner = Attacked(attack_settings(search={"rule": rule})).examiner
-    early = Writer(model, tokenizer, [2], 2, 7, token_budget=budget).write(
-        asked_of(subject, "harmless") + asked_of(subject), certain=examiner._certain
-    )
-    verdicts = [markers.refuses(one.text, rule) for one in whole]
-    assert [markers.refuses(one.text, rule) for one in early] == verdicts
+    early = answers(subject, "harmless", "harmful", token_budget=budget, stop_when=examiner._certain)
+    verdicts = [markers.refuses(one.response, rule) for one in whole]
+    assert [markers.refuses(one.response, rule) for one in early] == verdicts
     assert {True, False} == set(verdicts)
-    assert {one.decided for one in early} == {True, False}
-    assert not any(one.decided and not verdict for one, verdict in zip(early, verdicts, strict=True))
+    assert "decided" in {one.finish for one in early} != {"decided"}
+    assert not any(one.finish == "decided" and not verdict for one, verdict in zip(early, verdicts, strict=True))
     assert sum(one.tokens for one in early) < sum(one.tokens for one in whole)
     for long, short in zip(whole, early, strict=True):
-        assert long.text.startswith(short.text)
+        assert long.response.startswith(short.response)
 
 
 @pytest.mark.parametrize("rule", ["heretic", "iconoclast", "arditi"])
@@ -127,7 +131,7 @@ def test_broken_logits_are_told(subject):
     with torch.no_grad():
         other.model.lm_head.weight[5] = torch.nan
     with pytest.raises(BulwarkError, match="are not numbers"):
-        other.writer.write(asked_of(subject))
+        answers(other, "harmful")
 
 
 # Trials
@@ -212,8 +216,8 @@ def test_whole_answers_are_written_where_their_style_counts():
     answers = subject.examiner.answers([subject.plan(TRIALS[3])], "harmful")[0]
     found = subject.examine([TRIALS[3]], [])[0]
     words = texts("harmful", "search")
-    hits = [markers.disclaimers(one.text) for one in answers]
-    compliance = [markers.compliance(text, one.text) for text, one in zip(words, answers, strict=True)]
+    hits = [markers.disclaimers(one.response) for one in answers]
+    compliance = [markers.compliance(text, one.response) for text, one in zip(words, answers, strict=True)]
     assert found.measures.disclaimers == pytest.approx(sum(hits) / 16)
     assert found.measures.compliance == pytest.approx(sum(compliance) / 16)
     assert found.tokens == sum(one.tokens for one in answers)

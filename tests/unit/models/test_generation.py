@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXConfig, 
 
 from bulwark.data.records import Turn
 from bulwark.errors import BulwarkError
+from bulwark.models.batching import CPU_TOKEN_BUDGET, cache_token_budget
 from bulwark.models.decoding import Decoding
 from bulwark.models.embeddings import install
-from bulwark.models.generation import CPU_TOKEN_BUDGET, default_token_budget, generate
+from bulwark.models.generation import generate
 from bulwark.prompts.builder import Prompt, PromptBuilder
 
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -64,21 +65,23 @@ def answer(model, builder, prompts):
 
 
 class Counted:
-    """Counts the rows of every batch that a model is asked for, and runs out of memory above `most`."""
+    """Notes the size of every prefill and the rows of every pass; runs out of memory above `most` rows."""
 
     def __init__(self, model, most=10**6, error=None):
-        self._model, self.most, self.rows, self.widths = model, most, [], []
+        self._model, self.most, self.rows, self.widths, self.passes = model, most, [], [], []
         self._error = error or torch.OutOfMemoryError("CUDA out of memory.")
 
     def __getattr__(self, name):
         return getattr(self._model, name)
 
-    def generate(self, input_ids, **options):
-        self.rows.append(len(input_ids))
-        self.widths.append(input_ids.shape[1])
+    def __call__(self, input_ids, **options):
+        self.passes.append(len(input_ids))
+        if input_ids.shape[1] > 1:
+            self.rows.append(len(input_ids))
+            self.widths.append(input_ids.shape[1])
         if len(input_ids) > self.most:
             raise self._error
-        return self._model.generate(input_ids=input_ids, **options)
+        return self._model(input_ids=input_ids, **options)
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -126,16 +129,15 @@ def test_sampled_frequencies_are_the_models_probabilities(answer, model, prompts
     ordered, tokens = probabilities.sort(descending=True)
     nucleus = tokens[: int((ordered.cumsum(-1) < 0.8).sum()) + 1]
     expected = probabilities[nucleus] / probabilities[nucleus].sum()
-    drawn = []
-
-    class Recorder(Counted):
-        def generate(self, input_ids, **options):
-            sequences = super().generate(input_ids, **options)
-            drawn.extend(sequences[:, input_ids.shape[1]].tolist())
-            return sequences
-
     one_token = SAMPLED.model_copy(update={"max_new_tokens": 1})
-    answer(one_token, model=Recorder(model), prompts=[(str(i), prompt) for i in range(1500)], token_budget=10**6)
+    thousands = [(str(i), prompt) for i in range(1500)]
+
+    class Ids:
+        def batch_decode(self, rows, **options):
+            return [str(row[0]) for row in rows]
+
+    found = generate(model, thousands, one_token, tokenizer=Ids(), stop_ids=[], pad_id=0, token_budget=10**6)
+    drawn = [int(one.response) for one in found]
     assert set(drawn) <= set(nucleus.tolist())
     found = torch.tensor([drawn.count(token) for token in nucleus.tolist()]) / len(drawn)
     assert (found - expected).abs().max() < 0.05
@@ -179,7 +181,7 @@ def test_out_of_memory_halves_the_budget_and_tries_the_same_records(answer, mode
 
 
 def test_out_of_memory_with_one_record_and_other_errors(answer, model):
-    with pytest.raises(BulwarkError, match="Out of memory with the single prompt"):
+    with pytest.raises(BulwarkError, match="Out of memory with a single prompt"):
         answer(model=Counted(model, most=0))
     with pytest.raises(RuntimeError, match="another fault"):
         answer(model=Counted(model, most=0, error=RuntimeError("another fault")))
@@ -190,10 +192,10 @@ def test_an_interrupted_run_continues_where_it_stopped(answer, model, tmp_path):
     whole = answer()
 
     class Killed(Counted):
-        def generate(self, *arguments, **options):
-            if len(self.rows) == 3:
+        def __call__(self, input_ids, **options):
+            if len(self.rows) == 3 and input_ids.shape[1] > 1:
                 raise KeyboardInterrupt
-            return super().generate(*arguments, **options)
+            return super().__call__(input_ids, **options)
 
     killed = Killed(model)
     with pytest.raises(KeyboardInterrupt):
@@ -270,4 +272,4 @@ def test_no_prompts_no_answers(answer, tmp_path):
 
 
 def test_the_default_budget_on_a_cpu(model):
-    assert default_token_budget(model) == CPU_TOKEN_BUDGET
+    assert cache_token_budget(model) == CPU_TOKEN_BUDGET

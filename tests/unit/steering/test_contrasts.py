@@ -88,19 +88,19 @@ def test_every_contrast_is_answered_both_ways_in_order(generated, contrasts):
 
 
 def test_an_interrupted_generation_goes_on(checkpoint, contrasts, generated, tmp_path, monkeypatch):
-    from bulwark.models import generation
+    from bulwark.models import batching, generation
 
-    calls, attempt = [], generation._attempt
+    calls, decode = [], generation.decode
 
-    def killed(*arguments):
+    def killed(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return attempt(*arguments)
+        return decode(*arguments, **options)
 
     settings = ContrastSettings(rollouts=2, decoding=SHORT)
-    monkeypatch.setattr(generation, "_attempt", killed)
-    monkeypatch.setattr(generation, "CPU_TOKEN_BUDGET", 500)
+    monkeypatch.setattr(generation, "decode", killed)
+    monkeypatch.setattr(batching, "CPU_TOKEN_BUDGET", 500)
     output = tmp_path / "c.jsonl"
     with pytest.raises(KeyboardInterrupt):
         generate_pairs(checkpoint, contrasts, settings, seed=3, **HERE, output=output)

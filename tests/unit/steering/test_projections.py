@@ -203,7 +203,7 @@ def test_answers_of_an_interrupted_run_are_not_generated_again(checkpoint, tmp_p
     with pytest.raises(KeyboardInterrupt):
         made(checkpoint, tmp_path)
     monkeypatch.setattr(projections, "project_texts", real)
-    monkeypatch.setattr(generation, "_attempt", None)  # which puts a batch through the model
+    monkeypatch.setattr(generation, "decode", None)  # which puts a batch through the model
     rows, _ = made(checkpoint, tmp_path)
     assert all(row["baseline_answer"] for row in rows.values())
 

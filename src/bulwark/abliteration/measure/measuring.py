@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bulwark.abliteration.measure.passes import Batch, over
+from bulwark.models.batching import Batch, over_prompts
 from bulwark.prompts.builder import Prompt
 
 _LEAST_ODDS = 1e-8  # Arditi et al. (arXiv 2406.11717), the authors' code
@@ -30,7 +30,7 @@ def first_token_log_probabilities(
         for place, row in zip(batch.places, log_probabilities_of(model, batch).cpu(), strict=True):
             found[place] = row
 
-    over(prompts, work, pad_id, model.device, token_budget=token_budget, title="log-probabilities")
+    over_prompts(prompts, work, pad_id, model.device, token_budget=token_budget, title="log-probabilities")
     return torch.stack(found)
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bulwark.abliteration.measure.passes import Batch, over
 from bulwark.errors import BulwarkError
 from bulwark.models.anatomy import blocks_of, hidden_size, watching
+from bulwark.models.batching import Batch, over_prompts
 from bulwark.prompts.builder import Prompt
 
 _FINAL_NORMS = (
@@ -106,7 +106,7 @@ def last_token_residuals(
             rows[batch.places] = found
         seen += len(batch.places)
 
-    over(prompts, work, pad_id, next(model.parameters()).device, token_budget=token_budget, title="residuals")
+    over_prompts(prompts, work, pad_id, next(model.parameters()).device, token_budget=token_budget, title="residuals")
     offset = total / seen
     return Residuals(seen, offset + shift, (squares / seen - offset.square()).clamp(min=0.0), rows)
 

@@ -1,15 +1,21 @@
-"""The model under attack and the prompts that are put to it."""
+"""The model under attack, the prompts that are put to it, and its answers under several edits at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from bulwark.abliteration.edit.hooks import Rows
 from bulwark.abliteration.settings import PromptSets
 from bulwark.data.records import Turn, read_records
 from bulwark.errors import RecordError
+from bulwark.models.answers import Answer
+from bulwark.models.decoding import Decoding
+from bulwark.models.open import LanguageModel
 from bulwark.prompts.builder import Prompt, PromptBuilder
 from bulwark.settings import Closed, Text
 
@@ -73,3 +79,27 @@ def rendered(text: str, system: str | None, builder: PromptBuilder, prefix: Sequ
     if not prefix:
         return prompt
     return replace(prompt, ids=[*prompt.ids, *prefix], roles=[*prompt.roles, *(0 for _ in prefix)])
+
+
+def answers_by_trial(
+    subject: LanguageModel,
+    prompts: Sequence[Prompt],
+    trials: Sequence[int],
+    max_new_tokens: int,
+    rows: Rows | None = None,
+    stop_when: Callable[[str], bool] | None = None,
+) -> dict[int, list[Answer]]:
+    """Greedy answers to `prompts` by trial, all in the same batches: the base weights are read once per token for all.
+
+    rows: of the edited model; set to the trial that each row of a batch belongs to. Raises as `generation.generate`.
+    """
+    asked = [(f"{trial}/{place}", prompt) for trial in trials for place, prompt in enumerate(prompts)]
+    of_row = torch.tensor([trial for trial in trials for _ in prompts])
+    answers = subject.generate(
+        asked,
+        Decoding(max_new_tokens=max_new_tokens),
+        stop_when=stop_when,
+        on_rows=rows and (lambda numbers: rows.are(of_row[numbers])),
+        shown=False,
+    )
+    return {trial: answers[number * len(prompts) : (number + 1) * len(prompts)] for number, trial in enumerate(trials)}

@@ -19,7 +19,6 @@ from typing import Any
 
 from bulwark import files
 from bulwark.abliteration.measure import geometry
-from bulwark.abliteration.measure.answering import Written
 from bulwark.abliteration.measure.residuals import Residuals
 from bulwark.abliteration.measure.subject import Prompts
 from bulwark.abliteration.search import pareto
@@ -28,6 +27,7 @@ from bulwark.abliteration.search.trials import Examiner
 from bulwark.abliteration.settings import OutcomeSettings, SelectionSettings
 from bulwark.errors import BulwarkError
 from bulwark.evaluation.statistics import wilson
+from bulwark.models.answers import Answer
 
 BUDGETS = (0.05, 0.1, 0.5)  # of KL in nats, for which the summary tells the fewest refusals (spec G)
 REDUCTIONS = (0.5, 0.9)  # of the refusals, for which it tells what they cost
@@ -63,18 +63,19 @@ def marked(
     ]
 
 
-def exported(examiner: Examiner, trial_answers: Sequence[Written]) -> dict[str, Any]:
+def exported(examiner: Examiner, trial_answers: Sequence[Answer]) -> dict[str, Any]:
     """What the exported weights do, which `examiner` has been given: KL, refusals, and how far verdicts agree."""
     answers = examiner.answers([{}], "harmful")[0]
-    verdicts = [examiner.refuses(one.text) for one in answers]
-    before = [examiner.refuses(one.text) for one in trial_answers]
+    verdicts = [examiner.refuses(one.response) for one in answers]
+    before = [examiner.refuses(one.response) for one in trial_answers]
     kl = float(examiner.divergences(1, None).mean())
     return {
         "kl": kl,
         "refusals": sum(verdicts),
         "n": len(verdicts),
         "equal_verdicts": sum(a == b for a, b in zip(verdicts, before, strict=True)) / len(verdicts),
-        "equal_answers": sum(a.text == b.text for a, b in zip(answers, trial_answers, strict=True)) / len(verdicts),
+        "equal_answers": sum(a.response == b.response for a, b in zip(answers, trial_answers, strict=True))
+        / len(verdicts),
     }
 
 
@@ -141,7 +142,7 @@ def hypervolumes(trials: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def comparison(
     prompts: Prompts,
-    answers: Mapping[str, Mapping[str, Sequence[Written]]],
+    answers: Mapping[str, Mapping[str, Sequence[Answer]]],
     refuses: Callable[[str], bool],
     settings: OutcomeSettings,
 ) -> list[dict[str, Any]]:
@@ -159,9 +160,9 @@ def comparison(
                     "prompt": _redacted(texts[place]) if hidden else texts[place],
                     **{
                         name: {
-                            "refused": refuses(given[side][place].text),
+                            "refused": refuses(given[side][place].response),
                             "tokens": given[side][place].tokens,
-                            "text": _redacted(given[side][place].text) if hidden else given[side][place].text,
+                            "text": _redacted(given[side][place].response) if hidden else given[side][place].response,
                         }
                         for name, given in answers.items()
                     },

@@ -26,7 +26,7 @@ from bulwark.abliteration.edit.kernel import Kernel
 from bulwark.abliteration.measure.directions import Choice
 from bulwark.abliteration.search.trials import Found, Parameters
 from bulwark.abliteration.settings import AttackSettings, Component
-from bulwark.models.generation import progress
+from bulwark.models.batching import progress
 
 log = logging.getLogger(__name__)
 

@@ -26,15 +26,15 @@ from torch import Tensor, nn
 
 from bulwark.abliteration.edit.edits import Form
 from bulwark.abliteration.edit.hooks import Edits, Plan, Rows
-from bulwark.abliteration.measure.answering import Asked, Writer
 from bulwark.abliteration.measure.directions import normalised
 from bulwark.abliteration.measure.measuring import kl_divergence, log_probabilities_of, refusal_score
-from bulwark.abliteration.measure.passes import Batch, over
 from bulwark.abliteration.measure.residuals import last_token_residuals
+from bulwark.abliteration.measure.subject import answers_by_trial
 from bulwark.abliteration.settings import RefusalDirectionSettings
 from bulwark.errors import BulwarkError
 from bulwark.models.anatomy import blocks_of
-from bulwark.models.generation import progress
+from bulwark.models.batching import Batch, over_prompts, progress
+from bulwark.models.open import LanguageModel
 from bulwark.prompts.builder import Prompt
 
 log = logging.getLogger(__name__)
@@ -125,15 +125,16 @@ class Judge:
 
     def __init__(
         self,
-        writer: Writer,
+        subject: LanguageModel,
         edits: Edits,
         harmful: Sequence[Prompt],
         harmless: Sequence[Prompt],
         reference: Tensor,
         refusal_tokens: Sequence[int],
         refuses: Callable[[str], bool],
+        max_new_tokens: int,
     ) -> None:
-        self.writer, self.model, self.edits = writer, writer.model, edits
+        self.subject, self.model, self.edits, self.max_new_tokens = subject, subject.model, edits, max_new_tokens
         self.harmful, self.harmless = list(harmful), list(harmless)
         self.reference = reference.to(self.model.device)
         self.refusal_tokens = list(refusal_tokens)
@@ -199,11 +200,15 @@ class Judge:
                 .mean(1)
                 .tolist()
             )
-        asked = [Asked((number, place), number, one) for number in range(count) for place, one in enumerate(prompts)]
-        answers = self.writer.write(asked, rows, lambda text: bool(text.strip()) and self.refuses(text))
-        numbers = [0] * count
-        for one, answer in zip(asked, answers, strict=True):
-            numbers[one.trial] += self.refuses(answer.text)
+        answers = answers_by_trial(
+            self.subject,
+            prompts,
+            range(count),
+            self.max_new_tokens,
+            rows,
+            lambda text: bool(text.strip()) and self.refuses(text),
+        )
+        numbers = [sum(self.refuses(answer.response) for answer in answers[number]) for number in range(count)]
         # Half a prompt more of each, so that none and all of them have log-odds, too.
         return [math.log((number + 0.5) / (len(prompts) - number + 0.5)) for number in numbers]
 
@@ -220,7 +225,7 @@ class Judge:
             values = value(many, log_probabilities_of(self.model, many))
             found[:, batch.places] = values.view(count, -1).double().cpu()
 
-        over(prompts, work, self.writer.pad_id, self.model.device, copies=count, title="directions")
+        over_prompts(prompts, work, self.subject.builder.pad_id, self.model.device, copies=count, title="directions")
         return found
 
 

@@ -20,14 +20,15 @@ from torch import Tensor
 from bulwark.abliteration.edit.hooks import Edits, Plan, Rows
 from bulwark.abliteration.edit.kernel import Kernel
 from bulwark.abliteration.measure import markers
-from bulwark.abliteration.measure.answering import Asked, Writer, Written
 from bulwark.abliteration.measure.directions import Choice, Directions
 from bulwark.abliteration.measure.measuring import first_token_log_probabilities, kl_divergence, log_probabilities_of
-from bulwark.abliteration.measure.passes import Batch, over
-from bulwark.abliteration.measure.subject import Prompts
+from bulwark.abliteration.measure.subject import Prompts, answers_by_trial
 from bulwark.abliteration.search import pareto
 from bulwark.abliteration.search.objectives import Measures, worst
 from bulwark.abliteration.settings import Component, ObjectiveSettings, SearchSettings
+from bulwark.models.answers import Answer
+from bulwark.models.batching import Batch, over_prompts
+from bulwark.models.open import LanguageModel
 
 CPU_TOKENS = 2**11  # of a batch of prefills on a CPU: what stays in its caches is faster there than large batches
 
@@ -70,16 +71,16 @@ class Examiner:
 
     def __init__(
         self,
-        writer: Writer,
+        subject: LanguageModel,
         edits: Edits,
         prompts: Prompts,
         search: SearchSettings,
         objectives: ObjectiveSettings,
         seed: int,
     ) -> None:
-        self.writer, self.edits, self.prompts, self.search, self.objectives = writer, edits, prompts, search, objectives
-        self.model = writer.model
-        found = first_token_log_probabilities(self.model, prompts.harmless_search, writer.pad_id)
+        self.subject, self.edits, self.prompts = subject, edits, prompts
+        self.search, self.objectives = search, objectives
+        found = first_token_log_probabilities(self.model, prompts.harmless_search, subject.builder.pad_id)
         self.reference = found.to(self.model.device)  # [harmless, vocabulary]
         order = list(range(len(prompts.harmful_search)))
         random.Random(f"{seed}/blocks").shuffle(order)
@@ -87,6 +88,11 @@ class Examiner:
         self._blocks = [order[start : start + size] for start in range(0, len(order), size)]
         self.base_answers = self._answer([0], list(range(len(order))), "harmful", None)[0]
         self.base = self._base()
+
+    @property
+    def model(self) -> Any:
+        """The model that is measured."""
+        return self.subject.model
 
     def examine(self, plans: Sequence[Plan], known: Sequence[tuple[float, float]] = ()) -> list[Found]:
         """Measure trials. known: (refusal rate, KL) of earlier ones, against which a trial can be given up."""
@@ -129,10 +135,10 @@ class Examiner:
 
         device = self.model.device
         budget = CPU_TOKENS if device.type == "cpu" else None
-        over(
+        over_prompts(
             self.prompts.harmless_search,
             work,
-            self.writer.pad_id,
+            self.subject.builder.pad_id,
             device,
             token_budget=budget,
             copies=trials,
@@ -140,7 +146,7 @@ class Examiner:
         )
         return found
 
-    def answers(self, plans: Sequence[Plan], side: str) -> list[list[Written]]:
+    def answers(self, plans: Sequence[Plan], side: str) -> list[list[Answer]]:
         """Whole answers of trials to the search prompts of a side, by trial."""
         count = len(getattr(self.prompts, f"{side}_search"))
         with self.edits.on(plans) as rows:
@@ -148,12 +154,12 @@ class Examiner:
 
     def let_go(self) -> None:
         """Forget the model and its edits, so that its memory can be used for the exported one."""
-        self.model = self.writer.model = None
+        self.subject.model = None
         self.edits = Edits([])
 
     def take(self, model: Any) -> None:
         """Measure another model of the same kind against the same base."""
-        self.model = self.writer.model = model
+        self.subject.model = model
 
     def refuses(self, text: str) -> bool:
         """By the rule that the search goes by."""
@@ -161,7 +167,7 @@ class Examiner:
 
     def _base(self) -> Measures:
         answers = self.base_answers
-        verdicts = [self.refuses(one.text) for one in answers]
+        verdicts = [self.refuses(one.response) for one in answers]
         tally = _Tally(verdicts, answers, sum(one.tokens for one in answers), False)
         refused = None
         if self.objectives.reads_harmless_answers:
@@ -175,7 +181,7 @@ class Examiner:
         disclaimers = compliance = None
         if self.objectives.reads_whole_answers:
             pairs = [
-                (text, answer.text)
+                (text, answer.response)
                 for text, answer in zip(self.prompts.texts["harmful_search"], tally.answers, strict=True)
                 if answer is not None
             ]
@@ -219,7 +225,7 @@ class Examiner:
     def _refused_harmless(self, trials: list[int], rows: Rows | None) -> dict[int, int]:
         places = list(range(len(self.prompts.harmless_search)))
         found = self._answer(trials, places, "harmless", rows, self._certain)
-        return {trial: sum(self.refuses(one.text) for one in answers) for trial, answers in found.items()}
+        return {trial: sum(self.refuses(one.response) for one in answers) for trial, answers in found.items()}
 
     def _answer(
         self,
@@ -228,13 +234,9 @@ class Examiner:
         side: str,
         rows: Rows | None,
         certain: Callable[[str], bool] | None = None,
-    ) -> dict[int, list[Written]]:
-        prompts = getattr(self.prompts, f"{side}_search")
-        asked = [Asked((trial, place), trial, prompts[place]) for trial in trials for place in places]
-        written = self.writer.write(asked, rows, certain)
-        return {
-            trial: written[number * len(places) : (number + 1) * len(places)] for number, trial in enumerate(trials)
-        }
+    ) -> dict[int, list[Answer]]:
+        prompts = [getattr(self.prompts, f"{side}_search")[place] for place in places]
+        return answers_by_trial(self.subject, prompts, trials, self.search.max_new_tokens, rows, certain)
 
     def _certain(self, text: str) -> bool:
         """Whether an answer that begins so is a refusal for certain; an empty one may still become something."""
@@ -246,12 +248,12 @@ class _Tally:
     """What a trial has answered so far, by harmful prompt."""
 
     verdicts: list[bool | None]
-    answers: list[Written | None]
+    answers: list[Answer | None]
     tokens: int
     dominated: bool
 
-    def add(self, places: Sequence[int], answers: Sequence[Written], refuses: Callable[[str], bool]) -> None:
+    def add(self, places: Sequence[int], answers: Sequence[Answer], refuses: Callable[[str], bool]) -> None:
         for place, answer in zip(places, answers, strict=True):
             self.answers[place] = answer
-            self.verdicts[place] = refuses(answer.text)
+            self.verdicts[place] = refuses(answer.response)
             self.tokens += answer.tokens

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from bulwark import files
-from bulwark.errors import BulwarkError
 from bulwark.models import manifests
 from bulwark.models.anatomy import blocks_of, hidden_size, watching
-from bulwark.models.generation import CPU_TOKEN_BUDGET, free_memory, is_out_of_memory, progress
+from bulwark.models.batching import Batch, over_prompts
 from bulwark.models.open import open_model
 from bulwark.prompts.builder import IGNORED, Prompt
 from bulwark.steering.vectors import storage
@@ -33,7 +32,6 @@ from bulwark.steering.vectors.pairs import Pair, kept_pairs, turns_of
 log = logging.getLogger(__name__)
 
 POOLS = ("vectors", "prompt_mean", "prompt_last")  # over the response; over the prompt; the prompt's last token
-_GPU_TOKEN_BUDGET = 2**15
 _SIDES = 2
 _HALVES = 2
 
@@ -106,35 +104,20 @@ def pooled_sums(
 
     token_budget: rows times longest row of a batch. Raises BulwarkError when memory does not suffice for one example.
     """
-    order = sorted(examples, key=lambda example: -len(example.prompt.ids))
     layers, device = len(blocks_of(model)), next(model.parameters()).device
-    budget = token_budget or (CPU_TOKEN_BUDGET if device.type == "cpu" else _GPU_TOKEN_BUDGET)
     shape = (len(POOLS), _SIDES, _HALVES, layers + 1, hidden_size(model))
     # MPS and some accelerators have no fp64; the sums are small, so they live on the CPU.
     sums = torch.zeros(shape, dtype=torch.float64)
     numbers = torch.zeros((_SIDES, _HALVES), dtype=torch.float64)
-    done = 0
-    with progress(len(order), 0) as advance:
-        while done < len(order):
-            rows = max(1, budget // len(order[done].prompt.ids))
-            batch = order[done : done + rows]
-            try:
-                sums += _sums_of(model, batch, pad_id, layers, device)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    raise BulwarkError(
-                        f"Out of memory with a single answer of {len(batch[0].prompt.ids)} tokens. Use bfloat16, or a "
-                        "device with more memory."
-                    ) from None
-                budget = len(batch) * len(batch[0].prompt.ids) // 2
-                free_memory()
-                continue
-            for example in batch:
-                numbers[example.side, example.half] += 1
-            done += len(batch)
-            advance(len(batch))
+
+    def work(batch: Batch) -> None:
+        chosen = [examples[place] for place in batch.places]
+        sums.add_(_sums_of(model, chosen, batch.ids, layers))
+        for example in chosen:
+            numbers[example.side, example.half] += 1
+
+    prompts = [example.prompt for example in examples]
+    over_prompts(prompts, work, pad_id, device, token_budget=token_budget, title="answer", shown=True)
     return sums, numbers
 
 
@@ -152,21 +135,19 @@ def split_half_cosines(sums: Tensor, numbers: Tensor) -> list[float | None]:
     return [float(p / n) if n > 0 else None for p, n in zip(products, norms, strict=True)]
 
 
-def _sums_of(model: nn.Module, batch: Sequence[Example], pad_id: int, layers: int, device: torch.device) -> Tensor:
-    """The sums of one batch, shaped as those of `pooled_sums`, on the CPU."""
-    width = len(batch[0].prompt.ids)
-    ids = torch.full((len(batch), width), pad_id, dtype=torch.long)
+def _sums_of(model: nn.Module, batch: Sequence[Example], ids: Tensor, layers: int) -> Tensor:
+    """The sums of one batch with the padded `ids`, shaped as those of `pooled_sums`, on the CPU."""
+    width = ids.shape[1]
     weights = torch.zeros(len(POOLS), len(batch), width)  # pooled = weights · hidden, per row
     groups = torch.zeros(_SIDES * _HALVES, len(batch), dtype=torch.float64)
     for row, example in enumerate(batch):
         prompt, start = example.prompt, example.start
-        ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
         response = torch.tensor([label != IGNORED for label in prompt.labels])
         weights[0, row, : len(response)] = response / response.sum()
         weights[1, row, :start] = 1 / start
         weights[2, row, start - 1] = 1
         groups[example.side * _HALVES + example.half, row] = 1
-    weights = weights.to(device)
+    weights = weights.to(ids.device)
     found = torch.zeros(len(POOLS), _SIDES * _HALVES, layers + 1, hidden_size(model), dtype=torch.float64)
 
     def pool(row: int, hidden: Tensor) -> None:
@@ -176,5 +157,5 @@ def _sums_of(model: nn.Module, batch: Sequence[Example], pad_id: int, layers: in
     with torch.inference_mode(), watching(model, pool):
         # Without the head: its logits are the largest tensor of all, and nobody needs them. Padding stands on the
         # right, where causal attention does not see it, so there is no mask.
-        model.base_model(input_ids=ids.to(device), use_cache=False)
+        model.base_model(input_ids=ids, use_cache=False)
     return found.unflatten(1, (_SIDES, _HALVES))

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EMPTY = "empty baseline answer"
-GPU_TOKEN_BUDGET = 2**15
 
 
 class ProjectionSettings(Closed):
@@ -227,35 +226,26 @@ def project_texts(
     """
     import torch
 
-    from bulwark.models.generation import CPU_TOKEN_BUDGET, free_memory, is_out_of_memory, progress
+    from bulwark.models.batching import in_batches, pass_token_budget, progress
     from bulwark.steering.screening.split import SplitModel
 
     split = SplitModel(model, layer)
     directions = directions.float().to(model.device)
-    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].ids))
     found: dict[int, Projected] = {}
-    budget = token_budget or (CPU_TOKEN_BUDGET if model.device.type == "cpu" else GPU_TOKEN_BUDGET)
+
+    def work(batch: list[int]) -> None:
+        projected = _batch_projected(split, [prompts[number] for number in batch], directions, pad_id)
+        found.update(zip(batch, projected, strict=True))
+        advance(len(batch))
+
     with torch.inference_mode(), progress(len(prompts), 0) as advance:
-        while order:
-            longest = len(prompts[order[0]].ids)
-            chosen = order[: max(1, budget // longest)]
-            try:
-                projected = _batch_projected(split, [prompts[number] for number in chosen], directions, pad_id)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(chosen) == 1:
-                    raise BulwarkError(
-                        f"Out of memory with a single text of {longest} tokens. Lower max_tokens, use bfloat16, or a "
-                        "device with more memory."
-                    ) from error
-                budget = len(chosen) * longest // 2
-                log.warning("Out of memory with %d texts; the token budget is now %d", len(chosen), budget)
-                free_memory()
-                continue
-            found |= zip(chosen, projected, strict=True)
-            del order[: len(chosen)]
-            advance(len(chosen))
+        in_batches(
+            [len(prompt.ids) for prompt in prompts],
+            work,
+            token_budget or pass_token_budget(model.device),
+            lambda number: f"text of {len(prompts[number].ids)} tokens",
+            "Lower max_tokens. ",
+        )
     return [found[number] for number in range(len(prompts))]
 
 

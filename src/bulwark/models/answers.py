@@ -1,0 +1,91 @@
+"""The shape of an answer, and the file that keeps the finished answers of an interrupted run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to the prompt `id`.
+
+    tokens: generated tokens, the stop token included. finish: "stop" if there was one, "decided" if the caller needed
+    no more of the text, else "length". truncated: the prompt was cut.
+    """
+
+    id: str
+    response: str
+    tokens: int
+    finish: Literal["stop", "length", "decided"]
+    truncated: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Partial:
+    """Finished answers on disk: a line with the fingerprint, then one line per answer, appended as they come."""
+
+    def __init__(self, path: Path | None, fingerprint: str):
+        self._path = path
+        self._fingerprint = fingerprint
+        self._file = None
+        self.answers: dict[tuple[str, str], Answer] = {}
+        self._good_bytes = 0
+        if path is not None and path.exists():
+            self._read(path)
+
+    def __enter__(self) -> Partial:
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab")
+            self._file.truncate(self._good_bytes)
+            if not self._good_bytes:
+                self._write({"fingerprint": self._fingerprint})
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def append(self, answer: Answer, prompt_digest: str) -> None:
+        if self._file is not None:
+            self._write({**answer.as_dict(), "prompt": prompt_digest})
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write((json.dumps(row) + "\n").encode())
+
+    def _read(self, path: Path) -> None:
+        """Take the whole lines of a file with our fingerprint; a line that was cut off ends it."""
+        with path.open("rb") as file:
+            for number, line in enumerate(file):
+                row = _whole_row(line)
+                if number == 0 and (row is None or row.get("fingerprint") != self._fingerprint):
+                    log.warning("%s holds answers made under other settings; they are discarded", path)
+                    return
+                if row is None:
+                    log.info("The last line of %s was cut off; its answer is generated again", path)
+                    return
+                if number:
+                    prompt = row.pop("prompt")
+                    self.answers[row["id"], prompt] = Answer(**row)
+                self._good_bytes += len(line)
+
+
+def _whole_row(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
