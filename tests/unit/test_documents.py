@@ -69,6 +69,13 @@ def test_lines_are_at_most_100_characters_long(page):
 
 
 @each_page
+def test_tables_have_as_many_cells_in_every_row(page):
+    tables = re.findall(r"(?:^\|.*\n)+", prose(page), re.MULTILINE)
+    cells = [{len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()} for table in tables]
+    assert [number for number in cells if len(number) > 1] == []
+
+
+@each_page
 def test_relative_links_lead_to_files_and_headings(page):
     links = re.findall(r"\]\(([^)]+)\)", prose(page))
     broken = []
