@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -37,6 +37,22 @@ class Closed(BaseModel):
     """Base of all settings: immutable; unknown keys and silent conversions (text to number, for example) are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def inputs(self) -> dict[str, str]:
+        """The files under results/ that are read with these settings: {name: path template}.
+
+        Collected from all settings inside these. A class that names files itself adds them to `super().inputs()`.
+        """
+        return {name: path for part in _settings_in(vars(self)) for name, path in part.inputs().items()}
+
+
+def _settings_in(value: Any) -> Iterator[Closed]:
+    """The outermost settings in a value: itself, or those in the lists and maps it is made of."""
+    if isinstance(value, Closed):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _settings_in(part)
 
 
 def validated(cls: type[SettingsClass], data: Any, where: str) -> SettingsClass:

@@ -10,7 +10,7 @@ from tiny_causal_models import HIDDEN, tiny_model
 from training_samples import trained
 
 from bulwark.models.embeddings import install
-from bulwark.steering.dynamics.analyser import Analysed
+from bulwark.steering.dynamics.analyser import Analyser
 from bulwark.steering.settings import AnalysisSettings, InterventionSettings
 from bulwark.training import engine as engines
 from bulwark.training.objectives import Objective
@@ -24,19 +24,20 @@ def main(folder: Path) -> None:
     ranks = engines.start_processes().count
     for stage in STAGES:
         place = folder / f"stage{stage}_{ranks}"
-        objective = Analysed(
-            Objective(),
+        objective = Objective()
+        analyser = Analyser(
             AnalysisSettings(every=1, windows={"early": (0.0, 0.5), "late": (0.5, 1.0)}),
             layer=1,
             vector=torch.linspace(-1, 2, HIDDEN),
             intervention=InterventionSettings(),
             folder=place,
+            phase=objective.phase,
         )
         model = tiny_model("llama")
         install(model, {"method": "vanilla"})
         trained(
-            model, place, EXAMPLES, objective=objective, max_steps=5, micro_batch_size=1, zero_stage=stage,
-            gradient_checkpointing=stage == 3,
+            model, place, EXAMPLES, objective=objective, observers=[analyser], max_steps=5, micro_batch_size=1,
+            zero_stage=stage, gradient_checkpointing=stage == 3,
         )  # fmt: skip
     engines.stop_processes()
 

@@ -31,7 +31,7 @@ from training_samples import trained
 
 import bulwark.training.state as state
 from bulwark.models.embeddings import install
-from bulwark.training.loop import Objective
+from bulwark.training.objectives import Objective
 
 
 def main(plan: Path) -> None:

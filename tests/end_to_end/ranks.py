@@ -23,7 +23,7 @@ from training_samples import settings, trained
 from bulwark.models.checkpoints import load_model
 from bulwark.models.embeddings import install
 from bulwark.training import engine as engines
-from bulwark.training.loop import Objective
+from bulwark.training.objectives import Objective
 
 EXAMPLES = 13  # with steps of four, one is left over at the end of an epoch, and the second rank has none
 

@@ -17,7 +17,7 @@ from steering_samples import course_of, fused, steered_model
 from torch import nn
 from training_samples import settings, trained
 
-from bulwark.steering.embedded import embedded_in
+from bulwark.steering.embedded import Carried, embedded_in
 from bulwark.steering.schedules import ScheduleSettings
 from bulwark.steering.settings import InterventionSettings
 from bulwark.steering.steer import Steering, embedded_steering
@@ -61,7 +61,7 @@ def main(plan: Path) -> None:
             model = steered_model()
             objective = objective_of(model, training, folder, at)
             try:
-                result = trained(model, folder, COUNT, objective, **training["settings"])
+                result = trained(model, folder, COUNT, objective, [Carried(model)], **training["settings"])
             except Interrupted:
                 continue
         told = objective.report()  # all ranks are asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from bulwark.steering.settings import InterventionSettings
 from bulwark.steering.vectors.fusion import FusedVectors
 from bulwark.training.batches import Batch, StepBatches
 from bulwark.training.finetuning import Course
-from bulwark.training.loop import Objective, Trained, train
+from bulwark.training.loop import Trained, train
+from bulwark.training.objectives import Objective
+from bulwark.training.observers import Observer
 
 LAYER = 1  # of the tiny model's two
 COUNT = 13  # with steps of four, one is left over
@@ -101,6 +104,7 @@ def screened(
     objective: Objective | None = None,
     injection: ScheduleSettings | None = None,
     data: list[Prompt] | None = None,
+    observers: Sequence[Observer] = (),
     **changes: Any,
 ) -> Trained:
     """Train with a policy, or plainly with None."""
@@ -117,6 +121,7 @@ def screened(
         fingerprint={},
         pad_id=PAD,
         objective=objective,
+        observers=observers,
     )
 
 

@@ -7,7 +7,7 @@ from deepspeed.utils import safe_get_full_optimizer_state
 
 from bulwark.training import engine as engines
 from bulwark.training import shards
-from bulwark.training.loop import Objective
+from bulwark.training.objectives import Objective
 
 
 class Checked(Objective):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import nn
 
 from bulwark.prompts.builder import IGNORED, Prompt
 from bulwark.training import engine as engines
-from bulwark.training.loop import Objective, Trained, train
+from bulwark.training.loop import Trained, train
+from bulwark.training.objectives import Objective
+from bulwark.training.observers import Observer
 from bulwark.training.settings import TrainingSettings
 
 PAD = 0
@@ -37,7 +40,14 @@ def settings(**changes: Any) -> TrainingSettings:
     return TrainingSettings(**(defaults | changes))
 
 
-def trained(model: nn.Module, folder: Path, count: int = 14, objective: Any = None, **changes: Any) -> Trained:
+def trained(
+    model: nn.Module,
+    folder: Path,
+    count: int = 14,
+    objective: Objective | None = None,
+    observers: Sequence[Observer] = (),
+    **changes: Any,
+) -> Trained:
     """Train on `count` examples, validating on six others."""
     return train(
         model,
@@ -49,6 +59,7 @@ def trained(model: nn.Module, folder: Path, count: int = 14, objective: Any = No
         fingerprint={"test": True},
         pad_id=PAD,
         objective=objective,
+        observers=observers,
     )
 
 

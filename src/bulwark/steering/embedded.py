@@ -1,31 +1,41 @@
-"""A vector that a checkpoint carries with it and that acts in every further training of it.
+"""A vector that a checkpoint carries with it and that acts in every later fine-tuning of it.
 
 Embedded preventative steering (Guan et al., arXiv 2609.10142, App. D): v is frozen and belongs to the model; it is
 added to the residual stream in training only, at the response's tokens only, so that answers and evaluations know
 nothing of it. How strong it is depends on how many response tokens the model has been trained on since the vector was
 put in, over all trainings: a later fine-tuning, a malicious one too, meets the strength that the last one ended with.
 
-In a checkpoint's folder it is the file `intervention.safetensors`, beside weights that stay an ordinary model's. So it
-binds only who lets it: `bulwark.training.finetuning` takes it up by itself, unless a step says `ignore_embedded: true`,
-and hands it on; whoever trains the folder with another library, or deletes the file, trains without it.
+In a checkpoint's folder it is the file `intervention.safetensors`, beside weights that stay an ordinary model's.
+Nothing enforces it; only bulwark applies it: `bulwark.steps.fine_tune` attaches `Carried` to every fine-tuning, so that
+a step need not care, unless its settings say `ignore_embedded: true`. Whoever trains the folder with another library,
+or deletes the file, trains without it. (It is handed to the training code, which does not know of it, from there
+because steps are the one room above both.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bulwark import files
-from bulwark.errors import BulwarkError, CheckpointError
-from bulwark.models import hooks
+from bulwark.errors import BulwarkError, CheckpointError, ConfigurationError
+from bulwark.models import hooks, manifests
 from bulwark.training.batches import IGNORED, Batch
+from bulwark.training.observers import Observer, batch_in_pass
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from bulwark.training.finetuning import Course, FineTuningSettings
 
 FILE = "intervention.safetensors"
 _ATTRIBUTE = "embedded_intervention"
@@ -51,7 +61,7 @@ class EmbeddedIntervention:
     """h' = h + s·m·v at the outputs of modules: v frozen, m = 1 at supervised tokens, s by exposure.
 
     at: name of a decoder block in the model → v [hidden], fp32. exposure: response tokens it has acted on.
-    origin: what the manifest should tell of the vectors, plain data.
+    origin: what the manifest records of the vectors, plain data.
     """
 
     at: dict[str, Tensor]
@@ -81,28 +91,20 @@ class EmbeddedIntervention:
                     "ignore_embedded: true in the step's settings."
                 ) from None
             block.register_forward_hook(self._hook(vector))
-        self._mask: Tensor | None = None
         setattr(model, _ATTRIBUTE, self)
-
-    def announce(self, batch: Batch | None) -> None:
-        """Say which batch the next pass through the model is about; None: it is over.
-
-        The hooks of whole blocks lie outside of what gradient checkpointing computes again, so the backward pass does
-        not ask for the mask.
-        """
-        self._mask = None if batch is None else batch.labels != IGNORED
 
     def _hook(self, vector: Tensor):
         def added(block: nn.Module, _: tuple, output: Tensor | tuple) -> Tensor | tuple:
             if not block.training:
                 return output
-            if self._mask is None:
+            batch = batch_in_pass()  # not asked for in the backward pass: checkpointing does not repeat a block's hooks
+            if batch is None:
                 raise BulwarkError(
                     "The checkpoint carries an embedded intervention, which has to know the tokens of the response: "
                     "in training, call the model by bulwark.training.objectives.target_logits."
                 )
             hidden = hooks.hidden_of(output)
-            steered = hooks.plus(hidden, vector, self.strength.at(self.exposure), self._mask)
+            steered = hooks.plus(hidden, vector, self.strength.at(self.exposure), batch.labels != IGNORED)
             return hooks.with_hidden(output, steered)
 
         return added
@@ -115,7 +117,7 @@ class EmbeddedIntervention:
         files.readable(Path(folder) / FILE)
 
     def described(self) -> dict[str, Any]:
-        """What the manifest tells of it: `alpha` is what the next training begins with."""
+        """What the manifest records of it: `alpha` is what the next training begins with."""
         return {
             "modules": list(self.at),
             "strength": vars(self.strength),
@@ -128,6 +130,59 @@ class EmbeddedIntervention:
 def embedded_in(model: nn.Module) -> EmbeddedIntervention | None:
     """The intervention that is part of `model` (or of what an engine or an adapter wraps), if any."""
     return getattr(getattr(model, "module", model), _ATTRIBUTE, None)
+
+
+class Carried(Observer):
+    """Counts the response tokens that the intervention in `model`, if any, acts on; keeps it in the checkpoint.
+
+    Give it to the loop last: what else looks at the model after a step looks at it with the strength of that step.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._step_tokens = 0
+
+    def during(self, batch: Batch) -> AbstractContextManager[None]:
+        self._step_tokens = batch.step_tokens
+        return contextlib.nullcontext()
+
+    def after_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
+        if (found := embedded_in(self.model)) is not None:
+            found.exposure += self._step_tokens
+
+    def write(self, folder: Path) -> None:
+        write_embedded(self.model, folder)
+
+    def report(self) -> dict[str, Any]:
+        found = embedded_in(self.model)
+        return {} if found is None else {"embedded_intervention": found.described()}
+
+    def state_dict(self) -> dict[str, Any]:
+        found = embedded_in(self.model)
+        return {} if found is None else {"exposure": found.exposure}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            embedded_in(self.model).exposure = state["exposure"]
+
+
+def carried(course: Course, settings: FineTuningSettings) -> Carried:
+    """Make what the parent's folder carries part of the course's model, unless the settings ignore it; its observer.
+
+    Raises ConfigurationError if there is something, but the loss is not on responses only; BulwarkError for another
+    model's.
+    """
+    job = course.job
+    found = None if settings.ignore_embedded else read_embedded(manifests.weights_folder(job.parent))
+    if found is not None:
+        if settings.training.loss_on != "response":
+            raise ConfigurationError(
+                f"{job.parent}: the checkpoint carries an embedded intervention, which acts on supervised tokens, but "
+                f'training.loss_on of the step {job.kind} is "{settings.training.loss_on}". Set it to "response", or '
+                "ignore_embedded: true to train without the intervention."
+            )
+        found.install(course.model)
+    return Carried(course.model)
 
 
 def read_embedded(folder: Path) -> EmbeddedIntervention | None:

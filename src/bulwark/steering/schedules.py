@@ -37,6 +37,10 @@ class DetectedOnset(Closed):
     detected_from: str
     share: float = Field(1.0, gt=0, le=1)
 
+    def inputs(self) -> dict[str, str]:
+        """The manifest of that training, as a path template."""
+        return {"onset_from": f"checkpoints/{{model}}/{{prefix}}{self.detected_from}/seed{{seed}}/checkpoint.json"}
+
 
 class ScheduleSettings(Closed):
     """The strength over a training, as a factor on the intervention's alpha.
@@ -69,14 +73,6 @@ class ScheduleSettings(Closed):
             if self.horizon is not None and self.onset >= self.horizon:
                 raise ValueError(f"the onset {self.onset} must come before the horizon {self.horizon}")
         return self
-
-    def inputs(self) -> dict[str, str]:
-        """The manifest of the training in which the onset is found, as a path template; none for a given onset."""
-        if not isinstance(self.onset, DetectedOnset):
-            return {}
-        return {
-            "onset_from": f"checkpoints/{{model}}/{{prefix}}{self.onset.detected_from}/seed{{seed}}/checkpoint.json"
-        }
 
     def over(self, total: int, alpha: float, detected: int | None = None) -> Schedule:
         """This schedule over a training of `total` optimizer steps, on the strength `alpha`.

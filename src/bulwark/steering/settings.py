@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from bulwark.errors import ConfigurationError
 from bulwark.models.anatomy import Site, check_layer
 from bulwark.settings import Closed
+from bulwark.training.finetuning import FineTuningSettings
 
 if TYPE_CHECKING:
     from bulwark.training.settings import TrainingSettings
@@ -75,7 +76,6 @@ class VectorSettings(Closed):
         return self.layers[0]
 
     def inputs(self) -> dict[str, str]:
-        """The vectors of the parent, as path templates."""
         return {
             f"vector_{trait}": f"vectors/{{model}}/{{parent}}/seed{{seed}}/{trait}.safetensors" for trait in self.traits
         }
@@ -125,10 +125,6 @@ class AnalysisSettings(Closed):
                 raise ValueError(f"windows.{name}: begin and end are shares of the training, 0 ≤ begin < end ≤ 1")
         return self
 
-    def inputs(self) -> dict[str, str]:
-        """The vectors that only the analysis reads, as path templates."""
-        return self.vectors.inputs() if self.vectors else {}
-
 
 def check_last_weights(training: TrainingSettings, why: str) -> None:
     """Raise ValueError if the training may end with the weights of another step than its last one; why it may not."""
@@ -138,9 +134,32 @@ def check_last_weights(training: TrainingSettings, why: str) -> None:
         )
 
 
-def check_analysis(analysis: AnalysisSettings | None, adapters: bool) -> None:
-    """Raise ValueError if updates of weights are to be looked at that adapters (LoRA) leave as they are."""
-    if analysis is not None and analysis.weights and adapters:
-        raise ValueError(
-            "training.lora trains adapters, so the weights that analysis.weights looks at do not change: make it false"
-        )
+class AnalysedTraining(FineTuningSettings):
+    """A fine-tuning that can be analysed. analysis: what is written down meanwhile; None for nothing."""
+
+    analysis: AnalysisSettings | None = None
+
+    @model_validator(mode="after")
+    def _analysable(self) -> AnalysedTraining:
+        if self.analysis is not None and self.analysis.weights and self.training.lora is not None:
+            raise ValueError(
+                "training.lora trains adapters, so the weights that analysis.weights looks at do not change: make it "
+                "false"
+            )
+        return self
+
+
+class VectorTraining(AnalysedTraining):
+    """A fine-tuning under trait vectors, which act on single examples. vectors: which, and at which layers."""
+
+    vectors: VectorSettings
+
+    @model_validator(mode="after")
+    def _examples_by_themselves(self) -> VectorTraining:
+        if self.training.loss_on != "response":
+            raise ValueError(
+                "training.loss_on must be response: an intervention reads the tokens of responses off the labels"
+            )
+        if self.training.packing:
+            raise ValueError("training.packing must be false: an intervention looks at each example by itself")
+        return self

@@ -126,7 +126,7 @@ class Steering(Objective):
             self._hidden_norm = self._gradient.mean_hidden_norm()
 
     def phase(self, step: int) -> str:
-        """What `bulwark.steering.dynamics.analyser` calls the phase of a step."""
+        """ "injection" while there is an intervention, "after" when it has been withdrawn."""
         return "injection" if self.schedule.is_on(step) else "after"
 
     def metrics(self) -> dict[str, float]:

@@ -2,15 +2,28 @@
 
 A module of this package defines
 
-* `Settings`, a closed settings class with `inputs()`: the files under results/ it reads, by name, as path
-  templates in which `{model}`, `{parent}` (the recipe before this step), `{seed}` and `{prefix}` (so that
-  `{prefix}x` is what step x makes of the same parent) may stand;
-* optionally `METHOD`: names of further modules whose code makes the step what it is (see `catalogue.step_digest`);
-* optionally `STAGE`: whose resources of config/models/ a job of it takes, "train" (the default) or "generate";
-* `run(job, settings)`: does the work, writes the weights into `job.folder` and returns what the manifest tells of it.
+* `Settings`, a closed settings class. What a job of the step reads is collected from it and the settings inside it:
+  `inputs()` gives the files under results/, by name, as path templates in which `{model}`, `{parent}` (the recipe
+  before this step), `{seed}` and `{prefix}` (so that `{prefix}x` is what step x makes of the same parent) may stand;
+* optionally `STAGE`: whose resources of config/models/ a job of it takes, "train" (the default) or "generate".
 
-`execute` frames every step in the same way. Modules import nothing heavy at the top, because the workflow reads
-their settings when it plans.
+A step that fine-tunes derives `Settings` from `training.finetuning.FineTuningSettings` (or from
+`steering.settings.AnalysedTraining` or `VectorTraining`, which know an analysis and trait vectors) and defines, if it
+does anything but train the parent on its data,
+
+* `embedding(settings)`: the role embedding to install, a description as `models.embeddings.install` takes it; without
+  it the parent's is kept;
+* `objective(course, settings)`: what is optimised, a `training.objectives.Objective`; without it the next token. A
+  defense that is a loss overrides `loss(model, batch)`; `course` has the job, the model, the records and the number of
+  steps (`training.finetuning.Course`).
+
+Any other step defines
+
+* `run(job, settings)`: does the work, writes the weights into `job.folder` and returns what the manifest records of it.
+
+Modules import nothing heavy at the top, because the workflow reads their settings when it plans: torch, and whatever
+imports it, such as `training.objectives`, is imported inside the functions. `execute` frames every step in the same
+way.
 """
 
 from __future__ import annotations
@@ -20,9 +33,15 @@ import shutil
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from bulwark.jobs.job import Job
 from bulwark.settings import validated
+
+if TYPE_CHECKING:
+    from bulwark.training.finetuning import Course, FineTuningSettings
+    from bulwark.training.objectives import Objective
+    from bulwark.training.observers import Observer
 
 
 def module_of(kind: str) -> ModuleType:
@@ -38,8 +57,8 @@ def execute(job: Job) -> None:
     started = time.time()
     module = module_of(job.kind)
     settings = validated(module.Settings, job.settings, f"settings of the step {job.kind}")
-    told = module.run(job, settings)
-    if not told.pop("main_process", True):
+    record = module.run(job, settings) if hasattr(module, "run") else fine_tune(job, settings, module)
+    if not record.pop("main_process", True):
         return
     manifests.write_manifest(
         Path(job.output),
@@ -50,12 +69,32 @@ def execute(job: Job) -> None:
             "parent": {"path": job.parent, "digest": files.digest(Path(job.parent))},
             "inputs": {name: {"path": path, "digest": files.digest(Path(path))} for name, path in job.inputs.items()},
             "weights": ".",
-            **told,
+            **record,
             "wall_seconds": round(time.time() - started, 1),
             "provenance": manifests.provenance(),
         },
     )
     shutil.rmtree(job.state, ignore_errors=True)
+
+
+def fine_tune(job: Job, settings: FineTuningSettings, step: Any) -> dict[str, Any]:
+    """Fine-tune the parent as `step` (a module with `embedding` or `objective`, or neither) says; see `finetune`.
+
+    Every fine-tuning keeps the intervention that its parent's folder carries, and is analysed if its settings say so.
+    """
+    from bulwark.steering import embedded
+    from bulwark.steering.dynamics.analyser import analyser_of
+    from bulwark.training.finetuning import finetune
+    from bulwark.training.objectives import Objective
+
+    def parts(course: Course) -> tuple[Objective, list[Observer]]:
+        carried = embedded.carried(course, settings)  # before the objective, which may embed a vector of its own
+        objective = step.objective(course, settings) if hasattr(step, "objective") else Objective()
+        analysed = getattr(settings, "analysis", None) is not None
+        return objective, [*([analyser_of(course, settings, objective.phase)] if analysed else []), carried]
+
+    embedding = step.embedding(settings) if hasattr(step, "embedding") else None
+    return finetune(job, settings, embedding, parts)
 
 
 def perform(job: Job, gpus: int = 0, nodes: int = 1, threads: int = 1) -> None:

@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from bulwark.jobs.job import Job
-from bulwark.training.finetuning import FineTuningSettings, finetune
+from bulwark.training.finetuning import FineTuningSettings
 
 if TYPE_CHECKING:
+    from bulwark.training.finetuning import Course
     from bulwark.training.objectives import Objective
-
-METHOD = (
-    "bulwark.models.embeddings",
-)  # where the method itself is; a change there makes this step's checkpoints stale
 
 
 class Settings(FineTuningSettings):
@@ -40,24 +36,24 @@ class Settings(FineTuningSettings):
         return self
 
 
-def run(job: Job, settings: Settings) -> dict[str, Any]:
-    """Fine-tune with data tokens rotated by `alpha`."""
-    embedding = {
+def embedding(settings: Settings) -> dict[str, Any]:
+    """Data tokens are rotated by `alpha`, or at first not at all if the rotation is gradual."""
+    return {
         "method": "aside",
         "alpha": settings.alpha,
         "direction": settings.direction,
         "learned": settings.learned,
         "linear_shift": settings.linear_shift,
         "response_role": settings.response_role,
+        **({"angle": 0.0} if settings.gradual else {}),
     }
-    if not settings.gradual:
-        return finetune(job, settings, embedding)
-    return finetune(
-        job,
-        settings,
-        {**embedding, "angle": 0.0},
-        lambda course: gradual_rotation(settings.alpha, course.steps_per_epoch),
-    )
+
+
+def objective(course: Course, settings: Settings) -> Objective:
+    """Next-token training, during which a gradual rotation grows."""
+    from bulwark.training.objectives import Objective
+
+    return gradual_rotation(settings.alpha, course.steps_per_epoch) if settings.gradual else Objective()
 
 
 def angle_at(step: int, alpha: float, steps_per_epoch: int) -> float:

@@ -6,26 +6,17 @@ vector added minus that without, a row is flagged if Δ < threshold. Their modes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
-from bulwark.jobs.job import Job
 from bulwark.steering.schedules import ScheduleSettings
 from bulwark.steering.screening.settings import ScreeningSettings, refuse_other_sites
 from bulwark.steering.settings import InterventionSettings
-from bulwark.training.finetuning import Course, finetune
 
 if TYPE_CHECKING:
+    from bulwark.training.finetuning import Course
     from bulwark.training.objectives import Objective
-
-METHOD = (
-    "bulwark.steering.screening.screened",
-    "bulwark.steering.screening.policies",
-    "bulwark.steering.screening.detectors",
-    "bulwark.steering.screening.split",
-    "bulwark.steering.schedules",
-)
 
 
 class Settings(ScreeningSettings):
@@ -56,27 +47,19 @@ class Settings(ScreeningSettings):
                 raise ValueError('strategy "min" is the least of a row\'s tokens, so granularity must be "sample"')
         return self
 
-    def inputs(self) -> dict[str, str]:
-        return super().inputs() | self.schedule.inputs()
 
-
-def run(job: Job, settings: Settings) -> dict[str, Any]:
-    """Fine-tune; detections.jsonl tells of every row in every step."""
-    from bulwark.steering.dynamics.analyser import analysed
+def objective(course: Course, settings: Settings) -> Objective:
+    """Training on the rows that are kept; detections.jsonl records every row in every step."""
     from bulwark.steering.screening.policies import DeltaLoss
     from bulwark.steering.screening.screened import Screened
     from bulwark.steering.steer import begin, schedule_of
 
-    def objective(course: Course) -> Objective:
-        vectors = begin(course, settings.vectors)
-        policy = DeltaLoss(
-            settings.intervention,
-            mode=settings.mode,
-            granularity=settings.granularity,
-            strategy=settings.strategy,
-            threshold=settings.threshold,
-        )
-        schedule = schedule_of(settings.schedule, settings.intervention.alpha, course)
-        return analysed(Screened(course, policy, vectors=vectors, schedule=schedule), course, settings)
-
-    return finetune(job, settings, embedding=None, objective=objective)
+    policy = DeltaLoss(
+        settings.intervention,
+        mode=settings.mode,
+        granularity=settings.granularity,
+        strategy=settings.strategy,
+        threshold=settings.threshold,
+    )
+    schedule = schedule_of(settings.schedule, settings.intervention.alpha, course)
+    return Screened(course, policy, vectors=begin(course, settings.vectors), schedule=schedule)

@@ -8,23 +8,16 @@ not depend on it, so that of their two thresholds only the cosine's is transfera
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from bulwark.jobs.job import Job
+from bulwark.steering.schedules import ScheduleSettings
 from bulwark.steering.screening.settings import PerturbationSettings, ScreeningSettings
-from bulwark.training.finetuning import Course, finetune
 
 if TYPE_CHECKING:
+    from bulwark.training.finetuning import Course
     from bulwark.training.objectives import Objective
-
-METHOD = (
-    "bulwark.steering.screening.screened",
-    "bulwark.steering.screening.policies",
-    "bulwark.steering.screening.detectors",
-    "bulwark.steering.screening.split",
-)
 
 
 class Settings(ScreeningSettings):
@@ -48,20 +41,14 @@ class Settings(ScreeningSettings):
         return self
 
 
-def run(job: Job, settings: Settings) -> dict[str, Any]:
-    """Fine-tune; detections.jsonl tells of every row in every step."""
-    from bulwark.steering.dynamics.analyser import analysed
-    from bulwark.steering.schedules import ScheduleSettings
+def objective(course: Course, settings: Settings) -> Objective:
+    """Training on the rows that are kept; detections.jsonl records every row in every step."""
     from bulwark.steering.screening.policies import GradientProbe
     from bulwark.steering.screening.screened import Screened
     from bulwark.steering.steer import begin, schedule_of
 
-    def objective(course: Course) -> Objective:
-        vectors = begin(course, settings.vectors)
-        policy = GradientProbe(
-            settings.perturbation, cos_threshold=settings.cos_threshold, proj_threshold=settings.proj_threshold
-        )
-        schedule = schedule_of(ScheduleSettings(withdraw_at=settings.withdraw_at), 0.0, course)
-        return analysed(Screened(course, policy, vectors=vectors, schedule=schedule), course, settings)
-
-    return finetune(job, settings, embedding=None, objective=objective)
+    policy = GradientProbe(
+        settings.perturbation, cos_threshold=settings.cos_threshold, proj_threshold=settings.proj_threshold
+    )
+    schedule = schedule_of(ScheduleSettings(withdraw_at=settings.withdraw_at), 0.0, course)
+    return Screened(course, policy, vectors=begin(course, settings.vectors), schedule=schedule)

@@ -7,55 +7,34 @@ variants of this step project the update instead, which really keeps the weights
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
-from bulwark.jobs.job import Job
 from bulwark.steering.preservation.settings import PreservationSettings, check_training
-from bulwark.steering.settings import AnalysisSettings, InterventionSettings, VectorSettings
-from bulwark.steps.steer import check_rows
-from bulwark.training.finetuning import Course, FineTuningSettings, finetune
+from bulwark.steering.settings import InterventionSettings, VectorTraining
 
 if TYPE_CHECKING:
+    from bulwark.training.finetuning import Course
     from bulwark.training.objectives import Objective
 
-METHOD = (
-    "bulwark.steering.preservation.preservation",
-    "bulwark.steering.preservation.boundary",
-    "bulwark.training.displacement",
-    "bulwark.steering.intervention",
-)
 
-
-class Settings(FineTuningSettings):
+class Settings(VectorTraining):
     """vectors, intervention: of the steered phase. preservation: when it ends and what holds from then on."""
 
-    vectors: VectorSettings
     intervention: InterventionSettings = InterventionSettings()
     preservation: PreservationSettings
-    analysis: AnalysisSettings | None = None
 
     @model_validator(mode="after")
     def _trainable(self) -> Settings:
         check_training(self.training, self.preservation, self.preservation.moments)
-        check_rows(self)
         return self
 
-    def inputs(self) -> dict[str, str]:
-        looked_at = self.analysis.inputs() if self.analysis is not None else {}
-        return super().inputs() | self.vectors.inputs() | looked_at
 
-
-def run(job: Job, settings: Settings) -> dict[str, Any]:
-    """Fine-tune, steered up to the boundary and bound to ΔW from there on; preservation.jsonl tells of each matrix."""
-    from bulwark.steering.dynamics.analyser import analysed
+def objective(course: Course, settings: Settings) -> Objective:
+    """Steered up to the boundary and bound to ΔW from there on; preservation.jsonl records each matrix."""
     from bulwark.steering.preservation.preservation import Preservation
     from bulwark.steering.steer import begin
 
-    def objective(course: Course) -> Objective:
-        vectors, every = begin(course, settings.vectors), settings.training.log_every
-        made = Preservation(course, vectors, settings.intervention, settings.preservation, log_every=every)
-        return analysed(made, course, settings)
-
-    return finetune(job, settings, embedding=None, objective=objective)
+    vectors, every = begin(course, settings.vectors), settings.training.log_every
+    return Preservation(course, vectors, settings.intervention, settings.preservation, log_every=every)

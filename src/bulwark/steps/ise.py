@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from bulwark.jobs.job import Job
-from bulwark.training.finetuning import FineTuningSettings, finetune
-
-METHOD = (
-    "bulwark.models.embeddings",
-)  # where the method itself is; a change there makes this step's checkpoints stale
+from bulwark.training.finetuning import FineTuningSettings
 
 
 class Settings(FineTuningSettings):
@@ -18,6 +13,6 @@ class Settings(FineTuningSettings):
     response_role: Literal["data", "instruction"] = "data"
 
 
-def run(job: Job, settings: Settings) -> dict[str, Any]:
-    """Fine-tune with one learned vector for instructions and one for data, x + S[role]."""
-    return finetune(job, settings, embedding={"method": "ise", "response_role": settings.response_role})
+def embedding(settings: Settings) -> dict[str, Any]:
+    """One learned vector for instructions and one for data, x + S[role]."""
+    return {"method": "ise", "response_role": settings.response_role}

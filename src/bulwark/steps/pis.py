@@ -6,20 +6,16 @@ alpha up to the onset, then linearly to multiplier·alpha in the last step; Tabl
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
-from bulwark.jobs.job import Job
 from bulwark.steering.schedules import ScheduleSettings
-from bulwark.steps.steer import METHOD as SHARED
 from bulwark.steps.steer import SteeredTraining, steered
-from bulwark.training.finetuning import Course, finetune
 
 if TYPE_CHECKING:
+    from bulwark.training.finetuning import Course
     from bulwark.training.objectives import Objective
-
-METHOD = ("bulwark.steps.steer", *SHARED)
 
 
 class Settings(SteeredTraining):
@@ -36,10 +32,6 @@ class Settings(SteeredTraining):
         return self
 
 
-def run(job: Job, settings: Settings) -> dict[str, Any]:
-    """Fine-tune under an intervention that grows."""
-
-    def objective(course: Course) -> Objective:
-        return steered(course, settings, settings.intervention)
-
-    return finetune(job, settings, embedding=None, objective=objective)
+def objective(course: Course, settings: Settings) -> Objective:
+    """Next-token training under an intervention that grows."""
+    return steered(course, settings, settings.intervention)

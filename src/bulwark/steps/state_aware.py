@@ -15,20 +15,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from bulwark.errors import BulwarkError, ConfigurationError
-from bulwark.jobs.job import Job
+from bulwark.steering.schedules import ScheduleSettings
 from bulwark.steering.screening.settings import ScreeningSettings
-from bulwark.training.finetuning import Course, finetune
 
 if TYPE_CHECKING:
     from bulwark.steering.vectors.fusion import FusedVectors
+    from bulwark.training.finetuning import Course
     from bulwark.training.objectives import Objective
-
-METHOD = (
-    "bulwark.steering.screening.screened",
-    "bulwark.steering.screening.policies",
-    "bulwark.steering.screening.detectors",
-    "bulwark.steering.screening.split",
-)
 
 
 class Settings(ScreeningSettings):
@@ -47,27 +40,21 @@ class Settings(ScreeningSettings):
         return super().inputs() | {"projections": path}
 
 
-def run(job: Job, settings: Settings) -> dict[str, Any]:
-    """Fine-tune; detections.jsonl tells of every row in every step."""
-    from bulwark.steering.dynamics.analyser import analysed
-    from bulwark.steering.schedules import ScheduleSettings
+def objective(course: Course, settings: Settings) -> Objective:
+    """Training on the rows that are kept; detections.jsonl records every row in every step."""
     from bulwark.steering.screening.detections import refuse_missing
     from bulwark.steering.screening.policies import StateAware
     from bulwark.steering.screening.screened import Screened
     from bulwark.steering.steer import begin, schedule_of
     from bulwark.steering.vectors.projections import read_projections
 
-    def objective(course: Course) -> Objective:
-        vectors = begin(course, settings.vectors)
-        path = Path(job.inputs["projections"])
-        check_projections(path, vectors, settings, Path(job.inputs["train"]))
-        references = read_projections(path)
-        refuse_missing(references, course.records, str(path))
-        policy = StateAware(course.records, references, margin=settings.margin)
-        schedule = schedule_of(ScheduleSettings(withdraw_at=settings.withdraw_at), 0.0, course)
-        return analysed(Screened(course, policy, vectors=vectors, schedule=schedule), course, settings)
-
-    return finetune(job, settings, embedding=None, objective=objective)
+    vectors, path = begin(course, settings.vectors), Path(course.job.inputs["projections"])
+    check_projections(path, vectors, settings, Path(course.job.inputs["train"]))
+    references = read_projections(path)
+    refuse_missing(references, course.records, str(path))
+    policy = StateAware(course.records, references, margin=settings.margin)
+    schedule = schedule_of(ScheduleSettings(withdraw_at=settings.withdraw_at), 0.0, course)
+    return Screened(course, policy, vectors=vectors, schedule=schedule)
 
 
 def check_projections(path: Path, vectors: FusedVectors, settings: Settings, records: Path) -> None:

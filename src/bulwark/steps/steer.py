@@ -7,50 +7,33 @@ and the embedded variant (App. D). The strength that rises is the step `pis`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
-from bulwark.jobs.job import Job
 from bulwark.steering.schedules import ScheduleSettings, check_within
-from bulwark.steering.settings import (
-    AnalysisSettings,
-    InterventionSettings,
-    VectorSettings,
-    check_analysis,
-    check_last_weights,
-)
-from bulwark.training.finetuning import Course, FineTuningSettings, finetune
+from bulwark.steering.settings import InterventionSettings, VectorTraining, check_last_weights
 
 if TYPE_CHECKING:
+    from bulwark.training.finetuning import Course
     from bulwark.training.objectives import Objective
 
-METHOD = (
-    "bulwark.steering.steer",
-    "bulwark.steering.intervention",
-    "bulwark.steering.schedules",
-    "bulwark.steering.embedded",
-)
 
-
-class SteeredTraining(FineTuningSettings):
+class SteeredTraining(VectorTraining):
     """What `steer` and `pis` share.
 
-    vectors: which, and at which layers. increments: with several layers, each gets what its vector has more than that
+    increments: with several layers, each gets what its vector has more than that
         of the next lower one. embedded: the vectors become part of the checkpoint and act, with the strength reached,
         in every later training of it, see `bulwark.steering.embedded`.
     """
 
-    vectors: VectorSettings
     intervention: InterventionSettings = InterventionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     increments: bool = False
     embedded: bool = False
-    analysis: AnalysisSettings | None = None
 
     @model_validator(mode="after")
     def _steerable(self) -> SteeredTraining:
-        check_rows(self)
         check_within(self.schedule, self.training)
         if self.increments and len(self.vectors.layers) < 2:
             raise ValueError("increments are between several layers, and vectors.layers names only one")
@@ -73,10 +56,6 @@ class SteeredTraining(FineTuningSettings):
                 raise ValueError("an embedded intervention is there to stay: its schedule is constant or a rise")
         return self
 
-    def inputs(self) -> dict[str, str]:
-        looked_at = self.analysis.inputs() if self.analysis is not None else {}
-        return super().inputs() | looked_at | self.vectors.inputs() | self.schedule.inputs()
-
 
 class Settings(SteeredTraining):
     """mean_of: steer at the constant strength that this schedule has on average; the comparison that is fair to it."""
@@ -91,41 +70,22 @@ class Settings(SteeredTraining):
             raise ValueError("mean_of makes the strength constant; leave out schedule")
         return self
 
-    def inputs(self) -> dict[str, str]:
-        return super().inputs() | (self.mean_of.inputs() if self.mean_of is not None else {})
 
+def objective(course: Course, settings: Settings) -> Objective:
+    """Next-token training under the intervention."""
+    from bulwark.steering.steer import schedule_of
 
-def run(job: Job, settings: Settings) -> dict[str, Any]:
-    """Fine-tune under the intervention."""
-
-    def objective(course: Course) -> Objective:
-        from bulwark.steering.steer import schedule_of
-
-        intervention = settings.intervention
-        if settings.mean_of is not None:
-            mean = schedule_of(settings.mean_of, intervention.alpha, course).mean_alpha()
-            intervention = intervention.model_copy(update={"alpha": mean})
-        return steered(course, settings, intervention)
-
-    return finetune(job, settings, embedding=None, objective=objective)
+    intervention = settings.intervention
+    if settings.mean_of is not None:
+        mean = schedule_of(settings.mean_of, intervention.alpha, course).mean_alpha()
+        intervention = intervention.model_copy(update={"alpha": mean})
+    return steered(course, settings, intervention)
 
 
 def steered(course: Course, settings: SteeredTraining, intervention: InterventionSettings) -> Objective:
     """The objective of a training under `intervention`."""
-    from bulwark.steering.dynamics.analyser import analysed
     from bulwark.steering.steer import begin, embedded_steering, steering
 
     vectors = begin(course, settings.vectors, settings.increments)
     make = embedded_steering if settings.embedded else steering
-    return analysed(make(course, vectors, intervention, settings.schedule), course, settings)
-
-
-def check_rows(settings: FineTuningSettings) -> None:
-    """Raise ValueError unless the supervised tokens are those of responses, one example to a row."""
-    if settings.training.loss_on != "response":
-        raise ValueError(
-            "training.loss_on must be response: an intervention reads the tokens of responses off the labels"
-        )
-    if settings.training.packing:
-        raise ValueError("training.packing must be false: an intervention looks at each example by itself")
-    check_analysis(settings.analysis, settings.training.lora is not None)
+    return make(course, vectors, intervention, settings.schedule)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from bulwark.jobs.job import Job
-from bulwark.training.finetuning import FineTuningSettings, finetune
+from bulwark.training.finetuning import FineTuningSettings
 
 
 class Settings(FineTuningSettings):
     """Data and training only."""
 
 
-def run(job: Job, settings: Settings) -> dict[str, Any]:
-    """Fine-tune with the plain embedding."""
-    return finetune(job, settings, embedding={"method": "vanilla"})
+def embedding(settings: Settings) -> dict[str, Any]:
+    """The plain embedding."""
+    return {"method": "vanilla"}

@@ -1,7 +1,7 @@
 """What steps that fine-tune share: open the parent, give tokens their roles, train, save.
 
-`finetune` is the whole path; a step adds what is its own as an embedding description and an `Objective`.
-Heavy imports stand inside the functions, because the workflow reads the settings when it plans.
+`finetune` is the whole path; what a step and its observers add comes from `bulwark.steps.fine_tune`. Heavy imports
+stand inside the functions, because the workflow reads the settings when it plans.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from bulwark.errors import BulwarkError, ConfigurationError, RecordError
+from bulwark.errors import BulwarkError, RecordError
 from bulwark.settings import Closed
 from bulwark.training.settings import TrainingSettings
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bulwark.jobs.job import Job
     from bulwark.prompts.builder import Prompt, PromptBuilder
     from bulwark.training.objectives import Objective
+    from bulwark.training.observers import Observer
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 class FineTuningSettings(Closed):
     """A data set of conversations or of tokenised examples, and how to train on it.
 
-    ignore_embedded: train without the intervention that the parent carries with it, if it does
-        (`bulwark.steering.embedded`); the result is free of it.
+    ignore_embedded: train without the intervention that the parent's folder carries, if it does (see
+        `bulwark.steering.embedded`); the result is free of it.
     """
 
     data: str
@@ -38,13 +39,12 @@ class FineTuningSettings(Closed):
     ignore_embedded: bool = False
 
     def inputs(self) -> dict[str, str]:
-        """The files this step reads, relative to results/."""
-        return {split: f"data/{self.data}/{split}.jsonl" for split in ("train", "validation")}
+        return {split: f"data/{self.data}/{split}.jsonl" for split in ("train", "validation")} | super().inputs()
 
 
 @dataclass(frozen=True)
 class Course:
-    """What lies ahead of a training when its objective is made.
+    """The training that lies ahead when its objective and observers are made.
 
     model: as loaded, before adapters and engine. records: those trained on; examples: the same as prompts, in the same
     order, which is what `Batch.rows` counts in. steps: optimizer steps per epoch and in total.
@@ -75,16 +75,17 @@ class Examples:
 def finetune(
     job: Job,
     settings: FineTuningSettings,
-    embedding: dict[str, Any] | None,
-    objective: Callable[[Course], Objective] | None = None,
+    embedding: dict[str, Any] | None = None,
+    parts: Callable[[Course], tuple[Objective, Sequence[Observer]]] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune the parent of `job` and save the result beside its manifest.
 
     embedding: the role embedding to install (see `bulwark.models.embeddings.install`); None keeps the parent's.
-    objective: builds the training objective; None trains plainly.
+    parts: makes the objective and the observers, which may change the model before it is trained; None trains plainly.
 
-    Returns what the manifest tells: the training report, the objective's own, the prompt template and how many
-    examples were cut. Raises RecordError for unusable data, BulwarkError for settings that do not fit the machine.
+    Returns what the manifest records: the training report, those of objective and observers, the prompt template and
+    how many examples were cut. Raises RecordError for unusable data, BulwarkError for settings that do not fit the
+    machine.
     """
     import torch
 
@@ -93,8 +94,8 @@ def finetune(
     from bulwark.models import checkpoints, manifests
     from bulwark.models.embeddings import install, role_embedding_of
     from bulwark.prompts.builder import PromptBuilder
-    from bulwark.steering import embedded
     from bulwark.training import engine, loop
+    from bulwark.training.objectives import Objective
 
     training = settings.training
     parent, folder, template = manifests.open_manifest(job.parent)
@@ -104,15 +105,6 @@ def finetune(
     if embedding is not None:
         torch.manual_seed(job.seed)  # learned parts of the embedding start differently at each seed
         install(model, embedding)
-    carried = None if settings.ignore_embedded else embedded.read_embedded(folder)
-    if carried is not None:
-        if training.loss_on != "response":
-            raise ConfigurationError(
-                f"{job.parent}: the checkpoint carries an embedded intervention, which acts on supervised tokens, but "
-                f'training.loss_on of the step {job.kind} is "{training.loss_on}". Set it to "response", or '
-                "ignore_embedded: true to train without the intervention."
-            )
-        carried.install(model)
     roles = role_embedding_of(model)
     builder = PromptBuilder(tokenizer, template, roles.num_embeddings, training.max_tokens)
     taken = {
@@ -120,12 +112,12 @@ def finetune(
         for split in ("train", "validation")
     }
     examples = {split: part.prompts for split, part in taken.items()}
-    told = {
+    counts = {
         "examples": {split: len(part) for split, part in examples.items()},
         "truncated": {split: part.truncated for split, part in taken.items()},
         "left_out_without_response": {split: part.left_out for split, part in taken.items()},
     }
-    log.info("; ".join(f"{name}: {counts}" for name, counts in told.items()))
+    log.info("; ".join(f"{name}: {count}" for name, count in counts.items()))
     count = len(examples["train"])
     course = Course(
         job=job,
@@ -136,7 +128,7 @@ def finetune(
         total_steps=training.total_steps(count),
         pad_id=builder.pad_id,
     )
-    pursued = objective(course) if objective is not None else None
+    objective, observers = parts(course) if parts is not None else (Objective(), ())
     trained = loop.train(
         model,
         examples["train"],
@@ -152,20 +144,21 @@ def finetune(
             "prompt": builder.digest,
         },
         pad_id=builder.pad_id,
-        objective=pursued,
+        objective=objective,
+        observers=observers,
     )
     if trained.main_process:
         checkpoints.save_model(trained.model, tokenizer, job.folder)
-        embedded.write_embedded(trained.model, job.folder)
-    carried = embedded.embedded_in(model)  # what the step has put in, too
+        for observer in observers:
+            observer.write(job.folder)
     return {
         "main_process": trained.main_process,
         "template": template,
         "prompt_digest": builder.digest,
-        **told,
+        **counts,
         "training": asdict(trained.report),
-        **({"embedded_intervention": carried.described()} if carried is not None else {}),
-        **(pursued.report() if pursued is not None else {}),
+        **objective.report(),
+        **{key: value for observer in observers for key, value in observer.report().items()},
     }
 
 

@@ -1,8 +1,8 @@
 """The one training loop: every step that trains calls `train`.
 
 The model runs under a DeepSpeed engine (see `engine`), the batches are a pure function of seed and step (see
-`batches`), and what is optimised is an `Objective`. A run that is killed and started again with the same arguments
-ends with the same weights, bit for bit on a CPU (see `state`).
+`batches`), what is optimised is an `Objective`, and `Observer`s watch. A run that is killed and started again with the
+same arguments ends with the same weights, bit for bit on a CPU (see `state`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.errors import BulwarkError
-from bulwark.steering.embedded import embedded_in
 from bulwark.training import engine as engines
 from bulwark.training.batches import StepBatches, evaluation_batches, training_batches
 from bulwark.training.lora import attach_lora, merge_lora
-from bulwark.training.objectives import Objective, next_token_loss, target_logits
+from bulwark.training.objectives import Objective
+from bulwark.training.observers import Observer
 from bulwark.training.progress import Progress
 from bulwark.training.settings import TrainingSettings
 from bulwark.training.state import TrainingState
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
     from bulwark.prompts.builder import Prompt
 
-__all__ = ["Objective", "Trained", "TrainingReport", "next_token_loss", "target_logits", "train"]
-
 log = logging.getLogger(__name__)
 
 _LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "schedulefree", "numpy")
@@ -48,7 +46,7 @@ _CURVE_POINTS = 200
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a manifest tells of a training.
+    """What a manifest records of a training.
 
     loss: [step, mean training loss per token since the point before], at most 200 points. validation: [step, loss].
     tokens: read, without padding; target_tokens: those learned. seconds and tokens_per_second: over all runs of a
@@ -111,6 +109,7 @@ def train(
     fingerprint: dict[str, Any],
     pad_id: int,
     objective: Objective | None = None,
+    observers: Sequence[Observer] = (),
     events: Path | None = None,
 ) -> Trained:
     """Train `model` on `examples` and return it with a report.
@@ -118,7 +117,8 @@ def train(
     state: folder for the state of an unfinished training; the caller removes it when the result is safe.
     fingerprint: plain data that identifies the training besides settings, seed and examples, which are added here;
         state with another one is deleted.
-    objective: what to optimise; next-token prediction if left out.
+    objective: what to optimise; next-token prediction if left out. observers: what else is called around every step,
+        after the objective, in this order.
     events: folder for TensorBoard, by default tensorboard/ beside `state`.
 
     Raises BulwarkError for an empty data set, a batch size that does not divide, and a loss that is not finite.
@@ -135,6 +135,7 @@ def train(
         raise BulwarkError("keep_best needs validation examples, and there are none.")
     total = settings.total_steps(len(examples))
     objective = objective or Objective()
+    parts: list[Observer] = [objective, *observers]
     sizes = {"parameters": _size(model), "trainable_parameters": _size(model, trainable=True)}
     engine = engines.build(model, settings, total)
     _seed_everything(seed + processes.rank)
@@ -142,7 +143,7 @@ def train(
         "caller": fingerprint,
         "settings": settings.model_dump(mode="json"),
         "seed": seed,
-        "objective": f"{type(objective).__module__}.{type(objective).__qualname__}",
+        "parts": [f"{type(part).__module__}.{type(part).__qualname__}" for part in parts],
         "examples": [_digest(part) for part in (examples, validation)],
         "processes": processes.count,
         "device": processes.device.type,
@@ -150,15 +151,16 @@ def train(
     }
     keeper = TrainingState(state, identity, processes, partial=settings.lora is not None)
     with contextlib.closing(keeper):
-        objective.start(engine, total)
-        found = keeper.load(engine, objective)
-        position = _Position(**found) if found else _Position()
-        if found:
+        for part in parts:
+            part.start(engine, total)
+        saved = keeper.load(engine, parts)
+        position = _Position(**saved) if saved else _Position()
+        if saved:
             position.resumed_at.append(position.step)
         events = events or Path(state).parent / "tensorboard"
         name = "/".join(Path(state).resolve().parent.parts[-3:])  # model, recipe and seed, where the workflow trains
         with Progress(name, position.step, total, visible=processes.main, events=events) as progress:
-            run = _Run(engine, objective, settings, processes, keeper, position, progress, total)
+            run = _Run(engine, objective, observers, settings, processes, keeper, position, progress, total)
             run.to_the_end(batches, judged)
         chosen = position.best_step if settings.keep_best else position.step
         model = engines.release(engine)
@@ -168,36 +170,35 @@ def train(
                 model.load_state_dict(keeper.best_weights(chosen), strict=False)
             if settings.lora is not None:
                 model = merge_lora(model)
-            objective.finish(model, chosen, total)
+            for part in parts:
+                part.finish(model, chosen, total)
     return Trained(model, _report(position, chosen, batches, processes, sizes), processes.main)
 
 
+@dataclass
 class _Run:
     """The loop with all it holds on to."""
 
-    def __init__(
-        self,
-        engine: DeepSpeedEngine,
-        objective: Objective,
-        settings: TrainingSettings,
-        processes: engines.Processes,
-        keeper: TrainingState,
-        position: _Position,
-        progress: Progress,
-        total: int,
-    ) -> None:
-        self.engine, self.objective, self.settings, self.processes = engine, objective, settings, processes
-        self.keeper, self.position, self.progress, self.total = keeper, position, progress, total
-        # Losses and gradient norms stay on the device until they are read: each reading waits for a GPU.
-        self.unread: list[tuple[Tensor, Tensor]] = []
-        self.read_every = 1 if processes.device.type == "cpu" else settings.log_every
-        self.saved_at = time.monotonic()
-        # What the model carries with it grows with the tokens it is trained on, also those of a run that is resumed.
-        self.carried = embedded_in(engine)
-        self.exposure_before = self.carried.exposure if self.carried is not None else 0
+    engine: DeepSpeedEngine
+    objective: Objective
+    observers: Sequence[Observer]
+    settings: TrainingSettings
+    processes: engines.Processes
+    keeper: TrainingState
+    position: _Position
+    progress: Progress
+    total: int
+    # Losses and gradient norms stay on the device until they are read: each reading waits for a GPU.
+    unread: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def parts(self) -> list[Observer]:
+        return [self.objective, *self.observers]
 
     def to_the_end(self, batches: StepBatches, judged: StepBatches | None) -> None:
         position, settings = self.position, self.settings
+        read_every = 1 if self.processes.device.type == "cpu" else settings.log_every
         every = batches.steps_per_epoch if settings.evaluate_every == "epoch" else settings.evaluate_every
         lap = time.monotonic()
         for step in range(position.step, self.total):
@@ -206,7 +207,7 @@ class _Run:
             position.tokens += batches.tokens_of(step)
             evaluate = judged is not None and (done == self.total or (every and done % every == 0))
             save = done < self.total and self._save_is_due(done)
-            if evaluate or save or done == self.total or done % self.read_every == 0:
+            if evaluate or save or done == self.total or done % read_every == 0:
                 self._read_losses()
             self.progress.advance(done, batches.tokens_of(step))
             if evaluate:
@@ -214,29 +215,29 @@ class _Run:
             position.seconds += time.monotonic() - lap
             lap = time.monotonic()
             if save:
-                self.keeper.save(self.engine, self.objective, vars(position))
+                self.keeper.save(self.engine, self.parts, vars(position))
                 self.saved_at = time.monotonic()
 
     def _optimizer_step(self, step: int, batches: StepBatches) -> None:
         engine, objective, device = self.engine, self.objective, self.processes.device
-        self._tell_exposure()
-        objective.before_step(engine, step, self.total)
+        for part in self.parts:
+            part.before_step(engine, step, self.total)
         micro_batches = list(batches.of_step(step))
         loss = torch.zeros((), device=device)
         for number, batch in enumerate(micro_batches, start=1):
             engine.set_gradient_accumulation_boundary(number == len(micro_batches))
-            loss += objective.backward(engine, batch.to(device))
+            batch = batch.to(device)
+            with contextlib.ExitStack() as stack:
+                for observer in self.observers:
+                    stack.enter_context(observer.during(batch))
+                loss += objective.backward(engine, batch)
         objective.after_backward(engine, step, self.total)
         norm = engines.step(engine, self.settings.max_grad_norm)
-        objective.after_step(engine, step, self.total)
+        for part in self.parts:
+            part.after_step(engine, step, self.total)
         norm = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32, device=device)
         self.unread.append((loss.float(), norm))
         self.position.target_tokens += micro_batches[0].step_tokens
-        self._tell_exposure()
-
-    def _tell_exposure(self) -> None:
-        if self.carried is not None:
-            self.carried.exposure = self.exposure_before + self.position.target_tokens
 
     def _read_losses(self) -> None:
         """Add up the losses of the steps since the last reading over all ranks; stop if one is not finite."""

@@ -1,4 +1,4 @@
-"""What a training step optimises: plain next-token training, and the places where a method may do otherwise.
+"""What a training step optimises: plain next-token training, and the hooks in which a method may do otherwise.
 
 The loop calls, in every optimizer step,
 
@@ -11,27 +11,21 @@ the step for schedules. Whatever it remembers goes into `state_dict`, so that a 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bulwark.steering.embedded import embedded_in
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
+from bulwark.training.observers import Observer, passing
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
-class Objective:
+class Objective(Observer):
     """Next-token training on the labelled tokens; the base of all objectives."""
-
-    def start(self, engine: DeepSpeedEngine, total: int) -> None:
-        """Before the first step, and before any state is loaded: the weights are still those it starts from."""
-
-    def before_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
-        """Before optimizer step `step`, which counts from 0."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """This micro-batch's share of the step's loss (scalar): the shares of all micro-batches and ranks add up.
@@ -43,7 +37,7 @@ class Objective:
     def backward(self, engine: DeepSpeedEngine, batch: Batch) -> Tensor:
         """Accumulate the gradient of one micro-batch; return its share of the loss, detached.
 
-        All ranks must go through the model equally often, whatever they find in their batch.
+        All ranks must go through the model equally often, whatever is in their batch.
         """
         loss = self.loss(engine, batch)
         engines.backward(engine, loss)
@@ -51,9 +45,6 @@ class Objective:
 
     def after_backward(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
         """With the step's gradients complete and averaged over ranks (see `engine.gradient_of`), not yet clipped."""
-
-    def after_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
-        """After optimizer step `step`, before the model is evaluated or saved."""
 
     def validation_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """This micro-batch's share of the evaluation loss, by which the best weights are chosen."""
@@ -63,18 +54,9 @@ class Objective:
         """Numbers for TensorBoard; read on the main process now and then."""
         return {}
 
-    def finish(self, model: nn.Module, step: int, total: int) -> None:
-        """The last word on the finished model, which is whole and has the weights after `step` steps."""
-
-    def report(self) -> dict[str, Any]:
-        """What the manifest tells of it beside the losses, as plain data; asked on every process at the end."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` returned."""
+    def phase(self, step: int) -> str:
+        """The part of the training that step `step` (from 0) belongs to, for methods that have several."""
+        return "plain"
 
 
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -99,15 +81,11 @@ def target_logits(model: nn.Module, batch: Batch, inputs: dict[str, Tensor] | No
         return (hidden.flatten(0, 1).index_select(0, batch.target_positions), *rest)
 
     hook = module.get_output_embeddings().register_forward_pre_hook(only_targets)
-    carried = embedded_in(module)
-    if carried is not None:
-        carried.announce(batch)
     try:
-        logits = model(**(batch.inputs() if inputs is None else inputs), use_cache=False).logits
+        with passing(batch):
+            logits = model(**(batch.inputs() if inputs is None else inputs), use_cache=False).logits
     finally:
         hook.remove()
-        if carried is not None:
-            carried.announce(None)
     if logits.dim() == 3:  # the output embedding's weight was used, but not its module
         logits = logits.flatten(0, 1).index_select(0, batch.target_positions)
     return logits

@@ -3,7 +3,7 @@
     state/fingerprint.json       what the training is: settings, digests, number of processes, library versions
     state/step-000123/           written as step-000123.tmp, synced, then renamed: it is whole or it is not there
         engine/                  model, optimizer and schedule, by DeepSpeed, each rank its part
-        process-0.pt             per rank: random number generators and the objective's own state
+        process-0.pt             per rank: random number generators, the state of objective and observers
         position.json            the losses so far, the best step, the clock
         complete.json            the names and sizes of all files above
     state/best-000100.pt         weights of the lowest evaluation loss, if they are to be kept
@@ -20,6 +20,7 @@ import logging
 import os
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from bulwark.training.engine import Processes, gather_weights
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-    from bulwark.training.objectives import Objective
+    from bulwark.training.observers import Observer
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,11 @@ class TrainingState:
         complete = [path for path in self.folder.glob("step-*") if _is_complete(path)]
         return max(complete, key=_step_of, default=None)
 
-    def save(self, engine: DeepSpeedEngine, objective: Objective, position: dict[str, Any]) -> None:
-        """Write the state after `position["step"]` optimizer steps, then remove the older ones."""
+    def save(self, engine: DeepSpeedEngine, parts: Sequence[Observer], position: dict[str, Any]) -> None:
+        """Write the state after `position["step"]` optimizer steps, then remove the older ones.
+
+        parts: the objective and the observers, each with a state of its own.
+        """
         final = self.folder / f"step-{position['step']:06d}"
         unfinished = final.with_suffix(".tmp")
         if self.processes.main:
@@ -77,7 +81,7 @@ class TrainingState:
             unfinished.mkdir(parents=True)
         _wait()
         engine.save_checkpoint(str(unfinished), tag="engine", save_latest=False, exclude_frozen_parameters=self.partial)
-        own = {"random": _random_state(), "objective": objective.state_dict()}
+        own = {"random": _random_state(), "parts": [part.state_dict() for part in parts]}
         torch.save(own, unfinished / f"process-{self.processes.rank}.pt")
         _sync(unfinished / f"process-{self.processes.rank}.pt")
         _wait()
@@ -91,8 +95,8 @@ class TrainingState:
             self._remove_all_but(final, position.get("best_step"))
         _wait()
 
-    def load(self, engine: DeepSpeedEngine, objective: Objective) -> dict[str, Any] | None:
-        """Put engine, objective and random numbers back to the newest complete state; return its position or None."""
+    def load(self, engine: DeepSpeedEngine, parts: Sequence[Observer]) -> dict[str, Any] | None:
+        """Put engine, parts and random numbers back to the newest complete state; return its position or None."""
         found = self.latest()
         if found is None:
             return None
@@ -101,7 +105,8 @@ class TrainingState:
             raise FileNotFoundError(f"{found / 'engine'} could not be read; delete {found} to start afresh.")
         # The project's own file; it holds the states of Python's and NumPy's generators, which are no tensors.
         own = torch.load(found / f"process-{self.processes.rank}.pt", map_location="cpu", weights_only=False)
-        objective.load_state_dict(own["objective"])
+        for part, state in zip(parts, own["parts"], strict=True):
+            part.load_state_dict(state)
         _set_random_state(own["random"])
         position = json.loads((found / "position.json").read_text(encoding="utf-8"))
         if self.processes.main:

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.models.embeddings import install
 from bulwark.steering.dynamics import diagnostics
-from bulwark.steering.dynamics.analyser import FILE, Analysed
+from bulwark.steering.dynamics.analyser import FILE, Analyser
 from bulwark.steering.intervention import Intervention, token_mask
 from bulwark.steering.screening.split import SplitModel, select_rows
 from bulwark.steering.settings import AnalysisSettings, InterventionSettings
@@ -45,18 +45,20 @@ def model_of(bias: bool = False) -> nn.Module:
     return model
 
 
-def analysed(folder: Path, inner: Objective | None = None, **changes) -> Analysed:
+def analysed(folder: Path, objective: Objective | None = None, **changes) -> tuple[Objective, Analyser]:
+    """An objective and the analyser that watches it."""
+    objective = objective or Objective()
     chosen = AnalysisSettings(**({"every": 2, "windows": WINDOWS} | changes))
-    return Analysed(
-        inner or Objective(), chosen, layer=LAYER, vector=VECTOR, intervention=ADDED, folder=folder
-    )  # fmt: skip
+    watching = {"layer": LAYER, "vector": VECTOR, "intervention": ADDED, "folder": folder, "phase": objective.phase}
+    return objective, Analyser(chosen, **watching)
 
 
-def run(folder: Path, objective: Objective | None, model: nn.Module | None = None, **changes) -> dict:
+def run(folder: Path, parts: tuple[Objective, Analyser] | None, model: nn.Module | None = None, **changes) -> dict:
     """Train for four steps of four examples in two micro-batches; returns the weights."""
+    objective, *observers = parts or [None]
     trained = train(
         model or model_of(), examples(14), [], settings(**({"max_steps": STEPS} | changes)), seed=0,
-        state=folder / "training", fingerprint={}, pad_id=PAD, objective=objective,
+        state=folder / "training", fingerprint={}, pad_id=PAD, objective=objective, observers=observers,
     )  # fmt: skip
     return trained.model.state_dict()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,16 +13,25 @@ from tiny_tokenizers import tiny_tokenizer
 from training_samples import PAD, examples, trained
 from transformers import AutoModelForCausalLM
 
+from bulwark import steps
 from bulwark.data.records import write_records
 from bulwark.errors import BulwarkError, CheckpointError
 from bulwark.jobs.job import Job
 from bulwark.models import checkpoints, manifests
-from bulwark.steering.embedded import FILE, EmbeddedIntervention, Strength, embedded_in, read_embedded, write_embedded
+from bulwark.steering.embedded import (
+    FILE,
+    Carried,
+    EmbeddedIntervention,
+    Strength,
+    embedded_in,
+    read_embedded,
+    write_embedded,
+)
 from bulwark.steering.schedules import ScheduleSettings
 from bulwark.steering.settings import InterventionSettings
 from bulwark.steering.steer import Steering, embedded_steering, steering
 from bulwark.training.batches import StepBatches
-from bulwark.training.finetuning import FineTuningSettings, finetune
+from bulwark.training.finetuning import FineTuningSettings
 from bulwark.training.objectives import next_token_loss, target_logits
 
 STEPS, ALPHA = 6, 3.0
@@ -58,7 +68,7 @@ def test_training_with_it_is_static_steering_bit_for_bit(tmp_path):
     )
     model = steered_model()
     objective = embedded_steering(replace(course, model=model), fused(), SETTINGS, ScheduleSettings())
-    inside = trained(model, tmp_path / "b", objective=objective, max_steps=STEPS)
+    inside = trained(model, tmp_path / "b", objective=objective, observers=[Carried(model)], max_steps=STEPS)
     assert same_bits(inside.model, static.model)
     carried = embedded_in(inside.model)
     assert list(carried.at) == [BLOCK]
@@ -104,7 +114,7 @@ def test_the_schedule_over_steps_becomes_one_over_tokens(tmp_path):
     model = steered_model()
     course = course_of(model, tmp_path, max_steps=8)
     objective = embedded_steering(course, fused(), SETTINGS, ScheduleSettings(shape="rise", onset=4))
-    report = trained(model, tmp_path, objective=objective, max_steps=8).report
+    report = trained(model, tmp_path, objective=objective, observers=[Carried(model)], max_steps=8).report
     strength = embedded_in(model).strength
     assert (strength.alpha, strength.end) == (ALPHA, 2.0)
     per_step = report.target_tokens / 8  # 8 steps are two whole epochs
@@ -130,7 +140,7 @@ def test_a_later_training_goes_on_with_it_also_when_resumed(tmp_path):
             inner(engine, step, total)
 
         objective.before_step = before_step
-        return trained(model, folder, objective=objective, max_steps=STEPS, save_every=2)
+        return trained(model, folder, objective=objective, observers=[Carried(model)], max_steps=STEPS, save_every=2)
 
     whole = run(tmp_path / "whole")
     assert embedded_in(whole.model).exposure == 10 + whole.report.target_tokens
@@ -180,7 +190,7 @@ def test_what_does_not_fit_is_refused():
 
 
 class TestFromCheckpointToCheckpoint:
-    """`finetune` on a folder on the disk, as steps call it."""
+    """Fine-tuning a folder on the disk, as steps do it."""
 
     @pytest.fixture
     def place(self, tmp_path):
@@ -213,7 +223,8 @@ class TestFromCheckpointToCheckpoint:
             {"seed": 0},
             "",
         )
-        told = finetune(job, settings, None, objective)
+        step = SimpleNamespace(objective=lambda course, _: objective(course)) if objective else SimpleNamespace()
+        told = steps.fine_tune(job, settings, step)
         manifests.write_manifest(job.output, told)
         return told
 

@@ -11,7 +11,7 @@ from screening_samples import COUNT, objective_of, policies, records_of, referen
 from bulwark import files
 from bulwark.errors import BulwarkError, ConfigurationError, RecordError
 from bulwark.settings import validated
-from bulwark.steering.dynamics.analyser import analysed
+from bulwark.steering.dynamics.analyser import FILE, analyser_of
 from bulwark.steering.screening.detections import refuse_missing
 from bulwark.steering.vectors.fusion import FusedVectors
 from bulwark.steps import delta_loss, gradient_probe, state_aware
@@ -30,7 +30,7 @@ def settings_of(module, **changes):
     ("changes", "reason"),
     [
         ({"training": TRAINING | {"packing": True}}, "packing must be false"),
-        ({"training": TRAINING | {"loss_on": "all"}}, 'must be "response"'),
+        ({"training": TRAINING | {"loss_on": "all"}}, "must be response"),
         ({"vectors": {"traits": ["x"], "layers": [1, 2]}}, "judged at one layer"),
         ({"unknown": 1}, "unknown"),
         ({"training": TRAINING | {"lora": {"rank": 2, "dropout": 0.1}}}, "set training.lora.dropout to 0"),
@@ -141,13 +141,13 @@ def test_records_without_a_row_are_named():
 
 @pytest.mark.parametrize("name", ["mask", "inject", "probe", "state"])
 def test_an_analysis_looks_on_without_changing_anything(name, tmp_path, monkeypatch):
-    inner = objective_of(policies()[name], tmp_path / "analysed")
-    monkeypatch.setattr("bulwark.steering.dynamics.analyser.begin", lambda course, settings: inner.vectors)
+    objective = objective_of(policies()[name], tmp_path / "analysed")
+    monkeypatch.setattr("bulwark.steering.dynamics.analyser.begin", lambda course, settings: objective.vectors)
     settings = settings_of(delta_loss, analysis={"every": 2})
-    wrapped = analysed(inner, inner.course, settings)
-    assert wrapped is not inner
-    looked_at = screened(None, tmp_path / "analysed", objective=wrapped, max_steps=4)
+    analyser = analyser_of(objective.course, settings, objective.phase)
+    looked_at = screened(None, tmp_path / "analysed", objective=objective, observers=[analyser], max_steps=4)
     alone = screened(policies()[name], tmp_path / "alone", max_steps=4)
     assert looked_at.report.loss == alone.report.loss
     assert rows_in(tmp_path / "analysed") == rows_in(tmp_path / "alone")
-    assert "detections" in wrapped.report()["steering"]
+    assert (tmp_path / "analysed" / FILE).read_text()
+    assert "detections" in objective.report()["steering"]

@@ -19,7 +19,7 @@ from transformers import get_scheduler
 from bulwark.errors import BulwarkError
 from bulwark.models.embeddings import install
 from bulwark.training.batches import training_batches
-from bulwark.training.loop import Objective, next_token_loss
+from bulwark.training.objectives import Objective, next_token_loss
 from bulwark.training.settings import TrainingSettings
 
 

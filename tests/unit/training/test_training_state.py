@@ -18,7 +18,8 @@ from training_samples import PAD, examples, settings, trained
 from bulwark.errors import BulwarkError
 from bulwark.models.embeddings import install
 from bulwark.training.engine import Processes
-from bulwark.training.loop import Objective, Trained, train
+from bulwark.training.loop import Trained, train
+from bulwark.training.objectives import Objective
 from bulwark.training.state import TrainingState
 
 ALONE = Processes(0, 0, 1, torch.device("cpu"))

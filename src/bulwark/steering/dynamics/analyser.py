@@ -1,23 +1,25 @@
-"""A training that is looked at while it runs: what becomes of the trait vector's direction (Guan et al., 2609.10142).
+"""What becomes of the trait vector's direction while a model trains, step by step (Guan et al., arXiv 2609.10142).
 
-`Analysed` wraps any objective, so that steps need not care: `analysed(objective, course, settings)` gives it
-back as it is if the step's settings ask for no analysis. Every so many optimizer steps, and in the last one, it takes
-what `bulwark.steering.dynamics.diagnostics` defines and appends it to analysis.jsonl beside the checkpoint, one number
-per line,
+`Analyser` observes a training with any objective; `bulwark.steps.fine_tune` attaches it where a step's settings ask for
+an analysis. Every so many optimizer steps, and in the last one, it takes what `bulwark.steering.dynamics.diagnostics`
+defines and appends it to analysis.jsonl beside the checkpoint, one number per line,
 
     {"step", "layer", "module", "quantity", "value", "phase"}
 
 step: optimizer step, from 0; gradients are those of the step, hidden states and weights those after it. module:
-residual, o_proj, down_proj. phase: "injection" or "after" (the intervention was withdrawn), as the objective's own
-`phase(step)` says; "plain" if it has none. A value that is not defined (the cosine of a gradient of 0) is null.
+residual, o_proj, down_proj. phase: "injection", "after" (the intervention was withdrawn) or "plain", as the objective's
+`phase(step)` says. A value that is not defined (the cosine of a gradient of 0) is null.
 TensorBoard gets the same under the authors' names. What a killed run wrote after its last state is taken out again when
 it resumes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,7 @@ from bulwark.steering.steer import begin
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
 from bulwark.training.displacement import Displacement
-from bulwark.training.objectives import Objective
+from bulwark.training.observers import Observer
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -73,45 +75,44 @@ _TAGS = {
 }
 
 
-def analysed(objective: Objective, course: Course, settings: Any) -> Objective:
-    """`objective`, looked at as the step's `settings.analysis` asks for; itself if that is None.
+def analyser_of(course: Course, settings: Any, phase: Callable[[int], str]) -> Analyser:
+    """The analyser that the `analysis` of a step's settings describes.
 
-    settings: of a step; its vectors and its intervention are used where the analysis names none of its own.
+    settings: their vectors and intervention are used where the analysis names none of its own. phase: the objective's.
     Raises ConfigurationError for vectors that do not fit the model or come from another checkpoint.
     """
-    wanted: AnalysisSettings | None = settings.analysis
-    if wanted is None:
-        return objective
+    wanted: AnalysisSettings = settings.analysis
     vectors = wanted.vectors or settings.vectors
-    return Analysed(
-        objective,
+    return Analyser(
         wanted,
         layer=vectors.layer,
         vector=begin(course, vectors).at[vectors.layer],
         intervention=wanted.intervention or getattr(settings, "intervention", None) or InterventionSettings(),
         folder=course.job.folder,
+        phase=phase,
     )
 
 
-class Analysed(Objective):
-    """`inner`, with its steps looked at. What is trained is not changed by a bit.
+class Analyser(Observer):
+    """Looks at a training's steps. What is trained is not changed by a bit.
 
     layer, vector: v [hidden] with its norm, at its layer key. intervention: what hidden states are compared with.
-    folder: where analysis.jsonl and tensorboard/analysis/ go. Raises ConfigurationError for layer keys outside 1 … N-1.
+    folder: where analysis.jsonl and tensorboard/analysis/ go. phase: the name of a step's phase.
+    Raises ConfigurationError for layer keys outside 1 … N-1.
     """
 
     def __init__(
         self,
-        inner: Objective,
         settings: AnalysisSettings,
         *,
         layer: int,
         vector: Tensor,
         intervention: InterventionSettings,
         folder: Path,
+        phase: Callable[[int], str],
     ) -> None:
-        self.inner, self.settings, self.layer, self.vector = inner, settings, layer, vector.detach().float()
-        self.intervention, self.folder = intervention, Path(folder)
+        self.settings, self.layer, self.vector = settings, layer, vector.detach().float()
+        self.intervention, self.folder, self.phase = intervention, Path(folder), phase
         self._watch: diagnostics.GradientWatch | None = None
         self._batches: list[Batch] = []
         self._at_start: dict[str, Displacement] = {}
@@ -120,7 +121,6 @@ class Analysed(Objective):
         self._trimmed = False
 
     def start(self, engine: DeepSpeedEngine, total: int) -> None:
-        self.inner.start(engine, total)
         self.vector = self.vector.to(engine.device)
         self.unit = self.vector / self.vector.norm()
         self.keys = diagnostics.monitored(self.layer, len(blocks_of(engine.module)), self.settings.layers)
@@ -132,7 +132,6 @@ class Analysed(Objective):
             self._at_start = diagnostics.weights_of(engine, self.layer)
 
     def before_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
-        self.inner.before_step(engine, step, total)
         if not self._trimmed:
             self._open(step)
         if self._at_start:
@@ -153,21 +152,13 @@ class Analysed(Objective):
                 if (module := self._watch.modules[f"{site}/{self.layer}"]).bias is not None
             }
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.inner.loss(model, batch)
-
-    def backward(self, engine: DeepSpeedEngine, batch: Batch) -> Tensor:
+    def during(self, batch: Batch) -> AbstractContextManager[None]:
         if self._watch is None:
-            return self.inner.backward(engine, batch)
+            return contextlib.nullcontext()
         self._batches.append(batch)
-        with self._watch.on(batch):
-            return self.inner.backward(engine, batch)
-
-    def after_backward(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
-        self.inner.after_backward(engine, step, total)
+        return self._watch.on(batch)
 
     def after_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
-        self.inner.after_step(engine, step, total)
         ended = [name for name, (_, end) in self.windows.items() if step == end - 1 and name in self._at_window]
         if self._watch is not None or ended:
             self._write(step, self._measured(engine, ended))
@@ -175,20 +166,13 @@ class Analysed(Objective):
             del self._at_window[name]
         self._watch, self._batches = None, []
 
-    def validation_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.inner.validation_loss(model, batch)
-
-    def metrics(self) -> dict[str, float]:
-        return self.inner.metrics()
-
     def finish(self, model: nn.Module, step: int, total: int) -> None:
         if self._events is not None:
             self._events.close()
-        self.inner.finish(model, step, total)
 
     def report(self) -> dict[str, Any]:
-        """What `inner` tells, and under "analysis" where the numbers are and what they are about."""
-        told = {
+        """Under "analysis", where the numbers are and what they are about."""
+        described = {
             "file": FILE,
             "layer": self.layer,
             "layers": list(self.keys),
@@ -197,13 +181,12 @@ class Analysed(Objective):
             "intervention": self.intervention.model_dump(mode="json"),
             "windows": {name: list(steps) for name, steps in self.windows.items()},
         }
-        return self.inner.report() | {"analysis": told}
+        return {"analysis": described}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"inner": self.inner.state_dict(), "windows": self._at_window}
+        return {"windows": self._at_window}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.inner.load_state_dict(state["inner"])
         self._at_window = state["windows"]
 
     def _measured(self, engine: DeepSpeedEngine, ended: list[str]) -> dict[tuple[int, str, str], float]:
@@ -245,7 +228,7 @@ class Analysed(Objective):
     def _write(self, step: int, found: dict[tuple[int, str, str], float]) -> None:
         if self._events is None:
             return
-        phase = getattr(self.inner, "phase", lambda step: "plain")(step)
+        phase = self.phase(step)
         with (self.folder / FILE).open("a", encoding="utf-8") as file:
             for (layer, module, quantity), value in found.items():
                 known = value if math.isfinite(value) else None

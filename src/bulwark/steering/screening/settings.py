@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bulwark.settings import Closed
-from bulwark.steering.settings import AnalysisSettings, InterventionSettings, VectorSettings, check_analysis
-from bulwark.training.finetuning import FineTuningSettings
+from bulwark.steering.settings import InterventionSettings, VectorTraining
 
 
 class PerturbationSettings(Closed):
@@ -38,20 +37,13 @@ class PerturbationSettings(Closed):
         return self
 
 
-class ScreeningSettings(FineTuningSettings):
-    """Training that looks at rows one by one. vectors: with a single layer, at which rows are judged."""
-
-    vectors: VectorSettings
-    analysis: AnalysisSettings | None = None
+class ScreeningSettings(VectorTraining):
+    """Training that judges rows one by one. vectors: with a single layer, at which rows are judged."""
 
     @model_validator(mode="after")
     def _rows_can_be_told_apart(self) -> ScreeningSettings:
         if len(self.vectors.layers) > 1:
             raise ValueError(f"rows are judged at one layer, vectors.layers names {len(self.vectors.layers)}")
-        if self.training.loss_on != "response":
-            raise ValueError('rows are judged by their responses, so training.loss_on must be "response"')
-        if self.training.packing:
-            raise ValueError("rows are judged one by one, so training.packing must be false")
         if self.training.lora is not None and self.training.lora.dropout > 0:
             raise ValueError(
                 "rows are compared with and without the vector, and dropout would differ between the two: set "
@@ -62,12 +54,7 @@ class ScreeningSettings(FineTuningSettings):
                 "a step in which no row is learned must not move the weights, but schedulefree_adamw averages them in "
                 "every step; use adamw or sgd"
             )
-        check_analysis(self.analysis, self.training.lora is not None)
         return self
-
-    def inputs(self) -> dict[str, str]:
-        looked_at = self.analysis.inputs() if self.analysis is not None else {}
-        return super().inputs() | self.vectors.inputs() | looked_at
 
 
 class DetectorSettings(Closed):
