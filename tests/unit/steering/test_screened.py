@@ -270,4 +270,4 @@ def _infinite_for(token):
 def test_the_objective_has_a_name_of_its_own_in_the_fingerprint(tmp_path):
     screened(policies()["mask"], tmp_path, max_steps=3, save_every=1)
     recorded = json.loads((tmp_path / "training" / "fingerprint.json").read_text())
-    assert recorded["objective"] == "bulwark.steering.screening.screened.Screened"
+    assert recorded["parts"] == ["bulwark.steering.screening.screened.Screened"]
