@@ -13,8 +13,9 @@ from typing import Any
 
 from bulwark import files
 from bulwark.reporting.claims import READING, number, seeds_of, span
-from bulwark.reporting.page import PAGE
 from bulwark.reporting.results import ResultsError
+
+TEMPLATE = "report.html.jinja"  # beside this file
 
 
 def make_report(
@@ -35,10 +36,16 @@ def make_report(
     """
     import jinja2
 
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters.update(number=number, span=span, seeds_of=seeds_of)
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(number=number, span=span, seeds_of=seeds_of)
     contents = [json.loads(_text(Path(path))) for path in scores]
-    html = page.from_string(PAGE).render(
+    html = templates.get_template(TEMPLATE).render(
         title=title,
         reading=READING,
         claims=json.loads(_text(Path(claims))),
