@@ -25,19 +25,14 @@ include: "workflow/rules/targets.smk"
 
 
 rule all:
+    """Everything the configured studies ask for: tables, figures, claims and the report."""
     default_target: True
     input:
-        targets_of(*catalogue.studies),
+        plan_reports.shown(catalogue),
         rules.check_claims.output,
         rules.write_report.output,
     localrule: True
 
 
-workflow.get_rule("all").docstring = (
-    "Everything the configured studies ask for: tables, figures, claims and the report."
-)
-
-
 onstart:
-    stop_without_gpus(workflow)
-    stop_without_key(workflow)
+    refuse_what_this_machine_lacks(workflow)

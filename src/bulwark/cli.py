@@ -60,7 +60,7 @@ def _status(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from bulwark.config import catalogue as catalogues
+    from bulwark.config import loading
     from bulwark.settings import merged, read_yaml
 
     config: dict = {}
@@ -68,7 +68,7 @@ def _status(options: argparse.Namespace) -> int:
         if not path.is_file():
             raise BulwarkError(f"{path} does not exist. Run this in the top folder of the repository.")
         config = merged(config, read_yaml(path))
-    catalogue = catalogues.load(config, Path("config"))
+    catalogue = loading.load(config, Path("config"))
     console = Console()
 
     table = Table("study", "checkpoints", "scores", "tables", "figures", title="done / asked for")

@@ -124,7 +124,7 @@ def test_embeddings_stand_alone():
 def test_planning_imports_nothing_heavy():
     """All that the Snakefile reads: the catalogue, every step's and every benchmark's settings."""
     code = (
-        "import sys, pathlib, bulwark.config.catalogue as c; from bulwark.settings import read_yaml;"
+        "import sys, pathlib, bulwark.config.loading as c; from bulwark.settings import read_yaml;"
         "c.load(read_yaml(pathlib.Path('config/config.yaml')), pathlib.Path('config'));"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )

@@ -1,10 +1,4 @@
-# Stage 4, analyses: what a step wrote down while it trained is read like a benchmark's scores.
-
-
-def analysis_of(wildcards):
-    where = f"results/analyses/{wildcards.model}/{wildcards.recipe}/seed{wildcards.seed}/{wildcards.analysis}.json"
-    recipes.check(wildcards.recipe, catalogue.steps, where)
-    return catalogue.analysis(wildcards.model, wildcards.recipe, wildcards.analysis, where)
+# Stage 4, analyses: what a step wrote down while it trained becomes a file like a benchmark's scores.
 
 
 rule analyse_checkpoint:
@@ -17,8 +11,8 @@ rule analyse_checkpoint:
         "results/logs/analyse_checkpoint/{model}/{recipe}/seed{seed}/{analysis}.log",
     localrule: True
     params:
-        module=explained(lambda wildcards: analysis_of(wildcards).module),
-        settings=explained(lambda wildcards: analysis_of(wildcards).settings),
-        code=explained(lambda wildcards: digests.analysis_digest(analysis_of(wildcards).module)),
+        module=plan.analysis_module,
+        settings=plan.analysis_settings,
+        code=plan.analysis_code,
     script:
         "../scripts/analyse_checkpoint.py"

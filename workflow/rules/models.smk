@@ -1,56 +1,40 @@
 # Stage 2, models: every base model becomes a Hugging Face folder results/models/{model}/ with a manifest.
 
 
-def models_from(origin):
-    """A wildcard constraint: the models of one kind of source (one that matches nothing if there is none)."""
-    names = [re.escape(name) for name, model in catalogue.models.items() if getattr(model.source, origin) is not None]
-    return "|".join(names) or "(?!)"
-
-
-def description_of_model(wildcards):
-    model = catalogue.model(wildcards.model, "results/models/")
-    return {"source": model.source.model_dump(mode="json"), "template": model.template}
-
-
 rule download_model:
     output:
         "results/models/{model}/model.json",
     log:
         "results/logs/download_model/{model}.log",
     wildcard_constraints:
-        # Also every name that nobody knows, so that `explained` can answer with the nearest one.
-        model=f"(?!({models_from('path')}|{models_from('miniature')})/)[^/]+",
+        # Also every unknown name, so that the plan can answer with the nearest one.
+        model=f"(?!({plan_jobs.models_from(catalogue, 'path')}|{plan_jobs.models_from(catalogue, 'miniature')})/)[^/]+",
     localrule: True
     params:
-        model=explained(description_of_model),
+        model=plan.model_description,
     script:
         "../scripts/fetch_model.py"
 
 
 rule adopt_model:
     input:
-        lambda wildcards: Path(catalogue.models[wildcards.model].source.path) / "config.json",
+        plan.model_config,
     output:
         "results/models/{model}/model.json",
     log:
         "results/logs/adopt_model/{model}.log",
     wildcard_constraints:
-        model=models_from("path"),
+        model=plan_jobs.models_from(catalogue, "path"),
     localrule: True
     params:
-        model=explained(description_of_model),
+        model=plan.model_description,
     script:
         "../scripts/fetch_model.py"
 
 
 rule pretrain_model:
     input:
-        unpack(
-            lambda wildcards: {
-                split: f"results/data/{catalogue.models[wildcards.model].source.data}/{split}.jsonl"
-                for split in ("train", "validation")
-            }
-        ),
+        unpack(plan.pretraining_records),
     output:
         "results/models/{model}/model.json",
     log:
@@ -58,13 +42,13 @@ rule pretrain_model:
     benchmark:
         "results/timings/pretrain_model/{model}.tsv"
     wildcard_constraints:
-        model=models_from("miniature"),
-    threads: lambda wildcards: catalogue.resources(wildcards.model, "pretrain").threads
+        model=plan_jobs.models_from(catalogue, "miniature"),
+    threads: plan.pretraining_threads
     resources:
-        **resources_of("pretrain"),
+        **needs(plan.pretraining_resources),
     params:
-        model=explained(description_of_model),
-        code=digests.pretraining_digest(),
+        model=plan.model_description,
+        code=plan.pretraining_code,
     script:
         "../scripts/pretrain_model.py"
 

@@ -1,49 +1,32 @@
 # The menu: what one asks for by name (snakemake --list-target-rules).
+from bulwark.config import paths
 
 
 rule data:
     """All records, downloaded and prepared."""
     input:
-        sorted(
-            {
-                f"results/{records}"
-                for model, _, _, name in cells_of_studies()
-                for benchmark in [catalogue.benchmark(model, name)]
-                for path in (
-                    f"data/{benchmark.dataset}/{benchmark.split}.jsonl",
-                    *benchmark_modules.inputs_of(benchmark.settings).values(),
-                )
-                for records in records_behind(model, path)
-            }
-            | {
-                f"results/{records}"
-                for model, recipe, _, _ in cells_of_studies()
-                for step in recipes.steps_of(recipe)
-                for path in catalogue.step(model, step).settings.inputs().values()
-                for records in records_behind(model, path)
-            }
-        ),
+        reports.records,
     localrule: True
 
 
 rule models:
     """All checkpoints: every recipe on every model, at every seed."""
     input:
-        sorted({checkpoint_path(*cell[:3]) for cell in cells_of_studies()}),
+        reports.checkpoints,
     localrule: True
 
 
 rule evaluations:
     """All scores."""
     input:
-        sorted({scores_path(*cell) for cell in cells_of_studies()}),
+        reports.scores,
     localrule: True
 
 
 rule analyses:
     """All analyses of what trainings wrote down."""
     input:
-        sorted({analysis_path(*cell) for study in catalogue.studies for cell in catalogue.analysis_cells(study)}),
+        reports.analyses,
     localrule: True
 
 
@@ -61,7 +44,7 @@ for _name, _entity in catalogue.tables.items():
         name:
             f"table_{_name}"
         input:
-            expand("results/tables/{table}.{ending}", table=_name, ending=["csv", "md", "tex"]),
+            paths.table(_name),
         localrule: True
 
     workflow.get_rule(f"table_{_name}").docstring = f"Table: {_entity.title}."
@@ -73,21 +56,23 @@ for _name, _entity in catalogue.figures.items():
         name:
             f"figure_{_name}"
         input:
-            expand("results/figures/{figure}.{ending}", figure=_name, ending=["pdf", "png"]),
+            paths.figure(_name),
         localrule: True
 
     workflow.get_rule(f"figure_{_name}").docstring = f"Figure: {_entity.title}."
 
 
 for _name, _entity in catalogue.studies.items():
-    if not targets_of(_name):  # its tables and figures are listed with another study, or an overlay left it out
+    if not plan_reports.shown(
+        catalogue, _name
+    ):  # its tables and figures are listed with another study, or an overlay left it out
         continue
 
     rule:
         name:
             f"paper_{_name}"
         input:
-            targets_of(_name),
+            plan_reports.shown(catalogue, _name),
         localrule: True
 
     workflow.get_rule(f"paper_{_name}").docstring = f"Tables and figures: {_entity.description}."
@@ -96,7 +81,7 @@ for _name, _entity in catalogue.studies.items():
 rule unknown_target:
     # Reached only by a name that no rule above has: it says what was meant.
     input:
-        explained(lambda wildcards: catalogues.refuse_target(catalogue, wildcards.kind, wildcards.name)),
+        reports.refuse_target,
     output:
         "{kind}_{name}",
     wildcard_constraints:

@@ -1,7 +1,7 @@
 """Whether a configuration holds together: every name, every setting, and what entities say of each other.
 
-All of it is checked before any job, when the workflow reads the configuration (`bulwark.config.catalogue.load`). Every
-function raises ConfigurationError for the first thing that is wrong, with its place and the nearest valid name.
+All of it is checked before any job, when the workflow reads the configuration (`bulwark.config.loading.load`). Every
+function raises ConfigurationError for the first thing that is wrong, with where it stands and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bulwark import analyses as analysis_modules
 from bulwark import benchmarks as benchmark_modules
 from bulwark.config import recipes
+from bulwark.config.catalogue import Catalogue
 from bulwark.config.entities import Analysis, Dataset, Model, Study, Trait, find, module_named
 from bulwark.data.contrasts import KIND as CONTRAST
 from bulwark.data.records import SCHEMAS
@@ -26,7 +27,6 @@ from bulwark.steering.vectors import projections
 from bulwark.steps.steer import SteeredTraining
 
 if TYPE_CHECKING:
-    from bulwark.config.catalogue import Catalogue
     from bulwark.reporting.settings import Claim, Figure, Table
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar
@@ -257,8 +258,13 @@ def find(entities: Mapping[str, Entity], name: str, kind: str, where: str = "") 
 
 def module_named(package: str, name: str, kind: str, where: str) -> ModuleType:
     """Import the module `name` of `package`. Raises ConfigurationError as `find` does."""
-    folder = Path(importlib.import_module(package).__file__).parent
-    known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    known = _modules_of(package)
     if name not in known:
         raise ConfigurationError(f'{where}: there is no {kind} "{name}".{nearest(name, known)}')
     return importlib.import_module(f"{package}.{name}")
+
+
+@cache
+def _modules_of(package: str) -> tuple[str, ...]:
+    folder = Path(importlib.import_module(package).__file__).parent
+    return tuple(sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")))

@@ -9,7 +9,7 @@ import pytest
 
 from bulwark import analyses
 from bulwark.analyses import steering
-from bulwark.config import catalogue
+from bulwark.config import loading
 from bulwark.errors import ConfigurationError, RecordError
 from bulwark.models.manifests import write_manifest
 from bulwark.reporting.tables import make_table
@@ -133,7 +133,7 @@ def test_a_table_shows_an_analysis_without_a_better_direction(tmp_path):
 def load(**sections):
     whole = read_yaml(CONFIG / "config.yaml")
     steering = {"settings": {"analysis": {"every": 3}}}
-    return catalogue.load(
+    return loading.load(
         {
             "studies": {**whole["studies"], "s": STUDY | sections.pop("study", {})},
             "steps": {"steer": steering},
@@ -177,10 +177,10 @@ def test_adapters_have_no_updates_of_weights_to_look_at(step):
     lora = {"training": {"lora": {"rank": 2}}}
     changed = {step: {"models": {"miniature": {"settings": lora}}}}
     with pytest.raises(ConfigurationError, match=r"analysis\.weights looks at do not change"):
-        catalogue.load({"studies": {}, "steps": changed}, CONFIG)
+        loading.load({"studies": {}, "steps": changed}, CONFIG)
 
 
 def test_plain_training_has_to_name_its_vectors():
     nameless = {"sft": {"settings": {"analysis": {"every": 10}}}}
     with pytest.raises(ConfigurationError, match=r"analysis\.vectors is missing"):
-        catalogue.load({"studies": {}, "steps": nameless}, CONFIG)
+        loading.load({"studies": {}, "steps": nameless}, CONFIG)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bulwark.benchmarks.refusal import Record
-from bulwark.config import catalogue
+from bulwark.config import loading
 from bulwark.config.entities import Dataset
 from bulwark.data import readers
 from bulwark.errors import ConfigurationError
@@ -94,4 +94,4 @@ def test_a_benchmark_that_compares_with_an_unknown_recipe_is_an_error():
     config = read_yaml(ROOT / "config" / "config.yaml")
     broken = {"benchmarks": {"refusal_probe": {"settings": {"of": "asied"}}}}
     with pytest.raises(ConfigurationError, match=r"refusal_probe.*asied.*Did you mean"):
-        catalogue.load(merged(config, broken), ROOT / "config")
+        loading.load(merged(config, broken), ROOT / "config")

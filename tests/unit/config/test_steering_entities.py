@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bulwark.config import catalogue
+from bulwark.config import loading
 from bulwark.settings import read_yaml
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -13,7 +13,7 @@ MODELS = ["qwen2.5-32b-instruct", "qwen2.5-7b-instruct", "gemma-3-12b-it", "mini
 
 @pytest.fixture(scope="module")
 def steps():
-    known = catalogue.load(read_yaml(CONFIG / "config.yaml"), CONFIG)
+    known = loading.load(read_yaml(CONFIG / "config.yaml"), CONFIG)
     return lambda model, name: known.step(model, name).settings
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bulwark.config import catalogue
+from bulwark.config import loading
 from bulwark.errors import ConfigurationError
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -26,12 +26,12 @@ CONFIG = Path(__file__).parents[3] / "config"
 )
 def test_a_mistake_is_named(overlay, parts):
     with pytest.raises(ConfigurationError) as raised:
-        catalogue.load(overlay, CONFIG)
+        loading.load(overlay, CONFIG)
     for part in parts:
         assert part in str(raised.value)
 
 
 def test_a_trait_may_do_without_a_judge():
-    found = catalogue.load({"traits": {"rude": {"judge": None}}}, CONFIG)
+    found = loading.load({"traits": {"rude": {"judge": None}}}, CONFIG)
     assert found.judge_of_trait("rude") is None
     assert found.judge_of_trait("evil").scale == 100

@@ -12,7 +12,7 @@ from tiny_tokenizers import tiny_tokenizer
 
 from bulwark import files
 from bulwark.benchmarks import benchmark_of, mmlu, tasks, traits
-from bulwark.config import catalogue
+from bulwark.config import loading
 from bulwark.errors import ConfigurationError, RecordError
 from bulwark.evaluation import answer
 from bulwark.evaluation.score import score_file
@@ -125,4 +125,4 @@ def test_the_catalogue_checks_what_benchmarks_read(benchmark, changes, nearest):
         read_yaml(ROOT / "config/config.yaml"), {"benchmarks": {benchmark: {"settings": changes}}, "studies": {}}
     )
     with pytest.raises(ConfigurationError, match=f"config/benchmarks/{benchmark}.yaml.*{nearest}"):
-        catalogue.load(config, ROOT / "config")
+        loading.load(config, ROOT / "config")

@@ -8,7 +8,7 @@ from chat_endpoint import Endpoint, choice, serving
 from score_samples import answer, write_lines
 
 from bulwark.benchmarks import benchmark_of, safety, traits
-from bulwark.config import catalogue
+from bulwark.config import loading
 from bulwark.data.readers import read_source
 from bulwark.errors import ConfigurationError
 from bulwark.evaluation.score import score_file
@@ -129,7 +129,7 @@ def test_answering_needs_no_judge_and_scoring_does(tmp_path):
 def test_a_judged_benchmark_without_a_judge_is_found_before_any_job():
     changes = {"mine": {"module": "safety", "dataset": "xstest", "settings": {"decoding": GREEDY}}}
     with pytest.raises(ConfigurationError, match=r'config/benchmarks/mine\.yaml: the key "scoring" is missing'):
-        catalogue.load({"benchmarks": changes}, Path(__file__).parents[3] / "config")
+        loading.load({"benchmarks": changes}, Path(__file__).parents[3] / "config")
 
 
 REQUESTS = [

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bulwark.config import catalogue as catalogues
+from bulwark.config import loading
+from bulwark.config.catalogue import Catalogue
 from bulwark.errors import ConfigurationError
 from bulwark.settings import merged, read_yaml, validated
 from bulwark.steps import caft, pis, sft, steer
@@ -20,9 +21,9 @@ RISE = {"shape": "rise", "onset": 3}
 
 
 @pytest.fixture(scope="module")
-def catalogue() -> catalogues.Catalogue:
+def catalogue() -> Catalogue:
     config = merged(read_yaml(ROOT / "config/config.yaml"), read_yaml(ROOT / "config/miniature.yaml"))
-    return catalogues.load(config, ROOT / "config")
+    return loading.load(config, ROOT / "config")
 
 
 @pytest.mark.parametrize(
@@ -100,14 +101,14 @@ def test_an_onset_can_be_found_only_where_the_same_vectors_act_at_constant_stren
     whole = read_yaml(ROOT / "config/config.yaml")
     changed = {"pis_detected": {"settings": {"schedule": {"onset": {"detected_from": other}}}}}
     with pytest.raises(ConfigurationError, match=complaint):
-        catalogues.load({**whole, "steps": changed}, ROOT / "config")
+        loading.load({**whole, "steps": changed}, ROOT / "config")
 
 
 def test_a_mistake_is_told_of_the_file_that_it_stands_in():
     """Not of the first variant that is like it."""
     whole = read_yaml(ROOT / "config/config.yaml")
     with pytest.raises(ConfigurationError, match=r"^config/steps/steer\.yaml"):
-        catalogues.load({**whole, "steps": {"steer": {"settings": {"vectors": {"layers": [0]}}}}}, ROOT / "config")
+        loading.load({**whole, "steps": {"steer": {"settings": {"vectors": {"layers": [0]}}}}}, ROOT / "config")
 
 
 def test_the_mean_is_that_of_pis(catalogue):
@@ -129,4 +130,4 @@ def test_the_fused_variants_differ_in_what_they_say(catalogue):
 def test_a_wrong_sibling_is_named(catalogue):
     config = {"steps": {"pis_detected": {"settings": {"schedule": {"onset": {"detected_from": "ster"}}}}}}
     with pytest.raises(ConfigurationError, match=r'unknown step "ster".*Did you mean "steer"'):
-        catalogues.load(config, ROOT / "config")
+        loading.load(config, ROOT / "config")

@@ -1,0 +1,51 @@
+"""What this machine lacks for a plan: found before the first job starts, not hours later."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from bulwark.errors import BulwarkError
+
+
+def gpus_here() -> int:
+    """GPUs that a local job could use, counted without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+
+
+def refuse_without_gpus(needed: Mapping[str, int], here: int) -> None:
+    """Raise BulwarkError if a job needs more GPUs than there are; needed: {job in words: GPUs}."""
+    short = {job: gpus for job, gpus in needed.items() if gpus > here}
+    if not short:
+        return
+    worst = max(short, key=short.__getitem__)
+    raise BulwarkError(
+        f"{len(short)} jobs of this plan need GPUs that this machine does not have: {worst} needs {short[worst]}, here "
+        f"are {here}. Nothing was started.\n"
+        "Run instead, on a SLURM cluster:    snakemake --profile slurm all\n"
+        "or see what it would cost:          bulwark plan all\n"
+        "or run it in miniature on two CPUs: snakemake --configfile config/miniature.yaml -c2 all"
+    )
+
+
+def refuse_without_key(judges: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Raise BulwarkError if a judge needs a key that is not set; judges: {job in words: its judge's settings}."""
+    if os.environ.get("OPENAI_API_KEY"):
+        return
+    for job, judge in judges.items():
+        if judge and judge.get("kind") == "openai":
+            raise BulwarkError(
+                f"{job} asks the judge {judge['openai']['model']}, but OPENAI_API_KEY is not set. "
+                "Nothing was started.\n"
+                "Set it (any text, if your own endpoint needs none) and, for an endpoint of your own, OPENAI_BASE_URL; "
+                "or name another judge in an overlay."
+            )

@@ -1,0 +1,272 @@
+"""What a job of the workflow reads, gets and needs: functions of the wildcards in its path.
+
+Each takes the catalogue and then wildcards by name; the rules name one function per directive and
+workflow/rules/common.smk passes the wildcards. Nothing here knows Snakemake. Unknown names, and layers that a model
+does not have, raise ConfigurationError. What does not depend on the seed is found once and kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bulwark import benchmarks
+from bulwark.config import digests, paths, recipes
+from bulwark.config.catalogue import Catalogue, Resolved
+from bulwark.config.entities import Analysis
+from bulwark.errors import ConfigurationError, nearest
+from bulwark.miniature.settings import MiniatureSettings
+from bulwark.settings import validated
+from bulwark.steering.settings import check_layers
+
+# --- data ---
+
+
+def download_source(catalogue: Catalogue, dataset: str) -> dict[str, Any]:
+    """Where a data set is downloaded from."""
+    return catalogue.dataset(dataset, "results/downloads/").source.model_dump(mode="json")
+
+
+def records_files(catalogue: Catalogue, dataset: str) -> list[str]:
+    """The files that records are read from: a download, the user's own, or none (the miniature makes its records)."""
+    entity = catalogue.dataset(dataset, "results/data/")
+    source = entity.source
+    if source.hub or source.url:
+        return [f"results/downloads/{dataset}/download.json"]
+    if source.path and entity.parts:
+        return [f"{source.path}/{part}" for part in entity.parts]
+    if source.path:
+        return [source.path] if isinstance(source.path, str) else list(source.path.values())
+    return []
+
+
+def records_recipe(catalogue: Catalogue, dataset: str, split: str) -> dict[str, Any]:
+    """Everything that decides the content of a split."""
+    entity = catalogue.dataset(dataset)
+    if split not in entity.splits:
+        raise ConfigurationError(f'The data set "{dataset}" has no split "{split}".{nearest(split, entity.splits)}')
+    world = catalogue.model(entity.source.world).source.miniature if entity.source.miniature else None
+    return {
+        "dataset": entity.model_dump(mode="json", exclude={"description", "licence"}),
+        "world": world,
+        "code": digests.records_digest(entity.kind, made=world is not None),
+    }
+
+
+# --- models ---
+
+
+def model_description(catalogue: Catalogue, model: str) -> dict[str, Any]:
+    entity = catalogue.model(model, "results/models/")
+    return {"source": entity.source.model_dump(mode="json"), "template": entity.template}
+
+
+def model_config(catalogue: Catalogue, model: str) -> str:
+    """The file by which a model folder of the user's is known."""
+    return f"{catalogue.model(model).source.path}/config.json"
+
+
+def pretraining_records(catalogue: Catalogue, model: str) -> dict[str, str]:
+    data = catalogue.model(model).source.data
+    return {split: paths.records(data, split) for split in ("train", "validation")}
+
+
+def pretraining_threads(catalogue: Catalogue, model: str) -> int:
+    return catalogue.resources(model, "pretrain").threads
+
+
+def pretraining_resources(catalogue: Catalogue, model: str) -> dict[str, int]:
+    return resources_of(catalogue, model, "pretrain")
+
+
+def pretraining_code(catalogue: Catalogue) -> str:
+    return digests.pretraining_digest()
+
+
+def dtype(catalogue: Catalogue, model: str) -> str:
+    """The numbers that a model's weights are held in while it answers."""
+    return catalogue.model(model).dtype
+
+
+def models_from(catalogue: Catalogue, origin: str) -> str:
+    """A regular expression for the models of one kind of source; it matches nothing if there are none."""
+    known = [re.escape(name) for name, model in catalogue.models.items() if getattr(model.source, origin) is not None]
+    return "|".join(known) or "(?!)"
+
+
+@cache
+def blocks_of(catalogue: Catalogue, model: str) -> int | None:
+    """The number of a model's blocks, where it is known before a job runs; else None, and the job checks."""
+    entity = catalogue.model(model)
+    if entity.source.miniature is not None:
+        return validated(MiniatureSettings, entity.source.miniature, f"config/models/{model}.yaml").model.layers
+    file = Path(entity.source.path or f"results/models/{model}") / "config.json"
+    if not file.exists():
+        return entity.blocks
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return config.get("text_config", config).get("num_hidden_layers")
+
+
+# --- steps ---
+
+
+@cache
+def _step(catalogue: Catalogue, model: str, recipe: str) -> Resolved:
+    """The last step of a recipe as it is applied to a model."""
+    where = f"results/checkpoints/{model}/{recipe}"
+    recipes.check(recipe, catalogue.steps, where)
+    name = recipes.last_step(recipe)
+    return with_layers(catalogue, model, catalogue.step(model, name, where), f"{where}: config/steps/{name}.yaml")
+
+
+def step_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str) -> dict[str, str]:
+    """The parent's checkpoint, and the files under results/ that the step's settings name.
+
+    In these, `{parent}` is the recipe before the step; what another step x makes of the same parent is `{prefix}x`.
+    """
+    asked = _step(catalogue, model, recipe).settings.inputs()
+    parent = recipes.parent_of(recipe)
+    prefix = "" if parent == recipes.BASE else f"{parent}+"
+    return {
+        "parent": paths.checkpoint(model, parent, seed),
+        **filled(asked, model=model, parent=parent, prefix=prefix, seed=seed),
+    }
+
+
+def step_kind(catalogue: Catalogue, model: str, recipe: str) -> str:
+    return _step(catalogue, model, recipe).module
+
+
+def step_settings(catalogue: Catalogue, model: str, recipe: str) -> dict[str, Any]:
+    return _step(catalogue, model, recipe).plain
+
+
+def step_code(catalogue: Catalogue, model: str, recipe: str) -> str:
+    return digests.step_digest(_step(catalogue, model, recipe).module)
+
+
+def step_threads(catalogue: Catalogue, model: str, recipe: str) -> int:
+    return catalogue.resources(model, _step(catalogue, model, recipe).stage).threads
+
+
+def step_resources(catalogue: Catalogue, model: str, recipe: str) -> dict[str, int]:
+    resolved = _step(catalogue, model, recipe)
+    return resources_of(catalogue, model, resolved.stage, resolved.cost)
+
+
+# --- answers and scores ---
+
+
+@cache
+def _benchmark(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> Resolved:
+    """A benchmark as it is run on the checkpoints of a recipe."""
+    where = f"results/scores/{model}/{recipe}/…/{benchmark}.json"
+    recipes.check(recipe, catalogue.steps, where)
+    resolved = catalogue.benchmark(model, benchmark, where)
+    return with_layers(catalogue, model, resolved, f"{where}: config/benchmarks/{benchmark}.yaml")
+
+
+def answer_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, benchmark: str) -> dict[str, str]:
+    """The checkpoint, the records, and the files under results/ that the benchmark's settings name.
+
+    In these, `{parent}` is the recipe without its last step; the base model stands for its own parent.
+    """
+    asked = benchmarks.inputs_of(_benchmark(catalogue, model, recipe, benchmark).settings)
+    parent = recipe if recipe == recipes.BASE else recipes.parent_of(recipe)
+    return {
+        "checkpoint": paths.checkpoint(model, recipe, seed),
+        "records": benchmark_records(catalogue, model, recipe, benchmark),
+        **filled(asked, model=model, recipe=recipe, parent=parent, seed=seed),
+    }
+
+
+def benchmark_records(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> str:
+    resolved = _benchmark(catalogue, model, recipe, benchmark)
+    return paths.records(resolved.dataset, resolved.split)
+
+
+def benchmark_module(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> str:
+    return _benchmark(catalogue, model, recipe, benchmark).module
+
+
+def answer_settings(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> dict[str, Any]:
+    """All settings but `scoring`, which only scoring reads: a change there generates nothing anew."""
+    plain = _benchmark(catalogue, model, recipe, benchmark).plain
+    return {key: value for key, value in plain.items() if key != "scoring"}
+
+
+def answer_code(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> str:
+    return digests.answers_digest(_benchmark(catalogue, model, recipe, benchmark).module)
+
+
+def answer_resources(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> dict[str, int]:
+    resolved = _benchmark(catalogue, model, recipe, benchmark)
+    return resources_of(catalogue, model, resolved.stage, resolved.cost)
+
+
+def generation_threads(catalogue: Catalogue, model: str) -> int:
+    return catalogue.resources(model, "generate").threads
+
+
+def score_settings(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> dict[str, Any]:
+    return _benchmark(catalogue, model, recipe, benchmark).plain
+
+
+def score_code(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> str:
+    resolved = _benchmark(catalogue, model, recipe, benchmark)
+    judge = benchmarks.judge_of(resolved.module, resolved.settings)
+    return digests.scores_digest(resolved.module, judge and judge.kind)
+
+
+# --- analyses ---
+
+
+@cache
+def _analysis(catalogue: Catalogue, model: str, recipe: str, analysis: str) -> Analysis:
+    where = f"results/analyses/{model}/{recipe}/…/{analysis}.json"
+    recipes.check(recipe, catalogue.steps, where)
+    return catalogue.analysis(model, recipe, analysis, where)
+
+
+def analysis_module(catalogue: Catalogue, model: str, recipe: str, analysis: str) -> str:
+    return _analysis(catalogue, model, recipe, analysis).module
+
+
+def analysis_settings(catalogue: Catalogue, model: str, recipe: str, analysis: str) -> dict[str, Any]:
+    return _analysis(catalogue, model, recipe, analysis).settings
+
+
+def analysis_code(catalogue: Catalogue, model: str, recipe: str, analysis: str) -> str:
+    return digests.analysis_digest(_analysis(catalogue, model, recipe, analysis).module)
+
+
+# --- shared ---
+
+
+def resources_of(catalogue: Catalogue, model: str, stage: str, cost: float = 1.0) -> dict[str, int]:
+    """What a job of `stage` asks for: as config/models/<model>.yaml says, the time multiplied by `cost`.
+
+    runtime, in minutes: half as much again as expected and five minutes at least, because SLURM ends the job then.
+    """
+    needed = catalogue.resources(model, stage)
+    return {
+        "gpu": needed.gpu,
+        "nodes": needed.nodes,
+        "mem_mb": int(needed.mem_gb * 1000),
+        "runtime": max(5, round(90 * needed.hours * cost)),
+    }
+
+
+def filled(templates: dict[str, str], **names: str) -> dict[str, str]:
+    """Path templates below results/, with their names filled in."""
+    return {name: f"results/{path.format(**names)}" for name, path in templates.items()}
+
+
+def with_layers(catalogue: Catalogue, model: str, resolved: Resolved, where: str) -> Resolved:
+    """`resolved`, if the model has the layers that its settings name. Raises ConfigurationError."""
+    if blocks := blocks_of(catalogue, model):
+        check_layers(resolved.settings, blocks, where)
+    return resolved

@@ -1,0 +1,220 @@
+"""What tables, figures, claims and the menu ask for: see `bulwark.config.plan`.
+
+A cell is one measurement: model, recipe, seed, benchmark (or analysis) and the path of its scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bulwark import benchmarks
+from bulwark.config import checks, digests, paths, recipes
+from bulwark.config.catalogue import Catalogue
+from bulwark.config.entities import find
+from bulwark.reporting.settings import Figure, Table
+
+Cell = dict[str, Any]
+
+# --- tables and figures ---
+
+
+def table_scores(catalogue: Catalogue, table: str) -> list[str]:
+    """The scores that a table shows, and their rows."""
+    return _files_of(table_cells(catalogue, table))
+
+
+def table_published(catalogue: Catalogue, table: str) -> Path | list:
+    """The file of config/published that a table compares with; none if it names none."""
+    return _published(catalogue, _table(catalogue, table))
+
+
+def table_spec(catalogue: Catalogue, table: str) -> dict[str, Any]:
+    return _table(catalogue, table).model_dump(mode="json")
+
+
+def table_cells(catalogue: Catalogue, table: str) -> list[Cell]:
+    """The measurements that a table shows: of the recipes it names, or of all."""
+    return _shown(catalogue, _table(catalogue, table), f"table_{table}")
+
+
+def table_code(catalogue: Catalogue) -> str:
+    return digests.code_digest("bulwark.reporting.tables:make_table")
+
+
+def figure_scores(catalogue: Catalogue, figure: str) -> list[str]:
+    """The scores that a figure shows, and their rows."""
+    return _files_of(figure_cells(catalogue, figure))
+
+
+def figure_published(catalogue: Catalogue, figure: str) -> Path | list:
+    """The file of config/published that a figure compares with; none if it names none."""
+    return _published(catalogue, _figure(catalogue, figure))
+
+
+def figure_spec(catalogue: Catalogue, figure: str) -> dict[str, Any]:
+    return _figure(catalogue, figure).model_dump(mode="json")
+
+
+def figure_cells(catalogue: Catalogue, figure: str) -> list[Cell]:
+    """The measurements that a figure shows: of the recipes it names, or of all."""
+    return _shown(catalogue, _figure(catalogue, figure), f"figure_{figure}")
+
+
+def figure_code(catalogue: Catalogue, figure: str) -> str:
+    return digests.figure_digest(_figure(catalogue, figure).kind)
+
+
+def _table(catalogue: Catalogue, name: str) -> Table:
+    return find(catalogue.tables, name, "table", "results/tables/")
+
+
+def _figure(catalogue: Catalogue, name: str) -> Figure:
+    return find(catalogue.figures, name, "figure", "results/figures/")
+
+
+def _shown(catalogue: Catalogue, entity: Table | Figure, where: str) -> list[Cell]:
+    checks.check_measured(catalogue, entity, where)
+    return _cells(catalogue, entity.study, entity.benchmarks(), entity.recipes())
+
+
+def _published(catalogue: Catalogue, entity: Table | Figure) -> Path | list:
+    return catalogue.folder / "published" / f"{entity.published}.yaml" if entity.published else []
+
+
+def _cells(catalogue: Catalogue, study: str, names: Collection[str], chosen: Collection[str]) -> list[Cell]:
+    """A study's measurements of these benchmarks and analyses, of the chosen recipes or, if none are, of all."""
+    return [
+        cell
+        for cell in _cells_of(catalogue, study)
+        if cell["benchmark"] in names and (not chosen or cell["recipe"] in chosen)
+    ]
+
+
+@cache
+def _cells_of(catalogue: Catalogue, study: str) -> list[Cell]:
+    keys = ("model", "recipe", "seed", "benchmark", "scores")
+    cells = [(*cell, paths.scores(*cell)) for cell in catalogue.cells(study)]
+    cells += [(*cell, paths.analysis(*cell)) for cell in catalogue.analysis_cells(study)]
+    return [dict(zip(keys, cell, strict=True)) for cell in cells]
+
+
+def _files_of(cells: Iterable[Cell]) -> list[str]:
+    scores = [cell["scores"] for cell in cells]
+    return scores + paths.rows_beside(scores)
+
+
+# --- claims and the report ---
+
+
+def claim_cells(catalogue: Catalogue) -> dict[str, list[Cell]]:
+    """Every claim of every study, with the measurements that it is about."""
+    names = sorted({name for study in catalogue.studies.values() for name in study.claims})
+    found = {}
+    for name in names:
+        claim = catalogue.claims[name]
+        found[name] = [
+            cell for cell in _cells(catalogue, claim.study, claim.benchmarks(), ()) if cell["recipe"] in claim.recipes()
+        ]
+    return found
+
+
+def claim_scores(catalogue: Catalogue) -> list[str]:
+    return sorted({path for cells in claim_cells(catalogue).values() for path in _files_of(cells)})
+
+
+def claim_specs(catalogue: Catalogue) -> dict[str, Any]:
+    return {name: catalogue.claims[name].model_dump(mode="json") for name in claim_cells(catalogue)}
+
+
+def claim_code(catalogue: Catalogue) -> str:
+    return digests.code_digest("bulwark.reporting.claims:check_claim", "bulwark.reporting.claims:write_claims")
+
+
+def studies(catalogue: Catalogue) -> dict[str, Any]:
+    return {name: study.model_dump(mode="json") for name, study in catalogue.studies.items()}
+
+
+def captions(catalogue: Catalogue) -> dict[str, str]:
+    return {name: figure.caption for name, figure in catalogue.figures.items()}
+
+
+def report_tables(catalogue: Catalogue) -> list[str]:
+    return [path for path in shown(catalogue) if path.endswith(".md")]
+
+
+def report_figures(catalogue: Catalogue) -> list[str]:
+    return [path for path in shown(catalogue) if path.endswith(".png")]
+
+
+def report_code(catalogue: Catalogue) -> str:
+    return digests.code_digest("bulwark.reporting.report:make_report")
+
+
+# --- the menu ---
+
+
+def shown(catalogue: Catalogue, *studies: str) -> list[str]:
+    """The tables and figures of studies, or of all."""
+    chosen = [catalogue.studies[name] for name in studies or catalogue.studies]
+    tables = [path for study in chosen for name in study.tables for path in paths.table(name)]
+    return tables + [path for study in chosen for name in study.figures for path in paths.figure(name)]
+
+
+def scores(catalogue: Catalogue) -> list[str]:
+    return sorted({paths.scores(*cell) for study in catalogue.studies for cell in catalogue.cells(study)})
+
+
+def analyses(catalogue: Catalogue) -> list[str]:
+    return sorted({paths.analysis(*cell) for study in catalogue.studies for cell in catalogue.analysis_cells(study)})
+
+
+def checkpoints(catalogue: Catalogue) -> list[str]:
+    return sorted({paths.checkpoint(*cell[:3]) for study in catalogue.studies for cell in catalogue.cells(study)})
+
+
+def records(catalogue: Catalogue) -> list[str]:
+    """All records behind the checkpoints and scores of the studies."""
+    asked: set[tuple[str, str]] = set()
+    cells = {(model, recipe, name) for study in catalogue.studies for model, recipe, _, name in catalogue.cells(study)}
+    for model, recipe, name in cells:
+        benchmark = catalogue.benchmark(model, name)
+        asked.add((model, f"data/{benchmark.dataset}/{benchmark.split}.jsonl"))
+        files = [*benchmarks.inputs_of(benchmark.settings).values(), *_step_inputs(catalogue, model, recipe)]
+        asked |= {(model, file) for file in files}
+    return sorted({f"results/{path}" for model, file in asked for path in _records_behind(catalogue, model, file)})
+
+
+def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
+    """Raise ConfigurationError for a target `<kind>_<name>` that does not exist."""
+    entities = {"table": catalogue.tables, "figure": catalogue.figures, "paper": catalogue.studies}[kind]
+    find(entities, name, {"paper": "study"}.get(kind, kind), f'target "{kind}_{name}"')
+
+
+def _step_inputs(catalogue: Catalogue, model: str, recipe: str) -> list[str]:
+    """What the steps of a recipe read, as path templates."""
+    return [
+        path for step in recipes.steps_of(recipe) for path in catalogue.step(model, step).settings.inputs().values()
+    ]
+
+
+def _records_behind(catalogue: Catalogue, model: str, path: str) -> list[str]:
+    """The records without which a file that a step or benchmark asks for (a path under results/) cannot be made."""
+    stage, *folders, file = path.split("/")
+    name = file.split(".")[0]
+    asked: list[str] = []
+    if stage == "data":
+        return [path]
+    if stage == "vectors":
+        trait = catalogue.trait(name)
+        return [] if model in trait.files else [f"data/{trait.dataset}/{trait.split}.jsonl"]
+    if stage == "projections":
+        projection = catalogue.projection(model, name)
+        asked = [f"data/{projection.dataset}/{projection.split}.jsonl", *projection.settings.inputs().values()]
+    if stage == "checkpoints":
+        recipe = folders[1].removeprefix("{prefix}")
+        if recipe != "{parent}":  # a parent is a checkpoint of the plan itself
+            asked = _step_inputs(catalogue, model, recipe)
+    return [records for path in asked for records in _records_behind(catalogue, model, path)]

@@ -1,0 +1,152 @@
+"""Jobs that make trait vectors, and those that project data on them: see `bulwark.config.plan`."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+from bulwark.config import digests, paths, recipes
+from bulwark.config.catalogue import Catalogue, Resolved
+from bulwark.config.entities import Trait
+from bulwark.config.plan import blocks_of, filled, resources_of, with_layers
+from bulwark.errors import ConfigurationError
+from bulwark.models.anatomy import check_layer
+
+# --- trait vectors ---
+
+
+@cache
+def _trait(catalogue: Catalogue, model: str, recipe: str, trait: str) -> Trait:
+    where = f"results/vectors/{model}/{recipe}/…/{trait}"
+    recipes.check(recipe, catalogue.steps, where)
+    catalogue.model(model, where)
+    return catalogue.trait(trait, where)
+
+
+def contrast_records(catalogue: Catalogue, model: str, recipe: str, trait: str) -> str:
+    """The records that a trait is extracted from."""
+    entity = _trait(catalogue, model, recipe, trait)
+    if entity.dataset is None:
+        raise ConfigurationError(
+            f'config/traits/{trait}.yaml names neither a dataset nor a file for the model "{model}" '
+            f"(files: {', '.join(entity.files)}). Add one."
+        )
+    return paths.records(entity.dataset, entity.split)
+
+
+def contrast_settings(catalogue: Catalogue, model: str, recipe: str, trait: str) -> dict[str, Any]:
+    return _trait(catalogue, model, recipe, trait).contrasts.model_dump(mode="json")
+
+
+def contrast_code(catalogue: Catalogue) -> str:
+    return digests.code_digest("bulwark.steering.vectors.pairs:generate_pairs")
+
+
+def contrast_resources(catalogue: Catalogue, model: str, recipe: str, trait: str) -> dict[str, int]:
+    return resources_of(catalogue, model, "generate", _trait(catalogue, model, recipe, trait).cost)
+
+
+def trait_judge(catalogue: Catalogue, trait: str) -> dict[str, Any] | None:
+    """The settings of the judge that scores contrasted and steered answers; None for none."""
+    settings = catalogue.judge_of_trait(trait)
+    return None if settings is None else settings.model_dump(mode="json")
+
+
+def pair_filter(catalogue: Catalogue, model: str, recipe: str, trait: str) -> dict[str, Any]:
+    return _trait(catalogue, model, recipe, trait).filter.model_dump(mode="json", exclude={"minimum"})
+
+
+def pair_judging_code(catalogue: Catalogue, trait: str) -> str:
+    return _judging_code(catalogue, trait, "bulwark.steering.vectors.pairs:judge_pairs")
+
+
+def pair_minimum(catalogue: Catalogue, model: str, recipe: str, trait: str) -> int:
+    """With how few pairs a vector is still extracted."""
+    return _trait(catalogue, model, recipe, trait).filter.minimum
+
+
+def extraction_code(catalogue: Catalogue) -> str:
+    return digests.code_digest("bulwark.steering.vectors.extraction:extract")
+
+
+def extraction_resources(catalogue: Catalogue, model: str, recipe: str, trait: str) -> dict[str, int]:
+    """A tenth of the time of answering: one forward pass per answer, where answering takes one per token."""
+    return resources_of(catalogue, model, "generate", _trait(catalogue, model, recipe, trait).cost / 10)
+
+
+def published_vectors(catalogue: Catalogue, model: str, recipe: str, trait: str) -> str:
+    """The published file of a trait's vectors on a model."""
+    return _trait(catalogue, model, recipe, trait).files[model]
+
+
+def adoption_code(catalogue: Catalogue) -> str:
+    return digests.code_digest("bulwark.steering.vectors.storage:adopt")
+
+
+def published_paths(catalogue: Catalogue) -> str:
+    """A regular expression for "<model>/<recipe>/seed<seed>/<trait>.safetensors" of all published files."""
+    known = [
+        f"{re.escape(model)}/[^/]+/seed[0-9]+/{re.escape(name)}[.]safetensors"
+        for name, trait in catalogue.traits.items()
+        for model in trait.files
+    ]
+    return "|".join(known) or "(?!)"
+
+
+# --- the layer to steer at ---
+
+
+def layer_choice(catalogue: Catalogue, model: str, recipe: str, trait: str) -> dict[str, Any]:
+    """How a layer is chosen. Raises ConfigurationError for a candidate that the model does not have."""
+    choice, blocks = _trait(catalogue, model, recipe, trait).choice, blocks_of(catalogue, model)
+    for layer in choice.candidates or () if blocks else ():
+        check_layer(layer, blocks, f"config/traits/{trait}.yaml, choice.candidates")
+    return choice.model_dump(mode="json")
+
+
+def layer_steering_code(catalogue: Catalogue) -> str:
+    return digests.code_digest("bulwark.steering.vectors.layers:steer")
+
+
+def layer_choosing_code(catalogue: Catalogue, trait: str) -> str:
+    return _judging_code(catalogue, trait, "bulwark.steering.vectors.layers:choose")
+
+
+def _judging_code(catalogue: Catalogue, trait: str, function: str) -> str:
+    settings = catalogue.judge_of_trait(trait)
+    return digests.code_digest(function, *digests.judge_roots(settings and settings.kind))
+
+
+# --- projections ---
+
+
+@cache
+def _projection(catalogue: Catalogue, model: str, recipe: str, projection: str) -> Resolved:
+    where = f"results/projections/{model}/{recipe}/…/{projection}.parquet"
+    recipes.check(recipe, catalogue.steps, where)
+    resolved = catalogue.projection(model, projection, where)
+    return with_layers(catalogue, model, resolved, f"{where}: config/projections/{projection}.yaml")
+
+
+def projection_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, projection: str) -> dict[str, str]:
+    """The checkpoint, the data set, and the trait vectors of the checkpoint."""
+    resolved = _projection(catalogue, model, recipe, projection)
+    return {
+        "checkpoint": paths.checkpoint(model, recipe, seed),
+        "records": paths.records(resolved.dataset, resolved.split),
+        **filled(resolved.settings.inputs(), model=model, parent=recipe, seed=seed),
+    }
+
+
+def projection_settings(catalogue: Catalogue, model: str, recipe: str, projection: str) -> dict[str, Any]:
+    return _projection(catalogue, model, recipe, projection).plain
+
+
+def projection_code(catalogue: Catalogue) -> str:
+    return digests.code_digest("bulwark.steering.vectors.projections:project")
+
+
+def projection_resources(catalogue: Catalogue, model: str, recipe: str, projection: str) -> dict[str, int]:
+    resolved = _projection(catalogue, model, recipe, projection)
+    return resources_of(catalogue, model, resolved.stage, resolved.cost)
