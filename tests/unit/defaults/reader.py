@@ -25,9 +25,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from bulwark import benchmarks, judges, steps
-from bulwark.config import catalogue
+from bulwark.config import loading
+from bulwark.config.catalogue import Catalogue
 from bulwark.config.entities import Trait
 from bulwark.settings import Closed, read_yaml
+from bulwark.steering.vectors.projections import ProjectionSettings
 
 Row = tuple[str, str, Any, str]
 
@@ -51,8 +53,8 @@ MINIATURE = {"miniature", "rude", "flattering", "boastful", "tasks"}
 
 
 @functools.cache
-def resolved() -> catalogue.Catalogue:
-    return catalogue.load(read_yaml(CONFIG / "config.yaml"), CONFIG)
+def resolved() -> Catalogue:
+    return loading.load(read_yaml(CONFIG / "config.yaml"), CONFIG)
 
 
 def check(rows: list[Row]) -> None:
@@ -119,7 +121,7 @@ def defaulted() -> set[tuple[str, str]]:
 @functools.cache
 def settings_classes() -> dict[str, type[Closed]]:
     """Every settings class that is reached from those of steps, benchmarks, judges, traits and projections."""
-    roots: list[type[BaseModel]] = [Trait, catalogue.ProjectionSettings, judges.JudgeSettings]
+    roots: list[type[BaseModel]] = [Trait, ProjectionSettings, judges.JudgeSettings]
     for package in (steps, benchmarks, judges):
         for module in pkgutil.iter_modules(package.__path__):
             cls = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), "Settings", None)
@@ -168,8 +170,9 @@ def _entity(owner: str) -> dict[str, Any]:
     if section == "traits":
         judge = known.judge_of_trait(name)
         return known.trait(name).model_dump(mode="json") | {"judge": judge and judge.model_dump(mode="json")}
-    entity = getattr(known, section.removesuffix("s"))(model or None, name)
-    return _plain(vars(entity)) | {"like": read_yaml(CONFIG / f"{place}.yaml").get("like")}
+    entity = known.resolve(section, model or None, name)
+    kind = {"kind": entity.module} if section == "steps" else {}
+    return _plain(vars(entity)) | kind | {"like": read_yaml(CONFIG / f"{place}.yaml").get("like")}
 
 
 def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
