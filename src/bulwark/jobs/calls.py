@@ -1,0 +1,91 @@
+"""A workflow script's last line: one call of the library, in the warm parent of this workflow or in this process.
+
+Either way the process ends with the call: `run` does not return. Imports nothing but the standard library, so that a
+script that hands its call to the warm parent costs a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any, Literal, NoReturn
+
+from bulwark.logs import log_to
+
+_FLUSH_FAILED = 120  # what Python itself exits with
+
+
+def run(
+    function: str,
+    *,
+    log: str,
+    gpus: int = 0,
+    warm: Literal["start", "use", "never"] = "start",
+    **arguments: Any,
+) -> NoReturn:
+    """Call `function` ("package.module.name") with keyword `arguments`, logging to the file `log`; then exit.
+
+    gpus: of the job; one that asks for any runs in a process of its own. warm: whether the call may start the warm
+    parent, uses one only if it is there (a call that imports nothing heavy), or never runs in it (a call whose
+    imports depend on what it sets first).
+
+    The process exits with status 0, or as Python does after an exception, which is logged with its traceback.
+    """
+    call = {"function": function, "log": str(log), "arguments": _plain(arguments)}
+    if not gpus and warm != "never":
+        from bulwark.jobs import warm as parent
+
+        parent.hand_over(call, start=warm == "start")  # exits if a child did it, returns if there is no parent
+    perform(**call)
+    leave()
+
+
+def perform(function: str, log: str, arguments: Mapping[str, Any]) -> None:
+    """Do a call here and now."""
+    log_to(log)
+    module, name = function.rsplit(".", 1)
+    getattr(importlib.import_module(module), name)(**arguments)
+
+
+def leave(status: int = 0) -> NoReturn:
+    """End this process without taking the interpreter down, which costs a second once torch is loaded.
+
+    Everything that is to be seen afterwards is done first, in Python's order: threads that are no daemons are joined,
+    exit handlers run (logging flushes its own; multiprocessing ends its children), stdout and stderr are flushed.
+    """
+    threading._shutdown()  # as multiprocessing ends its own processes
+    if "torch.distributed" in sys.modules:
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except (OSError, ValueError):
+        status = status or _FLUSH_FAILED
+    os._exit(status)
+
+
+def _plain(value: Any) -> Any:
+    """The value as plain data: a copy that needs none of Snakemake's classes, whichever process reads it."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
+        return kind(_plain(item) for item in value)
+    if isinstance(value, PurePath):
+        return value
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    if value is None:
+        return None
+    raise TypeError(f"A job takes plain data, not {type(value).__name__}: {value!r}")
