@@ -2,19 +2,24 @@
 
 from pathlib import Path
 
-from bulwark.analyses import analyse_file
+from bulwark.jobs.calls import run
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
-analyse_file(
-    checkpoint=Path(snakemake.input.checkpoint),
-    module=snakemake.params.module,
-    settings=snakemake.params.settings,
-    identity={
-        "benchmark": snakemake.wildcards.analysis,
-        "model": snakemake.wildcards.model,
-        "recipe": snakemake.wildcards.recipe,
-        "seed": int(snakemake.wildcards.seed),
+run(
+    "bulwark.analyses.analyse_file",
+    {
+        "checkpoint": Path(snakemake.input.checkpoint),
+        "module": snakemake.params.module,
+        "settings": snakemake.params.settings,
+        "identity": {
+            "benchmark": snakemake.wildcards.analysis,
+            "model": snakemake.wildcards.model,
+            "recipe": snakemake.wildcards.recipe,
+            "seed": int(snakemake.wildcards.seed),
+        },
+        "scores": Path(snakemake.output.scores),
     },
-    scores=Path(snakemake.output.scores),
+    log=snakemake.log[0],
+    warm="use",
 )

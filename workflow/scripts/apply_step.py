@@ -1,8 +1,8 @@
 """Apply the last step of a recipe to its parent's checkpoint."""
 
+from bulwark.jobs.calls import run
 from bulwark.jobs.job import Job
 from bulwark.logs import log_to
-from bulwark.steps import perform
 
 log_to(snakemake.log[0])
 job = Job(
@@ -18,4 +18,10 @@ job = Job(
     },
     log=snakemake.log[0],
 )
-perform(job, snakemake.resources.gpu, snakemake.resources.nodes, snakemake.threads)
+gpus, nodes = snakemake.resources.gpu, snakemake.resources.nodes
+run(
+    "bulwark.steps.perform",
+    {"job": job, "gpus": gpus, "nodes": nodes, "threads": snakemake.threads},
+    log=job.log,
+    gpus=gpus,
+)

@@ -3,20 +3,25 @@
 from pathlib import Path
 
 from bulwark.errors import ConfigurationError
+from bulwark.jobs.calls import run
 from bulwark.judges import JudgeSettings
 from bulwark.logs import log_to
 from bulwark.settings import validated
-from bulwark.steering.vectors.layers import choose
 from bulwark.steering.vectors.settings import LayerChoice
 
 log_to(snakemake.log[0])
 where = f"config/traits/{snakemake.wildcards.trait}.yaml"
 if snakemake.params.judge is None:
     raise ConfigurationError(f"{where}: without a judge no layer can be chosen. Name one under judge.")
-choose(
-    Path(snakemake.input[0]),
-    validated(JudgeSettings, snakemake.params.judge, f"{where}: judge"),
-    validated(LayerChoice, snakemake.params.choice, f"{where}: choice"),
-    Path(snakemake.output[0]),
-    cache=Path(snakemake.output[0]).with_name(f"{snakemake.wildcards.trait}.judgements.jsonl"),
+run(
+    "bulwark.steering.vectors.layers.choose",
+    {
+        "steered": Path(snakemake.input[0]),
+        "settings": validated(JudgeSettings, snakemake.params.judge, f"{where}: judge"),
+        "choice": validated(LayerChoice, snakemake.params.choice, f"{where}: choice"),
+        "output": Path(snakemake.output[0]),
+        "cache": Path(snakemake.output[0]).with_name(f"{snakemake.wildcards.trait}.judgements.jsonl"),
+    },
+    log=snakemake.log[0],
+    warm="use",
 )

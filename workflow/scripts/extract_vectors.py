@@ -2,16 +2,21 @@
 
 from pathlib import Path
 
+from bulwark.jobs.calls import run
 from bulwark.logs import log_to
-from bulwark.steering.vectors.extraction import extract
 
 log_to(snakemake.log[0])
-extract(
-    Path(snakemake.input.checkpoint),
-    Path(snakemake.input.judged),
-    Path(snakemake.output[0]),
-    trait=snakemake.wildcards.trait,
-    minimum=snakemake.params.minimum,
-    dtype=snakemake.params.dtype,
-    threads=snakemake.threads,
+run(
+    "bulwark.steering.vectors.extraction.extract",
+    {
+        "checkpoint": Path(snakemake.input.checkpoint),
+        "judged": Path(snakemake.input.judged),
+        "output": Path(snakemake.output[0]),
+        "trait": snakemake.wildcards.trait,
+        "minimum": snakemake.params.minimum,
+        "dtype": snakemake.params.dtype,
+        "threads": snakemake.threads,
+    },
+    log=snakemake.log[0],
+    gpus=snakemake.resources.gpu,
 )

@@ -2,19 +2,24 @@
 
 from pathlib import Path
 
-import bulwark.evaluation.answer
 from bulwark.benchmarks import benchmark_of
+from bulwark.jobs.calls import run
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
-bulwark.evaluation.answer.answer(
-    Path(snakemake.input.checkpoint),
-    Path(snakemake.input.records),
-    benchmark_of(snakemake.params.module, snakemake.params.settings),
-    seed=int(snakemake.wildcards.seed),
-    dtype=snakemake.params.dtype,
-    threads=snakemake.threads,
-    answers=Path(snakemake.output.answers),
-    provenance=Path(snakemake.output.provenance),
-    inputs={name: path for name, path in snakemake.input.items() if name not in ("checkpoint", "records")},
+run(
+    "bulwark.evaluation.answer.answer",
+    {
+        "checkpoint": Path(snakemake.input.checkpoint),
+        "records": Path(snakemake.input.records),
+        "benchmark": benchmark_of(snakemake.params.module, snakemake.params.settings),
+        "seed": int(snakemake.wildcards.seed),
+        "dtype": snakemake.params.dtype,
+        "threads": snakemake.threads,
+        "answers": Path(snakemake.output.answers),
+        "provenance": Path(snakemake.output.provenance),
+        "inputs": {name: path for name, path in snakemake.input.items() if name not in ("checkpoint", "records")},
+    },
+    log=snakemake.log[0],
+    gpus=snakemake.resources.gpu,
 )

@@ -2,20 +2,24 @@
 
 from pathlib import Path
 
+from bulwark.jobs.calls import run
 from bulwark.logs import log_to
 from bulwark.settings import validated
-from bulwark.steering.vectors.pairs import generate_pairs
 from bulwark.steering.vectors.settings import ContrastSettings
 
 log_to(snakemake.log[0])
-generate_pairs(
-    Path(snakemake.input.checkpoint),
-    Path(snakemake.input.records),
-    validated(
-        ContrastSettings, snakemake.params.settings, f"config/traits/{snakemake.wildcards.trait}.yaml: contrasts"
-    ),
-    seed=int(snakemake.wildcards.seed),
-    dtype=snakemake.params.dtype,
-    threads=snakemake.threads,
-    output=Path(snakemake.output[0]),
+where = f"config/traits/{snakemake.wildcards.trait}.yaml: contrasts"
+run(
+    "bulwark.steering.vectors.pairs.generate_pairs",
+    {
+        "checkpoint": Path(snakemake.input.checkpoint),
+        "records": Path(snakemake.input.records),
+        "settings": validated(ContrastSettings, snakemake.params.settings, where),
+        "seed": int(snakemake.wildcards.seed),
+        "dtype": snakemake.params.dtype,
+        "threads": snakemake.threads,
+        "output": Path(snakemake.output[0]),
+    },
+    log=snakemake.log[0],
+    gpus=snakemake.resources.gpu,
 )

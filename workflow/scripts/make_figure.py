@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
+from bulwark.jobs.calls import run
 from bulwark.logs import log_to
-from bulwark.reporting.figures import make_figure
 
 log_to(snakemake.log[0])
-make_figure(
-    snakemake.params.spec,
-    snakemake.params.cells,
-    Path(snakemake.input.published) if snakemake.input.published else None,
-    pdf=Path(snakemake.output.pdf),
-    png=Path(snakemake.output.png),
+run(
+    "bulwark.reporting.figures.make_figure",
+    {
+        "spec": snakemake.params.spec,
+        "cells": snakemake.params.cells,
+        "published": Path(snakemake.input.published) if snakemake.input.published else None,
+        "pdf": Path(snakemake.output.pdf),
+        "png": Path(snakemake.output.png),
+    },
+    log=snakemake.log[0],
+    warm="use",
 )

@@ -2,15 +2,20 @@
 
 from pathlib import Path
 
+from bulwark.jobs.calls import run
 from bulwark.logs import log_to
-from bulwark.reporting.tables import make_table
 
 log_to(snakemake.log[0])
-make_table(
-    snakemake.params.spec,
-    snakemake.params.cells,
-    Path(snakemake.input.published) if snakemake.input.published else None,
-    csv=Path(snakemake.output.csv),
-    markdown=Path(snakemake.output.markdown),
-    latex=Path(snakemake.output.latex),
+run(
+    "bulwark.reporting.tables.make_table",
+    {
+        "spec": snakemake.params.spec,
+        "cells": snakemake.params.cells,
+        "published": Path(snakemake.input.published) if snakemake.input.published else None,
+        "csv": Path(snakemake.output.csv),
+        "markdown": Path(snakemake.output.markdown),
+        "latex": Path(snakemake.output.latex),
+    },
+    log=snakemake.log[0],
+    warm="use",
 )

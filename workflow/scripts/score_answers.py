@@ -1,23 +1,28 @@
 """Score the answers of a checkpoint on a benchmark."""
 
-import json
 from pathlib import Path
+import json
 
 from bulwark.benchmarks import benchmark_of
-from bulwark.evaluation.score import score_file
+from bulwark.jobs.calls import run
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
-score_file(
-    benchmark_of(snakemake.params.module, snakemake.params.settings),
-    answers=Path(snakemake.input.answers),
-    records=Path(snakemake.input.records),
-    identity={
-        "benchmark": snakemake.wildcards.benchmark,
-        "model": snakemake.wildcards.model,
-        "recipe": snakemake.wildcards.recipe,
-        "seed": int(snakemake.wildcards.seed),
+run(
+    "bulwark.evaluation.score.score_file",
+    {
+        "answers": Path(snakemake.input.answers),
+        "records": Path(snakemake.input.records),
+        "benchmark": benchmark_of(snakemake.params.module, snakemake.params.settings),
+        "identity": {
+            "benchmark": snakemake.wildcards.benchmark,
+            "model": snakemake.wildcards.model,
+            "recipe": snakemake.wildcards.recipe,
+            "seed": int(snakemake.wildcards.seed),
+        },
+        "provenance": json.loads(Path(snakemake.input.provenance).read_text(encoding="utf-8")),
+        "scores": Path(snakemake.output.scores),
     },
-    provenance=json.loads(Path(snakemake.input.provenance).read_text(encoding="utf-8")),
-    scores=Path(snakemake.output.scores),
+    log=snakemake.log[0],
+    warm="use",
 )

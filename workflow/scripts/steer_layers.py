@@ -2,19 +2,25 @@
 
 from pathlib import Path
 
+from bulwark.jobs.calls import run
 from bulwark.logs import log_to
 from bulwark.settings import validated
-from bulwark.steering.vectors.layers import steer
 from bulwark.steering.vectors.settings import LayerChoice
 
 log_to(snakemake.log[0])
-steer(
-    Path(snakemake.input.checkpoint),
-    Path(snakemake.input.vector),
-    Path(snakemake.input.records),
-    validated(LayerChoice, snakemake.params.choice, f"config/traits/{snakemake.wildcards.trait}.yaml: choice"),
-    seed=int(snakemake.wildcards.seed),
-    dtype=snakemake.params.dtype,
-    threads=snakemake.threads,
-    output=Path(snakemake.output[0]),
+where = f"config/traits/{snakemake.wildcards.trait}.yaml: choice"
+run(
+    "bulwark.steering.vectors.layers.steer",
+    {
+        "checkpoint": Path(snakemake.input.checkpoint),
+        "vector": Path(snakemake.input.vector),
+        "records": Path(snakemake.input.records),
+        "choice": validated(LayerChoice, snakemake.params.choice, where),
+        "seed": int(snakemake.wildcards.seed),
+        "dtype": snakemake.params.dtype,
+        "threads": snakemake.threads,
+        "output": Path(snakemake.output[0]),
+    },
+    log=snakemake.log[0],
+    gpus=snakemake.resources.gpu,
 )

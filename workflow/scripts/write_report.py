@@ -2,16 +2,21 @@
 
 from pathlib import Path
 
+from bulwark.jobs.calls import run
 from bulwark.logs import log_to
-from bulwark.reporting.report import make_report
 
 log_to(snakemake.log[0])
-make_report(
-    Path(snakemake.output[0]),
-    title="Bulwark",
-    studies=snakemake.params.studies,
-    claims=Path(snakemake.input.claims),
-    tables=[Path(path) for path in snakemake.input.tables],
-    figures=[(Path(path), snakemake.params.captions[Path(path).stem]) for path in snakemake.input.figures],
-    scores=[Path(path) for path in snakemake.input.scores],
+run(
+    "bulwark.reporting.report.make_report",
+    {
+        "out": Path(snakemake.output[0]),
+        "title": "Bulwark",
+        "studies": snakemake.params.studies,
+        "claims": Path(snakemake.input.claims),
+        "tables": [Path(path) for path in snakemake.input.tables],
+        "figures": [(Path(path), snakemake.params.captions[Path(path).stem]) for path in snakemake.input.figures],
+        "scores": [Path(path) for path in snakemake.input.scores],
+    },
+    log=snakemake.log[0],
+    warm="use",
 )

@@ -15,20 +15,21 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, Literal, NoReturn
 
-from bulwark.logs import log_to
-
 _FLUSH_FAILED = 120  # what Python itself exits with
 
 
 def run(
     function: str,
+    arguments: Mapping[str, Any],
     *,
     log: str,
     gpus: int = 0,
     warm: Literal["start", "use", "never"] = "start",
-    **arguments: Any,
 ) -> NoReturn:
-    """Call `function` ("package.module.name") with keyword `arguments`, logging to the file `log`; then exit.
+    """Call `function` ("package.module.name") with the keyword `arguments`, logging to the file `log`; then exit.
+
+    The caller logs to `log` already, so that a mistake in the arguments is logged, too. Arguments are plain data, paths,
+    or objects of this package's own classes.
 
     gpus: of the job; one that asks for any runs in a process of its own. warm: whether the call may start the warm
     parent, uses one only if it is there (a call that imports nothing heavy), or never runs in it (a call whose
@@ -41,13 +42,12 @@ def run(
         from bulwark.jobs import warm as parent
 
         parent.hand_over(call, start=warm == "start")  # exits if a child did it, returns if there is no parent
-    perform(**call)
+    perform(function, call["arguments"])
     leave()
 
 
-def perform(function: str, log: str, arguments: Mapping[str, Any]) -> None:
+def perform(function: str, arguments: Mapping[str, Any]) -> None:
     """Do a call here and now."""
-    log_to(log)
     module, name = function.rsplit(".", 1)
     getattr(importlib.import_module(module), name)(**arguments)
 
@@ -75,17 +75,15 @@ def leave(status: int = 0) -> NoReturn:
 
 
 def _plain(value: Any) -> Any:
-    """The value as plain data: a copy that needs none of Snakemake's classes, whichever process reads it."""
+    """The value without Snakemake's classes, so that any process can read it."""
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
-        return kind(_plain(item) for item in value)
-    if isinstance(value, PurePath):
-        return value
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            return kind(_plain(item) for item in value)
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
-    if value is None:
-        return None
+    if value is None or isinstance(value, PurePath) or type(value).__module__.startswith("bulwark."):
+        return value
     raise TypeError(f"A job takes plain data, not {type(value).__name__}: {value!r}")

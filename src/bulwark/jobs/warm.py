@@ -30,7 +30,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -39,6 +38,7 @@ from typing import Any, NoReturn
 
 import bulwark
 from bulwark.jobs import calls
+from bulwark.logs import log_to
 
 VARIABLE = "BULWARK_WORKFLOW"  # the workflow that jobs belong to, "PID:start time"
 
@@ -56,6 +56,8 @@ HEAVY = (
     "transformers.models.llama.modeling_llama",
     "transformers.loss.loss_utils",
 )
+# lm-eval brings pyarrow, whose allocator runs a thread, and a process with threads cannot be forked safely.
+_LEFT_OUT = ("bulwark.evaluation.harness",)
 # Variables that differ between jobs or shells but decide nothing at import.
 _VOLATILE = {"_", "PWD", "OLDPWD", "SHLVL", "TMPDIR", "TMP", "TEMP", "TEMPDIR"}
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -114,8 +116,12 @@ def hand_over(call: Mapping[str, Any], *, start: bool = True) -> None:
 
 
 def _possible() -> bool:
-    """Whether a forked child would be like a fresh process: on Linux, alone, outside SLURM, without a GPU in sight."""
+    """Whether a forked child would be like a fresh process: on Linux, outside SLURM, on one thread, without a GPU."""
     if not hasattr(os, "pidfd_open") or {"SLURM_JOB_ID", "WORLD_SIZE"} & set(os.environ):
+        return False
+    if (
+        os.environ.get("OMP_NUM_THREADS") != "1"
+    ):  # set by Snakemake; more make OpenBLAS start threads when it is imported
         return False
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return hidden or not any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
@@ -205,7 +211,7 @@ def serve(listener: socket.socket, workflow: str) -> Callable[[], NoReturn] | No
     environment, name = dict(os.environ), listener.getsockname()
     ends = os.pidfd_open(int(workflow.split(":")[0]))
     imports = _warm_up()
-    if not _alive(workflow) or _socket_name(workflow, environment) != name or threading.active_count() > 1:
+    if not _alive(workflow) or _socket_name(workflow, environment) != name or len(os.listdir("/proc/self/task")) > 1:
         return None
     children: dict[int, tuple[int, socket.socket]] = {}  # by the child's pidfd: its pid and its job's connection
     jobs: dict[int, int] = {}  # by the connection's descriptor: the child's pidfd
@@ -257,11 +263,12 @@ def _warm_up() -> dict[str, str]:
     Nothing is computed: a parent with threads of its own could not be forked safely.
     """
     before = dict(os.environ)
-    modules = pkgutil.walk_packages(bulwark.__path__, "bulwark.", onerror=lambda _: None)
-    for name in (*HEAVY, *(module.name for module in modules if not module.name.endswith("__main__"))):
+    ours = [module.name for module in pkgutil.walk_packages(bulwark.__path__, "bulwark.", onerror=lambda _: None)]
+    gc.disable()  # nothing that is imported here is ever thrown away
+    for name in (*HEAVY, *(name for name in ours if not name.endswith("__main__") and name not in _LEFT_OUT)):
         with suppress(Exception):  # the job that needs it will say so
             importlib.import_module(name)
-    gc.collect()
+    gc.enable()
     gc.freeze()  # the collector would touch, and so copy, every page in every child
     return {name: value for name, value in os.environ.items() if before.get(name) != value}
 
@@ -292,7 +299,8 @@ def _be_child(connection: socket.socket, imports: Mapping[str, str]) -> NoReturn
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # from the system, as `random` is; torch starts from one seed anyway
     try:
-        calls.perform(**call)
+        log_to(call["log"])
+        calls.perform(call["function"], call["arguments"])
     except SystemExit as error:
         calls.leave(_status_of(error))
     except BaseException as error:
