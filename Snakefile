@@ -36,3 +36,4 @@ rule all:
 
 onstart:
     refuse_what_this_machine_lacks(workflow)
+    warm.offer(local=workflow.local_exec)  # local jobs fork from one process that has torch imported

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from bulwark.config import loading, machine, plan as plan_jobs, plan_reports, plan_vectors
 from bulwark.errors import BulwarkError
+from bulwark.jobs import warm
 
 from snakemake.exceptions import WorkflowError
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from bulwark.jobs.calls import leave
 from bulwark.logs import log_to
 from bulwark.miniature.model import model_config
 from bulwark.miniature.settings import MiniatureSettings
@@ -26,3 +27,4 @@ pretrain(
     threads=snakemake.threads,
     output=Path(snakemake.output[0]),
 )
+leave()

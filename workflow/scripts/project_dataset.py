@@ -2,19 +2,24 @@
 
 from pathlib import Path
 
+from bulwark.jobs.calls import run
 from bulwark.logs import log_to
-from bulwark.steering.vectors.projections import project
 
 log_to(snakemake.log[0])
 files = {name: Path(path) for name, path in snakemake.input.items()}
-project(
-    files["checkpoint"],
-    files["records"],
-    {name.removeprefix("vector_"): path for name, path in files.items() if name.startswith("vector_")},
-    snakemake.params.settings,
-    seed=int(snakemake.wildcards.seed),
-    dtype=snakemake.params.dtype,
-    threads=snakemake.threads,
-    output=Path(snakemake.output.projections),
-    screening=Path(snakemake.output.screening),
+run(
+    "bulwark.steering.vectors.projections.project",
+    {
+        "checkpoint": files["checkpoint"],
+        "records": files["records"],
+        "vectors": {name.removeprefix("vector_"): path for name, path in files.items() if name.startswith("vector_")},
+        "settings": snakemake.params.settings,
+        "seed": int(snakemake.wildcards.seed),
+        "dtype": snakemake.params.dtype,
+        "threads": snakemake.threads,
+        "output": Path(snakemake.output.projections),
+        "screening": Path(snakemake.output.screening),
+    },
+    log=snakemake.log[0],
+    gpus=snakemake.resources.gpu,
 )

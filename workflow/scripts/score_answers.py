@@ -1,7 +1,7 @@
 """Score the answers of a checkpoint on a benchmark."""
 
-from pathlib import Path
 import json
+from pathlib import Path
 
 from bulwark.benchmarks import benchmark_of
 from bulwark.jobs.calls import run

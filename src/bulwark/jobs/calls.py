@@ -28,8 +28,8 @@ def run(
 ) -> NoReturn:
     """Call `function` ("package.module.name") with the keyword `arguments`, logging to the file `log`; then exit.
 
-    The caller logs to `log` already, so that a mistake in the arguments is logged, too. Arguments are plain data, paths,
-    or objects of this package's own classes.
+    The caller logs to `log` already, so that a mistake in the arguments is logged, too. Arguments are plain data,
+    paths, or objects of this package's own classes.
 
     gpus: of the job; one that asks for any runs in a process of its own. warm: whether the call may start the warm
     parent, uses one only if it is there (a call that imports nothing heavy), or never runs in it (a call whose

@@ -56,8 +56,6 @@ HEAVY = (
     "transformers.models.llama.modeling_llama",
     "transformers.loss.loss_utils",
 )
-# lm-eval brings pyarrow, whose allocator runs a thread, and a process with threads cannot be forked safely.
-_LEFT_OUT = ("bulwark.evaluation.harness",)
 # Variables that differ between jobs or shells but decide nothing at import.
 _VOLATILE = {"_", "PWD", "OLDPWD", "SHLVL", "TMPDIR", "TMP", "TEMP", "TEMPDIR"}
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -211,8 +209,9 @@ def serve(listener: socket.socket, workflow: str) -> Callable[[], NoReturn] | No
     environment, name = dict(os.environ), listener.getsockname()
     ends = os.pidfd_open(int(workflow.split(":")[0]))
     imports = _warm_up()
-    if not _alive(workflow) or _socket_name(workflow, environment) != name or len(os.listdir("/proc/self/task")) > 1:
+    if not _alive(workflow) or _socket_name(workflow, environment) != name:
         return None
+    safe = len(os.listdir("/proc/self/task")) == 1  # otherwise it turns every job away, and none starts another parent
     children: dict[int, tuple[int, socket.socket]] = {}  # by the child's pidfd: its pid and its job's connection
     jobs: dict[int, int] = {}  # by the connection's descriptor: the child's pidfd
     poll = select.poll()
@@ -227,7 +226,7 @@ def serve(listener: socket.socket, workflow: str) -> Callable[[], NoReturn] | No
         for descriptor in ready:
             if descriptor == listener.fileno():
                 connection, _ = listener.accept()
-                pid = os.fork() if _same_user(connection) else None
+                pid = os.fork() if safe and _same_user(connection) else None
                 if pid == 0:
                     for other in (listener, *(job for _, job in children.values())):
                         other.close()
@@ -263,11 +262,13 @@ def _warm_up() -> dict[str, str]:
     Nothing is computed: a parent with threads of its own could not be forked safely.
     """
     before = dict(os.environ)
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pyarrow's allocator would run a thread
     ours = [module.name for module in pkgutil.walk_packages(bulwark.__path__, "bulwark.", onerror=lambda _: None)]
     gc.disable()  # nothing that is imported here is ever thrown away
-    for name in (*HEAVY, *(name for name in ours if not name.endswith("__main__") and name not in _LEFT_OUT)):
+    for name in (*HEAVY, *(name for name in ours if not name.endswith("__main__"))):
         with suppress(Exception):  # the job that needs it will say so
             importlib.import_module(name)
+    del os.environ["JE_ARROW_MALLOC_CONF"]
     gc.enable()
     gc.freeze()  # the collector would touch, and so copy, every page in every child
     return {name: value for name, value in os.environ.items() if before.get(name) != value}
