@@ -28,8 +28,8 @@ from bulwark.data.contrasts import NORMAL_LEVELS
 from bulwark.data.records import Conversation, Tokenised, read_training_records
 from bulwark.errors import ConfigurationError, RecordError
 from bulwark.evaluation import benchmark
-from bulwark.evaluation.benchmark import ANSWER
 from bulwark.evaluation.metrics import Groups, Metric, Row
+from bulwark.models.answers import ANSWER
 from bulwark.settings import Closed
 from bulwark.steering.screening.settings import DetectorSettings
 from bulwark.steering.settings import VectorSettings
@@ -154,14 +154,7 @@ class Benchmark(benchmark.Benchmark):
         nothing = {"n_resp": 0, "truncated": True, "depth": layer / layers}  # max_tokens left nothing to supervise
         told = {record.id: found.get(record.id, nothing) for record in records}
         return [
-            {
-                "id": key,
-                "variant": ANSWER,
-                "response": json.dumps(row, allow_nan=False),
-                "tokens": row["n_resp"],
-                "finish": "stop",
-                "truncated": row["truncated"],
-            }
+            benchmark.measured(key, json.dumps(row, allow_nan=False), tokens=row["n_resp"], truncated=row["truncated"])
             for key, row in told.items()
         ]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import model_validator
 
 from bulwark.evaluation import benchmark
-from bulwark.evaluation.benchmark import ANSWER
 from bulwark.evaluation.metrics import Row
+from bulwark.models.answers import ANSWER
 from bulwark.models.decoding import Decoding, Fewshot
 from bulwark.settings import Closed, Text
 

@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 
 from bulwark.errors import RecordError
 from bulwark.evaluation import benchmark
-from bulwark.evaluation.benchmark import ANSWER
 from bulwark.evaluation.metrics import Row, grouped
+from bulwark.models.answers import ANSWER
 from bulwark.models.decoding import Fewshot
 from bulwark.settings import Closed, Text
 

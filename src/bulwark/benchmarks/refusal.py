@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from bulwark.errors import RecordError
 from bulwark.evaluation import benchmark
-from bulwark.evaluation.benchmark import ANSWER
 from bulwark.evaluation.metrics import Row
+from bulwark.models.answers import ANSWER
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
 
@@ -94,11 +95,10 @@ class Benchmark(benchmark.Benchmark):
             reference = first_token_log_probabilities(parent.model, theirs, builder.pad_id)
             divergence = dict(zip(harmless, kl_divergence(reference, own).tolist(), strict=True))
         return [
-            {
-                **answer.as_dict(),
-                "variant": ANSWER,
-                "response": json.dumps({"text": answer.response, "kl": divergence.get(place)}, ensure_ascii=False),
-            }
+            replace(
+                answer,
+                response=json.dumps({"text": answer.response, "kl": divergence.get(place)}, ensure_ascii=False),
+            ).as_dict()
             for place, answer in enumerate(produced)
         ]
 

@@ -26,8 +26,8 @@ from bulwark.benchmarks.refusal import Record
 from bulwark.data.records import read_records
 from bulwark.errors import RecordError
 from bulwark.evaluation import benchmark
-from bulwark.evaluation.benchmark import ANSWER
 from bulwark.evaluation.metrics import Row
+from bulwark.models.answers import ANSWER
 from bulwark.settings import Closed
 
 if TYPE_CHECKING:
@@ -104,10 +104,9 @@ class Benchmark(benchmark.Benchmark):
         offsets = found.layer(layer) - middle
         by_layer = cosines(own_direction, their_direction)
         return [
-            {
-                "id": record.id,
-                "variant": ANSWER,
-                "response": json.dumps(
+            benchmark.measured(
+                record.id,
+                json.dumps(
                     {
                         "own": float(offset @ own_direction[layer] / half),
                         "reference": float(offset @ their_direction[layer] / half),
@@ -115,10 +114,8 @@ class Benchmark(benchmark.Benchmark):
                         "cosines": by_layer,
                     }
                 ),
-                "tokens": 0,
-                "finish": "stop",
-                "truncated": prompt.truncated,
-            }
+                truncated=prompt.truncated,
+            )
             for record, offset, prompt in zip(records, offsets, prompts, strict=True)
         ]
 

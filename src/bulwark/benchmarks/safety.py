@@ -19,9 +19,9 @@ from typing import Literal
 
 from bulwark.data.records import Turn
 from bulwark.evaluation import benchmark
-from bulwark.evaluation.benchmark import ANSWER
 from bulwark.evaluation.metrics import Row
 from bulwark.judges import Judgement, JudgeSettings, Request
+from bulwark.models.answers import ANSWER
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
 

@@ -14,19 +14,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bulwark.data.records import read_records
 from bulwark.errors import ConfigurationError
 from bulwark.evaluation.metrics import Groups, Metric, Row, grouped, metrics
+from bulwark.models.answers import ANSWER
 from bulwark.settings import Closed
 
 if TYPE_CHECKING:
     from bulwark.evaluation.examinee import Examinee
     from bulwark.judges import JudgeSettings
 
-ANSWER = "answer"  # the variant of a record that is answered once
+
+def measured(record_id: str, response: str, *, tokens: int = 0, truncated: bool = False) -> Row:
+    """The line of an answers file for a record whose result is no text but, say, numbers written as JSON."""
+    line = {"id": record_id, "variant": ANSWER, "response": response, "tokens": tokens}
+    return {**line, "finish": "stop", "truncated": truncated}
 
 
 class Benchmark:
@@ -63,10 +69,9 @@ class Benchmark:
         return list(self.prompts(record)) if self.prompts else [ANSWER]
 
     def answers(self, examinee: Examinee, records: Sequence[Any]) -> list[Row]:
-        """The lines of the answers file: one generated answer per record and variant.
+        """The lines of the answers file (`models.answers.Answer`): one generated answer per record and variant.
 
-        A benchmark that needs more of the model than text overrides this, with one line per record, of the variant
-        "answer"; what is not text stands as JSON in its `response`.
+        A benchmark that needs more of the model than text overrides this, with one line per record (`measured`).
         """
         prompts = [
             ((record.id, variant), examinee.builder.prompt(turns))
@@ -75,7 +80,7 @@ class Benchmark:
         ]
         produced = examinee.generate([(json.dumps(key), prompt) for key, prompt in prompts], self.settings.decoding)
         return [
-            {**answer.as_dict(), "id": record_id, "variant": variant}
+            replace(answer, id=record_id, variant=variant).as_dict()
             for ((record_id, variant), _), answer in zip(prompts, produced, strict=True)
         ]
 

@@ -12,6 +12,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from bulwark.data.records import Turn
 from bulwark.errors import BulwarkError
-from bulwark.evaluation.benchmark import ANSWER
+from bulwark.evaluation.benchmark import measured
 from bulwark.evaluation.examinee import Examinee
 from bulwark.models import generation, likelihoods
 from bulwark.models.decoding import Decoding
@@ -165,20 +166,18 @@ def answers(lm: Examined, tasks: Sequence[ConfigurableTask]) -> dict[str, dict[s
     rows: dict[str, dict[str, Any]] = {}
     if all(request.request_type == "generate_until" for request in asked):
         for request, answer in zip(asked, lm.generated(asked), strict=True):
-            rows[request.doc["id"]] = {**answer.as_dict(), "id": request.doc["id"], "variant": ANSWER}
+            rows[request.doc["id"]] = replace(answer, id=request.doc["id"]).as_dict()
         return rows
     of_record: dict[str, list[tuple[likelihoods.LogLikelihood, Prompt]]] = {}
     for request, result in zip(asked, lm.scored(asked), strict=True):
         of_record.setdefault(request.doc["id"], []).append(result)
     for key, results in of_record.items():
-        rows[key] = {
-            "id": key,
-            "variant": ANSWER,
-            "response": json.dumps([[found.value, found.greedy] for found, _ in results]),
-            "tokens": sum(example.spans[-1].end - example.spans[-1].start for _, example in results),
-            "finish": "stop",
-            "truncated": any(example.truncated for _, example in results),
-        }
+        rows[key] = measured(
+            key,
+            json.dumps([[found.value, found.greedy] for found, _ in results]),
+            tokens=sum(example.spans[-1].end - example.spans[-1].start for _, example in results),
+            truncated=any(example.truncated for _, example in results),
+        )
     return rows
 
 
@@ -222,4 +221,4 @@ def _cut(answer: generation.Answer, until: Sequence[str]) -> generation.Answer:
     end = min((place for place in places if place >= 0), default=None)
     if end is None:
         return answer
-    return generation.Answer(answer.id, answer.response[:end].strip(), answer.tokens, "stop", answer.truncated)
+    return replace(answer, response=answer.response[:end].strip(), finish="stop")

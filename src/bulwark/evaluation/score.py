@@ -7,25 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from bulwark import files
 from bulwark.errors import RecordError
 from bulwark.evaluation.benchmark import Benchmark
 from bulwark.evaluation.metrics import records_beside
-from bulwark.settings import Closed
+from bulwark.models.answers import Answer
 
 if TYPE_CHECKING:
     from bulwark.judges import Judgement
 
 
-class Answer(Closed):
-    """One line of an answers file. `tokens` counts the generated ones; finish "length" means that the limit cut it."""
-
-    id: str
-    variant: str
-    response: str
-    tokens: int
-    finish: str
-    truncated: bool
+_LINE = TypeAdapter(Answer)
 
 
 def score_file(
@@ -99,7 +93,7 @@ def read_answers(path: Path, expected: Mapping[str, Sequence[str]]) -> dict[str,
     doubled, extra = [], []
     for number, line in enumerate(_lines(path), start=1):
         try:
-            answer = Answer.model_validate_json(line)
+            answer = _LINE.validate_json(line)
         except ValueError as error:
             raise RecordError(f"{path}, line {number}: not an answer ({error}). Generate the answers again.") from None
         if answer.variant not in expected.get(answer.id, ()):

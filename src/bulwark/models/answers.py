@@ -8,22 +8,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
 log = logging.getLogger(__name__)
+
+
+ANSWER = "answer"  # the variant of a record that is answered once
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to the prompt `id`.
+    """What a model said to the prompt `id`, or, as a line of an answers file, to a variant of the record `id`.
 
     tokens: generated tokens, the stop token included. finish: "stop" if there was one, "decided" if the caller needed
     no more of the text, else "length". truncated: the prompt was cut.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # for whoever reads a file of them
 
     id: str
     response: str
     tokens: int
     finish: Literal["stop", "length", "decided"]
     truncated: bool
+    variant: str = ANSWER
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
