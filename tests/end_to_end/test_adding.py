@@ -18,7 +18,7 @@ def blocks():
     for language, text in BLOCK.findall((ROOT / "docs" / "adding.md").read_text(encoding="utf-8")):
         first, rest = text.split("\n", 1)
         if language == "console":
-            commands += [shlex.split(line)[1:] for line in text.strip().splitlines()]
+            commands += [shlex.split(line)[1:] for line in text.replace("\\\n", " ").strip().splitlines()]
         else:
             files[first.removeprefix("# ")] = rest
     return files, commands
