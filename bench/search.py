@@ -157,7 +157,7 @@ def _ours(model: Path, files: dict[str, Path], seed: int) -> tuple[list[dict], f
         took = seconds(
             lambda: search.run(examine, lambda one: scores(one.measures, examiner.base, settings.objectives))
         )
-        return search.found(), took
+        return search.records(), took
 
 
 def _front(trials: list[dict]) -> list[tuple[int, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bulwark.abliteration import attack
@@ -13,45 +14,98 @@ from bulwark.errors import BulwarkError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bulwark.abliteration.search.selection import Judged
+    from bulwark.abliteration.search.trials import Examiner
     from bulwark.jobs.job import Job
+    from bulwark.models.open import LanguageModel
     from bulwark.prompts.builder import Prompt
 
 log = logging.getLogger(__name__)
 
 
 def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> dict[str, Any]:
-    """Choose the direction, orthogonalise the weights, save; returns what the manifest tells.
+    """Choose the direction, orthogonalise the weights, save; returns what the manifest records.
 
     Raises BulwarkError if the parent refuses nothing, or no candidate keeps the bounds.
     """
     from bulwark.abliteration.edit.hooks import Edits
     from bulwark.abliteration.edit.targets import targets_of
     from bulwark.abliteration.measure.directions import normalised
-    from bulwark.abliteration.measure.subject import answers_by_trial, read_prompts
-    from bulwark.abliteration.search import outcome, selection
+    from bulwark.abliteration.measure.subject import read_prompts
+    from bulwark.abliteration.search import outcome
     from bulwark.abliteration.search.trials import Examiner
     from bulwark.models.open import open_model
 
     started = time.time()
     subject = open_model(job.parent, settings.dtype)
-    model, builder = subject.model, subject.builder
-    prompts = read_prompts(job.inputs, settings.prompts, builder)
-    edits = Edits(targets_of(model, through_norms=settings.through_norms))
+    prompts = read_prompts(job.inputs, settings.prompts, subject.builder)
+    edits = Edits(targets_of(subject.model, through_norms=settings.through_norms))
     search = SearchSettings(max_new_tokens=settings.max_new_tokens, rule=settings.rule)
     examiner = Examiner(subject, edits, prompts, search, ObjectiveSettings(), job.seed)
-    attack.refuse_nothing_to_remove(job, examiner)
-    answers = {
-        "harmful_search": examiner.base_answers,
-        "harmless_search": examiner.answers([{}], "harmless")[0],
+    attack.check_refusals(job, examiner)
+    choice = _choose(subject, examiner, settings)
+    best = choice.best
+    log.info("Chosen: the direction at position %d, layer %d", best.candidate.position, best.candidate.layer)
+    unit = normalised(best.candidate.vector)
+    plan = {target.path: (unit.float(), 1.0) for target in edits.targets}
+    edited = examiner.examine([plan])[0]
+    seconds = time.time() - started
+    answers = attack.answers_of(examiner, plan)
+    ablates_embedding = settings.embedding and _has_plain_embedding(subject.model)
+    also = (lambda model: _ablate_embedding(model, unit)) if ablates_embedding else None
+    manifest, exported = attack.export(job, examiner, plan, answers["edited"]["harmful"], 1, also)
+    attack.write_directions(job.folder, {"refusal_direction": best.candidate.vector})
+    record = {"candidates": len(choice.judged), "embedding_ablated": ablates_embedding, "exported": exported}
+    outcome.write(
+        job.folder,
+        {
+            "candidates.jsonl": [{**judged.as_dict(), "chosen": judged is best} for judged in choice.judged],
+            "comparison.json": outcome.comparison(prompts, answers, examiner.refuses, settings.outcome),
+            "summary.json": {
+                "base": outcome.described(examiner.base),
+                "chosen": {**best.as_dict(), "edited": outcome.described(edited.measures)},
+                "refusal_tokens": choice.refusal_tokens,
+                "kept": choice.kept,
+                "cost": {"setup_seconds": round(seconds, 3)},
+                **record,
+            },
+        },
+    )
+    return {
+        **manifest,
+        "abliteration": {"base_refusals": examiner.base.refusals, "chosen": best.as_dict(), **record},
     }
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """judged: all candidates. refusal_tokens: by which refusals are recognised, none if by whole answers.
+
+    kept: how many prompts of each set were used.
+    """
+
+    judged: list[Judged]
+    best: Judged
+    refusal_tokens: list[int]
+    kept: dict[str, int]
+
+
+def _choose(subject: LanguageModel, examiner: Examiner, settings: RefusalDirectionSettings) -> _Choice:
+    """Judge all candidates, on the prompts that the model refuses or answers as their set says."""
+    from bulwark.abliteration.measure.subject import answers_by_trial
+    from bulwark.abliteration.search import selection
+
+    prompts, tokenizer, builder = examiner.prompts, subject.tokenizer, subject.builder
+    answers = {"harmful_search": examiner.base_answers, "harmless_search": examiner.answers([{}], "harmless")[0]}
     if settings.refusal_tokens is not None:
-        encoded = [subject.tokenizer.encode(text, add_special_tokens=False) for text in settings.refusal_tokens]
+        encoded = [tokenizer.encode(text, add_special_tokens=False) for text in settings.refusal_tokens]
         tokens = sorted({ids[0] for ids in encoded})
     else:
-        said = [one.response for side in answers.values() for one in side]
-        refusals = [text for text in said if examiner.refuses(text)]
-        tokens = selection.first_tokens(refusals, [text for text in said if text not in refusals], subject.tokenizer)
-    log.info("Refusals are known by %s", subject.tokenizer.convert_ids_to_tokens(tokens) if tokens else "whole answers")
+        responses = [answer.response for side in answers.values() for answer in side]
+        refusals = [text for text in responses if examiner.refuses(text)]
+        others = [text for text in responses if not examiner.refuses(text)]
+        tokens = selection.first_tokens(refusals, others, tokenizer)
+    log.info("Refusals are recognised by %s", tokenizer.convert_ids_to_tokens(tokens) if tokens else "whole answers")
     kept = {name: getattr(prompts, name) for name in prompts.texts}
     if settings.filtered:
         for name, part in kept.items():
@@ -59,64 +113,26 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
                 refused = _refused_at_first_token(subject, part, tokens)
             else:
                 written = answers.get(name) or answers_by_trial(subject, part, [0], settings.max_new_tokens)[0]
-                refused = [examiner.refuses(one.response) for one in written]
+                refused = [examiner.refuses(answer.response) for answer in written]
             kept[name] = _filtered(part, refused, name)
         log.info("Kept: %s", {name: f"{len(part)} of {len(prompts.texts[name])}" for name, part in kept.items()})
     positions = settings.positions or selection.template_tokens(kept["harmful_directions"])
-    found = selection.candidates(
-        model, kept["harmful_directions"], kept["harmless_directions"], builder.pad_id, positions
+    candidates = selection.candidates(
+        subject.model, kept["harmful_directions"], kept["harmless_directions"], builder.pad_id, positions
     )
     judge = selection.Judge(
         subject,
-        edits,
+        examiner.edits,
         kept["harmful_search"],
         kept["harmless_search"],
-        _reference(subject, kept["harmless_search"]),
+        _log_probabilities(subject, kept["harmless_search"]),
         tokens,
         examiner.refuses,
         settings.max_new_tokens,
     )
-    judged = judge.judge(found, settings)
-    best = selection.taken(judged, settings.otherwise)
-    log.info("Taken: the direction at position %d, layer %d", best.candidate.position, best.candidate.layer)
-    unit = normalised(best.candidate.vector)
-    plan = {target.path: (unit.float(), 1.0) for target in edits.targets}
-    measured = examiner.examine([plan])[0]
-    seconds = time.time() - started
-    side_by_side = attack.compare_answers(examiner, plan, settings.outcome)
-    ablates_embedding = settings.embedding and _has_plain_embedding(model)
-    told = attack.export(
-        job, subject, examiner, edits, plan, 1, (lambda m: _ablate_embedding(m, unit)) if ablates_embedding else None
-    )
-    attack.write_directions(job.folder, {"refusal_direction": best.candidate.vector})
-    rows = [{**one.told(), "chosen": one is best} for one in judged]
-    outcome.write(
-        job.folder,
-        {
-            "candidates.jsonl": rows,
-            "comparison.json": side_by_side,
-            "summary.json": {
-                "base": outcome.described(examiner.base),
-                "chosen": {**best.told(), "edited": outcome.described(measured.measures)},
-                "exported": told["exported"],
-                "refusal_tokens": tokens,
-                "kept": {name: len(part) for name, part in kept.items()},
-                "embedding_ablated": ablates_embedding,
-                "candidates": len(judged),
-                "cost": {"setup_seconds": round(seconds, 3)},
-            },
-        },
-    )
-    return {
-        **told.pop("manifest"),
-        "abliteration": {
-            "candidates": len(judged),
-            "base_refusals": examiner.base.refusals,
-            "chosen": best.told(),
-            "embedding_ablated": ablates_embedding,
-            **told,
-        },
-    }
+    judged = judge.judge(candidates, settings)
+    best = selection.best_of(judged, settings.otherwise)
+    return _Choice(judged, best, tokens, {name: len(part) for name, part in kept.items()})
 
 
 def _filtered(part: list[Prompt], refused: list[bool], name: str) -> list[Prompt]:
@@ -131,13 +147,13 @@ def _filtered(part: list[Prompt], refused: list[bool], name: str) -> list[Prompt
     return kept
 
 
-def _refused_at_first_token(subject: Any, part: list[Prompt], tokens: list[int]) -> list[bool]:
+def _refused_at_first_token(subject: LanguageModel, part: list[Prompt], tokens: list[int]) -> list[bool]:
     from bulwark.abliteration.measure.measuring import refusal_score
 
-    return [score > 0 for score in refusal_score(_reference(subject, part), tokens).tolist()]
+    return [score > 0 for score in refusal_score(_log_probabilities(subject, part), tokens).tolist()]
 
 
-def _reference(subject: Any, prompts: list[Prompt]) -> Tensor:
+def _log_probabilities(subject: LanguageModel, prompts: list[Prompt]) -> Tensor:
     from bulwark.abliteration.measure.measuring import first_token_log_probabilities
 
     return first_token_log_probabilities(subject.model, prompts, subject.builder.pad_id)

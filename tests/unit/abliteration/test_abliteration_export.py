@@ -158,7 +158,7 @@ def test_the_reloaded_export_reproduces_the_trials_kl_and_verdicts(tmp_path, tri
     plan = subject.plan(TRIALS[trial])
     merge(subject.model, subject.edits, plan)
     checkpoints.save_model(subject.model, subject.tokenizer, tmp_path)
-    subject.examiner.let_go()
+    subject.examiner.release()
     subject.examiner.take(checkpoints.load_model(tmp_path, "float32").eval())
     answers = subject.examiner.answers([{}], "harmful")[0]
     assert [subject.examiner.refuses(one.response) for one in answers] == found.verdicts

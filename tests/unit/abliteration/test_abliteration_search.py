@@ -14,7 +14,7 @@ from abliteration_samples import attack_settings
 from bulwark.abliteration.search import pareto
 from bulwark.abliteration.search.objectives import Measures
 from bulwark.abliteration.search.search import Search
-from bulwark.abliteration.search.trials import Found, Parameters
+from bulwark.abliteration.search.trials import Parameters, TrialResult
 from bulwark.abliteration.settings import AttackSettings
 
 LAYERS, TRIALS, STARTUP = 6, 12, 5
@@ -32,17 +32,17 @@ def settings_of(batch: int = 1, trials: int = TRIALS, **search: Any) -> AttackSe
     )
 
 
-def found_of(parameters: Parameters, kl: float | None = None) -> Found:
+def found_of(parameters: Parameters, kl: float | None = None) -> TrialResult:
     """What a made-up model does: stronger edits refuse less and diverge more."""
     strengths = [sum(kernel.profile(LAYERS)) for kernel in parameters.kernels.values()]
     place = parameters.choices["attention"].index or 0.0
     refusals = max(0, min(20, round(20 - 2.5 * strengths[0] - strengths[1] + abs(place - 3))))
     kl = 0.01 * strengths[0] ** 2 + 0.02 * strengths[1] ** 2 if kl is None else kl
     verdicts = [True] * refusals + [False] * (20 - refusals)
-    return Found(Measures(kl, refusals, 20, None, 20), False, False, verdicts, 1.0, 7)
+    return TrialResult(Measures(kl, refusals, 20, None, 20), False, False, verdicts, 1.0, 7)
 
 
-def score(found: Found) -> tuple[float, float]:
+def score(found: TrialResult) -> tuple[float, float]:
     return found.measures.kl, found.measures.refusal_rate
 
 
@@ -52,7 +52,7 @@ class Examine:
     def __init__(self, dies_at: int | None = None) -> None:
         self.dies_at, self.given, self.known = dies_at, 0, []
 
-    def __call__(self, proposed: list[Parameters], known: list[tuple[float, float]]) -> list[Found]:
+    def __call__(self, proposed: list[Parameters], known: list[tuple[float, float]]) -> list[TrialResult]:
         self.given += len(proposed)
         if self.dies_at is not None and self.given > self.dies_at:
             raise Killed
@@ -65,11 +65,11 @@ def opened(folder: Path, settings: AttackSettings, fingerprint: str = "one", see
 
 
 def vectors(search: Search) -> list[dict[str, Any]]:
-    return [trial["parameters"] for trial in search.found()]
+    return [trial["parameters"] for trial in search.records()]
 
 
 def front(search: Search) -> list[int]:
-    return pareto.front([tuple(trial["objectives"]) for trial in search.found()])
+    return pareto.front([tuple(trial["objectives"]) for trial in search.records()])
 
 
 @pytest.fixture(scope="module", params=BATCHES)
@@ -83,7 +83,7 @@ def whole(request, tmp_path_factory) -> tuple[int, Path, Search]:
 
 def test_every_trial_is_measured_once_and_no_two_are_alike(whole):
     _, _, search = whole
-    found = search.found()
+    found = search.records()
     assert [trial["number"] for trial in found] == list(range(TRIALS))
     assert len({json.dumps(trial["parameters"], sort_keys=True) for trial in found}) == TRIALS
     assert len(found[0]["parameters"]) == 2 + 1 + 4 * 2
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_search_and_another_seed_another(whole, tmp
     again, other = opened(tmp_path / "a", settings_of(batch)), opened(tmp_path / "b", settings_of(batch), seed=4)
     again.run(Examine(), score)
     other.run(Examine(), score)
-    assert again.found() == search.found()
+    assert again.records() == search.records()
     assert all(one != two for one, two in zip(vectors(other), vectors(search), strict=True))
 
 
@@ -107,7 +107,7 @@ def test_a_search_killed_at_a_trial_goes_on_as_if_nothing_had_been(whole, tmp_pa
     rest = Examine()
     resumed.run(rest, score)
     assert rest.given == TRIALS - dies_at // batch * batch
-    assert resumed.found() == search.found()
+    assert resumed.records() == search.records()
     assert front(resumed) == front(search)
 
 
@@ -118,7 +118,7 @@ def test_a_search_killed_at_every_trial_in_turn_is_the_whole_one(whole, tmp_path
             opened(tmp_path, settings_of(batch)).run(Examine(batch), score)
     resumed = opened(tmp_path, settings_of(batch))
     resumed.run(Examine(batch), score)  # one batch is left to measure
-    assert resumed.found() == search.found()
+    assert resumed.records() == search.records()
 
 
 @pytest.mark.parametrize("part", range(24))
@@ -132,7 +132,7 @@ def test_a_journal_cut_at_any_byte_goes_on_as_if_nothing_had_been(whole, tmp_pat
     resumed = opened(tmp_path, settings_of(batch))
     resumed.run(Examine(), score)
     assert vectors(resumed) == vectors(search)
-    assert resumed.found() == search.found()
+    assert resumed.records() == search.records()
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -147,7 +147,7 @@ def test_wherever_the_start_is_cut_no_start_up_trial_repeats_another(tmp_path, b
         (folder / "study.journal").write_bytes(b"".join(lines[:count]))
         resumed = opened(folder, settings)
         resumed.run(Examine(), score)
-        values = [trial["parameters"]["attention.max_weight_position"] for trial in resumed.found()]
+        values = [trial["parameters"]["attention.max_weight_position"] for trial in resumed.records()]
         assert len(set(values)) == 4, count
 
 
@@ -157,15 +157,15 @@ def test_more_trials_go_on_from_those_that_are_there(whole, tmp_path):
     more, rest = opened(tmp_path, settings_of(batch, trials=TRIALS + 8)), Examine()
     more.run(rest, score)
     assert rest.given == 8
-    assert more.found()[:TRIALS] == search.found()
-    assert len(more.found()) == TRIALS + 8
+    assert more.records()[:TRIALS] == search.records()
+    assert len(more.records()) == TRIALS + 8
 
 
 def test_a_finished_search_measures_nothing_more(whole):
     batch, folder, search = whole
     again = opened(folder, settings_of(batch))
     again.run(Examine(0), score)
-    assert again.found() == search.found()
+    assert again.records() == search.records()
 
 
 def test_a_journal_of_other_settings_is_put_aside_and_kept(tmp_path, caplog):
@@ -176,9 +176,9 @@ def test_a_journal_of_other_settings_is_put_aside_and_kept(tmp_path, caplog):
         second = opened(tmp_path, settings_of(trials=2), fingerprint="two")
     assert "under other settings" in caplog.text
     assert (tmp_path / "study.journal.other").read_bytes().startswith(content)
-    assert second.found() == []
+    assert second.records() == []
     second.run(Examine(), score)
-    assert len(second.found()) == 2
+    assert len(second.records()) == 2
 
 
 def test_a_second_journal_of_other_settings_does_not_replace_the_first(tmp_path):
@@ -201,7 +201,7 @@ def test_parameters_to_try_first_are_tried_first(tmp_path, batch, dies_at):
             opened(tmp_path, settings).run(Examine(dies_at), score)
     search = opened(tmp_path, settings)
     search.run(Examine(), score)
-    found = search.found()
+    found = search.records()
     assert len(found) == 6
     for trial, given in zip(found, first, strict=False):
         assert trial["parameters"].items() >= given.items()
@@ -212,7 +212,7 @@ def test_parameters_to_try_first_are_tried_first(tmp_path, batch, dies_at):
 def test_all_ranges_are_kept_and_the_least_weight_is_a_share_of_the_greatest(whole):
     _, _, search = whole
     last = LAYERS - 1
-    for trial in search.found():
+    for trial in search.records():
         given, made = trial["parameters"], search.parameters_of(trial["number"])
         assert given["direction_scope"] in ("global", "per layer")
         assert given["direction_method"] in ("mean", "median")
@@ -237,7 +237,7 @@ def test_components_can_have_directions_of_their_own(tmp_path):
     )
     search = Search(tmp_path / "study.journal", settings, LAYERS, 0, "x")
     search.run(Examine(), score)
-    assert {len(trial["parameters"]) for trial in search.found()} == {16}
+    assert {len(trial["parameters"]) for trial in search.records()} == {16}
     made = search.parameters_of(0)
     assert made.choices["attention"] != made.choices["mlp"]
 
@@ -247,7 +247,7 @@ def test_a_trial_knows_whole_trials_before_its_batch_alone(tmp_path, batch):
     examine = Examine()
     search = opened(tmp_path, settings_of(batch))
     search.run(examine, score)
-    points = [(trial["refusal_rate"], trial["kl"]) for trial in search.found()]
+    points = [(trial["refusal_rate"], trial["kl"]) for trial in search.records()]
     assert examine.known == [points[:start] for start in range(0, TRIALS, batch)]
 
 
@@ -257,12 +257,12 @@ def test_a_trial_whose_kl_is_no_number_is_bad_and_does_not_end_the_search(tmp_pa
         def __call__(self, proposed, known):
             self.given += len(proposed)
             broken = self.given == 3
-            gated = Found(Measures(value, 20, 20, None, 20), True, False, [None] * 20, 1.0, 0)
+            gated = TrialResult(Measures(value, 20, 20, None, 20), True, False, [None] * 20, 1.0, 0)
             return [gated if broken else found_of(one) for one in proposed]
 
     search = opened(tmp_path, settings_of())
     search.run(Broken(), score)
-    found = search.found()
+    found = search.records()
     assert len(found) == TRIALS
     assert found[2]["kl"] is None
     assert found[2]["objectives"] == [1e6, 1.0]
@@ -270,14 +270,14 @@ def test_a_trial_whose_kl_is_no_number_is_bad_and_does_not_end_the_search(tmp_pa
     json.dumps(found, allow_nan=False)
     resumed = opened(tmp_path, settings_of(trials=TRIALS + 1))
     resumed.run(Examine(), score)
-    assert len(resumed.found()) == TRIALS + 1
+    assert len(resumed.records()) == TRIALS + 1
 
 
 def test_no_batch_is_begun_after_the_time_is_over(tmp_path):
     """A trial takes a second of the made-up clock; a resumed search counts what was taken before."""
     search = opened(tmp_path, settings_of(seconds=4.5))
     search.run(Examine(), score)
-    assert len(search.found()) == 5
+    assert len(search.records()) == 5
     again = opened(tmp_path, settings_of(seconds=4.5))
     again.run(Examine(0), score)
-    assert len(again.found()) == 5
+    assert len(again.records()) == 5

@@ -15,9 +15,9 @@ from bulwark.abliteration.search.selection import (
     Candidate,
     Judge,
     Judged,
+    best_of,
     candidates,
     first_tokens,
-    taken,
     template_tokens,
 )
 from bulwark.abliteration.settings import RefusalDirectionSettings
@@ -237,13 +237,13 @@ def judged_as(score: float, dropped: str | None = None) -> Judged:
 
 def test_the_lowest_refusal_score_among_those_that_keep_all_bounds_is_taken():
     judged = [judged_as(-1.0), judged_as(-9.0, "KL > 0.1"), judged_as(-3.0), judged_as(-2.0)]
-    assert taken(judged) is judged[2]
+    assert best_of(judged) is judged[2]
 
 
 def test_the_error_says_why_no_candidate_is_left():
     judged = [judged_as(0.0, dropped) for dropped in ("KL > 0.1", "layer 3 ≥ 0.8 L", "KL > 0.1", "layer 4 ≥ 0.8 L")]
     with pytest.raises(BulwarkError, match=r"None of the 4 candidate .* \(2 by KL > 0\.1; 2 by layer\).*kl_at_most"):
-        taken(judged)
+        best_of(judged)
 
 
 def test_refusals_begin_with_the_tokens_that_the_models_own_ones_begin_with(subject):
@@ -268,8 +268,8 @@ def test_without_such_tokens_refusing_is_read_from_answers(subject, judge, found
     best = by_answers.judge(found, settings(layers_below=1.0))
     for one in best:
         assert -math.log(33) - 1e-9 <= one.refusal_score <= math.log(33) + 1e-9
-    chosen = taken(best)
-    by_tokens = taken(judge.judge(found, settings(layers_below=1.0)))
+    chosen = best_of(best)
+    by_tokens = best_of(judge.judge(found, settings(layers_below=1.0)))
     assert chosen.refusal_score == min(one.refusal_score for one in best)
     place = [one.candidate for one in best].index(by_tokens.candidate)
     assert best[place].refusal_score == chosen.refusal_score  # the tokens' choice refuses as little
@@ -279,13 +279,13 @@ def test_where_no_candidate_keeps_the_bounds_the_one_of_lowest_kl_is_taken_if_as
     judged = judge.judge(found, settings(kl_at_most=1e-12))
     assert all(one.dropped for one in judged)
     with pytest.raises(BulwarkError, match="otherwise: lowest_kl"):
-        taken(judged)
+        best_of(judged)
     directions = [one for one in judged if one.dropped != "no direction"]
-    assert taken(judged, "lowest_kl").kl == min(one.kl for one in directions)
+    assert best_of(judged, "lowest_kl").kl == min(one.kl for one in directions)
 
 
 def test_the_best_candidate_of_the_tiny_model_is_its_refusal_direction(judge, found):
-    best = taken(judge.judge(found, settings(layers_below=1.0)))
+    best = best_of(judge.judge(found, settings(layers_below=1.0)))
     assert best.candidate.layer == 1
     cosine = float(normalised(best.candidate.vector).float() @ axes()[1])
     assert abs(cosine) > 0.8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +313,20 @@ def test_prompts_of_both_uses_and_too_few_prompts_are_refused(tmp_path, parent):
     shared.write_text(shared.read_text() + Path(job.inputs["harmful_directions"]).read_text().splitlines()[0] + "\n")
     with pytest.raises(RecordError, match="take other splits"):
         heretic.run(job, given)
+
+
+@pytest.mark.parametrize("kind", ["heretic", "refusal_direction"])
+def test_the_attacked_model_is_gone_when_the_exported_one_is_loaded(tmp_path, parent, kind, monkeypatch):
+    """A model that fills the memory can be attacked: there is one at a time."""
+    loaded: list[weakref.ref] = []
+    original = checkpoints.load_model
+
+    def load_model(*given: Any, **options: Any) -> Any:
+        assert all(model() is None for model in loaded)
+        model = original(*given, **options)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(checkpoints, "load_model", load_model)
+    run(kind, tmp_path / "model", parent)
+    assert len(loaded) == 2

@@ -204,7 +204,7 @@ def test_a_trial_whose_logits_are_no_numbers_does_not_end_the_search(subject, tm
 
     search = Search(tmp_path / "j", attack_settings(search={"trials": 3, "startup_trials": 3}), 2, 0, "x")
     search.run(examine, subject.score)
-    trials = outcome.marked(search.found(), SelectionSettings(), None)
+    trials = outcome.marked(search.records(), SelectionSettings(), None)
     assert trials[0]["gated"]
     assert not trials[0]["pareto"]
     assert trials[0]["objectives"][0] > max(one["objectives"][0] for one in trials[1:])
@@ -251,7 +251,7 @@ def run(folder: Path, block: int | None, batch: int, overrefusal: float = 0.0, t
     subject = Attacked(settings)
     search = Search(folder / f"{block}-{batch}" / "j", settings, 2, 1, "x")
     search.run(subject.examine, subject.score)
-    return outcome.marked(search.found(), SelectionSettings(), None)
+    return outcome.marked(search.records(), SelectionSettings(), None)
 
 
 @pytest.mark.parametrize("overrefusal", [0.0, 0.25])
@@ -279,6 +279,6 @@ def test_a_trial_with_fewer_overrefusals_than_all_known_ones_is_not_given_up(tmp
         return subject.examine([TRIALS[3]], known)
 
     search.run(examine, subject.score)
-    real = search.found()[1]
+    real = search.records()[1]
     assert not real["dominated"]
     assert real["overrefusals"] < 16

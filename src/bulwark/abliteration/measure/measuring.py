@@ -6,11 +6,12 @@ position, from raw logits in float32: processed scores hold -inf for suppressed 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from bulwark.abliteration.edit.hooks import Rows
 from bulwark.models.batching import Batch, over_prompts
 from bulwark.prompts.builder import Prompt
 
@@ -32,6 +33,36 @@ def first_token_log_probabilities(
 
     over_prompts(prompts, work, pad_id, model.device, token_budget=token_budget, title="log-probabilities")
     return torch.stack(found)
+
+
+def by_trial(
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    trials: int,
+    rows: Rows | None,
+    value: Callable[[list[int], Tensor], Tensor],
+    pad_id: int,
+    *,
+    token_budget: int | None = None,
+    title: str,
+) -> Tensor:
+    """A number for every prompt under every trial of an edited model, [trials, prompts], on the CPU.
+
+    value(numbers of a batch's prompts, log-probabilities [trials, batch, vocabulary]) → [trials, batch]. rows: of the
+    edited model; None for one that is not edited.
+    """
+    parts: dict[int, Tensor] = {}
+
+    def work(batch: Batch) -> None:
+        count = len(batch.places)
+        if rows is not None:
+            rows.are(torch.arange(trials).repeat_interleave(count))
+        many = Batch(batch.places * trials, batch.ids.repeat(trials, 1), batch.last.repeat(trials))
+        values = value(batch.places, log_probabilities_of(model, many).unflatten(0, (trials, count)))
+        parts.update(zip(batch.places, values.cpu().unbind(1), strict=True))
+
+    over_prompts(prompts, work, pad_id, model.device, token_budget=token_budget, copies=trials, title=title)
+    return torch.stack([parts[place] for place in range(len(prompts))], dim=1)
 
 
 @torch.inference_mode()

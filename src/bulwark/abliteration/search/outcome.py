@@ -25,26 +25,27 @@ from bulwark.abliteration.search import pareto
 from bulwark.abliteration.search.objectives import Measures
 from bulwark.abliteration.search.trials import Examiner
 from bulwark.abliteration.settings import OutcomeSettings, SelectionSettings
+from bulwark.data.records import write_records
 from bulwark.errors import BulwarkError
 from bulwark.evaluation.statistics import wilson
 from bulwark.models.answers import Answer
 
-BUDGETS = (0.05, 0.1, 0.5)  # of KL in nats, for which the summary tells the fewest refusals (spec G)
-REDUCTIONS = (0.5, 0.9)  # of the refusals, for which it tells what they cost
+BUDGETS = (0.05, 0.1, 0.5)  # of KL in nats, for which the summary has the fewest refusals
+REDUCTIONS = (0.5, 0.9)  # of the refusals, for which it has the seconds and trials
 REFERENCE = (1.0, 1.0)  # of the hypervolume: refuses everything, at a KL of 1 nat
 
 
 def marked(
-    found: Sequence[dict[str, Any]], selection: SelectionSettings, kl_gate: float | None
+    trials: Sequence[dict[str, Any]], selection: SelectionSettings, kl_gate: float | None
 ) -> list[dict[str, Any]]:
     """The trials with interval, `pareto` and `chosen`. Only whole trials can be either.
 
     Raises BulwarkError if there is no whole trial.
     """
-    whole = [trial for trial in found if not trial["gated"] and not trial["dominated"]]
+    whole = [trial for trial in trials if _whole(trial)]
     if not whole:
         raise BulwarkError(
-            f"All {len(found)} trials were stopped by the KL gate ({kl_gate}). Raise search.kl_gate, or "
+            f"All {len(trials)} trials were stopped by the KL gate ({kl_gate}). Raise search.kl_gate, or "
             "let the search choose smaller weights."
         )
     points = [_point(trial) for trial in whole]
@@ -59,15 +60,15 @@ def marked(
             "pareto": trial["number"] in on_front,
             "chosen": trial["number"] == best,
         }
-        for trial in found
+        for trial in trials
     ]
 
 
 def exported(examiner: Examiner, trial_answers: Sequence[Answer]) -> dict[str, Any]:
     """What the exported weights do, which `examiner` has been given: KL, refusals, and how far verdicts agree."""
     answers = examiner.answers([{}], "harmful")[0]
-    verdicts = [examiner.refuses(one.response) for one in answers]
-    before = [examiner.refuses(one.response) for one in trial_answers]
+    verdicts = [examiner.refuses(answer.response) for answer in answers]
+    before = [examiner.refuses(answer.response) for answer in trial_answers]
     kl = float(examiner.divergences(1, None).mean())
     return {
         "kl": kl,
@@ -110,7 +111,7 @@ def cost(
     trials: Sequence[Mapping[str, Any]], base: Measures, kl_at_most: float | None, setup_seconds: float
 ) -> dict[str, Any]:
     """Seconds and trials until refusals had fallen by a half and by nine tenths at KL ≤ `kl_at_most`; null if never."""
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "setup_seconds": round(setup_seconds, 3),
         "search_seconds": round(sum(trial["seconds"] for trial in trials), 3),
         "seconds_per_trial": sum(trial["seconds"] for trial in trials) / len(trials),
@@ -125,8 +126,8 @@ def cost(
                 reached = (count, round(passed, 3))
                 break
         percent = round(100 * reduction)
-        told[f"trials_to_{percent}"], told[f"seconds_to_{percent}"] = reached or (None, None)
-    return told
+        record[f"trials_to_{percent}"], record[f"seconds_to_{percent}"] = reached or (None, None)
+    return record
 
 
 def hypervolumes(trials: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -185,7 +186,10 @@ def geometry_files(sides: Mapping[str, Residuals]) -> dict[str, Any]:
 def write(folder: Path, contents: Mapping[str, Any]) -> None:
     """Write files into the checkpoint's folder, by name: a list as lines if it ends with .jsonl, else one document."""
     for name, content in contents.items():
-        files.write_text(folder / name, _lines(content) if name.endswith(".jsonl") else _json(content))
+        if name.endswith(".jsonl"):
+            write_records(folder / name, content)
+        else:
+            files.write_text(folder / name, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def described(measures: Measures) -> dict[str, Any]:
@@ -221,13 +225,5 @@ def _least(trials: Sequence[Mapping[str, Any]], budget: float) -> dict[str, Any]
 
 
 def _redacted(text: str) -> dict[str, Any]:
-    """What may be told of a text that is not shown: equal texts have equal digests."""
+    """What is written of a text that is not shown; equal texts have equal digests."""
     return {"characters": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

@@ -1,6 +1,6 @@
 """The search for edits: multi-objective TPE (Optuna) over a journal file, resumed exactly.
 
-The journal holds what was proposed and what was found. Each trial is proposed by a sampler of its own, whose seed
+The journal holds what was proposed and what was measured. Each trial is proposed by a sampler of its own, whose seed
 comes from the search's seed and the trial's number, on the trials that came before its batch. So a search that is
 killed at any moment goes on as if nothing had been: proposals that were not measured are measured now, and the
 start-up trials are not drawn again (a sampler that starts anew with the same seed, as in HERETIC and ICONOCLAST,
@@ -24,25 +24,25 @@ from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from bulwark.abliteration.edit.kernel import Kernel
 from bulwark.abliteration.measure.directions import Choice
-from bulwark.abliteration.search.trials import Found, Parameters
+from bulwark.abliteration.search.trials import Parameters, TrialResult
 from bulwark.abliteration.settings import AttackSettings, Component
 from bulwark.models.batching import progress
 
 log = logging.getLogger(__name__)
 
-Examine = Callable[[list[Parameters], list[tuple[float, float]]], list[Found]]
-Score = Callable[[Found], tuple[float, float]]
+Examine = Callable[[list[Parameters], list[tuple[float, float]]], list[TrialResult]]
+Score = Callable[[TrialResult], tuple[float, float]]
 
 STUDY = "abliteration"
-_FOUND = "found"
+_RESULT = "found"  # its name in the journal
 _FINGERPRINT = "fingerprint"
 _BROKEN = 1e6  # the score of a model whose output is no number; Optuna would call the trial a failure
 
 
 class Search:
-    """A search over one model. journal: its file. fingerprint: of all that decides what a trial finds.
+    """A search over one model. journal: its file. fingerprint: a digest of all that decides a trial's result.
 
-    A journal of another fingerprint is put aside (its name gets ".other"), not overwritten.
+    A journal of another fingerprint is renamed (to ".other"), not overwritten.
     """
 
     def __init__(self, journal: Path, settings: AttackSettings, layers: int, seed: int, fingerprint: str) -> None:
@@ -65,7 +65,7 @@ class Search:
         done = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
         if done:
             log.info("%d of %d trials are there already", len(done), search.trials)
-        passed = sum(trial.user_attrs[_FOUND]["seconds"] for trial in done)
+        passed = sum(trial.user_attrs[_RESULT]["seconds"] for trial in done)
         with progress(search.trials, len(done), "trials", "trials") as advance:
             for start in range(0, search.trials, search.trials_per_batch):
                 if search.seconds is not None and passed >= search.seconds:
@@ -76,20 +76,25 @@ class Search:
                 if not pending:
                     continue
                 proposed = [self.parameters(FixedTrial(trial.params, trial.number)) for trial in pending]
-                found = examine(proposed, self._known(start))
-                for trial, parameters, one in zip(pending, proposed, found, strict=True):
-                    self._tell(trial, parameters, one, score(one))
-                    passed += one.seconds
-                advance(len(found))
+                results = examine(proposed, self._known(start))
+                for trial, parameters, result in zip(pending, proposed, results, strict=True):
+                    self._record(trial, parameters, result, score(result))
+                    passed += result.seconds
+                advance(len(results))
 
     def trials(self) -> list[FrozenTrial]:
         """The measured trials, by number."""
         return [trial for trial in self._all() if trial.state == TrialState.COMPLETE]
 
-    def found(self) -> list[dict[str, Any]]:
-        """What each measured trial did and found, as plain data, by number."""
+    def records(self) -> list[dict[str, Any]]:
+        """What each measured trial did and what was measured of it, as plain data, by number."""
         return [
-            {"number": trial.number, "parameters": trial.params, **trial.user_attrs[_FOUND], "objectives": trial.values}
+            {
+                "number": trial.number,
+                "parameters": trial.params,
+                **trial.user_attrs[_RESULT],
+                "objectives": trial.values,
+            }
             for trial in self.trials()
         ]
 
@@ -99,7 +104,7 @@ class Search:
         return self.parameters(FixedTrial(trial.params, number))
 
     def parameters(self, trial: Trial | FixedTrial) -> Parameters:
-        """Let `trial` choose, everything every time: multivariate TPE dislikes ranges that come and go (spec A.7)."""
+        """Let `trial` choose, everything every time: multivariate TPE needs the same parameters in all trials."""
         space = self.settings.space
         components = self.settings.edit.components
         choices: dict[Component, Choice] = {}
@@ -184,16 +189,16 @@ class Search:
         Where overrefusals count, only trials without any are sure to have no more of them than the one to come.
         """
         return [
-            (found["refusal_rate"], found["kl"])
-            for found in self.found()
-            if found["number"] < before
-            and not (found["gated"] or found["dominated"])
-            and not (self.settings.objectives.reads_harmless_answers and found["overrefusals"])
+            (trial["refusal_rate"], trial["kl"])
+            for trial in self.records()
+            if trial["number"] < before
+            and not (trial["gated"] or trial["dominated"])
+            and not (self.settings.objectives.reads_harmless_answers and trial["overrefusals"])
         ]
 
-    def _tell(self, trial: FrozenTrial, parameters: Parameters, found: Found, values: Sequence[float]) -> None:
-        measures = found.measures
-        told = {
+    def _record(self, trial: FrozenTrial, parameters: Parameters, result: TrialResult, values: Sequence[float]) -> None:
+        measures = result.measures
+        record = {
             "kl": measures.kl if math.isfinite(measures.kl) else None,
             "refusals": measures.refusals,
             "refusal_rate": measures.refusal_rate,
@@ -202,14 +207,14 @@ class Search:
             "n_harmless": measures.harmless,
             "disclaimers": measures.disclaimers,
             "compliance": measures.compliance,
-            "gated": found.gated,
-            "dominated": found.dominated,
-            "verdicts": found.verdicts,
-            "seconds": found.seconds,
-            "tokens": found.tokens,
+            "gated": result.gated,
+            "dominated": result.dominated,
+            "verdicts": result.verdicts,
+            "seconds": result.seconds,
+            "tokens": result.tokens,
             "profile": {name: kernel.profile(self.layers) for name, kernel in parameters.kernels.items()},
         }
-        self.study._storage.set_trial_user_attr(trial._trial_id, _FOUND, told)
+        self.study._storage.set_trial_user_attr(trial._trial_id, _RESULT, record)
         self.study.tell(trial.number, [value if math.isfinite(value) else _BROKEN for value in values])
 
 

@@ -1,4 +1,4 @@
-"""Choosing one refusal direction among all layers and positions (Arditi et al. 2024, arXiv 2406.11717; spec D.3).
+"""Choosing one refusal direction among all layers and positions: Arditi et al. 2024, arXiv 2406.11717, App. C.
 
 A candidate is the difference r of the mean residuals that harmful and harmless prompts give at the input of block l
 and at one of the tokens that the template writes after the instruction. Each is measured at the first response token:
@@ -8,7 +8,7 @@ and at one of the tokens that the template writes after the instruction. Each is
     induced refusal  the same on harmless prompts with r added to the input of block l
     KL               of the ablated model on harmless prompts
 
-and the lowest refusal score is taken among those with KL ≤ 0.1, induced refusal ≥ 0 and l < 0.8 L. As weights: each
+and the lowest refusal score is chosen among those with KL ≤ 0.1, induced refusal ≥ 0 and l < 0.8 L. As weights: each
 matrix that writes into the residual stream is made orthogonal to r̂, which is λ = 1 at every layer.
 """
 
@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from bulwark.abliteration.edit.edits import Form
 from bulwark.abliteration.edit.hooks import Edits, Plan, Rows
 from bulwark.abliteration.measure.directions import normalised
-from bulwark.abliteration.measure.measuring import kl_divergence, log_probabilities_of, refusal_score
+from bulwark.abliteration.measure.measuring import by_trial, kl_divergence, refusal_score
 from bulwark.abliteration.measure.residuals import last_token_residuals
 from bulwark.abliteration.measure.subject import answers_by_trial
 from bulwark.abliteration.settings import RefusalDirectionSettings
 from bulwark.errors import BulwarkError
 from bulwark.models.anatomy import blocks_of
-from bulwark.models.batching import Batch, over_prompts, progress
+from bulwark.models.batching import progress
 from bulwark.models.open import LanguageModel
 from bulwark.prompts.builder import Prompt
 
@@ -53,7 +53,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Judged:
-    """A candidate's measures, and why it is out of the question (None if it is not)."""
+    """A candidate's measures, and which bound excludes it (None if none does)."""
 
     candidate: Candidate
     refusal_score: float
@@ -61,7 +61,7 @@ class Judged:
     kl: float
     dropped: str | None
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return {
             "position": self.candidate.position,
             "layer": self.candidate.layer,
@@ -83,15 +83,15 @@ def candidates(
 ) -> list[Candidate]:
     """All layers × the last `positions` tokens. With causal attention a residual at an earlier token is that of the
     prompt which ends there."""
-    found = []
+    candidates = []
     for back in range(positions):
         means = [
             last_token_residuals(model, [_shortened(prompt, back) for prompt in side], pad_id).mean
             for side in (harmful, harmless)
         ]
         difference = means[0] - means[1]
-        found += [Candidate(-1 - back, layer, difference[layer]) for layer in range(len(difference) - 1)]
-    return found
+        candidates += [Candidate(-1 - back, layer, difference[layer]) for layer in range(len(difference) - 1)]
+    return candidates
 
 
 def first_tokens(
@@ -141,13 +141,13 @@ class Judge:
         self.refuses = refuses
         self.blocks = blocks_of(self.model)
 
-    def judge(self, found: Sequence[Candidate], settings: RefusalDirectionSettings) -> list[Judged]:
+    def judge(self, candidates: Sequence[Candidate], settings: RefusalDirectionSettings) -> list[Judged]:
         """All candidates, in their order."""
         judged = []
         size = settings.candidates_per_batch
-        with progress(len(found), 0, "directions", "directions") as advance:
-            for start in range(0, len(found), size):
-                batch = found[start : start + size]
+        with progress(len(candidates), 0, "directions", "directions") as advance:
+            for start in range(0, len(candidates), size):
+                batch = candidates[start : start + size]
                 score, kl = self._ablated(batch)
                 induced = self._induced(batch)
                 for candidate, *values in zip(batch, score, induced, kl, strict=True):
@@ -168,38 +168,31 @@ class Judge:
             return f"induced refusal < {settings.induced_at_least:g}"
         return None
 
-    def _ablated(self, found: Sequence[Candidate]) -> tuple[list[float], list[float]]:
-        units = normalised(torch.stack([candidate.vector for candidate in found])).float()
+    def _ablated(self, candidates: Sequence[Candidate]) -> tuple[list[float], list[float]]:
+        units = normalised(torch.stack([candidate.vector for candidate in candidates])).float()
         plans: list[Plan] = [{target.path: (unit, 1.0) for target in self.edits.targets} for unit in units]
         on_device = units.to(self.model.device)
         stream = dict.fromkeys(self.blocks, Form(on_device, on_device))
         with self.edits.on(plans, stream) as rows:
-            harmful = self._refusals(self.harmful, len(found), rows)
-            kl = self._each(
-                self.harmless,
-                len(found),
-                rows,
-                lambda batch, logs: kl_divergence(self.reference[batch.places], logs),
+            harmful = self._refusals(self.harmful, len(candidates), rows)
+            kl = self._means(
+                self.harmless, len(candidates), rows, lambda places, logs: kl_divergence(self.reference[places], logs)
             )
-        return harmful, kl.mean(1).tolist()
+        return harmful, kl
 
-    def _induced(self, found: Sequence[Candidate]) -> list[float]:
-        nothing = torch.zeros(len(found), len(found[0].vector), device=self.model.device)
+    def _induced(self, candidates: Sequence[Candidate]) -> list[float]:
+        nothing = torch.zeros(len(candidates), len(candidates[0].vector), device=self.model.device)
         streams = {}
-        for layer in {candidate.layer for candidate in found}:
-            added = torch.stack([c.vector * (c.layer == layer) for c in found]).float().to(self.model.device)
+        for layer in {candidate.layer for candidate in candidates}:
+            added = torch.stack([c.vector * (c.layer == layer) for c in candidates]).float().to(self.model.device)
             streams[self.blocks[layer]] = Form(nothing, nothing, t=added)
         with self.edits.on([], streams) as rows:
-            return self._refusals(self.harmless, len(found), rows)
+            return self._refusals(self.harmless, len(candidates), rows)
 
     def _refusals(self, prompts: Sequence[Prompt], count: int, rows: Rows) -> list[float]:
         """The log-odds of refusing, by candidate."""
         if self.refusal_tokens:
-            return (
-                self._each(prompts, count, rows, lambda _, logs: refusal_score(logs, self.refusal_tokens))
-                .mean(1)
-                .tolist()
-            )
+            return self._means(prompts, count, rows, lambda _, logs: refusal_score(logs, self.refusal_tokens))
         answers = answers_by_trial(
             self.subject,
             prompts,
@@ -212,42 +205,33 @@ class Judge:
         # Half a prompt more of each, so that none and all of them have log-odds, too.
         return [math.log((number + 0.5) / (len(prompts) - number + 0.5)) for number in numbers]
 
-    def _each(
-        self, prompts: Sequence[Prompt], count: int, rows: Rows, value: Callable[[Batch, Tensor], Tensor]
-    ) -> Tensor:
-        """value of every prompt under every candidate, [candidates, prompts]."""
-        found = torch.empty(count, len(prompts), dtype=torch.float64)
-
-        def work(batch: Batch) -> None:
-            places = batch.places * count
-            rows.are(torch.arange(count).repeat_interleave(len(batch.places)))
-            many = Batch(places, batch.ids.repeat(count, 1), batch.last.repeat(count))
-            values = value(many, log_probabilities_of(self.model, many))
-            found[:, batch.places] = values.view(count, -1).double().cpu()
-
-        over_prompts(prompts, work, self.subject.builder.pad_id, self.model.device, copies=count, title="directions")
-        return found
+    def _means(
+        self, prompts: Sequence[Prompt], count: int, rows: Rows, value: Callable[[list[int], Tensor], Tensor]
+    ) -> list[float]:
+        """The mean of a value over prompts, by candidate."""
+        values = by_trial(self.model, prompts, count, rows, value, self.subject.builder.pad_id, title="directions")
+        return values.double().mean(1).tolist()
 
 
-def taken(judged: Sequence[Judged], otherwise: Literal["lowest_kl", "stop"] = "stop") -> Judged:
+def best_of(judged: Sequence[Judged], otherwise: Literal["lowest_kl", "stop"] = "stop") -> Judged:
     """The candidate of lowest refusal score that keeps all bounds.
 
-    otherwise: what if none does: take the one of lowest KL among those that are a direction, or raise BulwarkError
-    telling which bounds they break.
+    otherwise: if none does, choose the one of lowest KL among those that are a direction, or raise BulwarkError that
+    says which bounds they break.
     """
-    left = [one for one in judged if one.dropped is None]
-    if left:
-        return min(left, key=lambda one: one.refusal_score)
-    directions = [one for one in judged if one.dropped != _NO_DIRECTION]
+    allowed = [entry for entry in judged if entry.dropped is None]
+    if allowed:
+        return min(allowed, key=lambda entry: entry.refusal_score)
+    directions = [entry for entry in judged if entry.dropped != _NO_DIRECTION]
     if otherwise == "lowest_kl" and directions:
-        return min(directions, key=lambda one: one.kl)
+        return min(directions, key=lambda entry: entry.kl)
     reasons = Counter(
-        one.dropped.split(" ", 1)[0] if one.dropped.startswith("layer") else one.dropped for one in judged
+        entry.dropped.split(" ", 1)[0] if entry.dropped.startswith("layer") else entry.dropped for entry in judged
     )
-    told = "; ".join(f"{count} by {reason}" for reason, count in reasons.most_common())
+    counts = "; ".join(f"{count} by {reason}" for reason, count in reasons.most_common())
     raise BulwarkError(
-        f"None of the {len(judged)} candidate directions keeps the bounds ({told}). Raise kl_at_most or layers_below, "
-        "lower induced_at_least, or set otherwise: lowest_kl."
+        f"None of the {len(judged)} candidate directions keeps the bounds ({counts}). Raise kl_at_most or "
+        "layers_below, lower induced_at_least, or set otherwise: lowest_kl."
     )
 
 

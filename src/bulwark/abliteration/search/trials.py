@@ -14,20 +14,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bulwark.abliteration.edit.hooks import Edits, Plan, Rows
 from bulwark.abliteration.edit.kernel import Kernel
 from bulwark.abliteration.measure import markers
 from bulwark.abliteration.measure.directions import Choice, Directions
-from bulwark.abliteration.measure.measuring import first_token_log_probabilities, kl_divergence, log_probabilities_of
+from bulwark.abliteration.measure.measuring import by_trial, first_token_log_probabilities, kl_divergence
 from bulwark.abliteration.measure.subject import Prompts, answers_by_trial
 from bulwark.abliteration.search import pareto
 from bulwark.abliteration.search.objectives import Measures, worst
 from bulwark.abliteration.settings import Component, ObjectiveSettings, SearchSettings
 from bulwark.models.answers import Answer
-from bulwark.models.batching import Batch, over_prompts
 from bulwark.models.open import LanguageModel
 
 CPU_TOKENS = 2**11  # of a batch of prefills on a CPU: what stays in its caches is faster there than large batches
@@ -52,8 +50,8 @@ class Parameters:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found of one trial. gated: by its KL. dominated: answering was stopped early, see `Measures.harmful`.
+class TrialResult:
+    """What was measured of one trial. gated: by its KL. dominated: answering was stopped early, see `Measures.harmful`.
 
     verdicts: refused or not, by harmful prompt in the given order, as far as asked. seconds, tokens: its share.
     """
@@ -94,7 +92,7 @@ class Examiner:
         """The model that is measured."""
         return self.subject.model
 
-    def examine(self, plans: Sequence[Plan], known: Sequence[tuple[float, float]] = ()) -> list[Found]:
+    def examine(self, plans: Sequence[Plan], known: Sequence[tuple[float, float]] = ()) -> list[TrialResult]:
         """Measure trials. known: (refusal rate, KL) of earlier ones, against which a trial can be given up."""
         started = time.perf_counter()
         with self.edits.on(plans) as rows:
@@ -107,7 +105,7 @@ class Examiner:
             refused = self._overrefusals(whole, rows)
         seconds = (time.perf_counter() - started) / len(plans)
         return [
-            Found(
+            TrialResult(
                 worst(kl[trial], self.base, self.objectives)
                 if gated[trial]
                 else self._measures(kl[trial], harmful[trial], refused.get(trial)),
@@ -122,29 +120,16 @@ class Examiner:
 
     def divergences(self, trials: int, rows: Rows | None) -> Tensor:
         """KL(base ‖ edited) by trial and harmless prompt, [trials, prompts], on the CPU."""
-        found = torch.empty(trials, len(self.prompts.harmless_search))
-
-        def work(batch: Batch) -> None:
-            count = len(batch.places)
-            if rows is not None:
-                rows.are(torch.arange(trials).repeat_interleave(count))
-            many = Batch(batch.places * trials, batch.ids.repeat(trials, 1), batch.last.repeat(trials))
-            edited = log_probabilities_of(self.model, many).view(trials, count, -1)
-            places = torch.tensor(batch.places)
-            found[:, places] = kl_divergence(self.reference[places.to(self.reference.device)], edited).cpu()
-
-        device = self.model.device
-        budget = CPU_TOKENS if device.type == "cpu" else None
-        over_prompts(
+        return by_trial(
+            self.model,
             self.prompts.harmless_search,
-            work,
+            trials,
+            rows,
+            lambda places, edited: kl_divergence(self.reference[places], edited),
             self.subject.builder.pad_id,
-            device,
-            token_budget=budget,
-            copies=trials,
+            token_budget=CPU_TOKENS if self.model.device.type == "cpu" else None,
             title="KL",
         )
-        return found
 
     def answers(self, plans: Sequence[Plan], side: str) -> list[list[Answer]]:
         """Whole answers of trials to the search prompts of a side, by trial."""
@@ -152,10 +137,10 @@ class Examiner:
         with self.edits.on(plans) as rows:
             return self._answer(list(range(len(plans))), list(range(count)), side, rows)
 
-    def let_go(self) -> None:
-        """Forget the model and its edits, so that its memory can be used for the exported one."""
+    def release(self) -> None:
+        """Give the model and its edited modules up, so that their memory can be used for the exported one."""
         self.subject.model = None
-        self.edits = Edits([])
+        self.edits.targets.clear()
 
     def take(self, model: Any) -> None:
         """Measure another model of the same kind against the same base."""
