@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from bulwark import files
 from bulwark.errors import ConfigurationError
-from bulwark.models import manifests
+from bulwark.models import hooks, manifests
 from bulwark.models.anatomy import blocks_of, hidden_size
 from bulwark.steering.embedded import EmbeddedIntervention, Strength
 from bulwark.steering.intervention import Ablation, Intervention, token_mask
@@ -230,24 +230,22 @@ class PooledGradient:
         def add(gradient: Tensor) -> None:
             self._sum += torch.einsum("bsh,bs->h", gradient.float(), mask)
 
-        def watch(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
+        def watch(_: int, hidden: Tensor) -> None:
             if hidden.requires_grad:
                 hidden.register_hook(add)
 
-        with _hooked(self._block, watch):
+        with hooks.capture({self.layer: self._block}, watch):
             yield
 
     @contextlib.contextmanager
     def norms(self) -> Iterator[None]:
         """Within it, ‖h‖ of the supervised tokens is added up. Enter it first: h is then as the block puts it out."""
 
-        def watch(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
+        def watch(_: int, hidden: Tensor) -> None:
             norms = hidden.detach().float().norm(dim=-1) * self._mask
             self._norms += torch.stack([norms.sum(), self._mask.sum()])
 
-        with _hooked(self._block, watch):
+        with hooks.capture({self.layer: self._block}, watch):
             yield
 
     def finish_step(self) -> None:
@@ -277,15 +275,6 @@ class PooledGradient:
     def restore(self, cosines: list[float | None]) -> None:
         """Go on from what `cosines` returned."""
         self._cosines = list(cosines)
-
-
-@contextlib.contextmanager
-def _hooked(module: nn.Module, hook: Any) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _over(settings: ScheduleSettings, alpha: float, course: Course, onset: Onset | None) -> Schedule:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.errors import BulwarkError
+from bulwark.models import hooks
 from bulwark.models.anatomy import site_module
 from bulwark.steering.intervention import Intervention, token_mask
 from bulwark.steering.preservation.boundary import SteeredUntil
@@ -238,15 +239,8 @@ class Continuation(SteeredUntil):
 def _inputs_added_to(sums: list[Tensor], parts: list[nn.Module], mask: Tensor) -> Iterator[None]:
     """Within it the inputs [batch, seq, in] of each module at the tokens of `mask` are added to its sum [in]."""
 
-    def adding(total: Tensor):
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            total.add_((inputs[0].float() * mask.unsqueeze(-1)).sum(dim=(0, 1)))
+    def add(number: int, inputs: Tensor) -> None:
+        sums[number].add_((inputs.float() * mask.unsqueeze(-1)).sum(dim=(0, 1)))
 
-        return hook
-
-    handles = [part.register_forward_pre_hook(adding(total)) for part, total in zip(parts, sums, strict=True)]
-    try:
+    with hooks.capture_inputs(dict(enumerate(parts)), add):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
