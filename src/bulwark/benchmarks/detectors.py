@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 
 from bulwark.data.contrasts import NORMAL_LEVELS
 from bulwark.data.records import Conversation, Tokenised, read_training_records
-from bulwark.errors import ConfigurationError, RecordError
+from bulwark.errors import RecordError
 from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Groups, Metric, Row
 from bulwark.models.answers import ANSWER
@@ -250,30 +250,17 @@ def _references(
     path: Path, records: Sequence[Conversation | Tokenised], settings: Settings, fused: FusedVectors
 ) -> dict[str, dict[str, Any]]:
     """The projections of all rows, if they were made on the very vectors and texts that are looked at here."""
-    from pyarrow import parquet
+    from bulwark.steering.vectors import projections
 
-    from bulwark.steering.vectors.projections import read_projections
-
-    found = read_projections(path)
+    found = projections.read_projections(path)
     missing = [record.id for record in records if record.id not in found]
     if missing:
         raise RecordError(
             f'{path}: {len(missing)} rows have no projection, "{missing[0]}" is one. `projections` must name a file of '
             "config/projections/ over the data set and split that the benchmark reads."
         )
-    told = json.loads(parquet.read_schema(path).metadata[b"description"])
-    made = told["settings"]
-    for name, theirs, needed in (
-        ("vectors", made["vectors"], settings.vectors.model_dump(mode="json")),
-        ("files of vectors", told["vectors"]["files"], fused.report["files"]),
-        ("mode", made["mode"], "response_mean"),
-        ("max_tokens", made["max_tokens"], settings.max_tokens),
-    ):
-        if theirs != needed:
-            raise ConfigurationError(
-                f"{path}: was made with other {name} ({theirs}) than the benchmark has ({needed}). Change "
-                f"config/projections/{settings.projections}.yaml or the benchmark's settings so that they agree."
-            )
+    needed = projections.comparable(settings.vectors, settings.max_tokens, vector_files=fused.report["files"])
+    projections.check_projections(settings.projections, projections.made_from(path), needed, str(path))
     return found
 
 

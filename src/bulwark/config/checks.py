@@ -159,8 +159,14 @@ def _check_compared(
     if path.startswith("projections/"):
         name = Path(path).stem
         there = catalogue.projection(model, name, where)
-        here = {"records": records, "vectors": settings.vectors, "max_tokens": tokens}
-        projections.refuse_others(name, here, there.settings, (there.dataset, there.split), where)
+        made = projections.comparable(
+            there.settings.vectors,
+            there.settings.max_tokens,
+            there.settings.mode,
+            records=(there.dataset, there.split),
+        )
+        needed = projections.comparable(settings.vectors, tokens, records=records)
+        projections.check_projections(name, made, needed, where)
 
 
 def _check_onset(catalogue: Catalogue, model: str | None, name: str, settings: Closed) -> None:

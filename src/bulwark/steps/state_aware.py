@@ -8,18 +8,15 @@ says nothing.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.steering.schedules import ScheduleSettings
 from bulwark.steering.screening.settings import ScreeningSettings
 
 if TYPE_CHECKING:
-    from bulwark.steering.vectors.fusion import FusedVectors
     from bulwark.training.finetuning import Course
     from bulwark.training.objectives import Objective
 
@@ -42,55 +39,23 @@ class Settings(ScreeningSettings):
 
 def objective(course: Course, settings: Settings) -> Objective:
     """Training on the rows that are kept; detections.jsonl records every row in every step."""
+    from bulwark import files
     from bulwark.steering.screening.detections import refuse_missing
     from bulwark.steering.screening.policies import StateAware
     from bulwark.steering.screening.screened import Screened
     from bulwark.steering.steer import begin, schedule_of
-    from bulwark.steering.vectors.projections import read_projections
+    from bulwark.steering.vectors import projections
 
     vectors, path = begin(course, settings.vectors), Path(course.job.inputs["projections"])
-    check_projections(path, vectors, settings, Path(course.job.inputs["train"]))
-    references = read_projections(path)
+    needed = projections.comparable(
+        settings.vectors,
+        settings.training.max_tokens,
+        records=files.digest(Path(course.job.inputs["train"])),
+        vector_files=vectors.report["files"],
+    )
+    projections.check_projections(settings.projections, projections.made_from(path), needed, str(path))
+    references = projections.read_projections(path)
     refuse_missing(references, course.records, str(path))
     policy = StateAware(course.records, references, margin=settings.margin)
     schedule = schedule_of(ScheduleSettings(withdraw_at=settings.withdraw_at), 0.0, course)
     return Screened(course, policy, vectors=vectors, schedule=schedule)
-
-
-def check_projections(path: Path, vectors: FusedVectors, settings: Settings, records: Path) -> None:
-    """Raise ConfigurationError unless the file's projections were made of the same and as this training projects.
-
-    Of the training records `records`, at the same layer, on the same vectors in the same fusion, as means over the
-    response. (Rows that max_tokens cut there have no reference.)
-    """
-    from bulwark import files
-
-    told = _description(path)
-    made = told["settings"]
-    ours = settings.vectors.model_dump(mode="json")
-    comparisons = {
-        **{
-            f"vectors.{name}": (made["vectors"][name], ours[name]) for name in ("traits", "layers", "fusion", "weights")
-        },
-        "files of vectors": (told["vectors"]["files"], vectors.report["files"]),
-        "mode": (made["mode"], "response_mean"),
-        "records": (told["records"], files.digest(records)),
-    }
-    for name, (theirs, needed) in comparisons.items():
-        if theirs != needed:
-            raise ConfigurationError(
-                f"{path}: made with other {name} ({theirs}) than this training has ({needed}). Change "
-                f"config/projections/{settings.projections}.yaml or the step so that they agree."
-            )
-
-
-def _description(path: Path) -> dict[str, Any]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        return json.loads(parquet.read_schema(path).metadata[b"description"])
-    except (OSError, KeyError, TypeError, ValueError, pyarrow.ArrowException) as error:
-        raise BulwarkError(
-            f"{path}: does not say how it was made ({error}). Delete it, and it is made again."
-        ) from None

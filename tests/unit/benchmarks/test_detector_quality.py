@@ -162,7 +162,7 @@ def projected(folder, conversations, chosen, files, **changes):
         **changes,
     }
     rows = [{"id": c.id, "ref_projection": 0.5, "prompt_projection": 0.25, "excluded": None} for c in conversations]
-    told = {"settings": made | changes, "vectors": {"files": files}}
+    told = {"settings": made | changes, "vectors": {"files": files}, "records": "digest"}
     table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"description": json.dumps(told)})
     parquet.write_table(table, folder / "p.parquet")
     return folder / "p.parquet"
@@ -207,10 +207,10 @@ def test_projections_must_fit(tmp_path, conversations):
     with pytest.raises(RecordError, match='2 rows have no projection, "r1"'):
         chosen.answers(subject, conversations)
     projected(tmp_path, conversations, benchmark(vectors={"traits": ["rude"], "layers": [2]}), vector_files)
-    with pytest.raises(ConfigurationError, match=r"other vectors .*config/projections/p\.yaml"):
+    with pytest.raises(ConfigurationError, match=r"other vectors\.layers .*config/projections/p\.yaml"):
         chosen.answers(subject, conversations)
     projected(tmp_path, conversations, chosen, {"rude": "another"})
-    with pytest.raises(ConfigurationError, match="other files of vectors"):
+    with pytest.raises(ConfigurationError, match="other vector_files"):
         chosen.answers(subject, conversations)
     projected(tmp_path, conversations, chosen, vector_files, mode="prompt_last")
     with pytest.raises(ConfigurationError, match="other mode"):

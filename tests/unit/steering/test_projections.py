@@ -286,18 +286,20 @@ def test_screening_says_null_where_nothing_is_defined():
 
 def test_what_is_compared_must_be_of_the_same_rows_tokens_and_vectors():
     made = validated(ProjectionSettings, {**SETTINGS, "max_tokens": 64}, "here")
-    here = {"records": ("d", "train"), "vectors": made.vectors, "max_tokens": 64}
 
-    def compared(there=made, records=("d", "train"), **changes):
-        projections.refuse_others("p", {**here, **changes}, there, records, "config/steps/x.yaml")
+    def compared(records=("d", "train"), mode="response_mean", **changes):
+        there = made.model_copy(update=changes)
+        theirs = projections.comparable(there.vectors, there.max_tokens, mode, records=records)
+        ours = projections.comparable(made.vectors, 64, records=("d", "train"))
+        projections.check_projections("p", theirs, ours, "config/steps/x.yaml")
 
     compared()
-    deeper = made.model_copy(update={"vectors": made.vectors.model_copy(update={"layers": (1,)})})
-    with pytest.raises(ConfigurationError, match=r'x.yaml: the projection "p" has vectors .*layers=\(1,\)'):
-        compared(deeper)
-    with pytest.raises(ConfigurationError, match="records"):
+    for name, other in {"layers": (1,), "traits": ("other",), "fusion": "average"}.items():
+        with pytest.raises(ConfigurationError, match=rf"x\.yaml: .*vectors\.{name} .*config/projections/p\.yaml"):
+            compared(vectors=made.vectors.model_copy(update={name: other}))
+    with pytest.raises(ConfigurationError, match=r"other records \(\('d', 'test'\)\)"):
         compared(records=("d", "test"))
-    with pytest.raises(ConfigurationError, match="max_tokens 64, but it is compared with 32"):
+    with pytest.raises(ConfigurationError, match=r"other max_tokens \(32\) than they are compared with \(64\)"):
         compared(max_tokens=32)
-    with pytest.raises(ConfigurationError, match="mode prompt_last"):
-        compared(made.model_copy(update={"mode": "prompt_last"}))
+    with pytest.raises(ConfigurationError, match=r"other mode \(prompt_last\)"):
+        compared(mode="prompt_last")

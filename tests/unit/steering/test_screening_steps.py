@@ -6,15 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from screening_samples import COUNT, objective_of, policies, records_of, references_of, rows_in, screened
+from screening_samples import COUNT, model_of, objective_of, policies, records_of, references_of, rows_in, screened
 
 from bulwark import files
 from bulwark.errors import BulwarkError, ConfigurationError, RecordError
+from bulwark.jobs.job import Job
 from bulwark.settings import validated
 from bulwark.steering.dynamics.analyser import FILE, analyser_of
 from bulwark.steering.screening.detections import refuse_missing
 from bulwark.steering.vectors.fusion import FusedVectors
 from bulwark.steps import delta_loss, gradient_probe, state_aware
+from bulwark.training.finetuning import Course
 
 TRAINING = {"epochs": 1.0, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3}
 BASE = {"data": "some", "training": TRAINING, "vectors": {"traits": ["x"], "layers": [1]}}
@@ -96,39 +98,52 @@ def write(path: Path, description: dict | None) -> None:
     parquet.write_table(pyarrow.table({"id": ["r0"]}).replace_schema_metadata(metadata), path)
 
 
-def test_projections_of_the_same_data_and_vectors_are_taken(projections):
+@pytest.fixture
+def begun(projections, tmp_path, monkeypatch):
+    """`begun(settings)` makes the objective of the step state_aware with these projections, records and vectors."""
     path, records, vectors = projections
-    state_aware.check_projections(path, vectors, settings_of(state_aware), records)
+
+    def objective(settings, vectors=vectors):
+        monkeypatch.setattr("bulwark.steering.steer.begin", lambda course, chosen: vectors)
+        inputs = {"projections": str(path), "train": str(records)}
+        job = Job("state_aware", {}, "", str(tmp_path / "checkpoint.json"), inputs, {"seed": 0}, "")
+        return state_aware.objective(Course(job, model_of(), [], [], 4, 4, 0), settings)
+
+    return objective
+
+
+def test_projections_of_the_same_data_and_vectors_are_taken(begun):
+    assert begun(settings_of(state_aware)).policy.margin == 0
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"vectors": {"traits": ["x"], "layers": [2]}}, r"other vectors.layers \(\[1\]\) than this training has"),
+        ({"vectors": {"traits": ["x"], "layers": [2]}}, r"some.parquet: .* other vectors.layers \(\[1\]\) than"),
         ({"vectors": {"traits": ["y"], "layers": [1]}}, "other vectors.traits"),
         ({"vectors": {"traits": ["x"], "layers": [1], "fusion": "average"}}, "other vectors.fusion"),
+        ({"training": TRAINING | {"max_tokens": 9}}, "other max_tokens"),
     ],
 )
-def test_projections_on_other_vectors_are_refused(changes, reason, projections):
-    path, records, vectors = projections
+def test_projections_on_other_vectors_or_tokens_are_refused(changes, reason, begun):
     with pytest.raises(ConfigurationError, match=reason):
-        state_aware.check_projections(path, vectors, settings_of(state_aware, **changes), records)
+        begun(settings_of(state_aware, **changes))
 
 
-def test_projections_made_otherwise_are_refused(projections):
+def test_projections_made_otherwise_are_refused(projections, begun):
     path, records, vectors = projections
     settings, told = settings_of(state_aware), description_of(records, vectors)
-    with pytest.raises(ConfigurationError, match="other files of vectors"):
-        state_aware.check_projections(path, FusedVectors({1: None}, {"files": {"x": "new"}}), settings, records)
+    with pytest.raises(ConfigurationError, match="other vector_files"):
+        begun(settings, FusedVectors({1: None}, {"files": {"x": "new"}}))
     records.write_text("{}\n{}\n")
     with pytest.raises(ConfigurationError, match="other records"):
-        state_aware.check_projections(path, vectors, settings, records)
+        begun(settings)
     write(path, told | {"settings": told["settings"] | {"mode": "prompt_last"}})
     with pytest.raises(ConfigurationError, match=r"other mode \(prompt_last\)"):
-        state_aware.check_projections(path, vectors, settings, records)
+        begun(settings)
     write(path, None)
     with pytest.raises(BulwarkError, match="does not say how it was made"):
-        state_aware.check_projections(path, vectors, settings, records)
+        begun(settings)
 
 
 def test_records_without_a_row_are_named():

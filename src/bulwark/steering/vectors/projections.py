@@ -75,10 +75,6 @@ class ProjectionSettings(Closed):
             raise ValueError("names are one per trait, all different")
         return self
 
-    def inputs(self) -> dict[str, str]:
-        """The vectors, as path templates; `{parent}` is the recipe of the checkpoint that is projected."""
-        return self.vectors.inputs()
-
     def columns(self) -> tuple[str, ...]:
         """The names of the traits in the columns."""
         return self.names or self.vectors.traits
@@ -112,18 +108,47 @@ def read_projections(path: Path) -> dict[str, dict[str, Any]]:
         raise BulwarkError(f"{path}: not a file of projections ({error}). Delete it, and it is made again.") from None
 
 
-def refuse_others(name: str, here: Mapping[str, Any], there: ProjectionSettings, records: Any, where: str) -> None:
-    """Raise ConfigurationError unless the projection `name` is of what its user compares it with.
+def comparable(
+    vectors: VectorSettings, max_tokens: int | None, mode: str = "response_mean", **others: Any
+) -> dict[str, Any]:
+    """What has to be the same for projections to be compared, row by row: {name: value}. See `check_projections`.
 
-    here: the user's records (data set, split), vectors and max_tokens. there, records: the projection's settings, and
-    its data set and split. Only means over responses are compared.
+    others: the records (their digest, or data set and split), and the digests of the files of vectors.
     """
-    theirs = {"records": records, "vectors": there.vectors, "max_tokens": there.max_tokens, "mode": there.mode}
-    for what, own in {**here, "mode": "response_mean"}.items():
-        if own != theirs[what]:
+    chosen = {f"vectors.{name}": value for name, value in vectors.model_dump(mode="json").items()}
+    return {**chosen, "max_tokens": max_tokens, "mode": mode, **others}
+
+
+def made_from(path: Path) -> dict[str, Any]:
+    """What a file of projections records of how it was made, as `comparable` names it.
+
+    Raises BulwarkError if the file does not record it.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        description = json.loads(parquet.read_schema(path).metadata[b"description"])
+        settings = validated(ProjectionSettings, description["settings"], str(path))
+        others = {"records": description["records"], "vector_files": description["vectors"]["files"]}
+    except (OSError, KeyError, TypeError, ValueError, pyarrow.ArrowException) as error:
+        raise BulwarkError(
+            f"{path}: does not say how it was made ({error}). Delete it, and it is made again."
+        ) from None
+    return comparable(settings.vectors, settings.max_tokens, settings.mode, **others)
+
+
+def check_projections(name: str, made: Mapping[str, Any], needed: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigurationError unless the projections `name` were made of all that they are compared with.
+
+    made, needed: as `comparable` gives them. where: the file or setting that the message begins with.
+    """
+    for what, ours in needed.items():
+        if made[what] != ours:
             raise ConfigurationError(
-                f'{where}: the projection "{name}" has {what} {theirs[what]}, but it is compared with {own}. Make them '
-                "the same: comparisons are row by row, of the same tokens, at one layer."
+                f"{where}: the projections were made with other {what} ({made[what]}) than they are compared with "
+                f"({ours}). Change config/projections/{name}.yaml or what uses it so that they agree: comparisons are "
+                "row by row, of the same tokens, at one layer."
             )
 
 
