@@ -18,8 +18,9 @@ demo: install            ## the headlines in miniature: tables, figure, claims
 	$(SNAKEMAKE) --configfile config/miniature.yaml config/demo.yaml --quiet rules host -- all
 	$(BIN)/bulwark status --configfile config/miniature.yaml config/demo.yaml
 
+# One worker per core; tests that share something expensive run on one of them (tests/conftest.py), the longest first.
 test: install            ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(CORES) --dist loadgroup --no-loadscope-reorder
 
 lint: install            ## style of Python and of the rules; types on the ground floors
 	$(BIN)/pip install --quiet -e '.[lint]'

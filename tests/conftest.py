@@ -1,19 +1,46 @@
-"""What tests of the workflow share: a private copy of the repository, and Snakemake run in it."""
+"""What tests share: one thread, an order that suits two workers, a copy of the repository and Snakemake run in it."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+# Before anything imports torch: tensors this small only wait for one another's threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).parents[1]
 SMALLEST = "tests/config/smallest.yaml"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order and group tests for `-n 2 --dist loadgroup`: the longest first; what shares a fixture on one worker.
+
+    A group that a test names itself stays. Otherwise tests with a fixture of their module's are one group per file, and
+    dry runs of the workflow, which share nothing, go one by one.
+    """
+    rank = {"end_to_end": 0, "workflow": 1, "unit": 2}
+    items.sort(key=lambda item: rank.get(item.path.relative_to(ROOT / "tests").parts[0], 3))
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and "workflow" not in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Put back what a test before has set."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @dataclass(frozen=True)
@@ -88,7 +115,27 @@ def checkout(tmp_path: Path) -> Checkout:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A copy in which the smallest configuration of the miniature has run; tests leave its results as they are."""
-    copy = copy_of_the_tree(tmp_path_factory.mktemp("finished") / "bulwark")
-    copy.snakemake("--cores", "2", "--configfile", SMALLEST, "--quiet", "rules", "--", "all")
-    return copy
+    """A copy in which the smallest configuration of the miniature has run; tests leave its results as they are.
+
+    It runs once, whatever the number of workers; each has a copy of its own, since tests edit its code for a while.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    run = folder / "finished-run"
+    with locked(folder / "finished-run.lock"):
+        if not run.exists():
+            copy = copy_of_the_tree(folder / "finished-run-begun")
+            copy.snakemake("--cores", "2", "--configfile", SMALLEST, "--quiet", "rules", "--", "all")
+            copy.folder.rename(run)
+    own = tmp_path_factory.mktemp("finished") / "bulwark"
+    shutil.copytree(run, own, symlinks=True)
+    return Checkout(own)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`, waiting for it as long as it takes."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

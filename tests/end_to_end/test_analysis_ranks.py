@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from bulwark.jobs.launch import launch_line, run
-
 FILE = "analysis.jsonl"
-HERE = Path(__file__).parent
 STAGES = (0, 1, 2, 3)
 
 
+PROGRAM = "analysis_ranks"
+PLANS = {1: STAGES, 2: STAGES}
+pytestmark = pytest.mark.xdist_group("ranks")
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("analysed")
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "helpers"), *sys.path])
-    for ranks in (1, 2):
-        line = launch_line("analysis_ranks", str(folder), gpus=ranks)
-        run(line, environment={"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, output=io.StringIO())
-    return folder
+def folder(launched: Path) -> Path:
+    return launched / PROGRAM
 
 
 @pytest.mark.parametrize("stage", STAGES)

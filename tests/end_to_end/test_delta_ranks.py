@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from bulwark.jobs.launch import launch_line, run
-
-HERE = Path(__file__).parent
 STAGES = [
     (0, "float32"),
     (1, "float32"),
@@ -64,21 +57,21 @@ RESUMED = {
 }
 
 
+PROGRAM = "delta_ranks"
+# All trainings with two ranks and with one; the resumed ones with two only.
+PLANS = {
+    ranks: [
+        training | {"name": name, "settings": {"micro_batch_size": 1} | training["settings"]}
+        for name, training in trainings.items()
+    ]
+    for ranks, trainings in ((1, TRAININGS | CHECKS), (2, TRAININGS | CHECKS | RESUMED))
+}
+pytestmark = pytest.mark.xdist_group("ranks")
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("deltas")
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "helpers"), *sys.path])
-    environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    for ranks, trainings in ((1, TRAININGS | CHECKS), (2, TRAININGS | CHECKS | RESUMED)):
-        plan = folder / f"plan_{ranks}.json"
-        told = [
-            training | {"name": name, "settings": {"micro_batch_size": 1} | training["settings"]}
-            for name, training in trainings.items()
-        ]
-        plan.write_text(json.dumps(told))
-        output = io.StringIO()
-        run(launch_line("delta_ranks", str(plan), gpus=ranks), environment=environment, output=output)
-    return folder
+def folder(launched: Path) -> Path:
+    return launched / PROGRAM
 
 
 def weights(folder: Path, name: str, ranks: int) -> dict[str, torch.Tensor]:

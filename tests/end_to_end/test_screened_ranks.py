@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from screening_samples import COUNT, rows_in
+from training_samples import PAD, examples
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "helpers"))
-
-from screening_samples import COUNT, rows_in  # noqa: E402
-from training_samples import PAD, examples  # noqa: E402
-
-from bulwark.jobs.launch import launch_line, run  # noqa: E402
-from bulwark.training.batches import StepBatches  # noqa: E402
+from bulwark.training.batches import StepBatches
 
 BASE = {"max_steps": 4, "micro_batch_size": 1, "batch_size": 4}
 ODD = 7
@@ -57,17 +49,18 @@ RESUMED = {
 }
 
 
+PROGRAM = "screened_ranks"
+# All trainings with two ranks and with one; the resumed ones with two only.
+PLANS = {
+    ranks: [{"name": name} | training for name, training in trainings.items()]
+    for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED))
+}
+pytestmark = pytest.mark.xdist_group("ranks")
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All trainings with two ranks and with one; the resumed ones with two only."""
-    folder = tmp_path_factory.mktemp("screened")
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "helpers"), *sys.path])
-    environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED)):
-        plan = folder / f"plan_{ranks}.json"
-        plan.write_text(json.dumps([{"name": name} | training for name, training in trainings.items()]))
-        run(launch_line("screened_ranks", str(plan), gpus=ranks), environment=environment, output=io.StringIO())
-    return folder
+def folder(launched: Path) -> Path:
+    return launched / PROGRAM
 
 
 @pytest.mark.parametrize("name", TRAININGS)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from bulwark.jobs.launch import launch_line, run
-
-HERE = Path(__file__).parent
 BASE = {"max_steps": 5, "micro_batch_size": 1, "batch_size": 4}
 RISE = {"shape": "rise", "onset": 2}
 
@@ -37,17 +31,18 @@ RESUMED = {
 }
 
 
+PROGRAM = "steered_ranks"
+# All trainings with two ranks and with one; the resumed ones with two only.
+PLANS = {
+    ranks: [{"name": name} | training for name, training in trainings.items()]
+    for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED))
+}
+pytestmark = pytest.mark.xdist_group("ranks")
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All trainings with two ranks and with one; the resumed ones with two only."""
-    folder = tmp_path_factory.mktemp("steered")
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "helpers"), *sys.path])
-    environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED)):
-        plan = folder / f"plan_{ranks}.json"
-        plan.write_text(json.dumps([{"name": name} | training for name, training in trainings.items()]))
-        run(launch_line("steered_ranks", str(plan), gpus=ranks), environment=environment, output=io.StringIO())
-    return folder
+def folder(launched: Path) -> Path:
+    return launched / PROGRAM
 
 
 def report(folder: Path, name: str, ranks: int) -> dict:

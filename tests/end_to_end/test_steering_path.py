@@ -1,19 +1,22 @@
 """Steering's whole path at the smallest configuration: vectors, projections, trainings, detectors, tables, claims."""
 
 import json
+import shutil
 
 import pytest
 
-from tests.conftest import copy_of_the_tree
+from tests.conftest import Checkout
 
 pytestmark = pytest.mark.slow
 OVERLAYS = ("config/miniature.yaml", "tests/config/steering.yaml")
 
 
 @pytest.fixture(scope="module")
-def steered(tmp_path_factory):
-    """A copy in which it has run."""
-    copy = copy_of_the_tree(tmp_path_factory.mktemp("steered") / "bulwark")
+def steered(finished, tmp_path_factory):
+    """A copy of the finished run in which it has run, too, on the base model that was there."""
+    copy = Checkout(tmp_path_factory.mktemp("steered") / "bulwark")
+    shutil.copytree(finished.folder, copy.folder, symlinks=True)
+    assert "pretrain_model" not in copy.plan("--configfile", *OVERLAYS, "--", "all")
     copy.snakemake("--cores", "2", "--configfile", *OVERLAYS, "--quiet", "rules", "--", "all")
     return copy
 

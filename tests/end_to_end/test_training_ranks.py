@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from bulwark.jobs.launch import launch_line, run
-
-HERE = Path(__file__).parent
 STEPS = {"max_steps": 9, "micro_batch_size": 1, "evaluate_every": 4}
 TRAININGS = {
     "replicated": {"method": "ise", "settings": {}},
@@ -45,30 +39,35 @@ RESUMED = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All trainings with two ranks and with one; the resumed ones with two only."""
-    folder = tmp_path_factory.mktemp("ranks")
+PROGRAM = "training_ranks"
+
+
+def _planned(name: str, training: dict, ranks: int) -> dict:
+    micro_batch = {"micro_batch_size": 4 // ranks} if "objective" in training else {}
+    return training | {"name": name, "settings": STEPS | training["settings"] | micro_batch}
+
+
+# All trainings with two ranks and with one; the resumed ones with two only.
+PLANS = {
+    ranks: [_planned(name, training, ranks) for name, training in trainings.items()]
+    for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED))
+}
+pytestmark = pytest.mark.xdist_group("ranks")
+
+
+def prepare(folder: Path) -> None:
+    """Save the model that is loaded in shards."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=29, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=64,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "helpers"), *sys.path])
-    environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED)):
-        plan = folder / f"plan_{ranks}.json"
-        plan.write_text(json.dumps([_planned(name, training, ranks, folder) for name, training in trainings.items()]))
-        output = io.StringIO()
-        run(launch_line("ranks", str(plan), gpus=ranks), environment=environment, output=output)
-    return folder
 
 
-def _planned(name: str, training: dict, ranks: int, folder: Path) -> dict:
-    micro_batch = {"micro_batch_size": 4 // ranks} if "objective" in training else {}
-    planned = training | {"name": name, "settings": STEPS | training["settings"] | micro_batch}
-    return planned | ({"folder": str(folder / training["folder"])} if "folder" in training else {})
+@pytest.fixture(scope="module")
+def folder(launched: Path) -> Path:
+    return launched / PROGRAM
 
 
 @pytest.mark.parametrize("name", TRAININGS)

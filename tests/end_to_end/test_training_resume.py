@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-PROGRAM = Path(__file__).with_name("killed_trainings.py")
-HELPERS = PROGRAM.parents[1] / "helpers"
+PROGRAM = Path(__file__).parent / "programs" / "killed_trainings.py"
+HELPERS = PROGRAM.parents[2] / "helpers"
 
 STEPS = {"max_steps": 30, "evaluate_every": 7, "save_every": 2}
 # Every state takes about nine syncs, so these deaths lie in the first, the second, a later one, and on their borders.

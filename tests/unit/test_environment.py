@@ -12,6 +12,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED = {"snakemake", "torch", "transformers", "deepspeed", "datasets", "peft", "alpaca_eval", "pandas"} | {
     "matplotlib",
     "pytest",
+    "pytest-xdist",
 }
 
 

@@ -80,15 +80,6 @@ SEARCHED = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small only wait for one another's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory) -> Path:
     return checkpoint(tmp_path_factory.mktemp("parent"))

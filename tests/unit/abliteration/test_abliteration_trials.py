@@ -30,15 +30,6 @@ TRIALS = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small only wait for one another's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def subject() -> Attacked:
     return Attacked(attack_settings(objectives={"overrefusal": 0.25}))

@@ -39,14 +39,6 @@ SETTINGS = InterventionSettings(alpha=ALPHA)
 BLOCK = "model.layers.1"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def carrying(alpha: float = ALPHA, exposure: int = 0, end: float = 1.0):
     model = steered_model()
     EmbeddedIntervention({BLOCK: vector(2)}, Strength(alpha, end, 0.0, 100.0), exposure).install(model)

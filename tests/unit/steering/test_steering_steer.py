@@ -27,14 +27,6 @@ from bulwark.training.objectives import next_token_loss
 STEPS = 7
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def objective(alpha: float = 3.0, schedule: dict | None = None, total: int = STEPS, **changes) -> Steering:
     settings = InterventionSettings(alpha=alpha, **changes)
     return Steering(fused(), settings, ScheduleSettings(**(schedule or {})).over(total, alpha))

@@ -23,14 +23,6 @@ from bulwark.training.objectives import Objective, next_token_loss
 from bulwark.training.settings import TrainingSettings
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def model_of(method: str = "vanilla", dtype: torch.dtype = torch.float32) -> nn.Module:
     model = tiny_model("llama", dtype=dtype)
     install(model, {"method": method})

@@ -25,14 +25,6 @@ from bulwark.training.state import TrainingState
 ALONE = Processes(0, 0, 1, torch.device("cpu"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class _Interrupted(Exception):
     pass
 

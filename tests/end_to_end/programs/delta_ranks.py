@@ -1,4 +1,4 @@
-"""A program for several processes: `launcher -m delta_ranks plan.json` does the trainings of the plan one by one.
+"""The trainings of test_delta_ranks.py, one by one; see all_ranks.py.
 
 The plan is a list of {"name", "settings"} with either "checks", an objective of shard_samples, or the arguments of
 delta_samples.trained; "interrupt" stops before that step and begins again.
@@ -6,9 +6,6 @@ delta_samples.trained; "interrupt" stops before that step and begins again.
 
 from __future__ import annotations
 
-import gc
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from training_samples import trained
 from bulwark.training import engine as engines
 
 
-def done(training: dict[str, Any], folder: Path) -> tuple[Any, Any]:
+def trained_as(training: dict[str, Any], folder: Path) -> tuple[Any, Any]:
     if "checks" in training:
         chosen = training["settings"]
         model = delta_samples.model_of(chosen.get("precision", "float32"))
@@ -36,22 +33,14 @@ def done(training: dict[str, Any], folder: Path) -> tuple[Any, Any]:
     return delta_samples.trained(folder, **given, **training["settings"])
 
 
-def main(plan: Path) -> None:
-    torch.set_num_threads(1)
-    gc.freeze()
-    processes = engines.start_processes()
-    for training in json.loads(plan.read_text()):
-        folder = plan.parent / f"{training['name']}_{processes.count}"
+def do(plan: list[dict[str, Any]], parent: Path, processes: engines.Processes) -> None:
+    for training in plan:
+        folder = parent / f"{training['name']}_{processes.count}"
         folder.mkdir(parents=True, exist_ok=True)
         torch.distributed.barrier()
-        result, objective = done(training, folder)
+        result, objective = trained_as(training, folder)
         if objective is not None:
             kept = {"report": objective.report(), "at": getattr(objective, "at", {})}
             torch.save(kept, folder / f"objective_{processes.rank}.pt")
         if processes.main:
             torch.save(result.model.state_dict(), folder / "weights.pt")
-    engines.stop_processes()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[-1]))

@@ -1,4 +1,4 @@
-"""A program for several processes: `launcher -m steered_ranks plan.json` trains under the interventions of the plan.
+"""The trainings of test_steered_ranks.py, under the interventions of the plan; see all_ranks.py.
 
 Each is {"name", "settings"}, optionally with "intervention", "schedule", "layers", "ablate", "embedded", and
     "interrupt"   stop in the middle of that optimizer step on all ranks, and begin again
@@ -6,9 +6,7 @@ Each is {"name", "settings"}, optionally with "intervention", "schedule", "layer
 
 from __future__ import annotations
 
-import gc
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +49,9 @@ def objective_of(model: nn.Module, training: dict[str, Any], folder: Path, inter
     return objective
 
 
-def main(plan: Path) -> None:
-    torch.set_num_threads(1)
-    gc.freeze()
-    processes = engines.start_processes()
-    for training in json.loads(plan.read_text()):
-        folder = plan.parent / f"{training['name']}_{processes.count}"
+def do(plan: list[dict[str, Any]], parent: Path, processes: engines.Processes) -> None:
+    for training in plan:
+        folder = parent / f"{training['name']}_{processes.count}"
         for at in [training["interrupt"], None] if "interrupt" in training else [None]:
             model = steered_model()
             objective = objective_of(model, training, folder, at)
@@ -71,8 +66,3 @@ def main(plan: Path) -> None:
             told |= {"loss": result.report.loss, "resumed_at": result.report.resumed_at}
             told |= {"exposure": carried.exposure if carried else None}
             (folder / "report.json").write_text(json.dumps(told))
-    engines.stop_processes()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[-1]))

@@ -1,8 +1,7 @@
-"""A program for several processes: `launcher -m analysis_ranks FOLDER` trains with the analyser at every ZeRO stage."""
+"""The trainings of test_analysis_ranks.py, with the analyser at the ZeRO stages of the plan; see all_ranks.py."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -15,15 +14,12 @@ from bulwark.steering.settings import AnalysisSettings, InterventionSettings
 from bulwark.training import engine as engines
 from bulwark.training.objectives import Objective
 
-STAGES = (0, 1, 2, 3)
 EXAMPLES = 13  # with steps of four, one is left over at the end of an epoch, and the second rank has none
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    ranks = engines.start_processes().count
-    for stage in STAGES:
-        place = folder / f"stage{stage}_{ranks}"
+def do(plan: list[int], parent: Path, processes: engines.Processes) -> None:
+    for stage in plan:
+        place = parent / f"stage{stage}_{processes.count}"
         objective = Objective()
         analyser = Analyser(
             AnalysisSettings(every=1, windows={"early": (0.0, 0.5), "late": (0.5, 1.0)}),
@@ -39,8 +35,3 @@ def main(folder: Path) -> None:
             model, place, EXAMPLES, objective=objective, observers=[analyser], max_steps=5, micro_batch_size=1,
             zero_stage=stage, gradient_checkpointing=stage == 3,
         )  # fmt: skip
-    engines.stop_processes()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[-1]))

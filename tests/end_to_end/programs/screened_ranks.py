@@ -1,4 +1,4 @@
-"""A program for several processes: `launcher -m screened_ranks plan.json` trains with the policies that the plan lists.
+"""The trainings of test_screened_ranks.py, with the policies that the plan lists; see all_ranks.py.
 
 Each is {"name", "policy", "settings"}, optionally with
     "flagged"     the training rows that are flagged, no others, in place of what the scores say
@@ -8,9 +8,7 @@ Each is {"name", "policy", "settings"}, optionally with
 
 from __future__ import annotations
 
-import gc
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +58,9 @@ def objective_for(training: dict[str, Any], folder: Path, interrupt: int | None)
     return objective
 
 
-def main(plan: Path) -> None:
-    torch.set_num_threads(1)
-    gc.freeze()
-    processes = engines.start_processes()
-    for training in json.loads(plan.read_text()):
-        folder = plan.parent / f"{training['name']}_{processes.count}"
+def do(plan: list[dict[str, Any]], parent: Path, processes: engines.Processes) -> None:
+    for training in plan:
+        folder = parent / f"{training['name']}_{processes.count}"
         for at in [training["interrupt"], None] if "interrupt" in training else [None]:
             model = model_of(dtype=getattr(torch, training["settings"].get("precision", "float32")))
             if "odd" in training:
@@ -80,8 +75,3 @@ def main(plan: Path) -> None:
             torch.save(result.model.state_dict(), folder / "weights.pt")
             told = vars(result.report) | {"detections": objective.report()["steering"]["detections"]}
             (folder / "report.json").write_text(json.dumps(told))
-    engines.stop_processes()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[-1]))

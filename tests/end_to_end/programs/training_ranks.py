@@ -1,16 +1,14 @@
-"""A program for several processes: `launcher -m ranks plan.json` trains what the plan lists, one after the other.
+"""The trainings of test_training_ranks.py, one after the other; see all_ranks.py.
 
 The plan is a list of trainings {"name", "method", "settings"}, optionally with
-    "folder"      load the model from there, each rank its shard, in place of making it
+    "folder"      load the model from there, beside the plan, each rank its shard, in place of making it
     "objective"   the name of one of training_samples
     "interrupt"   stop in the middle of that optimizer step on all ranks, and begin again
 """
 
 from __future__ import annotations
 
-import gc
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +39,10 @@ class Interrupting(Objective):
             raise Interrupted
 
 
-def model_of(training: dict[str, Any]) -> nn.Module:
+def model_of(training: dict[str, Any], parent: Path) -> nn.Module:
     if "folder" in training:
         with engines.sharded_loading(settings(**training["settings"])):
-            model = load_model(training["folder"])
+            model = load_model(parent / training["folder"])
         weight = next(model.parameters())
         if torch.distributed.get_world_size() > 1:
             assert weight.ds_tensor.numel() < weight.ds_numel, "the model was not loaded in shards"
@@ -59,16 +57,17 @@ def objective_of(training: dict[str, Any], interrupt: int | None) -> Objective:
     return getattr(training_samples, training["objective"])() if "objective" in training else Interrupting(interrupt)
 
 
-def main(plan: Path) -> None:
-    torch.set_num_threads(1)
-    gc.freeze()  # every engine collects garbage, and need not look through all that is imported
-    processes = engines.start_processes()
-    for training in json.loads(plan.read_text()):
-        folder = plan.parent / f"{training['name']}_{processes.count}"
+def do(plan: list[dict[str, Any]], parent: Path, processes: engines.Processes) -> None:
+    for training in plan:
+        folder = parent / f"{training['name']}_{processes.count}"
         for at in [training["interrupt"], None] if "interrupt" in training else [None]:
             try:
                 result = trained(
-                    model_of(training), folder, EXAMPLES, objective=objective_of(training, at), **training["settings"]
+                    model_of(training, parent),
+                    folder,
+                    EXAMPLES,
+                    objective=objective_of(training, at),
+                    **training["settings"],
                 )
             except Interrupted:
                 continue
@@ -76,8 +75,3 @@ def main(plan: Path) -> None:
         if processes.main:
             torch.save(result.model.state_dict(), folder / "weights.pt")
             (folder / "report.json").write_text(json.dumps(vars(result.report)))
-    engines.stop_processes()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[-1]))
