@@ -114,7 +114,7 @@ def defaulted() -> set[tuple[str, str]]:
         (f"settings {name}", field)
         for name, cls in settings_classes().items()
         for field in vars(cls).get("__annotations__", {})
-        if field in cls.model_fields and field not in PROSE and not cls.model_fields[field].is_required()
+        if field in cls.model_fields and not cls.model_fields[field].is_required()
     }
 
 
