@@ -201,7 +201,7 @@ def decode(
             lengths[candidates[known]] = step + 1
             going &= ~decided[rows]
         left = int(going.sum())
-        if not left:
+        if not left or step + 1 == max_new_tokens:
             break
         if left <= COMPACT_AT * len(rows) and _select_rows(cache, going.nonzero()[:, 0]):
             rows, mask, positions, chosen = rows[going], mask[going], positions[going], chosen[going]

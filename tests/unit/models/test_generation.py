@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import pairwise
 
 import pytest
 import torch
 from tiny_tokenizers import SENTENCES, tiny_tokenizer
-from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXConfig, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    GPTNeoXConfig,
+    Lfm2Config,
+    LlamaConfig,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
 
 from bulwark.data.records import Turn
 from bulwark.errors import BulwarkError
+from bulwark.models import generation
 from bulwark.models.batching import CPU_TOKEN_BUDGET, cache_token_budget
 from bulwark.models.decoding import Decoding
 from bulwark.models.embeddings import install
@@ -273,3 +284,100 @@ def test_no_prompts_no_answers(answer, tmp_path):
 
 def test_the_default_budget_on_a_cpu(model):
     assert cache_token_budget(model) == CPU_TOKEN_BUDGET
+
+
+# Finished rows leave their batch
+
+
+def often(model, prompts) -> dict:
+    """Stop tokens that end answers at different steps: a token of every other answer."""
+    written = []
+
+    class Ids:
+        def batch_decode(self, rows, **options):
+            written.extend(rows)
+            return ["" for _ in rows]
+
+    generate(model, prompts, GREEDY, tokenizer=Ids(), stop_ids=[499], pad_id=0)
+    return {"stop_ids": sorted({row[5 + 2 * n % 7] for n, row in enumerate(written[::2])})}
+
+
+def hybrid(name: str):
+    """A tiny model with linear attention ("qwen3_next") or convolutions ("lfm2") in some of its blocks."""
+    torch.manual_seed(0)
+    if name == "qwen3_next":
+        config = Qwen3NextConfig(
+            vocab_size=500, num_key_value_heads=2, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2,
+            linear_key_head_dim=8, linear_value_head_dim=8, num_experts=2, num_experts_per_tok=1,
+            moe_intermediate_size=16, shared_expert_intermediate_size=16, initializer_range=0.3,
+            layer_types=["linear_attention", "full_attention"], **SIZE,
+        )  # fmt: skip
+    else:
+        config = Lfm2Config(
+            vocab_size=500, num_key_value_heads=2, layer_types=["conv", "full_attention"], initializer_range=0.3,
+            block_auto_adjust_ff_dim=False, **SIZE,
+        )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    install(model, {"method": "vanilla"})
+    return model.eval()
+
+
+@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_finished_rows_leave_and_nothing_changes(answer, model, prompts, decoding, monkeypatch):
+    stops = often(model, prompts)
+    counted, seen = Counted(model), []
+    found = answer(decoding, model=counted, on_rows=seen.append, **stops)
+    assert len({one.tokens for one in found}) > 2
+    assert counted.passes == sorted(counted.passes, reverse=True)
+    assert counted.passes[-1] < counted.passes[0] == len(prompts)
+    assert [len(numbers) for numbers in seen] == sorted(set(counted.passes), reverse=True)
+    assert seen[0] == sorted(range(len(prompts)), key=lambda number: -len(prompts[number][1].ids))
+    assert all(set(later) < set(earlier) for earlier, later in pairwise(seen))
+    monkeypatch.setattr(generation, "COMPACT_AT", -1)
+    staying = Counted(model)
+    assert answer(decoding, model=staying, **stops) == found
+    assert set(staying.passes) == {len(prompts)}
+    assert answer(decoding, token_budget=1, **stops) == found
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "lfm2"])
+def test_rows_leave_hybrids_too(answer, prompts, name):
+    model = hybrid(name)
+    stops = often(model, prompts)
+    alone = answer(model=model, token_budget=1, **stops)
+    counted = Counted(model)
+    assert answer(model=counted, **stops) == alone
+    assert counted.passes[-1] < counted.passes[0] == len(prompts)
+    assert len({one.tokens for one in alone}) > 2
+
+
+def test_rows_stay_where_the_cache_cannot_drop_them(answer, model, prompts):
+    class OwnCache(DynamicCache):
+        def reorder_cache(self, rows):
+            raise NotImplementedError
+
+    class WithOwnCache(Counted):
+        def __call__(self, input_ids, past_key_values=None, **options):
+            past_key_values = OwnCache() if past_key_values is None else past_key_values
+            return super().__call__(input_ids, past_key_values=past_key_values, **options)
+
+    stops = often(model, prompts)
+    counted = WithOwnCache(model)
+    assert answer(model=counted, **stops) == answer(**stops)
+    assert set(counted.passes) == {len(prompts)}
+
+
+def test_stopping_early_leaves_the_beginning_of_the_whole_answer(answer, prompts):
+    whole = answer(stop_ids=[499])
+    asked = []
+
+    def stop_when(text):
+        asked.append(text)
+        return len(text) % 2 == 0
+
+    early = answer(stop_ids=[499], stop_when=stop_when)
+    assert asked
+    assert {one.finish for one in early} == {"decided", "length"}
+    for one, other in zip(early, whole, strict=True):
+        assert other.response.startswith(one.response)
+        assert one.tokens in (generation.LOOK_EVERY, 2 * generation.LOOK_EVERY, 12)
