@@ -16,6 +16,7 @@ ARCHITECTURE = ROOT / "docs" / "architecture.md"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 FENCE = re.compile(r"^```.*?^```$\n?", re.MULTILINE | re.DOTALL)
+READ = {".py", ".md", ".yaml", ".smk", ".sh"}  # files that people read
 FOLDERS = "src|tests|config|workflow|profiles|bench|docs"  # what a path in a page begins with
 
 
@@ -144,3 +145,20 @@ def test_what_can_be_looked_up_is_there():
     ]
     assert len(listed) > 10
     assert not missing
+
+
+def test_nothing_refers_to_documents_that_are_not_here():
+    """Numbers of a specification, of an issue or of an acceptance test say nothing to a reader of the repository."""
+    absent = re.compile(r"\bspec [A-J]\b|\bF-\d|\bacceptance test \d|\bissue \d")
+    folders = ["src", "tests", "config", "workflow", "bench", "docs", "profiles"]
+    files = [ROOT / "README.md", ROOT / "Snakefile", ROOT / "Makefile"]
+    files += [path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.suffix in READ]
+    assert len(files) > 300
+    lines = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in files
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if absent.search(line)
+    ]
+    assert not lines, "\n".join(lines)

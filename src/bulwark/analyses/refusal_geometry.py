@@ -1,4 +1,4 @@
-"""How harmful and harmless prompts lie in the residual stream of the model that an attack started from (spec A.12).
+"""How harmful and harmless prompts lie in the residual stream of the model that an attack started from (HERETIC, --print-residual-geometry).
 
 It is the geometry of the checkpoint *before* the last step: that of the base model under `heretic`, that of the
 defended model under `aside+heretic`. g and b are the mean residuals of harmless and harmful prompts, r = b - g.
