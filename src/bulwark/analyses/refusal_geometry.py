@@ -1,4 +1,4 @@
-"""How harmful and harmless prompts lie in the residual stream of the model that an attack started from (HERETIC, --print-residual-geometry).
+"""How harmful and harmless prompts lie in the residual stream of the model before an attack (the table of HERETIC).
 
 It is the geometry of the checkpoint *before* the last step: that of the base model under `heretic`, that of the
 defended model under `aside+heretic`. g and b are the mean residuals of harmless and harmful prompts, r = b - g.
