@@ -111,9 +111,9 @@ class EmbeddedIntervention:
 
     def write(self, folder: Path) -> None:
         """Write the file into a checkpoint's folder."""
-        told = {"strength": vars(self.strength), "exposure": self.exposure, "origin": dict(self.origin)}
+        record = {"strength": vars(self.strength), "exposure": self.exposure, "origin": dict(self.origin)}
         vectors = {name: vector.contiguous().cpu() for name, vector in self.at.items()}
-        save_file(vectors, Path(folder) / FILE, metadata={"intervention": json.dumps(told, ensure_ascii=False)})
+        save_file(vectors, Path(folder) / FILE, metadata={"intervention": json.dumps(record, ensure_ascii=False)})
         files.readable(Path(folder) / FILE)
 
     def described(self) -> dict[str, Any]:
@@ -147,19 +147,19 @@ class Carried(Observer):
         return contextlib.nullcontext()
 
     def after_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
-        if (found := embedded_in(self.model)) is not None:
-            found.exposure += self._step_tokens
+        if (intervention := embedded_in(self.model)) is not None:
+            intervention.exposure += self._step_tokens
 
     def write(self, folder: Path) -> None:
         write_embedded(self.model, folder)
 
     def report(self) -> dict[str, Any]:
-        found = embedded_in(self.model)
-        return {} if found is None else {"embedded_intervention": found.described()}
+        intervention = embedded_in(self.model)
+        return {} if intervention is None else {"embedded_intervention": intervention.described()}
 
     def state_dict(self) -> dict[str, Any]:
-        found = embedded_in(self.model)
-        return {} if found is None else {"exposure": found.exposure}
+        intervention = embedded_in(self.model)
+        return {} if intervention is None else {"exposure": intervention.exposure}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
@@ -173,15 +173,15 @@ def carried(course: Course, settings: FineTuningSettings) -> Carried:
     model's.
     """
     job = course.job
-    found = None if settings.ignore_embedded else read_embedded(manifests.weights_folder(job.parent))
-    if found is not None:
+    intervention = None if settings.ignore_embedded else read_embedded(manifests.weights_folder(job.parent))
+    if intervention is not None:
         if settings.training.loss_on != "response":
             raise ConfigurationError(
                 f"{job.parent}: the checkpoint carries an embedded intervention, which acts on supervised tokens, but "
                 f'training.loss_on of the step {job.kind} is "{settings.training.loss_on}". Set it to "response", or '
                 "ignore_embedded: true to train without the intervention."
             )
-        found.install(course.model)
+        intervention.install(course.model)
     return Carried(course.model)
 
 
@@ -192,9 +192,9 @@ def read_embedded(folder: Path) -> EmbeddedIntervention | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {})["intervention"])
+            record = json.loads((file.metadata() or {})["intervention"])
             at = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        return EmbeddedIntervention(at, Strength(**told["strength"]), told["exposure"], told["origin"])
+        return EmbeddedIntervention(at, Strength(**record["strength"]), record["exposure"], record["origin"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not a whole embedded intervention ({error}). Make the checkpoint again."
@@ -203,17 +203,17 @@ def read_embedded(folder: Path) -> EmbeddedIntervention | None:
 
 def write_embedded(model: nn.Module, folder: Path) -> None:
     """Write what is part of `model` into `folder`; if there is nothing, remove what an earlier attempt left there."""
-    found = embedded_in(model)
-    if found is None:
+    intervention = embedded_in(model)
+    if intervention is None:
         (Path(folder) / FILE).unlink(missing_ok=True)
     else:
-        found.write(folder)
+        intervention.write(folder)
 
 
 def pass_on(parent: Path, folder: Path) -> None:
     """Let a checkpoint that was made without training carry what its parent's folder carries, if anything."""
-    found = read_embedded(parent)
-    if found is None:
+    intervention = read_embedded(parent)
+    if intervention is None:
         (Path(folder) / FILE).unlink(missing_ok=True)
     else:
-        found.write(folder)
+        intervention.write(folder)

@@ -4,7 +4,7 @@ Persona vectors (Chen et al., arXiv 2507.21509, Sec. 5) add c·v to the residual
 training need not move the weights along v; Guan et al. (arXiv 2609.10142) let the strength rise from an onset on (PIS,
 eq. 3 and 4); CAFT takes the component along v away instead. `Steering` is the objective of all of them.
 
-For whoever builds another objective on trait vectors:
+For another objective on trait vectors:
 
     vectors = begin(course, settings.vectors)     # .at: layer key → v [hidden]; .report for the manifest
     schedule = schedule_of(settings.schedule, settings.intervention.alpha, course)      # .alpha_at(step)
@@ -32,6 +32,7 @@ from bulwark.steering.embedded import EmbeddedIntervention, Strength
 from bulwark.steering.intervention import Ablation, Intervention, token_mask
 from bulwark.steering.schedules import DetectedOnset, Onset, Schedule, ScheduleSettings, detect_onset
 from bulwark.steering.vectors.fusion import FusedVectors, load_fused
+from bulwark.training import engine as engines
 from bulwark.training.batches import IGNORED, Batch
 from bulwark.training.objectives import Objective
 
@@ -73,15 +74,16 @@ def schedule_of(settings: ScheduleSettings, alpha: float, course: Course) -> Sch
 
     Raises ConfigurationError if the other training recorded no cosines, or the onset lies behind the end.
     """
-    return _over(settings, alpha, course, _detected(settings, course))
+    return _scheduled(settings, alpha, course)[0]
 
 
 class Steering(Objective):
-    """Next-token training under an intervention, with a record of how the gradient lies to the vector.
+    """Next-token training under an intervention, with a record of how the gradient aligns with the vector.
 
     vectors: at their layers. schedule: the strength in each optimizer step; for CAFT, which has none, whether it acts.
     ablate: CAFT, h' = h - m·(h·v̂)v̂, in place of h' = h + s·m·v. embedded: the intervention is the model's own (see
         `bulwark.steering.embedded`), and this objective only records.
+    further: what the manifest records besides.
     Evaluation losses are those of the model without any intervention, as it answers later.
     """
 
@@ -93,11 +95,11 @@ class Steering(Objective):
         *,
         ablate: bool = False,
         embedded: bool = False,
-        told: dict[str, Any] | None = None,
+        further: dict[str, Any] | None = None,
     ) -> None:
         self.vectors, self.settings, self.schedule = vectors, settings, schedule
         self.ablate, self.embedded = ablate, embedded
-        self._told = told or {}
+        self.further = further or {}
         self._step = 0
         self._hidden_norm: float | None = None
         self._acting: Intervention | Ablation | None = None
@@ -153,7 +155,7 @@ class Steering(Objective):
             "alpha_norm": self.schedule.alpha * norm if norm is not None else None,
             "relative_norm": self.schedule.alpha * norm / hidden if hidden else None,
         }
-        told = {
+        described = {
             "vectors": self.vectors.report,
             "intervention": self.settings.model_dump(mode="json"),
             "hidden_norm": self._hidden_norm,
@@ -162,7 +164,7 @@ class Steering(Objective):
             "gradient_cosine": cosines,
             "steps_without_gradient": sum(cosine is None for cosine in cosines),
         }
-        return {"steering": told | self._told}
+        return {"steering": described | self.further}
 
     def _intervened(self, batch: Batch) -> contextlib.AbstractContextManager[Any]:
         """What surrounds forward and backward pass."""
@@ -178,8 +180,8 @@ def steering(
     course: Course, vectors: FusedVectors, settings: InterventionSettings, schedule: ScheduleSettings
 ) -> Steering:
     """The objective of a steered training."""
-    onset = _detected(schedule, course)
-    return Steering(vectors, settings, _over(schedule, settings.alpha, course, onset), told=_told_of(onset))
+    over, further = _scheduled(schedule, settings.alpha, course)
+    return Steering(vectors, settings, over, further=further)
 
 
 def embedded_steering(
@@ -190,8 +192,7 @@ def embedded_steering(
     The schedule over optimizer steps becomes one over response tokens: in the course's steps it is the same up to
     their unequal numbers of tokens.
     """
-    onset = _detected(schedule, course)
-    over = _over(schedule, settings.alpha, course, onset)
+    over, further = _scheduled(schedule, settings.alpha, course)
     targets = sum(sum(label != IGNORED for label in example.labels[1:]) for example in course.examples)
     per_step = targets / course.steps_per_epoch
     names = {id(module): name for name, module in course.model.named_modules()}
@@ -202,7 +203,7 @@ def embedded_steering(
         strength=Strength(over.alpha, over.end, (over.onset - 1) * per_step, (over.horizon - 1) * per_step),
         origin={"vectors": vectors.report},
     ).install(course.model)
-    return Steering(vectors, settings, over, embedded=True, told=_told_of(onset))
+    return Steering(vectors, settings, over, embedded=True, further=further)
 
 
 class PooledGradient:
@@ -250,17 +251,14 @@ class PooledGradient:
 
     def finish_step(self) -> None:
         """The step's micro-batches are through; all ranks call it."""
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            torch.distributed.all_reduce(self._sum)
+        engines.over_ranks(self._sum)
         self._cosines.append(torch.nn.functional.cosine_similarity(self._sum, self._vector, dim=0, eps=1e-30))
         self._cosines[-1] = torch.where(self._sum.any(), self._cosines[-1], torch.nan)
         self._sum = torch.zeros_like(self._sum)
 
     def mean_hidden_norm(self) -> float | None:
         """The mean ‖h‖ of what `norms` saw, over all ranks, which all call it; None if there was nothing."""
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            torch.distributed.all_reduce(self._norms)
-        total, count = self._norms.tolist()
+        total, count = engines.over_ranks(self._norms).tolist()
         return total / count if count else None
 
     def cosines(self) -> list[float | None]:
@@ -277,8 +275,13 @@ class PooledGradient:
         self._cosines = list(cosines)
 
 
-def _over(settings: ScheduleSettings, alpha: float, course: Course, onset: Onset | None) -> Schedule:
-    return settings.over(course.total_steps, alpha, None if onset is None else onset.step)
+def _scheduled(settings: ScheduleSettings, alpha: float, course: Course) -> tuple[Schedule, dict[str, Any]]:
+    """The schedule over the whole course, and what the manifest records of an onset that was detected for it."""
+    onset = _detected(settings, course)
+    if onset is None:
+        return settings.over(course.total_steps, alpha), {}
+    record = {"detected_onset": {**vars(onset), "band": list(onset.band)}}
+    return settings.over(course.total_steps, alpha, onset.step), record
 
 
 def _detected(settings: ScheduleSettings, course: Course) -> Onset | None:
@@ -302,7 +305,3 @@ def _detected(settings: ScheduleSettings, course: Course) -> Onset | None:
     if not onset.found:
         log.warning("No onset was found in %s; taking its middle, step %d.", path, onset.step)
     return onset
-
-
-def _told_of(onset: Onset | None) -> dict[str, Any]:
-    return {} if onset is None else {"detected_onset": {**vars(onset), "band": list(onset.band)}}

@@ -131,11 +131,11 @@ class StepBatches:
         """This rank's micro-batches of optimizer step `step`; every rank gets equally many, some of them of filler."""
         chosen = self.examples_of(step)
         rows = self._packed(chosen) if self.packed_length else [(int(example),) for example in chosen]
-        told = {"step_tokens": int(self.targets[chosen].sum()), "step_sequences": len(chosen)}
+        sizes = {"step_tokens": int(self.targets[chosen].sum()), "step_sequences": len(chosen)}
         together = self.micro_batch_size * self.ranks
         for start in range(0, len(rows), together):
             # Neighbours are of like length, so ranks wait little for each other.
-            yield self._collated(rows[start : start + together][self.rank :: self.ranks], told)
+            yield self._collated(rows[start : start + together][self.rank :: self.ranks], sizes)
 
     def _epoch_order(self, epoch: int) -> list[np.ndarray]:
         """The example numbers of each step of an epoch."""
@@ -162,16 +162,15 @@ class StepBatches:
         room: list[int] = []
         for example in chosen:
             length = int(self.lengths[example])
-            place = next((place for place, free in enumerate(room) if free >= length), None)
-            if place is None:
+            row = next((row for row, free in enumerate(room) if free >= length), len(rows))
+            if row == len(rows):
                 rows.append([])
                 room.append(self.packed_length)
-                place = len(rows) - 1
-            rows[place].append(int(example))
-            room[place] -= length
+            rows[row].append(int(example))
+            room[row] -= length
         return [tuple(row) for row in sorted(rows, key=lambda row: -sum(self.lengths[example] for example in row))]
 
-    def _collated(self, rows: Sequence[Row], told: dict[str, int]) -> Batch:
+    def _collated(self, rows: Sequence[Row], sizes: dict[str, int]) -> Batch:
         rows = tuple(rows) or ((),)
         if self.packed_length and self.flatten:
             rows = (tuple(example for row in rows for example in row),)
@@ -199,7 +198,7 @@ class StepBatches:
             target_positions=torch.from_numpy(labelled - 1),
             targets=torch.from_numpy(labels.reshape(-1)[labelled]),
             rows=rows,
-            **told,
+            **sizes,
         )
 
 

@@ -160,6 +160,14 @@ def backward(engine: DeepSpeedEngine, loss: Tensor) -> None:
     engine.backward(loss * ranks if ranks > 1 else loss)  # DeepSpeed averages over the ranks
 
 
+def over_ranks(values: Tensor, largest: bool = False) -> Tensor:
+    """Add `values` up over all ranks, in place, or take the largest of each; all ranks must call it."""
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        operation = torch.distributed.ReduceOp
+        torch.distributed.all_reduce(values, op=operation.MAX if largest else operation.SUM)
+    return values
+
+
 def step(engine: DeepSpeedEngine, max_grad_norm: float) -> Tensor | float | None:
     """Clip, let the optimizer and the schedule step, clear the gradients; return the norm before clipping, if known."""
     norm = None

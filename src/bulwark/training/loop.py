@@ -128,10 +128,10 @@ def train(
     if settings.lora is not None:
         model = attach_lora(model, settings.lora)
     flatten = "flash" in str(getattr(model.config, "_attn_implementation", ""))
-    place = {"pad_id": pad_id, "rank": processes.rank, "ranks": processes.count, "flatten": flatten}
-    batches = training_batches(examples, settings, seed=seed, **place)
-    judged = evaluation_batches(validation, settings, **place) if validation else None
-    if settings.keep_best and judged is None:
+    layout = {"pad_id": pad_id, "rank": processes.rank, "ranks": processes.count, "flatten": flatten}
+    batches = training_batches(examples, settings, seed=seed, **layout)
+    validating = evaluation_batches(validation, settings, **layout) if validation else None
+    if settings.keep_best and validating is None:
         raise BulwarkError("keep_best needs validation examples, and there are none.")
     total = settings.total_steps(len(examples))
     objective = objective or Objective()
@@ -161,7 +161,7 @@ def train(
         name = "/".join(Path(state).resolve().parent.parts[-3:])  # model, recipe and seed, where the workflow trains
         with Progress(name, position.step, total, visible=processes.main, events=events) as progress:
             run = _Run(engine, objective, observers, settings, processes, keeper, position, progress, total)
-            run.to_the_end(batches, judged)
+            run.train(batches, validating)
         chosen = position.best_step if settings.keep_best else position.step
         model = engines.release(engine)
         if processes.main:
@@ -177,7 +177,7 @@ def train(
 
 @dataclass
 class _Run:
-    """The loop with all it holds on to."""
+    """The loop, with what it works on and how far it is."""
 
     engine: DeepSpeedEngine
     objective: Objective
@@ -196,7 +196,7 @@ class _Run:
     def parts(self) -> list[Observer]:
         return [self.objective, *self.observers]
 
-    def to_the_end(self, batches: StepBatches, judged: StepBatches | None) -> None:
+    def train(self, batches: StepBatches, validating: StepBatches | None) -> None:
         position, settings = self.position, self.settings
         read_every = 1 if self.processes.device.type == "cpu" else settings.log_every
         every = batches.steps_per_epoch if settings.evaluate_every == "epoch" else settings.evaluate_every
@@ -205,13 +205,13 @@ class _Run:
             self._optimizer_step(step, batches)
             done = position.step = step + 1
             position.tokens += batches.tokens_of(step)
-            evaluate = judged is not None and (done == self.total or (every and done % every == 0))
+            evaluate = validating is not None and (done == self.total or (every and done % every == 0))
             save = done < self.total and self._save_is_due(done)
             if evaluate or save or done == self.total or done % read_every == 0:
                 self._read_losses()
             self.progress.advance(done, batches.tokens_of(step))
             if evaluate:
-                self._evaluate(judged)
+                self._evaluate(validating)
             position.seconds += time.monotonic() - lap
             lap = time.monotonic()
             if save:
@@ -243,11 +243,8 @@ class _Run:
         """Add up the losses of the steps since the last reading over all ranks; stop if one is not finite."""
         if not self.unread:
             return
-        losses = torch.stack([loss for loss, _ in self.unread])
-        norms = torch.stack([norm for _, norm in self.unread])
-        if self.processes.count > 1:
-            torch.distributed.all_reduce(losses)
-            torch.distributed.all_reduce(norms, op=torch.distributed.ReduceOp.MAX)
+        losses = engines.over_ranks(torch.stack([loss for loss, _ in self.unread]))
+        norms = engines.over_ranks(torch.stack([norm for _, norm in self.unread]), largest=True)
         first = len(self.position.losses) + 1
         rate = self.engine.get_lr()[0]
         extra = self.objective.metrics() if self.processes.main else {}
@@ -266,17 +263,15 @@ class _Run:
             f"{where}. Try a lower learning_rate, more warm-up, a smaller max_grad_norm, or precision float32."
         )
 
-    def _evaluate(self, judged: StepBatches) -> None:
+    def _evaluate(self, validating: StepBatches) -> None:
         """Take the mean loss per token over the validation examples; keep the weights if it is the lowest."""
         position, device = self.position, self.processes.device
         total = torch.zeros((), device=device, dtype=torch.float64)
         with engines.evaluation_weights(self.engine):
             with torch.no_grad():
-                for batch in judged.of_step(0):
+                for batch in validating.of_step(0):
                     total += self.objective.validation_loss(self.engine, batch.to(device)).double()
-            if self.processes.count > 1:
-                torch.distributed.all_reduce(total)
-            loss = float(total)
+            loss = float(engines.over_ranks(total))
             if not math.isfinite(loss):
                 self._stop(position.step, loss, math.nan)
             position.validation.append([position.step, loss])

@@ -56,7 +56,7 @@ def pretrain(
         for split in ("train", "validation")
     }
     log.info("Pre-training %d parameters on %d examples.", model.num_parameters(), len(examples["train"]))
-    told = {
+    described = {
         "config": dict(config),
         "training": training.model_dump(mode="json"),
         "seed": seed,
@@ -71,13 +71,13 @@ def pretrain(
         training,
         seed=seed,
         state=state,
-        fingerprint=told,
+        fingerprint=described,
         pad_id=builder.pad_id,
     )
     checkpoints.save_model(trained.model, tokenizer, output.parent)
     report: dict[str, Any] = {
         "template": template,
-        "settings": told,
+        "settings": described,
         "training": asdict(trained.report),
         "wall_seconds": round(time.time() - started, 1),
         "provenance": manifests.provenance(),

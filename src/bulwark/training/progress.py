@@ -24,7 +24,7 @@ class Progress:
         self.started = self.last_line = time.monotonic()
         self.first, self.tokens, self.loss = done, 0, float("nan")
         self.bar = _bar() if visible and sys.stderr.isatty() else None
-        self.task = self.bar.add_task(title, total=total, completed=done, told="") if self.bar else None
+        self.task = self.bar.add_task(title, total=total, completed=done, rates="") if self.bar else None
         self.events = None
         if visible and events is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -47,12 +47,12 @@ class Progress:
             log.info("%s", self._line())
 
     def advance(self, step: int, tokens: int) -> None:
-        """Tell that `step` steps are done, the last of which read `tokens` tokens."""
+        """Show that `step` steps are done, the last of which read `tokens` tokens."""
         self.done, self.tokens = step, self.tokens + tokens
         if not self.visible:
             return
         if self.bar:
-            self.bar.update(self.task, completed=step, told=self._told())
+            self.bar.update(self.task, completed=step, rates=self._rates())
         elif time.monotonic() - self.last_line >= _SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             log.info("%s", self._line())
@@ -67,7 +67,7 @@ class Progress:
     def tokens_per_second(self) -> float:
         return self.tokens / max(time.monotonic() - self.started, 1e-9)
 
-    def _told(self) -> str:
+    def _rates(self) -> str:
         return f"loss {self.loss:.4f}  {self.tokens_per_second():,.0f} tokens/s"
 
     def _line(self) -> str:
@@ -76,7 +76,7 @@ class Progress:
         left = passed / steps * (self.total - self.done) if steps else 0.0
         return (
             f"{self.title}: step {self.done}/{self.total} ({100 * self.done / max(1, self.total):.0f} %)  "
-            f"{self._told()}  {_clock(passed)} passed, {_clock(left)} left"
+            f"{self._rates()}  {_clock(passed)} passed, {_clock(left)} left"
         )
 
 
@@ -95,7 +95,7 @@ def _bar():
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[rates]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

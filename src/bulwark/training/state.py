@@ -97,20 +97,20 @@ class TrainingState:
 
     def load(self, engine: DeepSpeedEngine, parts: Sequence[Observer]) -> dict[str, Any] | None:
         """Put engine, parts and random numbers back to the newest complete state; return its position or None."""
-        found = self.latest()
-        if found is None:
+        latest = self.latest()
+        if latest is None:
             return None
-        loaded, _ = engine.load_checkpoint(str(found), tag="engine", load_module_strict=not self.partial)
+        loaded, _ = engine.load_checkpoint(str(latest), tag="engine", load_module_strict=not self.partial)
         if loaded is None:
-            raise FileNotFoundError(f"{found / 'engine'} could not be read; delete {found} to start afresh.")
+            raise FileNotFoundError(f"{latest / 'engine'} could not be read; delete {latest} to start afresh.")
         # The project's own file; it holds the states of Python's and NumPy's generators, which are no tensors.
-        own = torch.load(found / f"process-{self.processes.rank}.pt", map_location="cpu", weights_only=False)
+        own = torch.load(latest / f"process-{self.processes.rank}.pt", map_location="cpu", weights_only=False)
         for part, state in zip(parts, own["parts"], strict=True):
             part.load_state_dict(state)
         _set_random_state(own["random"])
-        position = json.loads((found / "position.json").read_text(encoding="utf-8"))
+        position = json.loads((latest / "position.json").read_text(encoding="utf-8"))
         if self.processes.main:
-            log.info("Resuming after step %d from %s.", position["step"], found)
+            log.info("Resuming after step %d from %s.", position["step"], latest)
         return position
 
     def keep_best(self, engine: DeepSpeedEngine, step: int) -> None:
@@ -190,8 +190,8 @@ def _first_difference(one: Any, other: Any, where: str) -> str:
         for key in sorted(one.keys() | other.keys()):
             if key not in one or key not in other:
                 return f"{where}{key} is only in one"
-            if found := _first_difference(one[key], other[key], f"{where}{key}."):
-                return found
+            if difference := _first_difference(one[key], other[key], f"{where}{key}."):
+                return difference
         return ""
     return "" if one == other else f"{where.rstrip('.')}: {str(one)[:60]} became {str(other)[:60]}"
 

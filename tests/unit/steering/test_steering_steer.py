@@ -217,7 +217,7 @@ class TestDetectedOnset:
         course = self.course(tmp_path, [-0.5 + 0.02 * step for step in range(20)] + [-0.1] * 40)
         over = schedule_of(self.SCHEDULE, 20.0, course)
         assert 15 <= over.onset <= 25
-        told = steering(course, fused(), InterventionSettings(alpha=20.0), self.SCHEDULE)._told["detected_onset"]
+        told = steering(course, fused(), InterventionSettings(alpha=20.0), self.SCHEDULE).further["detected_onset"]
         assert json.dumps(told)
         assert (told["step"], told["found"]) == (over.onset, True)
 

@@ -207,30 +207,30 @@ class Analyser(Observer):
                 )  # fmt: skip
                 sums |= _under(f"{name}/{site}", diagnostics.update_sums(engine, then, self.vector))
         sums = diagnostics.reduced(sums)
-        found: diagnostics.Quantities = {}
+        quantities: diagnostics.Quantities = {}
         size = self.vector.norm()
         if watch is not None:
             tokens = self._batches[0].step_tokens
             norms = {site: sums[f"norm/{site}"].sqrt() for site in sites}
-            found |= diagnostics.gradient_quantities(sums, layer, self.keys, tokens, self.unit)
-            found |= diagnostics.chain_quantities(sums, layer, tokens, self.unit, norms, self._biases)
-            found |= diagnostics.state_quantities(sums, layer, self.keys, tokens, self.unit)
+            quantities |= diagnostics.gradient_quantities(sums, layer, self.keys, tokens, self.unit)
+            quantities |= diagnostics.chain_quantities(sums, layer, tokens, self.unit, norms, self._biases)
+            quantities |= diagnostics.state_quantities(sums, layer, self.keys, tokens, self.unit)
             for site in sites:
                 columns = sums[f"start/{site}/along"], sums[f"start/{site}/squares"]
-                found |= diagnostics.update_quantities(*columns, layer, site, size)
+                quantities |= diagnostics.update_quantities(*columns, layer, site, size)
         for name in ended:
             for site in sites:
                 columns = sums[f"{name}/{site}/along"], sums[f"{name}/{site}/squares"]
-                found[layer, site, f"energy_parallel_{name}"] = diagnostics.parallel_energy(*columns, size)
-        values = torch.stack([value.float() for value in found.values()]).tolist()
-        return dict(zip(found, values, strict=True))
+                quantities[layer, site, f"energy_parallel_{name}"] = diagnostics.parallel_energy(*columns, size)
+        values = torch.stack([value.float() for value in quantities.values()]).tolist()
+        return dict(zip(quantities, values, strict=True))
 
-    def _write(self, step: int, found: dict[tuple[int, str, str], float]) -> None:
+    def _write(self, step: int, quantities: dict[tuple[int, str, str], float]) -> None:
         if self._events is None:
             return
         phase = self.phase(step)
         with (self.folder / FILE).open("a", encoding="utf-8") as file:
-            for (layer, module, quantity), value in found.items():
+            for (layer, module, quantity), value in quantities.items():
                 known = value if math.isfinite(value) else None
                 row = {
                     "step": step,

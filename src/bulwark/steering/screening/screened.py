@@ -85,9 +85,7 @@ class Screened(Objective):
         self.micro_batch += 1
         if not engine.is_gradient_accumulation_boundary():
             return torch.zeros_like(self.loss_sum)
-        if self.ranks > 1:
-            torch.distributed.all_reduce(self.kept)
-        kept = int(self.kept)
+        kept = int(engines.over_ranks(self.kept))
         self.factor = batch.step_tokens / kept if kept else 0.0
         return self.loss_sum / max(1, kept)
 
@@ -155,10 +153,7 @@ class Screened(Objective):
             verdict = self.policy.judge(self.detector, batch, self.alpha)
             real = torch.tensor([bool(examples) for examples in batch.rows], device=verdict.broken.device)
             broken = verdict.broken & real
-            again = broken.any().int()
-            if self.ranks > 1:
-                torch.distributed.all_reduce(again, op=torch.distributed.ReduceOp.MAX)
-            if not again:
+            if not engines.over_ranks(broken.any().int(), largest=True):
                 self._record(batch, verdict)
                 return verdict
             if broken.any():
