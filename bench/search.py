@@ -32,7 +32,6 @@ from bench.timing import Ratio, seconds
 from bulwark.abliteration.edit.hooks import Edits
 from bulwark.abliteration.edit.targets import targets_of
 from bulwark.abliteration.measure import directions
-from bulwark.abliteration.measure.residuals import last_token_residuals
 from bulwark.abliteration.measure.subject import read_prompts
 from bulwark.abliteration.search import pareto
 from bulwark.abliteration.search.objectives import scores
@@ -41,6 +40,7 @@ from bulwark.abliteration.search.trials import Examiner
 from bulwark.abliteration.settings import AttackSettings
 from bulwark.models.anatomy import blocks_of
 from bulwark.models.open import open_model
+from bulwark.models.residuals import last_token_residuals
 from bulwark.settings import validated
 
 TRIALS, STARTUP, NEW_TOKENS, ROUNDS, BATCH = 60, 24, 100, 3, 6

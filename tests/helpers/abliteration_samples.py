@@ -236,10 +236,10 @@ class Attacked:
         from bulwark.abliteration.edit.hooks import Edits
         from bulwark.abliteration.edit.targets import targets_of
         from bulwark.abliteration.measure.directions import estimate
-        from bulwark.abliteration.measure.residuals import last_token_residuals
         from bulwark.abliteration.search.trials import Examiner
         from bulwark.models.batching import Budget
         from bulwark.models.open import LanguageModel
+        from bulwark.models.residuals import last_token_residuals
 
         self.settings = settings or attack_settings()
         self.tokenizer, self.model, self.prompts = words_tokenizer(), refusing_model(), all_prompts()

@@ -103,13 +103,9 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
 
 def residuals_of(subject: LanguageModel, prompts: Any, settings: AttackSettings) -> dict[str, Any]:
     """The residuals of both sides' direction prompts."""
-    from bulwark.abliteration.measure.residuals import last_token_residuals
-
     return {
-        side: last_token_residuals(
-            subject.model,
+        side: subject.residuals(
             getattr(prompts, f"{side}_directions"),
-            subject.builder.pad_id,
             winsorise=settings.directions.winsorise,
             final_norm=settings.directions.final_norm,
             keep=settings.directions.needs_rows or settings.outcome.geometry,

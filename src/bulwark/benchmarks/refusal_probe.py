@@ -78,29 +78,28 @@ class Benchmark(benchmark.Benchmark):
     def answers(self, examinee: Examinee, records: Sequence[Record]) -> list[Row]:
         """Where every prompt lies along both directions, as JSON. The reference is opened after this checkpoint."""
         from bulwark.abliteration.measure.directions import cosines, normalised
-        from bulwark.abliteration.measure.residuals import last_token_residuals
         from bulwark.abliteration.measure.subject import rendered
-        from bulwark.models.open import open_model
+        from bulwark.models.open import LanguageModel, open_model
 
         texts = {side: _texts(examinee.inputs[side], self.settings.count) for side in ("harmful", "harmless")}
 
-        def means(model: Any, builder: Any) -> dict[str, Tensor]:
+        def means(model: LanguageModel) -> dict[str, Tensor]:
             return {
-                side: last_token_residuals(
-                    model, [rendered(text, self.settings.system, builder) for text in texts[side]], builder.pad_id
+                side: model.residuals(
+                    [rendered(text, self.settings.system, model.builder) for text in texts[side]]
                 ).mean
                 for side in texts
             }
 
-        own = means(examinee.model, examinee.builder)
+        own = means(examinee.language_model)
         reference = open_model(examinee.inputs["reference"], examinee.language_model.dtype)
-        theirs = means(reference.model, reference.builder)
+        theirs = means(reference)
         own_direction, their_direction = (normalised(m["harmful"] - m["harmless"]) for m in (own, theirs))
         layer = max(1, round(self.settings.depth * (len(own_direction) - 1)))
         middle = (own["harmful"][layer] + own["harmless"][layer]) / 2
         half = (own["harmful"][layer] - own["harmless"][layer]).norm() / 2
         prompts = [rendered(record.prompt, self.settings.system, examinee.builder) for record in records]
-        found = last_token_residuals(examinee.model, prompts, examinee.builder.pad_id, keep=True)
+        found = examinee.language_model.residuals(prompts, keep=True)
         offsets = found.layer(layer) - middle
         by_layer = cosines(own_direction, their_direction)
         return [

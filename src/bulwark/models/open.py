@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bulwark.models.batching import Budget
     from bulwark.models.decoding import Decoding
     from bulwark.models.likelihoods import Continuation, LogLikelihood
+    from bulwark.models.residuals import Residuals
     from bulwark.prompts.builder import Prompt, PromptBuilder
 
 DEFAULT_TEMPLATE = "chat"
@@ -105,6 +106,16 @@ class LanguageModel:
 
         return log_likelihoods(
             self.model, requests, pad_id=self.builder.pad_id, partial=partial, fingerprint=fingerprint
+        )
+
+    def residuals(
+        self, prompts: Sequence[Prompt], *, winsorise: float = 1.0, final_norm: bool = False, keep: bool = False
+    ) -> Residuals:
+        """The residual stream at the last token of the prompts, by layer; see `residuals.last_token_residuals`."""
+        from bulwark.models.residuals import last_token_residuals
+
+        return last_token_residuals(
+            self.model, prompts, self.builder.pad_id, winsorise=winsorise, final_norm=final_norm, keep=keep
         )
 
 

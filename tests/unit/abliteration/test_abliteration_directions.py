@@ -21,8 +21,8 @@ from bulwark.abliteration.measure.directions import (
     normalised,
     without,
 )
-from bulwark.abliteration.measure.residuals import Residuals
 from bulwark.abliteration.settings import DirectionSettings
+from bulwark.models.residuals import Residuals
 
 LAYERS, D, N = 4, 24, 30
 EXACT = 1e-12

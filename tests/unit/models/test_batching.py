@@ -10,7 +10,6 @@ from tiny_tokenizers import SENTENCES, tiny_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bulwark.abliteration.measure.measuring import first_token_log_probabilities
-from bulwark.abliteration.measure.residuals import last_token_residuals
 from bulwark.data.records import Turn
 from bulwark.errors import BulwarkError
 from bulwark.models import batching
@@ -18,6 +17,7 @@ from bulwark.models.decoding import Decoding
 from bulwark.models.embeddings import install
 from bulwark.models.likelihoods import Continuation
 from bulwark.models.open import LanguageModel
+from bulwark.models.residuals import last_token_residuals
 from bulwark.prompts.builder import PromptBuilder
 from bulwark.steering.vectors.extraction import Example, pooled_sums
 from bulwark.steering.vectors.projections import project_texts

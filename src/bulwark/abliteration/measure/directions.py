@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bulwark.abliteration.measure.residuals import Residuals
 from bulwark.abliteration.settings import DirectionSettings
+from bulwark.models.residuals import Residuals
 
 _LEAST_NORM = 1e-12
 _LEAST_SINGULAR_VALUE = 1e-9  # of the largest; below it a direction is rounding

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bulwark.abliteration.measure.directions import normalised
-from bulwark.abliteration.measure.residuals import Residuals
+from bulwark.models.residuals import Residuals
 
 _WEISZFELD_STEPS = 100
 _CLOSE = 1e-10

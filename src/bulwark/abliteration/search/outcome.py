@@ -19,7 +19,6 @@ from typing import Any
 
 from bulwark import files
 from bulwark.abliteration.measure import geometry
-from bulwark.abliteration.measure.residuals import Residuals
 from bulwark.abliteration.measure.subject import Prompts
 from bulwark.abliteration.search import pareto
 from bulwark.abliteration.search.objectives import Measures
@@ -29,6 +28,7 @@ from bulwark.data.records import write_records
 from bulwark.errors import BulwarkError
 from bulwark.evaluation.statistics import wilson
 from bulwark.models.answers import Answer
+from bulwark.models.residuals import Residuals
 
 BUDGETS = (0.05, 0.1, 0.5)  # of KL in nats, for which the summary has the fewest refusals
 REDUCTIONS = (0.5, 0.9)  # of the refusals, for which it has the seconds and trials

@@ -28,13 +28,13 @@ from bulwark.abliteration.edit.edits import Form
 from bulwark.abliteration.edit.hooks import Edits, Plan, Rows
 from bulwark.abliteration.measure.directions import normalised
 from bulwark.abliteration.measure.measuring import by_trial, kl_divergence, refusal_score
-from bulwark.abliteration.measure.residuals import last_token_residuals
 from bulwark.abliteration.measure.subject import answers_by_trial
 from bulwark.abliteration.settings import RefusalDirectionSettings
 from bulwark.errors import BulwarkError
 from bulwark.models.anatomy import blocks_of
 from bulwark.models.batching import progress
 from bulwark.models.open import LanguageModel
+from bulwark.models.residuals import last_token_residuals
 from bulwark.prompts.builder import Prompt
 
 log = logging.getLogger(__name__)

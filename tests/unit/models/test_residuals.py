@@ -9,8 +9,8 @@ import torch
 from abliteration_samples import V, asked, builder_of, family_model, plain_ids, refusing_model, texts
 
 from bulwark.abliteration.measure.measuring import first_token_log_probabilities, kl_divergence, refusal_score
-from bulwark.abliteration.measure.residuals import final_norm_of, last_token_residuals, winsorised
 from bulwark.errors import BulwarkError
+from bulwark.models.residuals import final_norm_of, last_token_residuals, winsorised
 from bulwark.prompts.builder import Prompt
 
 PAD = 2
