@@ -28,7 +28,7 @@ from bulwark.settings import Closed, validated
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an analysis found.
+    """The outcome of an analysis.
 
     values: {metric: (value or None, of how many observations it is made)}. rows: what figures draw. reported: further
     plain data.
@@ -63,16 +63,16 @@ def analyse_file(
     analysis = module_of(module)
     chosen = validated(analysis.Settings, settings, f"settings of the analysis {module}")
     manifest = manifests.read_manifest(checkpoint)
-    found = analysis.analyse(manifest, checkpoint.parent, chosen)
+    analysed = analysis.analyse(manifest, checkpoint.parent, chosen)
     result = {
         **{key: identity[key] for key in ("benchmark", "model", "recipe", "seed")},
-        "n": len(found.rows),
+        "n": len(analysed.rows),
         "metrics": {
             name: Metric(value=value, stderr=None, interval=None, n=n, higher_is_better=analysis.METRICS[name])
-            for name, (value, n) in found.values.items()
+            for name, (value, n) in analysed.values.items()
         },
         "breakdowns": {},
-        "reported": found.reported,
+        "reported": analysed.reported,
         "provenance": {
             **manifest["provenance"],
             "module": module,
@@ -80,7 +80,7 @@ def analyse_file(
             "checkpoint_digest": files.digest(checkpoint),
         },
     }
-    lines = [json.dumps(row, allow_nan=False) for row in found.rows]
+    lines = [json.dumps(row, allow_nan=False) for row in analysed.rows]
     files.write_text(records_beside(scores), "".join(f"{line}\n" for line in lines))
     files.write_text(scores, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return result

@@ -74,10 +74,10 @@ def analyse(manifest: Mapping[str, Any], folder: Path, settings: Settings) -> An
     summary = read(folder, "summary.json")
     chosen = manifest["settings"]
     bound = chosen["selection"]["kl_at_most"] if "selection" in chosen else chosen["kl_at_most"]
-    told = {key: summary[key] for key in _TOLD if key in summary} | {"kl_at_most": bound}
+    reported = {key: summary[key] for key in _TOLD if key in summary} | {"kl_at_most": bound}
     if (folder / "candidates.jsonl").is_file():
-        return _directed(summary, read(folder, "candidates.jsonl"), bound, told)
-    return _searched(summary, read(folder, "trials.jsonl"), told)
+        return _directed(summary, read(folder, "candidates.jsonl"), bound, reported)
+    return _searched(summary, read(folder, "trials.jsonl"), reported)
 
 
 def read(folder: Path, name: str) -> Any:
@@ -91,7 +91,7 @@ def read(folder: Path, name: str) -> Any:
     return [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
 
 
-def _searched(summary: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], told: dict[str, Any]) -> Analysis:
+def _searched(summary: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], reported: dict[str, Any]) -> Analysis:
     """Of HERETIC's and ICONOCLAST's search."""
     best, cost, count = summary["chosen"], summary["cost"], len(trials)
     passed, rows = cost["setup_seconds"], []
@@ -100,7 +100,7 @@ def _searched(summary: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], t
         measured = {"divergence": trial["kl"], "rate": trial["refusal_rate"]}
         reached = {"volume": hypervolume, "passed": round(passed, 3)}
         rows.append({key: trial[key] for key in _KEPT} | measured | reached)
-    found = {
+    values = {
         "trials": (count, count),
         "front_size": (sum(trial["pareto"] for trial in trials), count),
         "hypervolume": (rows[-1]["volume"], count),
@@ -110,15 +110,15 @@ def _searched(summary: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], t
     }
     for name, budget in _BUDGETS.items():
         least = summary["budgets"][str(budget)]
-        found[f"refusal_rate_at_{name}"] = (least and least["refusal_rate"], best["n"])
+        values[f"refusal_rate_at_{name}"] = (least and least["refusal_rate"], best["n"])
     for reduction in _REDUCTIONS:
         for unit in ("seconds", "trials"):
-            found[f"{unit}_to_{reduction}"] = (cost[f"{unit}_to_{reduction}"], count)
-    return _analysis(found, rows, told)
+            values[f"{unit}_to_{reduction}"] = (cost[f"{unit}_to_{reduction}"], count)
+    return _analysis(values, rows, reported)
 
 
 def _directed(
-    summary: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], bound: float, told: dict[str, Any]
+    summary: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], bound: float, reported: dict[str, Any]
 ) -> Analysis:
     """Of the ablation of one direction: one edited model, which is both the first trial and the last."""
     from bulwark.abliteration.search import pareto
@@ -131,26 +131,26 @@ def _directed(
     plain = {"pareto": False, "gated": False, "dominated": False}
     rows = [
         {
-            "number": place,
+            "number": number,
             "divergence": candidate["kl"],
             **plain,
             **{key: value for key, value in candidate.items() if key != "kl"},
             **(measured if candidate["chosen"] else dict.fromkeys(measured)),
         }
-        for place, candidate in enumerate(candidates)
+        for number, candidate in enumerate(candidates)
     ]
     count, base = len(candidates), summary["base"]
-    found = {
+    values = {
         "hypervolume": (measured["volume"], count),
         **_reached(base, best, summary["exported"]),
         "seconds": (seconds, count),
     }
     for name, budget in _BUDGETS.items():
-        found[f"refusal_rate_at_{name}"] = (best["refusal_rate"] if best["kl"] <= budget else None, best["n"])
+        values[f"refusal_rate_at_{name}"] = (best["refusal_rate"] if best["kl"] <= budget else None, best["n"])
     for reduction in _REDUCTIONS:
         fallen = best["refusal_rate"] <= (1 - reduction / 100) * base["refusal_rate"] and best["kl"] <= bound
-        found[f"seconds_to_{reduction}"] = (seconds if fallen else None, count)
-    return _analysis(found, rows, told)
+        values[f"seconds_to_{reduction}"] = (seconds if fallen else None, count)
+    return _analysis(values, rows, reported)
 
 
 def _reached(base: Mapping[str, Any], best: Mapping[str, Any], exported: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,5 +166,5 @@ def _reached(base: Mapping[str, Any], best: Mapping[str, Any], exported: Mapping
     }
 
 
-def _analysis(found: Mapping[str, tuple[float | None, int]], rows: list[Row], told: dict[str, Any]) -> Analysis:
-    return Analysis({name: found.get(name, (None, 0)) for name in METRICS}, rows, told)
+def _analysis(values: Mapping[str, tuple[float | None, int]], rows: list[Row], reported: dict[str, Any]) -> Analysis:
+    return Analysis({name: values.get(name, (None, 0)) for name in METRICS}, rows, reported)

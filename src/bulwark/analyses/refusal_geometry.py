@@ -43,11 +43,11 @@ def analyse(manifest: Mapping[str, Any], folder: Path, settings: Settings) -> An
     counts = Counter(row["label"] for row in rows if row["layer"] == rows[0]["layer"])
     prompts = sum(counts.values())
     apart = max(table, key=lambda at: at["silhouette"])
-    found = {
+    values = {
         "layers": (len(table), len(table)),
         "silhouette": (apart["silhouette"], prompts),
         "silhouette_layer": (apart["layer"], len(table)),
         "relative_norm": (apart["norm_r"] / apart["norm_g"] if apart["norm_g"] else None, prompts),
         "cos_means": (apart["cos_g_b"], prompts),
     }
-    return Analysis(found, rows, {"geometry": table, "prompts": dict(counts)})
+    return Analysis(values, rows, {"geometry": table, "prompts": dict(counts)})

@@ -65,14 +65,14 @@ def applies(settings: Closed) -> bool:
 
 def analyse(manifest: Mapping[str, Any], folder: Path, settings: Settings) -> Analysis:
     """Raises RecordError if the step wrote nothing to analyse."""
-    told = manifest.get("analysis")
-    if told is None or not (folder / told["file"]).is_file():
+    written = manifest.get("analysis")
+    if written is None or not (folder / written["file"]).is_file():
         raise RecordError(
             f"{folder}: the step wrote nothing to analyse. Set `analysis` in its settings, say {{every: 10}}, and "
             "train again, or take the recipe out of what shows the analysis."
         )
-    rows = [json.loads(line) for line in (folder / told["file"]).read_text(encoding="utf-8").splitlines()]
-    layer = told["layer"]
+    rows = [json.loads(line) for line in (folder / written["file"]).read_text(encoding="utf-8").splitlines()]
+    layer = written["layer"]
 
     def mean(module: str, quantity: str, where: Any) -> tuple[float | None, int]:
         values = [
@@ -85,7 +85,7 @@ def analyse(manifest: Mapping[str, Any], folder: Path, settings: Settings) -> An
         return (sum(values) / len(values) if values else None), len(values)
 
     def within(window: str) -> Any:
-        begin, end = told["windows"].get(window, (0, 0))
+        begin, end = written["windows"].get(window, (0, 0))
         return lambda row: begin <= row["step"] < end
 
     values: dict[str, tuple[float | None, int]] = {}
@@ -107,7 +107,7 @@ def analyse(manifest: Mapping[str, Any], folder: Path, settings: Settings) -> An
     steps, cosines = _cosines(manifest, rows, layer)
     onset = _onset(steps, cosines)
     values["onset_step"] = onset["step"] if onset["found"] else None, len(cosines)
-    reported = {"analysis": told, "gradient_cosine": [steps, cosines], "onset": onset}
+    reported = {"analysis": written, "gradient_cosine": [steps, cosines], "onset": onset}
     return Analysis({name: values[name] for name in METRICS}, rows, reported)
 
 
@@ -129,8 +129,8 @@ def _cosines(manifest: Mapping[str, Any], rows: Sequence[Row], layer: int) -> tu
     if steering.get("gradient_layer") == layer and steering.get("gradient_cosine"):
         cosines = steering["gradient_cosine"]
         return list(range(len(cosines))), cosines
-    place = (layer, "residual", "gradient_cosine")
-    taken = [row for row in rows if (row["layer"], row["module"], row["quantity"]) == place]
+    key = (layer, "residual", "gradient_cosine")
+    taken = [row for row in rows if (row["layer"], row["module"], row["quantity"]) == key]
     return [row["step"] for row in taken], [row["value"] for row in taken]
 
 

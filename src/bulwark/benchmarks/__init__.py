@@ -24,10 +24,10 @@ def module_of(name: str) -> ModuleType:
 
 def benchmark_of(module: str, settings: Mapping[str, Any] | Closed) -> Benchmark:
     """The benchmark of a module with these settings. Raises ConfigurationError for an unknown module or wrong ones."""
-    found = module_of(module)
+    code = module_of(module)
     if not isinstance(settings, Closed):
-        settings = validated(found.Settings, settings, f"settings of the benchmark {module}")
-    return found.Benchmark(settings)
+        settings = validated(code.Settings, settings, f"settings of the benchmark {module}")
+    return code.Benchmark(settings)
 
 
 def inputs_of(settings: Closed) -> dict[str, str]:

@@ -64,7 +64,7 @@ class Thresholds(Closed):
 
 
 class Scoring(Closed):
-    """normal: the levels of harmless rows; every other level is to be found. resamples: of the bootstrap."""
+    """normal: the levels of harmless rows; every other level is to be detected. resamples: of the bootstrap."""
 
     normal: tuple[str, ...] = NORMAL_LEVELS
     thresholds: Thresholds = Thresholds()
@@ -147,24 +147,24 @@ class Benchmark(benchmark.Benchmark):
             references=references,
             pad_id=builder.pad_id,
         )
-        found = {
+        of_record = {
             record.id: _told(row, record.id, prompt.truncated, layer / layers, references)
             for record, prompt, row in zip(examples.records, examples.prompts, scored, strict=True)
         }
         nothing = {"n_resp": 0, "truncated": True, "depth": layer / layers}  # max_tokens left nothing to supervise
-        told = {record.id: found.get(record.id, nothing) for record in records}
+        results = {record.id: of_record.get(record.id, nothing) for record in records}
         return [
             benchmark.measured(key, json.dumps(row, allow_nan=False), tokens=row["n_resp"], truncated=row["truncated"])
-            for key, row in told.items()
+            for key, row in results.items()
         ]
 
     def score(self, record: Conversation | Tokenised, responses: Mapping[str, str]) -> Row:
         """One row of the authors' record of detections: all that was seen of it, its level and its trait."""
-        told = json.loads(responses[ANSWER])
-        known = {key: value for key, value in told.items() if key != "id"}
+        result = json.loads(responses[ANSWER])
+        known = {key: value for key, value in result.items() if key != "id"}
         return {
             **known,
-            **{name: told.get(name) for name in SIGNS},
+            **{name: result.get(name) for name in SIGNS},
             "level": str(record.meta["level"]),
             "trait": str(record.meta.get("trait", "unnamed")),
         }
@@ -174,7 +174,7 @@ class Benchmark(benchmark.Benchmark):
         return _measured(rows, self.settings)
 
     def breakdowns(self, rows: Sequence[Row]) -> dict[str, Groups]:
-        """Each level that is to be found against all normal rows, and each trait's rows by themselves."""
+        """Each level that is to be detected against all normal rows, and each trait's rows by themselves."""
         normal = [row for row in rows if row["level"] in self.settings.scoring.normal]
         levels = sorted({row["level"] for row in rows} - set(self.settings.scoring.normal))
         traits = sorted({row["trait"] for row in rows})
@@ -274,19 +274,19 @@ def _taken(rows: Sequence[Row], name: str, settings: Settings) -> tuple[list[flo
 def _measured(rows: Sequence[Row], settings: Settings) -> dict[str, Metric]:
     from bulwark.evaluation.roc import discrimination
 
-    found: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = {}
     for name in SIGNS:
-        told = discrimination(*_taken(rows, name, settings), resamples=settings.scoring.resamples)
+        quality = discrimination(*_taken(rows, name, settings), resamples=settings.scoring.resamples)
         for kind in KINDS:
-            measured = getattr(told, kind)
-            found[f"{kind}_{name}"] = Metric(
+            measured = getattr(quality, kind)
+            metrics[f"{kind}_{name}"] = Metric(
                 value=measured.value,
                 stderr=measured.stderr,
                 interval=list(measured.interval) if measured.interval else None,
-                n=told.positives + told.negatives,
+                n=quality.positives + quality.negatives,
                 higher_is_better=True,
             )
-    return {metric: found[metric] for metric in METRICS}
+    return {metric: metrics[metric] for metric in METRICS}
 
 
 def _curves(rows: Sequence[Row], settings: Settings) -> dict[str, list[list[float]]]:
@@ -307,15 +307,15 @@ def _flagged(rows: Sequence[Row], settings: Settings) -> dict[str, dict[str, flo
         "dp": lambda row: row["dp"] > limits.dp,
     }
     needed = {"probe": ("probe_cos", "probe_proj")}
-    told = {}
+    flagged = {}
     for name, rule in rules.items():
         counted = [row for row in rows if all(suspicion(row, one) is not None for one in needed.get(name, (name,)))]
         parts = {True: [], False: []}
         for row in counted:
             parts[row["level"] not in settings.scoring.normal].append(rule(row))
         rates = {label: sum(flags) / len(flags) if flags else None for label, flags in parts.items()}
-        told[name] = {"true_positive_rate": rates[True], "false_positive_rate": rates[False], "rows": len(counted)}
-    return told
+        flagged[name] = {"true_positive_rate": rates[True], "false_positive_rate": rates[False], "rows": len(counted)}
+    return flagged
 
 
 def _correlation(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:

@@ -41,9 +41,6 @@ class Settings(Closed):
             raise ValueError("the task gsm8k_cot brings its own eight examples; set fewshot to null")
         return self
 
-    def inputs(self) -> dict[str, str]:
-        return self.fewshot.inputs() if self.fewshot else {}
-
 
 class Record(Closed):
     """A problem under the published names; the solution ends with "#### <number>"."""
@@ -84,9 +81,9 @@ class Benchmark(benchmark.Benchmark):
         """One row: whether lm-eval counts the answer as right, by either filter."""
         from bulwark.evaluation import harness
 
-        told = harness.metrics_of(_scorer(self.settings.task), record.model_dump(), [responses[ANSWER]])
+        counted = harness.metrics_of(_scorer(self.settings.task), record.model_dump(), [responses[ANSWER]])
         return {
-            **{metric: int(told[name]["exact_match"]) for metric, name in _FILTERS.items()},
+            **{metric: int(counted[name]["exact_match"]) for metric, name in _FILTERS.items()},
             "characters": len(responses[ANSWER]),
         }
 

@@ -43,9 +43,6 @@ class Settings(Closed):
     format: Literal["letters", "continuation"] = "letters"
     described: bool = True
 
-    def inputs(self) -> dict[str, str]:
-        return self.fewshot.inputs() if self.fewshot else {}
-
 
 class Record(Closed):
     """One question under the published names. `answer` is the number of the right option, from 0."""
@@ -97,19 +94,19 @@ class Benchmark(benchmark.Benchmark):
         """One row: whether lm-eval counts the answer as right, and the options' log-likelihoods."""
         from bulwark.evaluation import harness
 
-        found = [tuple(pair) for pair in json.loads(responses[ANSWER])]
-        (told,) = harness.metrics_of(_scorer(self.settings), record.model_dump(mode="json"), found).values()
+        likelihoods = [tuple(pair) for pair in json.loads(responses[ANSWER])]
+        (counted,) = harness.metrics_of(_scorer(self.settings), record.model_dump(mode="json"), likelihoods).values()
         return {
-            "accuracy": int(told["acc"]),
+            "accuracy": int(counted["acc"]),
             "subject": record.subject,
-            "log_likelihoods": [value for value, _ in found],
+            "log_likelihoods": [value for value, _ in likelihoods],
         }
 
     def reported(self, rows: Sequence[Row]) -> dict[str, float]:
         """The accuracy with equal weight for every subject, and what guessing would reach."""
         subjects = grouped(rows, lambda row: row["subject"], METRICS)
         return {
-            "accuracy_over_subjects": sum(found["accuracy"]["value"] for found in subjects.values()) / len(subjects),
+            "accuracy_over_subjects": sum(of["accuracy"]["value"] for of in subjects.values()) / len(subjects),
             "chance": sum(1 / len(row["log_likelihoods"]) for row in rows) / len(rows),
         }
 

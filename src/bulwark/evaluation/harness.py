@@ -61,7 +61,7 @@ class Examined(LM):
 
     def loglikelihood(self, requests: list[Instance]) -> list[likelihoods.LogLikelihood]:
         """(log-likelihood, greedy) of each (context, continuation)."""
-        return [found for found, _ in self.scored(requests)]
+        return [result for result, _ in self.scored(requests)]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         raise BulwarkError("Perplexity tasks score bare text, which has no roles. Take one that asks for an answer.")

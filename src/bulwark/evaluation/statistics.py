@@ -145,20 +145,20 @@ def estimate(sample: Sample, confidence: float = CONFIDENCE) -> Estimate:
     return Estimate(value, stderr, interval, n, by_seed, spread)
 
 
-def threshold_p_value(found: Estimate, threshold: float, side: str, rate: bool) -> float | None:
+def threshold_p_value(estimate: Estimate, threshold: float, side: str, rate: bool) -> float | None:
     """One-sided p-value of "the true value lies beyond `threshold`" (side "at_least" or "at_most"): the score test.
 
     For rates it inverts Wilson's interval (variance under the threshold); otherwise it is the t-test.
     """
-    if found.value is None or found.stderr is None:
+    if estimate.value is None or estimate.stderr is None:
         return None
-    distance = (found.value - threshold) * (1 if side == "at_least" else -1)
+    distance = (estimate.value - threshold) * (1 if side == "at_least" else -1)
     if rate and 0 < threshold < 1:
-        error = np.sqrt(threshold * (1 - threshold) / _effective_n(found.value, found.stderr, found.n))
+        error = np.sqrt(threshold * (1 - threshold) / _effective_n(estimate.value, estimate.stderr, estimate.n))
         return float(stats.norm.sf(distance / error))
-    if found.stderr == 0:
+    if estimate.stderr == 0:
         return None
-    return float(stats.t.sf(distance / found.stderr, df=found.n - 1))
+    return float(stats.t.sf(distance / estimate.stderr, df=estimate.n - 1))
 
 
 # --- two recipes ---------------------------------------------------------------------------------------------------

@@ -123,30 +123,30 @@ def judge(requests: Sequence[Request], settings: JudgeSettings, cache: str | Pat
     keys = [module.identity(request, own, settings.scale) for request in requests]
     digests = [None if key is None else files.digest({"kind": settings.kind, **key}) for key in keys]
     kept = _kept(Path(cache)) if cache is not None and any(digests) else {}
-    found: list[Judgement | None] = [kept.get(digest) for digest in digests]
+    judgements: list[Judgement | None] = [kept.get(digest) for digest in digests]
     # Equal requests are judged once.
     asked: dict[Any, list[int]] = {}
-    for index, (judgement, digest) in enumerate(zip(found, digests, strict=True)):
+    for index, (judgement, digest) in enumerate(zip(judgements, digests, strict=True)):
         if judgement is None:
             asked.setdefault(digest or index, []).append(index)
-    places = list(asked.values())
-    if kept and len(places) < len(requests):
-        log.info("%d of %d judgements are known already", sum(j is not None for j in found), len(requests))
-    first = [requests[indices[0]] for indices in places]
+    groups = list(asked.values())
+    if kept and len(groups) < len(requests):
+        log.info("%d of %d judgements are known already", sum(j is not None for j in judgements), len(requests))
+    first = [requests[indices[0]] for indices in groups]
     for number, judgement in _reporting(module.judge(first, own, settings.scale), len(first)):
-        digest = digests[places[number][0]]
-        for index in places[number]:
-            found[index] = judgement
+        digest = digests[groups[number][0]]
+        for index in groups[number]:
+            judgements[index] = judgement
         if cache is not None and digest is not None and judgement.lasting:
             _keep(Path(cache), digest, judgement)
-    lost = [index for index, judgement in enumerate(found) if judgement is None or not judgement.lasting]
+    lost = [index for index, judgement in enumerate(judgements) if judgement is None or not judgement.lasting]
     if requests and len(lost) == len(requests):
-        reason = found[lost[0]].reason if found[lost[0]] else "it gave no answer"
+        reason = judgements[lost[0]].reason if judgements[lost[0]] else "it gave no answer"
         raise BulwarkError(
             f'The judge "{settings.kind}" judged none of {len(requests)} answers; "{requests[0].key}": {reason}. '
             "Check the endpoint and the judge's settings."
         )
-    return found
+    return judgements
 
 
 def module_of(kind: str) -> ModuleType:
@@ -192,15 +192,15 @@ def _kept(cache: Path) -> dict[str, Judgement]:
     if torn:
         with cache.open("r+b") as file:
             file.truncate(len(whole) + (1 if whole else 0))
-    found = {}
+    kept = {}
     for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
         try:
             entry = json.loads(line)
             digest = entry.pop("digest")
-            found[digest] = Judgement(**entry)
+            kept[digest] = Judgement(**entry)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RecordError(f"{cache}, line {number}: not a judgement ({error}). Remove the line.") from None
-    return found
+    return kept
 
 
 def _keep(cache: Path, digest: str, judgement: Judgement) -> None:

@@ -40,8 +40,8 @@ def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterat
                 f"{nearest(request.criterion, settings.markers)} Name them under judge.marker.markers."
             )
         looked_at = _plain(request.answer)[: settings.within]
-        found = any(_plain(marker) in looked_at for marker in settings.markers[request.criterion])
-        yield index, Judgement(float(scale * found), method="marker")
+        marked = any(_plain(marker) in looked_at for marker in settings.markers[request.criterion])
+        yield index, Judgement(float(scale * marked), method="marker")
 
 
 def _plain(text: str) -> str:
