@@ -10,7 +10,6 @@ from typing import Any
 
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.evaluation.benchmark import Benchmark
-from bulwark.judges import JudgeSettings
 from bulwark.settings import Closed, validated
 
 
@@ -28,16 +27,3 @@ def benchmark_of(module: str, settings: Mapping[str, Any] | Closed) -> Benchmark
     if not isinstance(settings, Closed):
         settings = validated(code.Settings, settings, f"settings of the benchmark {module}")
     return code.Benchmark(settings)
-
-
-def inputs_of(settings: Closed) -> dict[str, str]:
-    """The files under results/ that answering reads beside checkpoint and records, {name: path template}.
-
-    Templates may hold `{model}`, `{recipe}`, `{parent}` (the recipe before its last step) and `{seed}`.
-    """
-    return settings.inputs() if hasattr(settings, "inputs") else {}
-
-
-def judge_of(module: str, settings: Closed, where: str = "") -> JudgeSettings | None:
-    """The judge of a benchmark; see `Benchmark.judge`."""
-    return benchmark_of(module, settings).judge(where)

@@ -61,8 +61,8 @@ def check(catalogue: Catalogue) -> None:
         for model in [None, *catalogue.models]:
             benchmark = catalogue.benchmark(model, name)
             catalogue.dataset(benchmark.dataset, f"config/benchmarks/{name}.yaml: dataset")
-            benchmark_modules.judge_of(benchmark.module, benchmark.settings, f"config/benchmarks/{name}.yaml")
-            for path in benchmark_modules.inputs_of(benchmark.settings).values():
+            benchmark_modules.benchmark_of(benchmark.module, benchmark.settings).judge(f"config/benchmarks/{name}.yaml")
+            for path in benchmark.settings.inputs().values():
                 where = f"config/benchmarks/{name}.yaml: settings"
                 _check_input(catalogue, path, where)
                 place, tokens = (benchmark.dataset, benchmark.split), getattr(benchmark.settings, "max_tokens", None)

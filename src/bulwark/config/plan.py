@@ -174,7 +174,7 @@ def answer_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, benc
 
     In these, `{parent}` is the recipe without its last step; the base model stands for its own parent.
     """
-    asked = benchmarks.inputs_of(_benchmark(catalogue, model, recipe, benchmark).settings)
+    asked = _benchmark(catalogue, model, recipe, benchmark).settings.inputs()
     parent = recipe if recipe == recipes.BASE else recipes.parent_of(recipe)
     return {
         "checkpoint": paths.checkpoint(model, recipe, seed),
@@ -217,7 +217,7 @@ def score_settings(catalogue: Catalogue, model: str, recipe: str, benchmark: str
 
 def score_code(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> str:
     resolved = _benchmark(catalogue, model, recipe, benchmark)
-    judge = benchmarks.judge_of(resolved.module, resolved.settings)
+    judge = benchmarks.benchmark_of(resolved.module, resolved.settings).judge()
     return digests.scores_digest(resolved.module, judge and judge.kind)
 
 

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bulwark import benchmarks
 from bulwark.config import checks, digests, paths, recipes
 from bulwark.config.catalogue import Catalogue
 from bulwark.config.entities import find
@@ -182,7 +181,7 @@ def records(catalogue: Catalogue) -> list[str]:
     for model, recipe, name in cells:
         benchmark = catalogue.benchmark(model, name)
         asked.add((model, f"data/{benchmark.dataset}/{benchmark.split}.jsonl"))
-        files = [*benchmarks.inputs_of(benchmark.settings).values(), *_step_inputs(catalogue, model, recipe)]
+        files = [*benchmark.settings.inputs().values(), *_step_inputs(catalogue, model, recipe)]
         asked |= {(model, file) for file in files}
     return sorted({f"results/{path}" for model, file in asked for path in _records_behind(catalogue, model, file)})
 

@@ -3,7 +3,9 @@
 A module of `bulwark.benchmarks` has
 
     METRICS      {metric: whether higher is better}, the first being the headline
-    Settings     what can be set; holds `decoding` where text is generated, and under `scoring` what only scoring reads
+    Settings     what can be set; holds `decoding` where text is generated, and under `scoring` what only scoring reads.
+                 `inputs()`: the files under results/ that answering reads beside checkpoint and records, as path
+                 templates with `{model}`, `{recipe}`, `{parent}` (the recipe before its last step) and `{seed}`
     Record       the schema of its data
     Benchmark    a subclass of the one below
 

@@ -11,7 +11,6 @@ from examinee_samples import V, examinee, tiny_aside
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate
 
-from bulwark import benchmarks
 from bulwark.benchmarks import gsm8k, mmlu
 from bulwark.data.records import ROLE_NUMBERS
 from bulwark.errors import BulwarkError, ConfigurationError, RecordError
@@ -232,6 +231,6 @@ def test_unusable_settings_and_records_are_refused(tmp_path, model):
 
 def test_the_benchmarks_ask_for_their_examples():
     few = {"data": "mmlu", "split": "dev", "count": 5}
-    assert benchmarks.inputs_of(settings(mmlu, fewshot=few)) == {"fewshot": "data/mmlu/dev.jsonl"}
-    assert benchmarks.inputs_of(settings(gsm8k)) == {}
+    assert settings(mmlu, fewshot=few).inputs() == {"fewshot": "data/mmlu/dev.jsonl"}
+    assert settings(gsm8k).inputs() == {}
     assert settings(gsm8k).decoding == Decoding(max_new_tokens=256)
