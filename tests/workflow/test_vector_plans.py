@@ -34,19 +34,6 @@ def test_a_published_file_is_adopted_on_its_model_only(checkout):
         assert plan["extract_vectors"] == 1
 
 
-def test_wrong_names_in_a_path_are_explained(checkout):
-    (checkout.folder / "overlay.yaml").write_text("traits: {mean: {files: {miniature: mean.pt}}}")
-    for target, parts in (
-        (f"{FOLDER}/rud.safetensors", ['"rud"', '"rude"']),
-        ("results/vectors/miniature/asdie/seed0/rude.safetensors", ['"asdie"', '"aside"']),
-        ("results/vectors/qwen3-8b/base/seed0/mean.safetensors", ["config/traits/mean.yaml", '"qwen3-8b"']),
-    ):
-        done = checkout.snakemake("--dry-run", "--configfile", "overlay.yaml", "--", target, check=False)
-        assert done.returncode != 0
-        for part in parts:
-            assert part in done.stdout
-
-
 def test_the_files_behind_vectors_are_part_of_the_data(checkout):
     (checkout.folder / "overlay.yaml").write_text(
         "{studies: {aside: {models: [miniature], recipes: [vanilla, steer], seeds: [0], tables: [], figures: [],"

@@ -39,7 +39,7 @@ from bulwark.steering.vectors.projections import ProjectionSettings
 Section = Literal["steps", "benchmarks", "projections"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Resolved:
     """A step, benchmark or projection as it is on one model: all defaults filled in.
 
@@ -53,6 +53,11 @@ class Resolved:
     dataset: str = ""
     split: str = ""
     stage: str = "generate"
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """The files under results/ that a job reads beside checkpoint and records, as path templates by name."""
+        return self.settings.inputs()
 
     @cached_property
     def plain(self) -> dict[str, Any]:

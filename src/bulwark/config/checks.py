@@ -48,8 +48,9 @@ def check(catalogue: Catalogue) -> None:
                 catalogue.model(model, f"config/{kind}/{name}.yaml: models")
     for name in catalogue.steps:
         for model in [None, *catalogue.models]:
-            settings, where = catalogue.step(model, name).settings, f"config/steps/{name}.yaml: settings"
-            for path in settings.inputs().values():
+            step, where = catalogue.step(model, name), f"config/steps/{name}.yaml: settings"
+            settings = step.settings
+            for path in step.inputs.values():
                 _check_input(catalogue, path, where)
                 training = getattr(settings, "training", None)
                 tokens = training.max_tokens if training is not None else None
@@ -62,7 +63,7 @@ def check(catalogue: Catalogue) -> None:
             benchmark = catalogue.benchmark(model, name)
             catalogue.dataset(benchmark.dataset, f"config/benchmarks/{name}.yaml: dataset")
             benchmark_modules.benchmark_of(benchmark.module, benchmark.settings).judge(f"config/benchmarks/{name}.yaml")
-            for path in benchmark.settings.inputs().values():
+            for path in benchmark.inputs.values():
                 where = f"config/benchmarks/{name}.yaml: settings"
                 _check_input(catalogue, path, where)
                 place, tokens = (benchmark.dataset, benchmark.split), getattr(benchmark.settings, "max_tokens", None)
@@ -73,7 +74,7 @@ def check(catalogue: Catalogue) -> None:
         for model in [None, *catalogue.models]:
             projected, where = catalogue.projection(model, name), f"config/projections/{name}.yaml"
             _check_input(catalogue, f"data/{projected.dataset}/{projected.split}.jsonl", f"{where}: dataset")
-            for path in projected.settings.inputs().values():
+            for path in projected.inputs.values():
                 _check_input(catalogue, path, f"{where}: settings")
     for name, study in catalogue.studies.items():
         _check_study(catalogue, f"studies.{name}", study)

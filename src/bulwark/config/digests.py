@@ -138,6 +138,7 @@ class Package:
         self.folder, self.name = folder, folder.name
         self.module = cache(self._module)
         self.part = cache(self._part)
+        self.uses = cache(self._uses)
         self.digest = cache(self._digest)
 
     def names(self, module: str) -> set[str]:
@@ -168,13 +169,13 @@ class Package:
             reached.add(part)
             if part[1]:
                 ahead.append((part[0], ""))
-            ahead += self._uses(*part, without)[0]
+            ahead += self.uses(*part, without)[0]
         return {part for part in reached if self.part(*part, without).text}
 
     def _digest(self, roots: tuple[str, ...], without: frozenset[str]) -> str:
         texts = []
         for module, name in self.covered(*roots, without=without):
-            external = self._uses(module, name, without)[1]
+            external = self.uses(module, name, without)[1]
             texts.append("\n".join([module, name, *self.part(module, name, without).text, *sorted(external)]))
         return hashlib.sha256("\n\n".join(sorted(texts)).encode()).hexdigest()[:16]
 

@@ -127,7 +127,7 @@ def step_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str) -> dic
 
     In these, `{parent}` is the recipe before the step; what another step x makes of the same parent is `{prefix}x`.
     """
-    asked = _step(catalogue, model, recipe).settings.inputs()
+    asked = _step(catalogue, model, recipe).inputs
     parent = recipes.parent_of(recipe)
     prefix = "" if parent == recipes.BASE else f"{parent}+"
     return {
@@ -174,7 +174,7 @@ def answer_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, benc
 
     In these, `{parent}` is the recipe without its last step; the base model stands for its own parent.
     """
-    asked = _benchmark(catalogue, model, recipe, benchmark).settings.inputs()
+    asked = _benchmark(catalogue, model, recipe, benchmark).inputs
     parent = recipe if recipe == recipes.BASE else recipes.parent_of(recipe)
     return {
         "checkpoint": paths.checkpoint(model, recipe, seed),
@@ -216,7 +216,11 @@ def score_settings(catalogue: Catalogue, model: str, recipe: str, benchmark: str
 
 
 def score_code(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> str:
-    resolved = _benchmark(catalogue, model, recipe, benchmark)
+    return _score_code(_benchmark(catalogue, model, recipe, benchmark))
+
+
+@cache
+def _score_code(resolved: Resolved) -> str:
     judge = benchmarks.benchmark_of(resolved.module, resolved.settings).judge()
     return digests.scores_digest(resolved.module, judge and judge.kind)
 

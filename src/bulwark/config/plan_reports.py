@@ -181,7 +181,7 @@ def records(catalogue: Catalogue) -> list[str]:
     for model, recipe, name in cells:
         benchmark = catalogue.benchmark(model, name)
         asked.add((model, f"data/{benchmark.dataset}/{benchmark.split}.jsonl"))
-        files = [*benchmark.settings.inputs().values(), *_step_inputs(catalogue, model, recipe)]
+        files = [*benchmark.inputs.values(), *_step_inputs(catalogue, model, recipe)]
         asked |= {(model, file) for file in files}
     return sorted({f"results/{path}" for model, file in asked for path in _records_behind(catalogue, model, file)})
 
@@ -194,9 +194,7 @@ def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
 
 def _step_inputs(catalogue: Catalogue, model: str, recipe: str) -> list[str]:
     """What the steps of a recipe read, as path templates."""
-    return [
-        path for step in recipes.steps_of(recipe) for path in catalogue.step(model, step).settings.inputs().values()
-    ]
+    return [path for step in recipes.steps_of(recipe) for path in catalogue.step(model, step).inputs.values()]
 
 
 def _records_behind(catalogue: Catalogue, model: str, path: str) -> list[str]:
@@ -211,7 +209,7 @@ def _records_behind(catalogue: Catalogue, model: str, path: str) -> list[str]:
         return [] if model in trait.files else [f"data/{trait.dataset}/{trait.split}.jsonl"]
     if stage == "projections":
         projection = catalogue.projection(model, name)
-        asked = [f"data/{projection.dataset}/{projection.split}.jsonl", *projection.settings.inputs().values()]
+        asked = [f"data/{projection.dataset}/{projection.split}.jsonl", *projection.inputs.values()]
     if stage == "checkpoints":
         recipe = folders[1].removeprefix("{prefix}")
         if recipe != "{parent}":  # a parent is a checkpoint of the plan itself

@@ -135,7 +135,7 @@ def projection_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, 
     return {
         "checkpoint": paths.checkpoint(model, recipe, seed),
         "records": paths.records(resolved.dataset, resolved.split),
-        **filled(resolved.settings.inputs(), model=model, parent=recipe, seed=seed),
+        **filled(resolved.inputs, model=model, parent=recipe, seed=seed),
     }
 
 

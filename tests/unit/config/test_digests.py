@@ -11,6 +11,7 @@ from bulwark.config.digests import UNTRACKED, Package
 from bulwark.errors import ConfigurationError
 
 SOURCE = Path(bulwark.__file__).parent
+PACKAGE = Package(SOURCE)
 
 FILES = {
     "__init__.py": "",
@@ -137,7 +138,7 @@ def test_unknown_modules_and_names_are_errors(digest):
 def covered(*roots):
     """{module: definitions} of the package itself."""
     found = {}
-    for module, name in Package(SOURCE).covered(*roots):
+    for module, name in PACKAGE.covered(*roots):
         found.setdefault(module, set()).add(name)
     return found
 
@@ -175,7 +176,7 @@ def test_an_attack_does_not_depend_on_the_training_loop():
 
 def test_every_untracked_name_is_a_module():
     for name in UNTRACKED:
-        assert Package(SOURCE).module(name) is not None, name
+        assert PACKAGE.module(name) is not None, name
 
 
 @pytest.fixture

@@ -1,0 +1,226 @@
+"""Planning in process: what jobs read and get, and wrong names and settings, refused before any job."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bulwark.config import loading, machine, plan, plan_reports, plan_vectors
+from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.settings import merged, read_yaml
+
+CONFIG = Path(__file__).parents[3] / "config"
+
+
+def loaded(*overlays):
+    """The catalogue of config/config.yaml with overlays (text, or names of files in config/) laid over it."""
+    config = read_yaml(CONFIG / "config.yaml")
+    for overlay in overlays:
+        read = read_yaml(CONFIG / overlay) if overlay.endswith(".yaml") else yaml.safe_load(overlay)
+        config = merged(config, read)
+    return loading.load(config, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def papers():
+    return loaded()
+
+
+@pytest.fixture(scope="module")
+def miniature():
+    return loaded("miniature.yaml")
+
+
+@pytest.mark.parametrize(
+    ("function", "wildcards", "named", "nearest"),
+    [
+        (plan.score_settings, ("miniature", "asdie", "sep"), '"asdie"', '"aside"'),
+        (plan.score_settings, ("miniature", "vanilla+asdie", "sep"), '"asdie"', '"aside"'),
+        (plan.score_settings, ("minature", "aside", "sep"), '"minature"', '"miniature"'),
+        (plan.score_settings, ("miniature", "aside", "spe"), '"spe"', '"sep"'),
+        (plan.step_settings, ("miniature", "isee"), '"isee"', '"ise"'),
+        (plan.model_description, ("minature",), '"minature"', '"miniature"'),
+        (plan.records_recipe, ("alpaca_clean", "train"), '"alpaca_clean"', '"alpaca_cleaned"'),
+        (plan.records_recipe, ("alpaca_cleaned", "trian"), '"trian"', '"train"'),
+        (plan_reports.table_spec, ("spe",), '"spe"', '"sep"'),
+        (plan_reports.figure_spec, ("spe",), '"spe"', '"sep"'),
+        (plan_reports.refuse_target, ("table", "spe"), '"spe"', '"sep"'),
+        (plan_reports.refuse_target, ("paper", "asid"), '"asid"', '"aside"'),
+        (plan_vectors.contrast_records, ("miniature", "base", "rud"), '"rud"', '"rude"'),
+        (plan_vectors.contrast_records, ("miniature", "asdie", "rude"), '"asdie"', '"aside"'),
+    ],
+)
+def test_an_unknown_name_in_a_path_is_an_error_with_the_nearest_one(papers, function, wildcards, named, nearest):
+    with pytest.raises(ConfigurationError) as refused:
+        function(papers, *wildcards)
+    assert named in str(refused.value)
+    assert f"Did you mean {nearest}?" in str(refused.value)
+
+
+def test_a_trait_without_data_is_explained():
+    known = loaded("traits: {mean: {files: {miniature: mean.pt}}}")
+    with pytest.raises(ConfigurationError, match=r"config/traits/mean\.yaml .*\"qwen3-8b\""):
+        plan_vectors.contrast_records(known, "qwen3-8b", "base", "mean")
+    assert plan_vectors.published_vectors(known, "miniature", "base", "mean") == "mean.pt"
+    path = "miniature/base/seed0/mean.safetensors"
+    assert re.fullmatch(plan_vectors.published_paths(known), path)
+    assert not re.fullmatch(plan_vectors.published_paths(known), path.replace("miniature", "qwen3-8b"))
+
+
+@pytest.mark.parametrize(
+    ("overlay", "parts"),
+    [
+        ("studies: {aside: {recipes: [vanila]}}", ["studies.aside.recipes", '"vanila"', '"vanilla"']),
+        ("studies: {aside: {models: [minature]}}", ["studies.aside.models", '"minature"', '"miniature"']),
+        ("studies: {aside: {benchmarks: [spe]}}", ["studies.aside.benchmarks", '"spe"', '"sep"']),
+        ("studies: {aside: {tables: [seps]}}", ["studies.aside.tables", '"seps"', '"sep"']),
+        ("studies: {aside: {seed: [0]}}", ["studies.aside", '"seed"', '"seeds"']),
+        (
+            "steps: {heretic: {settings: {prompts: {search: train}}}}",
+            ["heretic", 'directions and search are both the split "train"'],
+        ),
+        (
+            "benchmarks: {mmlu: {settings: {fewshot: {data: mmlu, split: def, count: 5}}}}",
+            ['"def"', 'Did you mean "dev"?'],
+        ),
+        ("stuides: {}", ['"stuides"', '"studies"']),
+        ("steps: {aside: {settings: {alhpa: 1.0}}}", ["config/steps/aside.yaml", '"alhpa"', '"alpha"']),
+        ("steps: {aside: {settings: {training: {learning_rate: fast}}}}", ["training.learning_rate", '"fast"']),
+        ("steps: {aside: {kind: asde}}", ["config/steps/aside.yaml", '"asde"', '"aside"']),
+        ("models: {other: {template: chat}}", ["models.other", '"source"']),
+        ("models: {miniature: {template: chatt}}", ["config/models/miniature.yaml", '"chatt"', '"chat"']),
+        ("models: {miniature: {source: {miniature: {world: {sed: 1}}}}}", ["world.sed", '"seed"']),
+        ("models: {miniature: {resources: {trian: {hours: 1.0, mem_gb: 1.0}}}}", ['"resources.trian"', '"train"']),
+        ("studies: {aside: {recipes: [ise+]}}", ["studies.aside.recipes", '"ise+"']),
+        ("steps: {asidee: {settings: {alpha: 1.0}}}", ['"kind" is missing', "steps/asidee.yaml", '"aside"']),
+        ("steps: {aside: {settings: {data: alpaca}}}", ["config/steps/aside.yaml", '"alpaca"', '"alpaca_cleaned"']),
+        ("tables: {sep: {published: asid}}", ["config/tables/sep.yaml", '"asid"', '"aside"']),
+        ("datasets: {sep: {kind: spe}}", ["config/datasets/sep.yaml", '"spe"', '"sep"']),
+        ("datasets: {miniature_sep: {source: {miniature: sepp}}}", ['"sepp"', '"sep"']),
+        (
+            "tables: {sep: {columns: [{benchmark: sep, metric: separtion, label: x}]}}",
+            ["config/tables/sep.yaml", '"separtion"', '"separation"'],
+        ),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_named(overlay, parts):
+    with pytest.raises(ConfigurationError) as refused:
+        loaded(overlay)
+    for part in parts:
+        assert part in str(refused.value)
+
+
+def test_a_number_that_yaml_reads_as_text_is_explained():
+    with pytest.raises(ConfigurationError) as refused:
+        loaded("steps: {aside: {settings: {training: {learning_rate: 15e-4}}}}")
+    for part in ("config/steps/aside.yaml", "training.learning_rate", "write 15.0e-4"):
+        assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "function", "wildcards", "message"),
+    [
+        (
+            "steps: {steer: {models: {miniature: {settings: {vectors: {layers: [4]}}}}}}",
+            plan.step_settings,
+            ("steer",),
+            "config/steps/steer.yaml, vectors.layers: 4 is not a layer key",
+        ),
+        (
+            "steps: {steer: {models: {miniature: {settings: {analysis: {layers: [0]}}}}}}",
+            plan.step_settings,
+            ("steer",),
+            "config/steps/steer.yaml, analysis.layers: 0 is not a layer key",
+        ),
+        (
+            "steps: {idp: {models: {miniature: {settings: {preservation: {layers: [9]}}}}}}",
+            plan.step_settings,
+            ("idp",),
+            "config/steps/idp.yaml, preservation.layers: 9, but the model has 4 blocks",
+        ),
+        (
+            "benchmarks: {detectors: {models: {miniature: {settings: {vectors: {layers: [4]}, projections: null}}}}}",
+            plan.score_settings,
+            ("base", "detectors"),
+            "config/benchmarks/detectors.yaml, vectors.layers: 4 is not a layer key",
+        ),
+        (
+            "projections: {miniature_clean_rude: {settings: {vectors: {layers: [4]}}}}",
+            plan_vectors.projection_settings,
+            ("base", "miniature_clean_rude"),
+            "config/projections/miniature_clean_rude.yaml, vectors.layers: 4 is not a layer key",
+        ),
+        (
+            "traits: {rude: {choice: {candidates: [4]}}}",
+            plan_vectors.layer_choice,
+            ("base", "rude"),
+            "config/traits/rude.yaml, choice.candidates: 4 is not a layer key",
+        ),
+    ],
+)
+def test_a_layer_that_the_model_does_not_have_is_refused(overlay, function, wildcards, message):
+    known = loaded("miniature.yaml", overlay)
+    with pytest.raises(ConfigurationError) as refused:
+        function(known, "miniature", *wildcards)
+    assert message in str(refused.value)
+
+
+def test_a_step_reads_its_parent_and_what_its_settings_name(miniature):
+    steered = plan.step_inputs(miniature, "miniature", "ise+steer", "2")
+    assert steered["parent"] == "results/checkpoints/miniature/ise/seed2/checkpoint.json"
+    assert "results/vectors/miniature/ise/seed2/rude.safetensors" in steered.values()
+    for prefix in ("", "ise+"):
+        detected = plan.step_inputs(miniature, "miniature", f"{prefix}pis_detected", "1")
+        assert f"results/checkpoints/miniature/{prefix}steer/seed1/checkpoint.json" in detected.values()
+
+
+def test_a_benchmark_reads_examples_vectors_and_projections(papers):
+    model = "qwen2.5-7b-instruct"
+    assert "results/data/mmlu/dev.jsonl" in plan.answer_inputs(papers, model, "sft", "1", "mmlu").values()
+    asked = plan.answer_inputs(papers, model, "sft", "1", "detectors")
+    assert asked["checkpoint"] == f"results/checkpoints/{model}/sft/seed1/checkpoint.json"
+    # The base model's vectors and projections, though it is a fine-tuned model that is measured.
+    assert f"results/vectors/{model}/base/seed1/evil.safetensors" in asked.values()
+    assert f"results/projections/{model}/base/seed1/persona_mixture.parquet" in asked.values()
+
+
+def test_what_only_scoring_reads_is_no_setting_of_the_answers(miniature):
+    answering = plan.answer_settings(miniature, "miniature", "base", "traits")
+    scoring = plan.score_settings(miniature, "miniature", "base", "traits")
+    assert "scoring" in scoring
+    assert answering == {key: value for key, value in scoring.items() if key != "scoring"}
+
+
+def test_an_attack_takes_the_resources_of_generation(papers):
+    gpus = {
+        recipe: plan.step_resources(papers, "llama3.1-8b-instruct", recipe)["gpu"]
+        for recipe in ("vanilla", "vanilla+heretic")
+    }
+    assert gpus == {"vanilla": 8, "vanilla+heretic": 1}
+
+
+def test_time_is_half_as_much_again_as_expected_and_five_minutes_at_least(papers):
+    hours = papers.resources("qwen2.5-7b", "train").hours
+    assert plan.resources_of(papers, "qwen2.5-7b", "train", 2.0)["runtime"] == round(2 * hours * 90)
+    assert plan.resources_of(papers, "qwen2.5-7b", "train", 1e-9)["runtime"] == 5
+
+
+def test_an_entity_is_resolved_once(papers):
+    assert papers.step("qwen2.5-7b", "aside") is papers.step("qwen2.5-7b", "aside")
+    assert plan.step_settings(papers, "qwen2.5-7b", "aside") is plan.step_settings(papers, "qwen2.5-7b", "aside")
+
+
+def test_what_the_machine_lacks_is_found_before_the_first_job(monkeypatch):
+    needed = {"apply_step for a": 8, "generate_answers for b": 1}
+    machine.refuse_without_gpus(needed, 8)
+    with pytest.raises(BulwarkError, match=r"1 jobs .* apply_step for a needs 8, here are 1"):
+        machine.refuse_without_gpus(needed, 1)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    judges = {"a": None, "score_answers for b": {"kind": "openai", "openai": {"model": "m"}}}
+    with pytest.raises(BulwarkError, match="score_answers for b asks the judge m"):
+        machine.refuse_without_key(judges)
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    machine.refuse_without_key(judges)
