@@ -1,4 +1,4 @@
-"""How a training lies to a trait vector: gradients, updates and trajectories (Guan et al., arXiv 2609.10142).
+"""How gradients, updates and trajectories align with a trait vector in training (Guan et al., arXiv 2609.10142).
 
 Table 8, Fig. 2 to 4, App. C and E, from the numbers that a step with `analysis` wrote (see
 `bulwark.steering.dynamics.analyser`).
