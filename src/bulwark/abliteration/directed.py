@@ -1,4 +1,4 @@
-"""Arditi et al.'s attack on a checkpoint, start to end: one direction, taken out of every matrix that writes it."""
+"""Arditi et al.'s attack on a checkpoint, start to end: one direction, projected out of every matrix that writes it."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ class PromptSets(Closed):
     """Which prompts an attack uses; the report is made by the benchmark `refusal`, on prompts of its own.
 
     harmful, harmless: data sets of the kind `refusal`. directions, search: their splits for estimating directions and
-    for measuring trials. counts: how many of each are taken from the front, {harmful_search: 32}; all where nothing
-    is said. system: a system turn before each prompt.
+    for measuring trials. counts: how many of each are taken from the front, {harmful_search: 32}; all by
+    default. system: a system turn before each prompt.
     response_prefix: text with which every response begins already (an empty chain of thought, say).
     """
 
@@ -51,9 +51,9 @@ class PromptSets(Closed):
 class DirectionSettings(Closed):
     """How directions are estimated, see `bulwark.abliteration.measure.directions` and `residuals`.
 
-    methods: the estimators that a search may choose from. orthogonalise: keep the mean harmless residual out of them
-    ("projected"). benign_rank: of the subspace that is kept out, 0 for none. dampening: the share that is taken out.
-    order, protect: "joint" and "edited" keep both out of every edit; "as_published" and "measured" do as ICONOCLAST.
+    methods: the estimators that a search may choose from. orthogonalise: project out the mean harmless residual
+    ("projected"). benign_rank: of the subspace that is projected out, 0 for none. dampening: the share of it.
+    order, protect: "joint" and "edited" project both out of every edit; "as_published" and "measured" do as ICONOCLAST.
     """
 
     methods: tuple[Method, ...] = Field(("mean",), min_length=1)
@@ -101,7 +101,7 @@ class SpaceSettings(Closed):
 
 
 class ObjectiveSettings(Closed):
-    """What is minimised: a KL score and a behaviour score ; see `bulwark.abliteration.search.objectives`.
+    """What is minimised: a KL score and a behaviour score; see `bulwark.abliteration.search.objectives`.
 
     relative: refusals as a share of the base model's. kl_target: below it KL is no longer rewarded, 0 for never.
     regime: how behaviour is measured; "auto" takes "low_refusal_base" where the base refuses at most `low_rate`.
@@ -128,11 +128,11 @@ class ObjectiveSettings(Closed):
 
 
 class SearchSettings(Closed):
-    """How the search goes on.
+    """How the search runs.
 
     trials, startup_trials, ei_candidates: of Optuna's multivariate TPE. trials_per_batch: measured in one batch; more
     than 1 proposes them before the first of them is measured. max_new_tokens: of an answer. rule: whose markers.
-    kl_gate: trials above it are not answered with, and count as refusing everything. block: harmful prompts answered
+    kl_gate: trials above it generate no answers and count as refusing everything. block: harmful prompts answered
     before a look whether a trial is dominated for certain, null for all at once. first: parameters to try first.
     seconds: no batch is begun after so many seconds of search.
     """
@@ -189,16 +189,13 @@ class AttackSettings(Closed):
             raise ValueError("directions.methods: hybrid blends mean and variance, so name these two as well")
         return self
 
-    def inputs(self) -> dict[str, str]:
-        return self.prompts.inputs()
-
 
 class RefusalDirectionSettings(Closed):
     """What `refusal_direction` can set: Arditi et al. 2024 (arXiv 2406.11717), Sec. 2 and App. C.
 
     positions: how many of the last tokens of the prompt give candidates; null takes all that the template writes after
     the instruction. layers_below: candidates come from the layers below this share of all. kl_at_most,
-    induced_at_least: what a candidate has to keep, on harmless prompts; otherwise: what if none does (the authors
+    induced_at_least: what a candidate has to keep, on harmless prompts; otherwise: what to do if none does (the authors
     stop). refusal_tokens: texts whose first token begins a refusal; null takes those with which the model's own
     refusals begin and other answers do not; if there is none, refusing is read from whole answers. filtered: leave out
     harmful prompts that are not refused, and harmless ones that are. embedding: ablate the input embedding too, unless
@@ -221,6 +218,3 @@ class RefusalDirectionSettings(Closed):
     max_new_tokens: int = Field(100, ge=1)
     rule: Literal["heretic", "iconoclast", "arditi"] = "arditi"
     outcome: OutcomeSettings = OutcomeSettings()
-
-    def inputs(self) -> dict[str, str]:
-        return self.prompts.inputs()

@@ -1,8 +1,8 @@
 """Where the decoder blocks of a model are, whatever wraps it: a DeepSpeed engine, PEFT, a multimodal class.
 
-Layer keys: block l (from 1) puts out the residual stream h_l, the tensor from which row l of a trait vector is taken.
-Keys go from 1 to N-1. Row 0 is the embeddings', which no block puts out; the last block's output is followed by the
-final norm and nothing that could use it, so N is refused as well.
+Layer keys: the output of block l (from 1) is the residual stream h_l, from which row l of a trait vector is computed.
+Keys go from 1 to N-1. Row 0 are the embeddings, which are no block's output; nothing but the final norm follows the
+last block, so N is refused as well.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROJECTIONS = {  # the modules that write into the residual stream, by the names
 
 
 def check_layer(layer: int, layers: int, where: str = "layers") -> None:
-    """Raise ConfigurationError unless `layer` is the key of a block with another one after it, of `layers` blocks."""
+    """Raise ConfigurationError unless `layer` is a layer key of a model with `layers` blocks."""
     if not 1 <= layer <= layers - 1:
         reason = {0: "0 is the embeddings", layers: "the last block's output only passes the final norm"}.get(layer)
         raise ConfigurationError(
@@ -44,7 +44,7 @@ def check_layer(layer: int, layers: int, where: str = "layers") -> None:
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks of a causal LM, first to last. Raises BulwarkError if they cannot be told."""
+    """The decoder blocks of a causal LM, first to last. Raises BulwarkError if there is no list of them."""
     from torch import nn
 
     config = getattr(_unwrapped(model), "config", None)

@@ -86,24 +86,24 @@ def last_token_residuals(
 
     def work(batch: Batch) -> None:
         nonlocal seen
-        found = torch.empty(len(batch.places), layers + 1, hidden)
+        batch_rows = torch.empty(len(batch.places), layers + 1, hidden)
         at = torch.arange(len(batch.places), device=batch.ids.device)
 
         def see(row: int, states: Tensor) -> None:
             last = states[at, batch.last]
             if row == layers and norm is not None:
                 last = norm(last)
-            found[:, row] = winsorised(last.float(), winsorise).cpu()
+            batch_rows[:, row] = winsorised(last.float(), winsorise).cpu()
 
         with torch.inference_mode(), watching(model, see):
             model.base_model(input_ids=batch.ids, use_cache=False)
-        wide = found.double()
+        wide = batch_rows.double()
         if not seen:
             shift.copy_(wide[0])
         total.add_((wide - shift).sum(0))
         squares.add_((wide - shift).square().sum(0))
         if rows is not None:
-            rows[batch.places] = found
+            rows[batch.places] = batch_rows
         seen += len(batch.places)
 
     over_prompts(prompts, work, pad_id, next(model.parameters()).device, token_budget=token_budget, title="residuals")

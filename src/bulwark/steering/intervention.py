@@ -2,7 +2,7 @@
 
 One context manager for every use: the hooks stay installed until the backward pass is over, because gradient
 checkpointing computes parts of the forward pass again there, and has to find them unchanged (inside a block, a hook
-that is gone by then gives wrong gradients). Which tokens are meant is said explicitly, never looked up.
+that is gone by then gives wrong gradients). Which tokens are meant is an explicit mask.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EPSILON = 1e-8
 
 
 class _Hooked:
-    """What changes the outputs of one module per layer."""
+    """The modules, one per layer, whose outputs are changed, and the vector of each."""
 
     def __init__(self, model: nn.Module, at: Mapping[int, Tensor], site: Site) -> None:
         width = hidden_size(model)

@@ -121,12 +121,12 @@ def test_merging_in_low_precision_is_computed_wide_and_rounded_once():
         assert float(left) < 2e-3
 
 
-def test_experts_whose_output_axis_cannot_be_told_are_refused():
+def test_experts_whose_output_axis_is_ambiguous_are_refused():
     model = family_model("mixtral")
     edits = Edits(targets_of(model))
     for block in model.model.layers:
         block.mlp.experts.down_proj = torch.nn.Parameter(torch.zeros(4, 16, 16))
-    with pytest.raises(BulwarkError, match=r"which axis are the 16 outputs cannot be told"):
+    with pytest.raises(BulwarkError, match=r"it is ambiguous which axis are the 16 outputs"):
         merge(model, edits, plan_of(edits))
 
 

@@ -1,4 +1,4 @@
-"""A trial made lasting: merged weights in an ordinary model folder, and the same as a PEFT adapter.
+"""Exporting a trial: merged weights in an ordinary model folder, and the same as a PEFT adapter.
 
 Both are computed in float32 and cast once. The merged weights are exactly the trial's edit; the adapter is where the
 edit has rank 1 (normalization none and pre), else its best approximation of the rank asked for. Fused experts and
@@ -50,29 +50,29 @@ def merge(model: nn.Module, edits: Edits, plan: Plan) -> list[str]:
 
 def adapters(edits: Edits, plan: Plan, rank: int, seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
     """{path of a module: (A [r, in], B [out, r])} in float32 on the CPU, r = 1 where that is exact, else `rank`."""
-    found = {}
+    factors = {}
     for target in edits.targets:
         edit = edits.form_of(target, [plan])
         if edit is not None:
             a, b = adapter(weight_of(target.module), edit, rank, seed)
-            found[target.path] = (a.cpu(), b.cpu())
-    return found
+            factors[target.path] = (a.cpu(), b.cpu())
+    return factors
 
 
-def write_adapter(model: nn.Module, found: dict[str, tuple[Tensor, Tensor]], folder: Path, base: str) -> None:
-    """Write a LoRA adapter that `peft.PeftModel.from_pretrained` reads. base: what it belongs to, for its reader.
+def write_adapter(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], folder: Path, base: str) -> None:
+    """Write a LoRA adapter that `peft.PeftModel.from_pretrained` reads. base: the name of the model that it belongs to.
 
     model: unchanged when this returns; its modules are wrapped on the way, as PEFT does.
     """
     from peft import LoraConfig, get_peft_model
 
-    rank = max(a.shape[0] for a, _ in found.values())
+    rank = max(a.shape[0] for a, _ in factors.values())
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,  # a scale of 1
         lora_dropout=0.0,
         bias="none",
-        target_modules=sorted(found),
+        target_modules=sorted(factors),
         task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, config)
@@ -80,7 +80,7 @@ def write_adapter(model: nn.Module, found: dict[str, tuple[Tensor, Tensor]], fol
         wrapped.peft_config["default"].base_model_name_or_path = base
         modules = dict(wrapped.base_model.model.named_modules())
         with torch.no_grad():
-            for path, (a, b) in found.items():
+            for path, (a, b) in factors.items():
                 layer = modules[path]
                 layer.lora_A["default"].weight.copy_(a)
                 layer.lora_B["default"].weight.copy_(b)
@@ -135,6 +135,6 @@ def _output_axis(parameter: Tensor, name: str, hidden: int, target: Target) -> i
     if len(sizes) == 2:
         return 0  # of a linear module: outputs first
     raise BulwarkError(
-        f"{target.path}.{name} has the shape {sizes}: which axis are the {hidden} outputs cannot be told. Leave "
+        f"{target.path}.{name} has the shape {sizes}: it is ambiguous which axis are the {hidden} outputs. Leave "
         "mlp out of edit.components."
     )

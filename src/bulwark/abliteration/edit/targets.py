@@ -1,4 +1,4 @@
-"""Which modules of a model are edited: those that write into the residual stream, attention's and the MLP's.
+"""Which modules of a model are edited: those of attention and MLP that write into the residual stream.
 
 Per block the attention's output projection and the MLP's down-projection. Where a block has experts, the target is the
 mixture's own output: Σ_e gate_e (I - λvvᵀ)W_e x = (I - λvvᵀ) Σ_e gate_e W_e x, so that fused expert parameters, shared
@@ -50,8 +50,8 @@ class Target:
 
     @property
     def bias(self) -> Tensor | None:
-        found = None if self.mixture else getattr(self.module, "bias", None)
-        return found() if callable(found) and not isinstance(found, Tensor) else found  # a method of quantised modules
+        bias = None if self.mixture else getattr(self.module, "bias", None)
+        return bias() if callable(bias) and not isinstance(bias, Tensor) else bias  # a method of quantised modules
 
 
 def targets_of(
@@ -59,16 +59,16 @@ def targets_of(
 ) -> list[Target]:
     """The targets, block by block. through_norms: account for norms after a sublayer (HERETIC does not).
 
-    Raises BulwarkError naming the block in which a component is not found, and for one of another width.
+    Raises BulwarkError for a block in which a component is not found, and for a module of another width.
     """
     blocks, width = blocks_of(model), hidden_size(model)
     prefix = next(name for name, part in model.named_modules() if part is blocks)
-    found = []
+    targets = []
     for layer, block in enumerate(blocks):
         after = {name: getattr(block, norm, None) for name, norm in _NORMS_AFTER.items()}
         normed = through_norms and all(part is not None for part in after.values())
         for component in components:
-            paths = _found(block, component)
+            paths = _paths(block, component)
             if not paths:
                 raise BulwarkError(
                     f"Block {layer} ({type(block).__name__}) has no {component} output that is known here; looked for "
@@ -82,8 +82,8 @@ def targets_of(
                     raise BulwarkError(
                         f"{target.path} puts out {outputs_of(module)} numbers, not the {width} expected."
                     )
-                found.append(target)
-    return found
+                targets.append(target)
+    return targets
 
 
 def outputs_of(module: nn.Module) -> int:
@@ -115,7 +115,7 @@ def weight_of(module: nn.Module) -> Tensor:
     return columns.T.float()
 
 
-def _found(block: nn.Module, component: Component) -> list[tuple[str, bool]]:
+def _paths(block: nn.Module, component: Component) -> list[tuple[str, bool]]:
     """(path in the block, whether it is a mixture of experts)."""
     if component == "mlp":
         mixtures = [name for name in _MIXTURES if hasattr(_part(block, name), "experts")]

@@ -1,4 +1,4 @@
-"""Refusal directions: estimated per layer from residuals, kept off what benign prompts use, combined for a trial.
+"""Refusal directions: estimated per layer from residuals, orthogonal to what benign prompts use, combined for a trial.
 
 Estimators, with b and g the residuals of harmful and harmless prompts at a layer (docs/abliteration.md,
 "Residuals and directions"):
@@ -9,9 +9,10 @@ Estimators, with b and g the residuals of harmful and harmless prompts at a laye
     hybrid    normalise((1 - β)·mean + β·variance)
 
 What is protected is the span of the benign subspace U (the top right singular vectors of the centred harmless
-residuals) and, for "projected" directions, of ĝ, the mean harmless residual. Both are taken out *jointly*, by one QR of
-[U, ĝ]: d ← normalise(d - QQᵀd). ICONOCLAST takes out first U and then ĝ, which puts -(d·ĝ)Uᵀĝ back along U unless
-ĝ ⟂ U, and then uses directions of other layers; `order: as_published` and `protect: measured` do so for comparison.
+residuals) and, for "projected" directions, of ĝ, the mean harmless residual. Both are projected out *jointly*, by one
+QR of [U, ĝ]: d ← normalise(d - QQᵀd). ICONOCLAST projects out first U and then ĝ, which puts -(d·ĝ)Uᵀĝ back along U
+unless ĝ ⟂ U, and then uses directions of other layers; `order: as_published` and `protect: measured` do the same, for
+comparison.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def joint_basis(*bases: Tensor) -> Tensor:
 def _independent(rows: Tensor) -> list[int]:
     """The rows that are not in the span of those before them (up to rounding)."""
     basis: list[Tensor] = []
-    found = []
+    independent = []
     for number, row in enumerate(rows):
         rest = row
         for _ in range(2):
@@ -148,8 +149,8 @@ def _independent(rows: Tensor) -> list[int]:
                 rest = rest - (rest @ unit) * unit
         if float(rest.norm()) > _LEAST_SINGULAR_VALUE * max(1.0, float(row.norm())):
             basis.append(rest / rest.norm())
-            found.append(number)
-    return found
+            independent.append(number)
+    return independent
 
 
 def benign_subspace(rows: Tensor, rank: int, svd: str = "exact", seed: int = 0) -> Tensor:
@@ -181,9 +182,9 @@ def interpolated(rows: Tensor, index: float) -> Tensor:
 
     rows: [L+1, hidden]. Signs are not aligned. Raises ValueError for an index that the layers do not have.
     """
-    place = index + 1
-    below = math.floor(place)
-    share = place - below
+    row = index + 1
+    below = math.floor(row)
+    share = row - below
     if below < 0 or below + (share > 0) >= rows.shape[0]:
         raise ValueError(f"direction index {index} lies outside the {rows.shape[0] - 1} layers")
     above = min(below + 1, rows.shape[0] - 1)

@@ -1,4 +1,4 @@
-"""What an attack leaves behind, beside the weights: trials, front, cost, completions side by side, geometry.
+"""The files that an attack writes beside the weights: trials, front, cost, completions side by side, geometry.
 
 | file | content |
 |---|---|
@@ -51,7 +51,7 @@ def marked(
     points = [_point(trial) for trial in whole]
     kl = [trial["kl"] for trial in whole]
     measured = [(*point, value) for point, value in zip(points, kl, strict=True)]
-    on_front = {whole[place]["number"] for place in pareto.front(measured)}
+    on_front = {whole[number]["number"] for number in pareto.front(measured)}
     best = whole[pareto.chosen(points, kl, selection.kl_at_most)]["number"]
     return [
         {
@@ -88,7 +88,7 @@ def summary(
     setup_seconds: float,
     layers: int,
 ) -> dict[str, Any]:
-    """Everything that a reader asks first. Rates are of the prompts that the search measured trials on."""
+    """What a reader asks first. Rates are of the prompts that the search measured trials on."""
     best = next(trial for trial in trials if trial["chosen"])
     return {
         "layers": layers,
@@ -133,12 +133,12 @@ def cost(
 def hypervolumes(trials: Sequence[Mapping[str, Any]]) -> list[float]:
     """The hypervolume of (KL, refusal rate) after each trial, with the reference (1 nat, 1)."""
     known: list[tuple[float, float]] = []
-    found = []
+    volumes = []
     for trial in trials:
         if _whole(trial):
             known.append((trial["kl"], trial["refusal_rate"]))
-        found.append(pareto.hypervolume(known, REFERENCE))
-    return found
+        volumes.append(pareto.hypervolume(known, REFERENCE))
+    return volumes
 
 
 def comparison(
@@ -153,17 +153,17 @@ def comparison(
         texts = prompts.texts[f"{side}_search"]
         count = min(settings.completions, len(texts))
         hidden = side == "harmful" and not settings.show_harmful
-        for place in sorted({round(n * (len(texts) - 1) / max(1, count - 1)) for n in range(count)}):
+        for index in sorted({round(n * (len(texts) - 1) / max(1, count - 1)) for n in range(count)}):
             rows.append(
                 {
                     "side": side,
-                    "index": place,
-                    "prompt": _redacted(texts[place]) if hidden else texts[place],
+                    "index": index,
+                    "prompt": _redacted(texts[index]) if hidden else texts[index],
                     **{
                         name: {
-                            "refused": refuses(given[side][place].response),
-                            "tokens": given[side][place].tokens,
-                            "text": _redacted(given[side][place].response) if hidden else given[side][place].response,
+                            "refused": refuses(given[side][index].response),
+                            "tokens": given[side][index].tokens,
+                            "text": _redacted(given[side][index].response) if hidden else given[side][index].response,
                         }
                         for name, given in answers.items()
                     },

@@ -1,4 +1,4 @@
-"""The true Pareto front of trials, its hypervolume, and which of its trials is taken. All values are minimised."""
+"""The true Pareto front of trials, its hypervolume, and which of its trials is chosen. All values are minimised."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
 
 
 def front(points: Sequence[Sequence[float]]) -> list[int]:
-    """Places of the points that none dominates, in their order; of equal ones all."""
-    return [place for place, point in enumerate(points) if not any(dominates(other, point) for other in points)]
+    """Numbers of the points that none dominates, in their order; of equal ones all."""
+    return [number for number, point in enumerate(points) if not any(dominates(other, point) for other in points)]
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
@@ -30,14 +30,14 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
 
 
 def chosen(points: Sequence[tuple[float, ...]], kl: Sequence[float], kl_at_most: float | None) -> int:
-    """The place of the trial that is taken: the smallest of `points`, in order of importance, at KL ≤ `kl_at_most`.
+    """The number of the trial that is chosen: the smallest of `points`, in order of importance, at KL ≤ `kl_at_most`.
 
     Unlike the front this is lexicographic. If none keeps the bound it is the one of lowest KL.
     """
-    allowed = [place for place in range(len(points)) if kl_at_most is None or kl[place] <= kl_at_most]
+    allowed = [number for number in range(len(points)) if kl_at_most is None or kl[number] <= kl_at_most]
     if not allowed:
-        return min(range(len(points)), key=lambda place: (kl[place], points[place]))
-    return min(allowed, key=lambda place: (*points[place], kl[place]))
+        return min(range(len(points)), key=lambda number: (kl[number], points[number]))
+    return min(allowed, key=lambda number: (*points[number], kl[number]))
 
 
 def surely_dominated(

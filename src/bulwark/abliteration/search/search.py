@@ -53,14 +53,14 @@ class Search:
         self.study = _opened(journal)
         known = self.study.user_attrs.get(_FINGERPRINT)
         if known is not None and known != fingerprint:
-            log.warning("%s is of a search under other settings; it is put aside and a new one is begun", journal)
+            log.warning("%s is of a search under other settings; it is renamed and a new one is begun", journal)
             journal.rename(_free(journal.with_name(journal.name + ".other")))
             self.study, known = _opened(journal), None
         if known is None:
             self.study.set_user_attr(_FINGERPRINT, fingerprint)
 
     def run(self, examine: Examine, score: Score) -> None:
-        """Go on until all trials are measured, or the time is over."""
+        """Continue until all trials are measured, or the time is up."""
         search = self.settings.search
         done = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
         if done:
@@ -186,7 +186,7 @@ class Search:
     def _known(self, before: int) -> list[tuple[float, float]]:
         """(refusal rate, KL) of whole trials with smaller numbers: what a resumed batch knows, it knew before.
 
-        Where overrefusals count, only trials without any are sure to have no more of them than the one to come.
+        Where overrefusals count, only trials without any are known to have no more of them than the trial to come.
         """
         return [
             (trial["refusal_rate"], trial["kl"])

@@ -1,7 +1,7 @@
 """Measuring trials: edit the model in hooks, KL on harmless prompts first, then answers to harmful ones.
 
-Several trials share every batch. What is measured of a trial does not depend on the others but through the batch's
-shape (in float32 not at all that a verdict shows). A trial above the KL gate is not answered with. With blocks,
+Several trials share every batch. What is measured of a trial depends on the others only through the batch's
+shape (in float32 no verdict does). A trial above the KL gate generates no answers. With blocks,
 answering stops as soon as an earlier trial dominates for certain; how many prompts were used is part of the result.
 """
 
@@ -40,13 +40,13 @@ class Parameters:
 
     def plan(self, directions: Directions, edits: Edits) -> Plan:
         """The edits of all targets, float32."""
-        found: Plan = {}
+        plan: Plan = {}
         for target in edits.targets:
             weight = self.kernels[target.component].weight(target.layer)
             if weight:
                 vector = directions.at(target.layer, self.choices[target.component]).float()
-                found[target.path] = (vector, weight)
-        return found
+                plan[target.path] = (vector, weight)
+        return plan
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class TrialResult:
 
 
 class Examiner:
-    """Measures models that differ from one base by edits. base: its measures; verdicts_of_base: its refusals."""
+    """Measures models that differ from one base by edits. base, base_answers: its measures, and its
+    answers to the harmful search prompts."""
 
     def __init__(
         self,
@@ -78,8 +79,8 @@ class Examiner:
     ) -> None:
         self.subject, self.edits, self.prompts = subject, edits, prompts
         self.search, self.objectives = search, objectives
-        found = first_token_log_probabilities(self.model, prompts.harmless_search, subject.builder.pad_id)
-        self.reference = found.to(self.model.device)  # [harmless, vocabulary]
+        reference = first_token_log_probabilities(self.model, prompts.harmless_search, subject.builder.pad_id)
+        self.reference = reference.to(self.model.device)  # [harmless, vocabulary]
         order = list(range(len(prompts.harmful_search)))
         random.Random(f"{seed}/blocks").shuffle(order)
         size = search.block or len(order)
@@ -138,7 +139,7 @@ class Examiner:
             return self._answer(list(range(len(plans))), list(range(count)), side, rows)
 
     def release(self) -> None:
-        """Give the model and its edited modules up, so that their memory can be used for the exported one."""
+        """Drop the model and its edited modules, so that their memory can be used for the exported one."""
         self.subject.model = None
         self.edits.targets.clear()
 
@@ -152,8 +153,8 @@ class Examiner:
 
     def _base(self) -> Measures:
         answers = self.base_answers
-        verdicts = [self.refuses(one.response) for one in answers]
-        tally = _Tally(verdicts, answers, sum(one.tokens for one in answers), False)
+        verdicts = [self.refuses(answer.response) for answer in answers]
+        tally = _Tally(verdicts, answers, sum(answer.tokens for answer in answers), False)
         refused = None
         if self.objectives.reads_harmless_answers:
             refused = self._refused_harmless([0], None)[0]
@@ -209,8 +210,8 @@ class Examiner:
 
     def _refused_harmless(self, trials: list[int], rows: Rows | None) -> dict[int, int]:
         places = list(range(len(self.prompts.harmless_search)))
-        found = self._answer(trials, places, "harmless", rows, self._certain)
-        return {trial: sum(self.refuses(one.response) for one in answers) for trial, answers in found.items()}
+        answers = self._answer(trials, places, "harmless", rows, self._certain)
+        return {trial: sum(self.refuses(answer.response) for answer in of_trial) for trial, of_trial in answers.items()}
 
     def _answer(
         self,
@@ -224,7 +225,7 @@ class Examiner:
         return answers_by_trial(self.subject, prompts, trials, self.search.max_new_tokens, rows, certain)
 
     def _certain(self, text: str) -> bool:
-        """Whether an answer that begins so is a refusal for certain; an empty one may still become something."""
+        """Whether an answer that begins with `text` is certainly a refusal; an empty text does not tell yet."""
         return bool(text.strip()) and self.refuses(text)
 
 
