@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 import pytest
 
@@ -21,19 +19,40 @@ os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parents[1]
 SMALLEST = "tests/config/smallest.yaml"
 
+# Files of tests that share a fixture of the session.
+SHARING = {
+    "finished": {"test_whole_path.py", "test_steering_path.py", "test_rescoring.py", "test_two_processes.py"},
+    "launched": {f"test_{name}_ranks.py" for name in ("training", "steered", "screened", "delta", "analysis")},
+}
 
-@pytest.hookimpl(tryfirst=True)
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order and group tests for `-n 2 --dist loadgroup`: the longest first; what shares a fixture on one worker.
+    """Begin with the longest tests, so that no worker is left with one of them at the end."""
+    folders = ("end_to_end", "workflow", "unit")
+    items.sort(key=lambda item: next(number for number, name in enumerate(folders) if name in item.path.parts))
 
-    A group that a test names itself stays. Otherwise tests with a fixture of their module's are one group per file, and
-    dry runs of the workflow, which share nothing, go one by one.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How `-n 2` shares tests out: what shares a fixture goes to one worker.
+
+    (The mark xdist_group cannot say so: pytest-xdist 3.8 writes it into a node's id, which pytest 9.2 does not let it.)
     """
-    rank = {"end_to_end": 0, "workflow": 1, "unit": 2}
-    items.sort(key=lambda item: rank.get(item.path.relative_to(ROOT / "tests").parts[0], 3))
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None and "workflow" not in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Grouped(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Grouped(config, log)
+
+
+def group_of(nodeid: str) -> str:
+    """A file's tests are a group; dry runs share nothing and go one by one."""
+    path = PurePath(nodeid.split("::")[0])
+    if path.parent.name == "workflow":
+        return nodeid
+    return next((name for name, files in SHARING.items() if path.name in files), str(path))
 
 
 @pytest.fixture(autouse=True)
@@ -115,27 +134,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A copy in which the smallest configuration of the miniature has run; tests leave its results as they are.
-
-    It runs once, whatever the number of workers; each has a copy of its own, since tests edit its code for a while.
-    """
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    run = folder / "finished-run"
-    with locked(folder / "finished-run.lock"):
-        if not run.exists():
-            copy = copy_of_the_tree(folder / "finished-run-begun")
-            copy.snakemake("--cores", "2", "--configfile", SMALLEST, "--quiet", "rules", "--", "all")
-            copy.folder.rename(run)
-    own = tmp_path_factory.mktemp("finished") / "bulwark"
-    shutil.copytree(run, own, symlinks=True)
-    return Checkout(own)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`, waiting for it as long as it takes."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    """A copy in which the smallest configuration of the miniature has run; tests leave its results as they are."""
+    copy = copy_of_the_tree(tmp_path_factory.mktemp("finished") / "bulwark")
+    copy.snakemake("--cores", "2", "--configfile", SMALLEST, "--quiet", "rules", "--", "all")
+    return copy

@@ -13,7 +13,6 @@ STAGES = (0, 1, 2, 3)
 
 PROGRAM = "analysis_ranks"
 PLANS = {1: STAGES, 2: STAGES}
-pytestmark = pytest.mark.xdist_group("ranks")
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,6 @@ PLANS = {
     ]
     for ranks, trainings in ((1, TRAININGS | CHECKS), (2, TRAININGS | CHECKS | RESUMED))
 }
-pytestmark = pytest.mark.xdist_group("ranks")
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,6 @@ PLANS = {
     ranks: [{"name": name} | training for name, training in trainings.items()]
     for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED))
 }
-pytestmark = pytest.mark.xdist_group("ranks")
 
 
 @pytest.fixture(scope="module")

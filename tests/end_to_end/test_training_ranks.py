@@ -52,7 +52,6 @@ PLANS = {
     ranks: [_planned(name, training, ranks) for name, training in trainings.items()]
     for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED))
 }
-pytestmark = pytest.mark.xdist_group("ranks")
 
 
 def prepare(folder: Path) -> None:

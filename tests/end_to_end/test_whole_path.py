@@ -133,7 +133,7 @@ def test_the_code_of_one_step_redoes_its_descendants_only(finished):
 
 def test_the_code_of_the_rotation_redoes_aside_only(finished):
     with edited(
-        finished.folder / "src/bulwark/embeddings.py",
+        finished.folder / "src/bulwark/models/embeddings.py",
         'if direction == "right" else (-b, a)',
         'if direction == "left" else (-b, a)',
     ):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.conftest import SHARING
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED = {"snakemake", "torch", "transformers", "deepspeed", "datasets", "peft", "alpaca_eval", "pandas"} | {
@@ -45,3 +47,10 @@ def test_what_is_installed_is_what_is_pinned():
         if importlib.metadata.version(name).split("+")[0] != version
     }
     assert not different
+
+
+def test_files_that_share_a_fixture_are_where_they_are_looked_for():
+    for fixture, files in SHARING.items():
+        asks = re.compile(rf"^def \w+\([^)]*\b{fixture}\b", re.MULTILINE)
+        paths = (ROOT / "tests" / "end_to_end").glob("test_*.py")
+        assert {path.name for path in paths if asks.search(path.read_text())} == files, fixture
