@@ -80,7 +80,15 @@ class Workflow:
         self.package = folder / "code" / "bulwark"
         source = Path(bulwark.__file__).parent
         (self.package / "jobs").mkdir(parents=True)
-        for name in ("__init__.py", "errors.py", "logs.py", "jobs/__init__.py", "jobs/calls.py", "jobs/warm.py"):
+        for name in (
+            "__init__.py",
+            "errors.py",
+            "logs.py",
+            "jobs/__init__.py",
+            "jobs/calls.py",
+            "jobs/process.py",
+            "jobs/warm.py",
+        ):
             shutil.copy(source / name, self.package / name)
         (self.package / "samples.py").write_text(CALLS)
         for name in ("torch", "transformers"):  # in place of the real ones, which take seconds

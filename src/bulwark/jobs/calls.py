@@ -6,16 +6,14 @@ script that hands its call to the warm parent costs a tenth of a second.
 
 from __future__ import annotations
 
-import atexit
 import gc
 import importlib
-import os
-import sys
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePath
 from typing import Any, Literal, NoReturn
+
+from bulwark.jobs.process import leave, perform
 
 _OF_MODELS = (
     "bulwark.models.checkpoints",
@@ -23,7 +21,6 @@ _OF_MODELS = (
     "transformers.generation",
     "transformers.models.auto.modeling_auto",
 )
-_FLUSH_FAILED = 120  # what Python itself exits with
 
 
 def run(
@@ -56,12 +53,6 @@ def run(
     leave()
 
 
-def perform(function: str, arguments: Mapping[str, Any]) -> None:
-    """Do a call here and now."""
-    module, name = function.rsplit(".", 1)
-    getattr(importlib.import_module(module), name)(**arguments)
-
-
 def _import_models() -> None:
     """Import what every job with a model needs, without the garbage collector, which would take a quarter of the time.
 
@@ -73,28 +64,6 @@ def _import_models() -> None:
             importlib.import_module(name)
     gc.freeze()
     gc.enable()
-
-
-def leave(status: int = 0) -> NoReturn:
-    """End this process without taking the interpreter down, which costs a second once torch is loaded.
-
-    Everything that is to be seen afterwards is done first, in Python's order: threads that are no daemons are joined,
-    exit handlers run (logging flushes its own; multiprocessing ends its children), stdout and stderr are flushed.
-    """
-    threading._shutdown()  # as multiprocessing ends its own processes
-    if "torch.distributed" in sys.modules:
-        from torch import distributed
-
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
-    atexit._run_exitfuncs()
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-    except (OSError, ValueError):
-        status = status or _FLUSH_FAILED
-    os._exit(status)
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,6 @@ Torch-free, so that a workflow script can import it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shlex
@@ -22,11 +21,11 @@ from types import FrameType
 from typing import TextIO
 
 from bulwark.errors import BulwarkError
+from bulwark.jobs.process import die_with_parent
 
 _LINES_KEPT = 40
 _SECONDS_TO_END = 10.0
 _FIRST_PORT, _PORTS = 20000, 20000
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def launch_line(
@@ -86,7 +85,7 @@ def run(line: Sequence[str], *, environment: Mapping[str, str] | None = None, ou
             errors="replace",
             env={**os.environ, **(environment or {})},
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
     except OSError as error:
         raise BulwarkError(f"{line[0]} could not be started: {error}. The command was: {shlex.join(line)}") from error
@@ -158,9 +157,3 @@ def _end_group(process: subprocess.Popen) -> None:
             process.wait(_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             continue
-
-
-def _die_with_parent() -> None:
-    """In the child before its program starts: have Linux kill it when the thread that started it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)

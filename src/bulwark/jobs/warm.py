@@ -15,7 +15,6 @@ Without a parent `hand_over` returns, and the job goes on in its own process.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import importlib
@@ -37,7 +36,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import bulwark
-from bulwark.jobs import calls
+from bulwark.jobs import process
 from bulwark.logs import log_to
 
 VARIABLE = "BULWARK_WORKFLOW"  # the workflow that jobs belong to, "PID:start time"
@@ -278,7 +277,7 @@ def _be_child(connection: socket.socket, imports: Mapping[str, str]) -> NoReturn
 
     imports: the environment variables that the parent's imports have set.
     """
-    _die_with_parent()
+    process.die_with_parent()
     os.setsid()  # with what it starts it is one group, which the parent can kill
     with connection:
         _, streams, _, _ = socket.recv_fds(connection, 1, 3)
@@ -300,17 +299,17 @@ def _be_child(connection: socket.socket, imports: Mapping[str, str]) -> NoReturn
         sys.modules["numpy"].random.seed()  # from the system, as `random` is; torch starts from one seed anyway
     try:
         log_to(call["log"])
-        calls.perform(call["function"], call["arguments"])
+        process.perform(call["function"], call["arguments"])
     except SystemExit as error:
-        calls.leave(_status_of(error))
+        process.leave(_status_of(error))
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
         if isinstance(error, KeyboardInterrupt):  # Python ends by the signal itself, so that a shell stops, too
             sys.stdout.flush()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
-        calls.leave(1)
-    calls.leave()
+        process.leave(1)
+    process.leave()
 
 
 def _status_of(error: SystemExit) -> int:
@@ -326,11 +325,6 @@ def _kill(pid: int) -> None:
     for kill in (os.killpg, os.kill):
         with suppress(ProcessLookupError):
             kill(pid, signal.SIGKILL)
-
-
-def _die_with_parent() -> None:
-    """Have Linux kill this process when the parent ends."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 # On both sides
