@@ -58,7 +58,8 @@ def test_the_code_of_its_judge_redoes_a_benchmarks_scores_only(copy):
     assert copy.plan(*arguments) == {}
     path = copy.folder / "src/bulwark/judges/marker.py"
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace("scale * found", "scale * bool(found)"), encoding="utf-8")
+    assert "scale * marked" in text
+    path.write_text(text.replace("scale * marked", "scale * bool(marked)"), encoding="utf-8")
     assert copy.plan(*arguments) == {"score_answers": 2}
     path.write_text(text + "# a comment\n", encoding="utf-8")
     assert copy.plan(*arguments) == {}
