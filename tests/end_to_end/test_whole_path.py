@@ -131,14 +131,19 @@ def test_the_code_of_one_step_redoes_its_descendants_only(finished):
     assert plan["generate_answers"] == 2
 
 
-def test_the_code_of_the_rotation_redoes_aside_only(finished):
+def test_the_code_of_the_embedding_redoes_whatever_is_trained_with_it(finished):
+    """Every model has a role embedding, whose code holds all methods: a change of one may change them all."""
     with edited(
         finished.folder / "src/bulwark/models/embeddings.py",
         'if direction == "right" else (-b, a)',
         'if direction == "left" else (-b, a)',
     ):
         made = finished.planned_outputs(*RUN)
-    assert {path.split("/")[3] for path in made if path.startswith("results/checkpoints")} == {"aside"}
+    assert {path.split("/")[3] for path in made if path.startswith("results/checkpoints")} == {
+        "base",
+        "vanilla",
+        "aside",
+    }
 
 
 def test_the_code_that_makes_prompts_redoes_the_answers_of_its_benchmark(finished):
