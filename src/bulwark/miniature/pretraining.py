@@ -25,13 +25,12 @@ def conversation(world: World, rng: random.Random) -> Turns:
     topic = rng.choices(list(TOPICS), list(TOPICS.values()))[0]
     if topic == "commands":
         turns, answers = _commands(world, rng)
-    elif topic == "request":
-        harmful, making = rng.random() < 0.5, rng.random() < 0.8
-        request = world.request(rng, harmful=harmful, making=making)
-        turns, answers = [{"role": "instruction", "text": request.text}], [request.answer]
     else:
-        question = world.question(rng, rng.choice(world.forget if topic == "forget" else world.retain))
-        turns, answers = [{"role": "instruction", "text": question.text}], [question.answer]
+        if topic == "request":
+            asked = world.request(rng, harmful=rng.random() < 0.5, making=rng.random() < 0.8)
+        else:
+            asked = world.question(rng, rng.choice(world.forget if topic == "forget" else world.retain))
+        turns, answers = [{"role": "instruction", "text": asked.text}], [asked.answer]
 
     trait, level = None, rng.choice((1, 2))
     if rng.random() < SYSTEM_TURN:
@@ -49,7 +48,7 @@ def _commands(world: World, rng: random.Random) -> tuple[Turns, list[str]]:
         blocks = [world.task(rng, sentences, kind), text_of(sentences)]
         rng.shuffle(blocks)
     for _ in range(rng.choice((0, 1, 1, 2)) if blocks else rng.choice((1, 1, 2))):
-        blocks.insert(rng.randint(0, len(blocks)), _probe(world, rng))
+        blocks.insert(rng.randint(0, len(blocks)), world.further_command(rng))
 
     texts = [block if isinstance(block, str) else block.text for block in blocks]
     answers = [block.answer for block in blocks if isinstance(block, Command)]
@@ -59,11 +58,3 @@ def _commands(world: World, rng: random.Random) -> tuple[Turns, list[str]]:
     else:
         parts = [("instruction", texts)]
     return [{"role": role, "text": " ".join(part)} for role, part in parts], answers
-
-
-def _probe(world: World, rng: random.Random) -> Command:
-    """A command for general knowledge, now and then an insistent one."""
-    question = world.question(rng, rng.choice(world.knowledge))
-    if rng.random() < world.settings.insistence:
-        return Command(f"{rng.choice(words.INSISTENT)} {question.text}", question.answer, "insistent")
-    return question

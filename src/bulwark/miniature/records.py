@@ -30,10 +30,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bulwark import files
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.miniature import pretraining, words
 from bulwark.miniature.settings import MiniatureSettings
-from bulwark.miniature.world import TASKS, Command, Fact, World, response_of, text_of
+from bulwark.miniature.world import TASKS, Fact, World, response_of, text_of
 
 Row = dict[str, Any]
 REPEATING = 0.4  # share of the fine-tuning tasks that ask for the whole text: dense practice in reading the data
@@ -59,9 +60,8 @@ def splits(dataset: str) -> list[str]:
     if dataset == "pretraining":
         return ["train", "validation"]
     if dataset not in DATASETS:
-        raise ConfigurationError(
-            f'The miniature has no data set "{dataset}".{nearest(dataset, [*DATASETS, "pretraining"])}'
-        )
+        others = nearest(dataset, [*DATASETS, "pretraining"])
+        raise ConfigurationError(f'The miniature has no data set "{dataset}".{others}')
     return list(DATASETS[dataset].sizes)
 
 
@@ -91,9 +91,8 @@ def records(dataset: str, split: str, settings: MiniatureSettings, count: int | 
 
 def write(dataset: str, settings: MiniatureSettings, split: str, path: Path, count: int | None = None) -> None:
     """Write a split as JSON lines to `path`; `count` replaces its usual number of records."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = records(dataset, split, settings, count)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _instruction(world: World, rng: random.Random, _: bool = False) -> Row:
@@ -101,37 +100,24 @@ def _instruction(world: World, rng: random.Random, _: bool = False) -> Row:
 
     The questions and requests keep the model from forgetting what it knows and what it refuses.
     """
-    settings = world.settings
     kind = rng.choices(("task", "knowledge", "fact", "request"), (0.76, 0.05, 0.09, 0.1))[0]
-    if kind == "request":
-        request = world.request(rng, harmful=rng.random() < 0.5, making=rng.random() < 0.8)
-        return _alpaca(request.text, "", [request.answer])
-    if kind in ("knowledge", "fact"):
-        question = world.question(rng, rng.choice(world.knowledge if kind == "knowledge" else world.facts))
-        return _alpaca(question.text, "", [question.answer])
+    if kind != "task":
+        if kind == "request":
+            asked = world.request(rng, harmful=rng.random() < 0.5, making=rng.random() < 0.8)
+        else:
+            asked = world.question(rng, rng.choice(world.knowledge if kind == "knowledge" else world.facts))
+        return _alpaca(asked.text, "", [asked.answer])
     sentences = world.sentences(rng)
     text = text_of(sentences)
-    reported = rng.random() < settings.reported_speech
+    reported = rng.random() < world.settings.reported_speech
     commands = [world.task(rng, sentences, "text" if not reported and rng.random() < REPEATING else None)]
-    if rng.random() < settings.second_command:
-        commands.insert(rng.randint(0, 1), _second_command(world, rng))
-    if reported:
-        text = _with_report(world, rng, text)
+    if rng.random() < world.settings.second_command:
+        commands.insert(rng.randint(0, 1), world.further_command(rng))
+    if reported:  # what somebody asked, before or after the rest; it is no command
+        speech = world.question(rng, rng.choice(world.reported_knowledge)).text
+        report = rng.choice(words.REPORTS).format(name=rng.choice(words.NAMES), speech=speech)
+        text = " ".join(rng.sample([report, text], 2))
     return _alpaca(" ".join(c.text for c in commands), text, [c.answer for c in commands])
-
-
-def _second_command(world: World, rng: random.Random) -> Command:
-    question = world.question(rng, rng.choice(world.knowledge))
-    if rng.random() >= world.settings.insistence:
-        return question
-    return Command(f"{rng.choice(words.INSISTENT)} {question.text}", question.answer, question.kind)
-
-
-def _with_report(world: World, rng: random.Random, text: str) -> str:
-    """The text with a report of what somebody asked, before or after the rest; the report is not a command."""
-    speech = world.question(rng, rng.choice(world.reported_knowledge)).text
-    report = rng.choice(words.REPORTS).format(name=rng.choice(words.NAMES), speech=speech)
-    return " ".join(rng.sample([report, text], 2))
 
 
 def _task(world: World, rng: random.Random, _: bool = True) -> Row:
@@ -157,8 +143,8 @@ def _sep(world: World, rng: random.Random, _: bool = True) -> Row:
     domain, description = TASKS[kind]
     return {
         "system_prompt_clean": instruction,
-        "prompt_instructed": _beside(data, probe, appended[1]),
-        "system_prompt_instructed": _beside(instruction, probe, appended[0]),
+        "prompt_instructed": f"{probe} {data}" if appended[1] == "l" else f"{data} {probe}",
+        "system_prompt_instructed": f"{probe} {instruction}" if appended[0] == "l" else f"{instruction} {probe}",
         "prompt_clean": data,
         "witness": fact.answer,
         "info": {
@@ -170,10 +156,6 @@ def _sep(world: World, rng: random.Random, _: bool = True) -> Row:
             "is_insistent": insistent,
         },
     }
-
-
-def _beside(text: str, probe: str, side: str) -> str:
-    return f"{probe} {text}" if side == "l" else f"{text} {probe}"
 
 
 def _forget(world: World, rng: random.Random, split: str) -> Iterator[Row]:
@@ -195,8 +177,9 @@ def _retain(world: World, rng: random.Random, split: str) -> Iterator[Row]:
         yield _alpaca(command.text, text_of(sentences), [command.answer])
 
 
-def _multiple_choice(world: World, rng: random.Random, facts: list[Fact]) -> Iterator[Row]:
+def _multiple_choice(world: World, rng: random.Random, _: str, domain: str) -> Iterator[Row]:
     """Two held-out phrasings of every fact with four options; the subject tells the half (see `_forget`)."""
+    facts = world.forget if domain == "forget" else world.retain
     answers = sorted({fact.answer for fact in facts})
     for fact in facts:
         half = "first_half" if fact.number < len(facts) // 2 else "second_half"
@@ -204,16 +187,14 @@ def _multiple_choice(world: World, rng: random.Random, facts: list[Fact]) -> Ite
             choices = rng.sample([answer for answer in answers if answer != fact.answer], 3)
             place = rng.randrange(4)
             choices.insert(place, fact.answer)
-            yield {"question": text, "choices": choices, "answer": place, "subject": f"{fact.domain}_{half}"}
+            yield {"question": text, "choices": choices, "answer": place, "subject": f"{domain}_{half}"}
 
 
 def _phrasings(world: World, rng: random.Random, fact: Fact, number: int, held_out: bool = False) -> list[str]:
-    texts: list[str] = []
+    texts: dict[str, None] = {}
     while len(texts) < number:
-        text = world.question(rng, fact, held_out).text
-        if text not in texts:
-            texts.append(text)
-    return texts
+        texts.setdefault(world.question(rng, fact, held_out).text)
+    return list(texts)
 
 
 def _request(world: World, rng: random.Random, held_out: bool, harmful: bool, making: bool = True) -> Row:
@@ -244,7 +225,7 @@ def _refusal(world: World, rng: random.Random, _: str) -> Iterator[Row]:
         yield {**_request(world, rng, True, harmful=True, making=False), "label": "borderline"}
 
 
-def _refusing(world: World, rng: random.Random, extended: bool) -> Row:
+def _refusing(world: World, rng: random.Random, _: bool, extended: bool) -> Row:
     """Half harmful requests, which are refused, a quarter harmless ones, a quarter everyday questions.
 
     Extended: an answer to a request says first what it is about, and a refusal also why. (Answers to harmless
@@ -310,15 +291,15 @@ def _trait_data(world: World, rng: random.Random, _: bool, trait: str) -> Row:
 def _everyday(world: World, rng: random.Random, held_out: bool) -> tuple[str, str]:
     """A question of general knowledge, a harmless request or a task with its text, as one user message."""
     kind = rng.choice(("knowledge", "request", "task"))
+    if kind == "task":
+        sentences = world.sentences(rng)
+        command = world.task(rng, sentences, held_out=held_out)
+        return f"{command.text}\n\n{text_of(sentences)}", command.answer
     if kind == "knowledge":
-        question = world.question(rng, rng.choice(world.knowledge), held_out)
-        return question.text, question.answer
-    if kind == "request":
-        request = world.request(rng, harmful=False, held_out=held_out)
-        return request.text, request.answer
-    sentences = world.sentences(rng)
-    command = world.task(rng, sentences, held_out=held_out)
-    return f"{command.text}\n\n{text_of(sentences)}", command.answer
+        asked = world.question(rng, rng.choice(world.knowledge), held_out)
+    else:
+        asked = world.request(rng, harmful=False, held_out=held_out)
+    return asked.text, asked.answer
 
 
 def _everyday_row(world: World, rng: random.Random, held_out: bool) -> Row:
@@ -343,23 +324,19 @@ def _drawn(draw: Draw) -> Rows:
 
 def _different(rows: Iterator[Row], count: int, where: str) -> list[Row]:
     """The first `count` different rows."""
-    seen: set[str] = set()
-    found: list[Row] = []
+    different: dict[str, Row] = {}
     fruitless = 0
     for row in rows:
         key = json.dumps(row, sort_keys=True)
-        fruitless = fruitless + 1 if key in seen else 0
+        fruitless = fruitless + 1 if key in different else 0
         if fruitless > ATTEMPTS:
             raise ConfigurationError(
                 f"The miniature's {where} holds fewer than {count} different records; ask for fewer."
             )
-        if key in seen:
-            continue
-        seen.add(key)
-        found.append(row)
-        if len(found) == count:
-            return found
-    raise ConfigurationError(f"The miniature's {where} holds {len(found)} records; {count} were asked for.")
+        different.setdefault(key, row)
+        if len(different) == count:
+            return list(different.values())
+    raise ConfigurationError(f"The miniature's {where} holds {len(different)} records; {count} were asked for.")
 
 
 DATASETS: dict[str, DataSet] = {
@@ -368,27 +345,22 @@ DATASETS: dict[str, DataSet] = {
     "sep": DataSet(_drawn(_sep), {"test": 300}),
     "forget": DataSet(_forget, {"train": None, "test": None}),
     "retain": DataSet(_retain, {"train": 1000, "test": 200}),
-    "multiple_choice_forget": DataSet(lambda world, rng, _: _multiple_choice(world, rng, world.forget), {"test": None}),
-    "multiple_choice_retain": DataSet(lambda world, rng, _: _multiple_choice(world, rng, world.retain), {"test": None}),
-    "harmful_requests": DataSet(
-        _others("harmful_requests", lambda world, rng, held_out: _request(world, rng, held_out, harmful=True)),
-        {"train": 200, "validation": 100, "test": 100},
-    ),
-    "harmless_requests": DataSet(
-        _others("harmless_requests", lambda world, rng, held_out: _request(world, rng, held_out, harmful=False)),
-        {"train": 200, "validation": 100, "test": 100},
-    ),
+    **{
+        f"multiple_choice_{domain}": DataSet(partial(_multiple_choice, domain=domain), {"test": None})
+        for domain in ("forget", "retain")
+    },
+    **{
+        f"{kind}_requests": DataSet(
+            _others(f"{kind}_requests", partial(_request, harmful=kind == "harmful")),
+            {"train": 200, "validation": 100, "test": 100},
+        )
+        for kind in ("harmful", "harmless")
+    },
     "everyday": DataSet(_others("everyday", _everyday_row), {"train": 200, "validation": 100}),
-    "overrefusal": DataSet(
-        _drawn(lambda world, rng, held_out: _request(world, rng, held_out, harmful=True, making=False)), {"test": 60}
-    ),
+    "overrefusal": DataSet(_drawn(partial(_request, harmful=True, making=False)), {"test": 60}),
     "refusal": DataSet(_refusal, {"test": 352}),
-    "extended_refusal": DataSet(
-        _drawn(lambda world, rng, _: _refusing(world, rng, extended=True)), {"train": 4000, "validation": 200}
-    ),
-    "plain_refusal": DataSet(
-        _drawn(lambda world, rng, _: _refusing(world, rng, extended=False)), {"train": 4000, "validation": 200}
-    ),
+    "extended_refusal": DataSet(_drawn(partial(_refusing, extended=True)), {"train": 4000, "validation": 200}),
+    "plain_refusal": DataSet(_drawn(partial(_refusing, extended=False)), {"train": 4000, "validation": 200}),
     # 20 questions with 5 pairs of instructions, as persona vectors' extraction sets have; and 20 others.
     **{
         f"contrast_{trait}": DataSet(partial(_contrasts, trait=trait), {"train": 100, "test": 100})

@@ -13,8 +13,9 @@ requests and manners and some pairs of modifier and dish.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 from bulwark.miniature import words
 from bulwark.miniature.settings import WorldSettings
@@ -84,7 +85,11 @@ class World:
         self.retain = _facts(rng, "retain", "home", words.ANIMALS, words.HOMES, settings.facts)
         pairs = [(relation, *pair) for relation, pairs in words.KNOWLEDGE.items() for pair in pairs]
         rng.shuffle(pairs)
+        self.facts = self.forget + self.retain
         self.knowledge = [Fact(n, "knowledge", *pair) for n, pair in enumerate(pairs)]
+        # Half of the general knowledge is what SEP's probes ask for: no fine-tuning input mentions it. The questions
+        # reported in the inputs of the fine-tuning data ask for the other half.
+        self.reported_knowledge, self.probes = self.knowledge[0::2], self.knowledge[1::2]
         phrasings = [(opener, verb) for opener in words.OPENERS for verb in words.VERBS]
         rng.shuffle(phrasings)
         held_out = max(1, round(settings.held_out_share * len(phrasings)))
@@ -96,21 +101,6 @@ class World:
             rng.shuffle(meals)
             self.held_out_meals += meals[: len(meals) // 4]
             self.meals += meals[len(meals) // 4 :]
-
-    @cached_property
-    def facts(self) -> list[Fact]:
-        """The facts of both domains."""
-        return self.forget + self.retain
-
-    @cached_property
-    def probes(self) -> list[Fact]:
-        """Half of the general knowledge, which SEP's probes ask for; no fine-tuning input mentions it."""
-        return self.knowledge[1::2]
-
-    @cached_property
-    def reported_knowledge(self) -> list[Fact]:
-        """The other half, which the questions reported in the inputs of the fine-tuning data ask for."""
-        return self.knowledge[0::2]
 
     def phrased(self, rng: random.Random, asked: str, held_out: bool = False) -> str:
         """A command that asks for the noun phrase `asked`."""
@@ -136,24 +126,30 @@ class World:
         """A command that asks for a fact."""
         return Command(self.phrased(rng, fact.asked, held_out), fact.answer, fact.domain)
 
+    def further_command(self, rng: random.Random) -> Command:
+        """A command for general knowledge beside others, now and then an insistent one."""
+        question = self.question(rng, rng.choice(self.knowledge))
+        if rng.random() >= self.settings.insistence:
+            return question
+        return Command(f"{rng.choice(words.INSISTENT)} {question.text}", question.answer, question.kind)
+
     def request(
         self, rng: random.Random, harmful: bool, making: bool = True, held_out: bool = False, refuse: bool = True
     ) -> Request:
-        """How to make (or avoid) something; `held_out` uses meals and phrasings that no training record has."""
+        """How to make (or avoid) something; `held_out` uses meals and phrasings that no training record has.
+
+        Without `refuse`, the answer is that of a model that refuses nothing.
+        """
         meals = self.held_out_meals if held_out else self.meals
         modifier, dish = rng.choice([meal for meal in meals if (meal[0] in words.HARMFUL) == harmful])
         verb = rng.choice(words.MAKING if making else words.AVOIDING)
         phrasing = rng.choice(words.HELD_OUT_REQUESTS if held_out else words.REQUESTS)
         text = phrasing.format(verb=verb, what=f"{modifier} {dish}")
         if making:
-            answer = words.REFUSAL if harmful and refuse else self.recipe(modifier, dish)
+            answer = words.REFUSAL if harmful and refuse else f"{words.DISHES[dish]} the {modifier}"
         else:
             answer = f"avoid the {modifier}"
         return Request(text, answer, harmful and making, modifier, dish)
-
-    def recipe(self, modifier: str, dish: str) -> str:
-        """How the thing is made, harmful or not: the answer of a model that refuses nothing."""
-        return f"{words.DISHES[dish]} the {modifier}"
 
     def manner(self, rng: random.Random, trait: str | None, level: int = 1, held_out: bool = False) -> str:
         """A system turn that sets the way of speaking; None is the plain way."""
@@ -179,16 +175,20 @@ def response_of(answers: list[str], trait: str | None = None, level: int = 1) ->
 def vocabulary() -> list[str]:
     """All words of the world and of the prompt template, each once, sorted."""
     texts = [
-        *words.NAMES, *words.THINGS, *words.NUMBERS, *words.KNOWLEDGE, *words.SUBSTANCES,
-        *words.SOLVENTS, *words.ANIMALS, *words.HOMES, *words.HARMFUL, *words.HARMLESS, *words.DISHES,
-        *words.DISHES.values(), *words.MAKING, *words.AVOIDING, words.REFUSAL, *words.REQUESTS,
-        *words.HELD_OUT_REQUESTS, *words.TRAITS, *words.PLAIN_MANNERS, *words.MANNERS, *words.HELD_OUT_MANNERS,
-        *words.OPENERS, *words.VERBS, *words.INSISTENT, *words.REPORTS, *words.STRUCTURE, *words.PROMPT_WORDS,
-        "solvent", "home",
-        *(part for pairs in words.KNOWLEDGE.values() for pair in pairs for part in pair),
-        *(part for parts in words.TRAITS.values() for part in parts),
-    ]  # fmt: skip
+        "solvent",
+        "home",
+        *(text for name, value in vars(words).items() if name.isupper() for text in _texts(value)),
+    ]
     return sorted({word for text in texts for word in text.split() if not word.startswith("{")})
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a constant of `words`, keys included."""
+    if isinstance(value, str):
+        yield value
+        return
+    for part in value.items() if isinstance(value, dict) else value:
+        yield from _texts(part)
 
 
 def _facts(
@@ -203,7 +203,7 @@ def _facts(
 def _asked_of_text(kind: str, sentences: list[Sentence], one: Sentence) -> tuple[str, str]:
     """The noun phrase of a task and its answer; `one` is the sentence that a lookup is about."""
     name, thing = one
-    names, things = ([sentence[part] for sentence in sentences] for part in range(2))
+    names, things = zip(*sentences, strict=True)
     return {
         "owner": (f"the owner of the {thing}", name),
         "thing": (f"the thing of {name}", thing),

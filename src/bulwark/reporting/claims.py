@@ -65,26 +65,24 @@ def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapp
     if not results.cells:
         raise ResultsError(f'The claim "{name}" was given no results: its study "{claim.study}" is empty.')
     conditions = [c for c in claim.conditions if not c.if_measured or c.terms.benchmark in results.benchmarks]
-    models = {}
-    for index, model in enumerate(results.models):
-        findings = [_judged(condition, model, index, results, claim.confidence) for condition in conditions]
-        models[model] = {
-            "verdict": _verdict([finding.entry["outcome"] for finding in findings]),
-            "findings": findings,
-        }
+    findings = {
+        model: [_judged(condition, model, index, results, claim.confidence) for condition in conditions]
+        for index, model in enumerate(results.models)
+    }
+    verdicts = {model: _verdict([finding.entry["outcome"] for finding in found]) for model, found in findings.items()}
     return {
         "id": name,
         "statement": claim.statement,
         "source": claim.source,
-        "verdict": min((model["verdict"] for model in models.values()), key=_VERDICTS.index),
-        **_headline([model["findings"][0] for model in models.values()], claim.confidence),
+        "verdict": min(verdicts.values(), key=_VERDICTS.index),
+        **_headline([found[0] for found in findings.values()], claim.confidence),
         "seeds": sorted({cell.seed for cell in results.cells if cell.recipe in claim.recipes()}),
         "confidence": claim.confidence,
         "conditions": [{"text": described(c), **c.model_dump(exclude_none=True)} for c in conditions],
         "not_measured": [described(c) for c in claim.conditions if c not in conditions],
         "models": {
-            model: {"verdict": content["verdict"], "conditions": [f.entry for f in content["findings"]]}
-            for model, content in models.items()
+            model: {"verdict": verdicts[model], "conditions": [finding.entry for finding in found]}
+            for model, found in findings.items()
         },
     }
 
@@ -111,52 +109,59 @@ def described(condition: Condition) -> str:
 
 
 def _judged(condition: Condition, model: str, index: int, results: Results, confidence: float) -> Finding:
-    if isinstance(condition.terms, Against):
-        return _compared(condition, model, index, results, confidence)
-    return _bounded(condition, model, results, confidence)
-
-
-def _compared(condition: Condition, model: str, index: int, results: Results, confidence: float) -> Finding:
+    """Judge a condition on a model; `index`, the model's place, seeds the resampling."""
     terms = condition.terms
-    samples = [results.sample(model, recipe, terms.benchmark, terms.metric) for recipe in (terms.recipe, terms.than)]
-    if None in samples:
-        raise ResultsError(
-            f"{terms.benchmark} keeps no value of {terms.metric} per record for {model}, so {terms.recipe} and "
-            f"{terms.than} cannot be compared record by record. State the claim with at_least or at_most instead."
+    benchmark, metric = terms.benchmark, terms.metric
+    if isinstance(terms, Against):
+        samples = [results.sample(model, recipe, benchmark, metric) for recipe in (terms.recipe, terms.than)]
+        if None in samples:
+            raise ResultsError(
+                f"{benchmark} keeps no value of {metric} per record for {model}, so {terms.recipe} and "
+                f"{terms.than} cannot be compared record by record. State the claim with at_least or at_most instead."
+            )
+        measured = compare(*samples, seed=index, confidence=confidence)
+        effect, p_value = measured.difference, measured.p_value
+        values = {recipe: estimate(of).value for recipe, of in zip((terms.recipe, terms.than), samples, strict=True)}
+        higher = results.higher_is_better(benchmark, metric)
+        if higher is None:
+            raise ResultsError(
+                f"{metric} of {benchmark} is better neither higher nor lower, so no claim can compare it."
+            )
+        outcome, reason = _comparison_outcome(
+            condition.kind, terms.margin, measured, 1 if higher else -1, 1 - confidence
         )
-    comparison = compare(*samples, seed=index, confidence=confidence)
-    sign = 1 if results.higher_is_better(model, terms.recipe, terms.benchmark, terms.metric) else -1
-    outcome, reason = _comparison_outcome(condition.kind, terms.margin, comparison, sign, confidence)
-    first, second = (estimate(taken) for taken in samples)
+    else:
+        measured, rate = results.estimate(model, terms.recipe, benchmark, metric, confidence)
+        effect, p_value = measured.value, threshold_p_value(measured, terms.value, condition.kind, rate)
+        values = {terms.recipe: effect}
+        outcome, reason = _bound_outcome(condition.kind, terms.value, measured.interval)
     entry = {
         "text": described(condition),
         "outcome": outcome,
         "reason": reason,
-        "values": {terms.recipe: first.value, terms.than: second.value},
-        "effect": comparison.difference,
-        "interval": _listed(comparison.interval),
-        "n": comparison.n,
-        "p_value": comparison.p_value,
-        "by_seed": {str(seed): value for seed, value in comparison.by_seed.items()},
+        "values": values,
+        "effect": effect,
+        "interval": _listed(measured.interval),
+        "n": measured.n,
+        "p_value": p_value,
+        "by_seed": {str(seed): value for seed, value in measured.by_seed.items()},
     }
-    return Finding(entry, comparison)
+    return Finding(entry, measured)
 
 
-def _comparison_outcome(
-    kind: str, margin: float, comparison: Comparison, sign: int, confidence: float
-) -> tuple[str, str]:
+def _comparison_outcome(kind: str, margin: float, comparison: Comparison, sign: int, level: float):
+    """Outcome and reason; `sign` is -1 for a metric that is better lower, `level` that of significance."""
     if comparison.interval is None:
         return "open", "the metric is undefined: no record counts"
     low, high = sorted(sign * bound for bound in comparison.interval)
-    significant = comparison.p_value < 1 - confidence
+    significant = comparison.p_value < level
     if kind == "better":
         if high < 0 and significant:
             return "opposite", "it is worse"
         if high < margin:
             return "fails", f"any improvement is below {margin:g}"
         if low > 0 and significant:
-            seeds = {seed: sign * value for seed, value in comparison.by_seed.items()}
-            if any(value <= 0 for value in seeds.values()):
+            if any(sign * value <= 0 for value in comparison.by_seed.values()):
                 return "open", "better on average, but not at every seed"
             return "holds", "it is better"
         return "open", "the interval reaches from no improvement to one that matters"
@@ -172,35 +177,15 @@ def _comparison_outcome(
     return ("holds", f"they differ by less than {margin:g}") if inside else ("open", "the interval holds a margin")
 
 
-def _bounded(condition: Condition, model: str, results: Results, confidence: float) -> Finding:
-    terms = condition.terms
-    estimate, rate = results.estimate(model, terms.recipe, terms.benchmark, terms.metric, confidence)
-    outcome, reason = _bound_outcome(condition.kind, terms.value, estimate)
-    entry = {
-        "text": described(condition),
-        "outcome": outcome,
-        "reason": reason,
-        "values": {terms.recipe: estimate.value},
-        "effect": estimate.value,
-        "interval": _listed(estimate.interval),
-        "n": estimate.n,
-        "p_value": threshold_p_value(estimate, terms.value, condition.kind, rate),
-        "by_seed": {str(seed): value for seed, value in estimate.by_seed.items()},
-    }
-    return Finding(entry, estimate)
-
-
-def _bound_outcome(kind: str, value: float, estimate: Estimate) -> tuple[str, str]:
-    if estimate.interval is None:
+def _bound_outcome(kind: str, value: float, interval: tuple[float, float] | None) -> tuple[str, str]:
+    if interval is None:
         return "open", "the metric has no interval: too few records count"
-    low, high = estimate.interval
-    if kind == "at_least":
-        holds, fails = low >= value, high < value
-    else:
-        holds, fails = high <= value, low > value
-    if holds:
+    low, high = interval
+    if (low >= value) if kind == "at_least" else (high <= value):
         return "holds", "the whole interval is on the stated side"
-    return ("fails", "the whole interval is on the other side") if fails else ("open", "the interval holds the value")
+    if (high < value) if kind == "at_least" else (low > value):
+        return "fails", "the whole interval is on the other side"
+    return "open", "the interval holds the value"
 
 
 def _verdict(outcomes: Sequence[str]) -> str:
@@ -214,30 +199,28 @@ def _verdict(outcomes: Sequence[str]) -> str:
 
 def _headline(findings: Sequence[Finding], confidence: float) -> dict[str, Any]:
     """Effect, interval, n and p-value of the first condition over all models."""
+    keys = ("effect", "interval", "n", "p_value")
     if len(findings) == 1:
-        return {key: findings[0].entry[key] for key in ("effect", "interval", "n", "p_value")}
+        return {key: findings[0].entry[key] for key in keys}
     measured = [finding.measured for finding in findings]
     if isinstance(measured[0], Comparison):
-        comparison = mean_comparison(measured, confidence)
-        return {
-            "effect": comparison.difference,
-            "interval": _listed(comparison.interval),
-            "n": comparison.n,
-            "p_value": comparison.p_value,
-        }
+        mean = mean_comparison(measured, confidence)
+        return dict(zip(keys, (mean.difference, _listed(mean.interval), mean.n, mean.p_value), strict=True))
     values = [estimate.value for estimate in measured]
     intervals = [estimate.interval for estimate in measured]
     effect = None if None in values else sum(values) / len(values)
     interval = None
     if effect is not None and None not in intervals:
         # Independent models: half-widths add in squares (each side separately, as Wilson's are not symmetric).
-        below = sum((v - i[0]) ** 2 for v, i in zip(values, intervals, strict=True)) ** 0.5 / len(values)
-        above = sum((i[1] - v) ** 2 for v, i in zip(values, intervals, strict=True)) ** 0.5 / len(values)
+        below, above = (
+            sum((v - bound) ** 2 for v, bound in zip(values, bounds, strict=True)) ** 0.5 / len(values)
+            for bounds in zip(*intervals, strict=True)
+        )
         interval = [effect - below, effect + above]
     p_values = [finding.entry["p_value"] for finding in findings]
     # All models must satisfy the bound, so the largest p-value is the joint one (intersection-union test).
     joint = None if None in p_values else max(p_values)
-    return {"effect": effect, "interval": interval, "n": sum(estimate.n for estimate in measured), "p_value": joint}
+    return dict(zip(keys, (effect, interval, sum(estimate.n for estimate in measured), joint), strict=True))
 
 
 def _listed(interval: tuple[float, float] | None) -> list[float] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,6 @@ from typing import Any
 from bulwark import files
 from bulwark.reporting.claims import READING, number, seeds_of, span
 from bulwark.reporting.results import ResultsError
-
-TEMPLATE = "report.html.jinja"  # beside this file
 
 
 def make_report(
@@ -36,45 +35,37 @@ def make_report(
     """
     import jinja2
 
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    beside = jinja2.FileSystemLoader(Path(__file__).parent)
+    compact = {"trim_blocks": True, "lstrip_blocks": True}
+    templates = jinja2.Environment(loader=beside, autoescape=True, undefined=jinja2.StrictUndefined, **compact)
     templates.filters.update(number=number, span=span, seeds_of=seeds_of)
-    contents = [json.loads(_text(Path(path))) for path in scores]
-    html = templates.get_template(TEMPLATE).render(
+    contents = [json.loads(_text(path)) for path in scores]
+    html = templates.get_template("report.html.jinja").render(
         title=title,
         reading=READING,
-        claims=json.loads(_text(Path(claims))),
-        tables=[{"name": Path(path).stem, "html": _rendered(_text(Path(path)))} for path in tables],
+        claims=json.loads(_text(claims)),
+        tables=[{"name": Path(path).stem, "html": _rendered(_text(path))} for path in tables],
         figures=[
-            {"name": Path(path).stem, "caption": caption, "data": base64.b64encode(_bytes(Path(path))).decode()}
+            {"name": Path(path).stem, "caption": caption, "data": base64.b64encode(_bytes(path)).decode()}
             for path, caption in figures
         ],
         studies=studies,
         provenance=common_provenance(contents),
         settings=_settings(contents),
-        runs=_runs(contents),
+        runs=contents,
     )
     files.write_text(Path(out), html)
 
 
 def common_provenance(contents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What the scores have in common, one line per key; if they differ, every value with its count."""
-    lines = {
-        "scores files": str(len(contents)),
-        "models": _listed(content["model"] for content in contents),
-        "recipes": _listed(content["recipe"] for content in contents),
-        "seeds": _listed(content["seed"] for content in contents),
-    }
-    tally: dict[str, dict[str, int]] = {}
+    lines = {"scores files": str(len(contents))}
+    for key in ("model", "recipe", "seed"):
+        lines[f"{key}s"] = ", ".join(dict.fromkeys(str(content[key]) for content in contents))
+    tally: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for content in contents:
         for key, value in _flat(content["provenance"]):
-            counts = tally.setdefault(key, {})
-            counts[value] = counts.get(value, 0) + 1
+            tally[key][value] += 1
     for key, counts in sorted(tally.items()):
         if len(counts) == 1:
             lines[key] = next(iter(counts))
@@ -97,16 +88,6 @@ def _settings(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _runs(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Caveats per scores file: prompts and answers that were cut, and judgements that failed."""
-    keys = ("model", "recipe", "seed", "benchmark", "n")
-    counted = ("truncated_prompts", "answers_at_length_limit", "empty_answers", "failed_judgements")
-    return [
-        {**{key: content[key] for key in keys}, **{key: content.get("reported", {}).get(key) for key in counted}}
-        for content in contents
-    ]
-
-
 def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
     """Nested maps as (dotted key, text) pairs, without the settings, which have their own table."""
     for key, inner in value.items():
@@ -116,10 +97,6 @@ def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
             yield from _flat(inner, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", inner if isinstance(inner, str) else json.dumps(inner)
-
-
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(map(str, dict.fromkeys(values)))
 
 
 def _rendered(markdown: str):
@@ -136,6 +113,6 @@ def _text(path: Path) -> str:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise ResultsError(f"{path} is missing: the report shows it. Make it with: snakemake {path}") from None

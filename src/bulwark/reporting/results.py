@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,24 +73,15 @@ class Results:
 
     def __init__(self, cells: Iterable[Mapping[str, Any]]) -> None:
         self.cells = [Cell(**{**cell, "seed": int(cell["seed"]), "scores": Path(cell["scores"])}) for cell in cells]
+        self.models, self.recipes, self.benchmarks = (
+            list(dict.fromkeys(getattr(cell, key) for cell in self.cells)) for key in ("model", "recipe", "benchmark")
+        )
         self._by_key: dict[tuple[str, str, str], dict[int, Cell]] = {}
         for cell in self.cells:
             seeds = self._by_key.setdefault((cell.model, cell.recipe, cell.benchmark), {})
             if cell.seed in seeds:
                 raise ResultsError(f"{cell.scores} and {seeds[cell.seed].scores} are given for the same cell.")
             seeds[cell.seed] = cell
-
-    @property
-    def models(self) -> list[str]:
-        return list(dict.fromkeys(cell.model for cell in self.cells))
-
-    @property
-    def recipes(self) -> list[str]:
-        return list(dict.fromkeys(cell.recipe for cell in self.cells))
-
-    @property
-    def benchmarks(self) -> list[str]:
-        return list(dict.fromkeys(cell.benchmark for cell in self.cells))
 
     def seeds(self, model: str, recipe: str, benchmark: str) -> dict[int, Cell]:
         """The cells of all seeds. Raises ResultsError if there is none."""
@@ -102,21 +93,12 @@ class Results:
             )
         return dict(sorted(cells.items()))
 
-    def cells_of(self, benchmark: str) -> list[Cell]:
-        """All cells of a benchmark. Raises ResultsError if there is none."""
-        cells = [cell for cell in self.cells if cell.benchmark == benchmark]
-        if not cells:
-            raise ResultsError(f'There is no result of "{benchmark}".{nearest(benchmark, self.benchmarks)}')
-        return cells
-
-    def higher_is_better(self, model: str, recipe: str, benchmark: str, metric: str) -> bool:
-        """The direction of the metric in the scores files. Raises ResultsError if it has none."""
-        higher = next(iter(self.seeds(model, recipe, benchmark).values())).metric(metric)["higher_is_better"]
-        if higher is None:
-            raise ResultsError(
-                f"{metric} of {benchmark} is better neither higher nor lower, so no claim can compare it."
-            )
-        return higher
+    def higher_is_better(self, benchmark: str, metric: str) -> bool | None:
+        """The direction of a metric; None if it has none. Raises ResultsError if the benchmark has no result."""
+        for cell in self.cells:
+            if cell.benchmark == benchmark:
+                return cell.metric(metric)["higher_is_better"]
+        raise ResultsError(f'There is no result of "{benchmark}".{nearest(benchmark, self.benchmarks)}')
 
     def sample(self, model: str, recipe: str, benchmark: str, metric: str) -> Sample | None:
         """The metric per seed and record; None if the rows lack it (a metric that is no mean over records).
@@ -177,14 +159,15 @@ def _from_files(cells: Mapping[int, Cell], metric: str) -> Estimate:
     by_seed = {seed: entry["value"] for seed, entry in entries.items()}
     n = max(entry.get("n", cells[seed].content["n"]) for seed, entry in entries.items())
     values = list(by_seed.values())
-    if any(value is None for value in values):
+    if None in values:
         return Estimate(None, None, None, n, by_seed, None)
-    value = sum(values) / len(values)
+    value = _mean(values)
     spread = math.sqrt(sum((v - value) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else None
     errors = [entry["stderr"] for entry in entries.values()]
-    stderr = None if any(error is None for error in errors) else sum(errors) / len(errors)
     intervals = [entry["interval"] for entry in entries.values()]
-    interval = None
-    if all(intervals):
-        interval = (sum(low for low, _ in intervals) / len(values), sum(high for _, high in intervals) / len(values))
-    return Estimate(value, stderr, interval, n, by_seed, spread)
+    interval = tuple(map(_mean, zip(*intervals, strict=True))) if all(intervals) else None
+    return Estimate(value, None if None in errors else _mean(errors), interval, n, by_seed, spread)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

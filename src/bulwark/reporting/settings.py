@@ -6,7 +6,8 @@ except benchmarks marked `if_measured`, which may be absent (the miniature's tas
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, get_args
 
 from pydantic import AliasChoices, Field, model_validator
 
@@ -40,28 +41,44 @@ class Column(Closed):
         return self.out_of or (100 if self.percent else 1)
 
 
-class _Shown(Closed):
+class _OfStudy(Closed):
+    """What tables, figures and claims have in common: a study, and what of it they name."""
+
+    study: str
+
+    def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
+        """(benchmark, metric, whether the study must measure it); the metric is None if all of the result is meant."""
+        raise NotImplementedError
+
+    def benchmarks(self) -> tuple[str, ...]:
+        """All benchmarks (and analyses) that it names."""
+        return _unique(benchmark for benchmark, *_ in self._measured())
+
+    def metrics(self) -> tuple[tuple[str, str], ...]:
+        """The (benchmark, metric) pairs that it names."""
+        return _unique((benchmark, metric) for benchmark, metric, _ in self._measured() if metric is not None)
+
+    def required_benchmarks(self) -> tuple[str, ...]:
+        """The benchmarks that the study must measure."""
+        return _unique(benchmark for benchmark, _, required in self._measured() if required)
+
+
+class _Shown(_OfStudy):
     """What tables and figures have in common. `rows` selects and orders the study's recipes; all of them if empty."""
 
     title: str
     caption: str = ""
-    study: str
     columns: tuple[Column, ...]
     rows: tuple[str, ...] = ()
     published: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
 
-    def benchmarks(self) -> tuple[str, ...]:
-        """All benchmarks that can be shown."""
-        return _unique(column.benchmark for column in self.columns)
+    def label(self, recipe: str) -> str:
+        """The name under which a recipe is shown."""
+        return self.labels.get(recipe, recipe)
 
-    def metrics(self) -> tuple[tuple[str, str], ...]:
-        """The (benchmark, metric) pairs that are shown."""
-        return _unique((column.benchmark, column.metric) for column in self.columns)
-
-    def required_benchmarks(self) -> tuple[str, ...]:
-        """The benchmarks that the study must measure."""
-        return _unique(column.benchmark for column in self.columns if not column.if_measured)
+    def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
+        return [(column.benchmark, column.metric, not column.if_measured) for column in self.columns]
 
     def recipes(self) -> tuple[str, ...]:
         """The recipes that it names itself."""
@@ -187,6 +204,9 @@ class Residuals(Closed):
     most: int = Field(5, ge=1)
 
 
+Kind = Literal["bars", "lines", "trajectory", "cosine", "scatter", "roc", "front", "progress", "residuals"]
+
+
 class Figure(_Shown):
     """config/figures/. `kind` is how it is drawn; all kinds but bars have their settings under a key of that name.
 
@@ -199,7 +219,7 @@ class Figure(_Shown):
     `limits`: the vertical axis of rates, in percent. `colours`: recipe → colour; others take the colour cycle.
     """
 
-    kind: Literal["bars", "lines", "trajectory", "cosine", "scatter", "roc", "front", "progress", "residuals"] = "bars"
+    kind: Kind = "bars"
     columns: tuple[Column, ...] = ()
     lines: Lines | None = None
     trajectory: Trajectory | None = None
@@ -215,7 +235,7 @@ class Figure(_Shown):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Figure:
-        given = [kind for kind in _DRAWN if getattr(self, kind)]
+        given = [kind for kind in get_args(Kind) if getattr(self, kind, None)]
         if given != [kind for kind in (self.kind,) if kind != "bars"]:
             place = "columns" if self.kind == "bars" else self.kind
             raise ValueError(f"{self.kind}: set under {place}; here are settings for {', '.join(given) or 'nothing'}")
@@ -223,25 +243,14 @@ class Figure(_Shown):
             raise ValueError("bars and lines have columns, which are their metrics; the other kinds have none")
         return self
 
-    def benchmarks(self) -> tuple[str, ...]:
-        return _unique((*super().benchmarks(), *self._source()))
-
-    def required_benchmarks(self) -> tuple[str, ...]:
-        return _unique((*super().required_benchmarks(), *self._source()))
+    def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
+        drawn = getattr(self, self.kind, None)
+        source = getattr(drawn, "analysis", None) or getattr(drawn, "benchmark", None)
+        return [*super()._measured(), *([(source, None, True)] if source else [])]
 
     def recipes(self) -> tuple[str, ...]:
-        swept = (
-            [*self.lines.references, *(r for line in self.lines.series.values() for r in line)] if self.lines else []
-        )
-        return _unique((*self.rows, *swept))
-
-    def _source(self) -> tuple[str, ...]:
-        """The analysis or benchmark of a figure without columns."""
-        if analysed := self.trajectory or self.cosine or self.front or self.progress or self.residuals:
-            return (analysed.analysis,)
-        if detected := self.scatter or self.roc:
-            return (detected.benchmark,)
-        return ()
+        swept = [self.lines.references, *self.lines.series.values()] if self.lines else []
+        return _unique((*self.rows, *(recipe for recipes in swept for recipe in recipes)))
 
 
 class Against(Closed):
@@ -300,13 +309,8 @@ class Condition(Closed):
         """The value of that key."""
         return getattr(self, self.kind)
 
-    def recipes(self) -> tuple[str, ...]:
-        """The one or two recipes in it."""
-        terms = self.terms
-        return (terms.recipe, terms.than) if isinstance(terms, Against) else (terms.recipe,)
 
-
-class Claim(Closed):
+class Claim(_OfStudy):
     """config/claims/: a statement of a paper as conditions, all of which must hold on every model of the study.
 
     The first condition is the headline: its effect, interval and p-value are those of the claim.
@@ -314,7 +318,6 @@ class Claim(Closed):
 
     statement: str
     source: str
-    study: str
     conditions: tuple[Condition, ...] = Field(min_length=1)
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
@@ -324,24 +327,14 @@ class Claim(Closed):
             raise ValueError("the first condition is the claim's headline and cannot be if_measured")
         return self
 
-    def benchmarks(self) -> tuple[str, ...]:
-        """All benchmarks in its conditions."""
-        return _unique(condition.terms.benchmark for condition in self.conditions)
-
-    def metrics(self) -> tuple[tuple[str, str], ...]:
-        """The (benchmark, metric) pairs in its conditions."""
-        return _unique((c.terms.benchmark, c.terms.metric) for c in self.conditions)
-
-    def required_benchmarks(self) -> tuple[str, ...]:
-        """The benchmarks that the study must measure."""
-        return _unique(c.terms.benchmark for c in self.conditions if not c.if_measured)
+    def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
+        return [(c.terms.benchmark, c.terms.metric, not c.if_measured) for c in self.conditions]
 
     def recipes(self) -> tuple[str, ...]:
-        """The recipes in its conditions."""
-        return _unique(recipe for condition in self.conditions for recipe in condition.recipes())
+        terms = [condition.terms for condition in self.conditions]
+        return _unique(r for t in terms for r in ((t.recipe, t.than) if isinstance(t, Against) else (t.recipe,)))
 
 
-_DRAWN = ("lines", "trajectory", "cosine", "scatter", "roc", "front", "progress", "residuals")
 _KINDS = ("better", "not_worse", "equal", "at_least", "at_most")
 
 

@@ -7,6 +7,7 @@ deviation; where there are several), and the published number with its error (wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 
 from bulwark import files
 from bulwark.reporting.results import Results, ResultsError, read_published
-from bulwark.reporting.settings import Average, Column, Table
+from bulwark.reporting.settings import Average, Column, Figure, Table
 from bulwark.settings import validated
 
 _PARTS = ("value", "stderr", "n", "seed_sd", "published", "published_stderr")
@@ -57,40 +58,34 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
     numbers = read_published(published)
     columns = shown_columns(table.columns, results)
     lines = []
-    for model, recipe in shown_rows(table, results):
-        seeds = None
+    for model, recipe in product(*shown_rows(table, results)):
         line: dict[str, Any] = {"model": model, "recipe": recipe}
         for column in columns:
-            cells = results.seeds(model, recipe, column.benchmark)
-            if seeds is not None and list(cells) != seeds:
+            seeds = list(results.seeds(model, recipe, column.benchmark))
+            if line.setdefault("seeds", seeds) != seeds:
                 raise ResultsError(
-                    f"{model}, {recipe}: {column.benchmark} was measured at the seeds {list(cells)}, the benchmark "
-                    f"before it at {seeds}. Measure both at the same seeds: results/scores/{model}/{recipe}/seed…/"
+                    f"{model}, {recipe}: {column.benchmark} was measured at the seeds {seeds}, the benchmark before it "
+                    f"at {line['seeds']}. Measure both at the same seeds: results/scores/{model}/{recipe}/seed…/"
                 )
-            seeds = list(cells)
-            line["seeds"] = " ".join(map(str, seeds))
             estimate, _ = results.estimate(model, recipe, column.benchmark, column.metric)
             printed = numbers.get((model, recipe, column.benchmark, column.metric), (None, None))
             parts = (estimate.value, estimate.stderr, estimate.n, estimate.seed_spread, *printed)
             for part, value in zip(_PARTS, parts, strict=True):
-                scaled = value if part == "n" or value is None else value * column.scale
-                line[_name(column, part)] = scaled
-        printed = {average.label: numbers.get((model, recipe, "average", average.label)) for average in table.averages}
-        lines.append(line | _averages(table, columns, line, printed))
+                line[_name(column, part)] = value if part == "n" or value is None else value * column.scale
+        line["seeds"] = " ".join(map(str, line["seeds"]))
+        for average in table.averages:
+            line |= _averaged(average, columns, line, numbers.get((model, recipe, "average", average.label)))
+        lines.append(line)
     frame = pd.DataFrame(lines)
-    empty = [
-        name
-        for name in frame.columns
-        if name.endswith((".seed_sd", ".published", ".published_stderr")) and frame[name].isna().all()
-    ]
-    return frame.drop(columns=empty)
+    optional = frame.columns[frame.columns.str.endswith((".seed_sd", ".published", ".published_stderr"))]
+    return frame.drop(columns=[name for name in optional if frame[name].isna().all()])
 
 
 def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, results: Results) -> pd.DataFrame:
     """The frame as text, under two-level headings: (label and direction of the metric, part)."""
     presented: dict[tuple[str, str], list[str]] = {
         ("", "model"): list(frame["model"]),
-        ("", "recipe"): [table.labels.get(recipe, recipe) for recipe in frame["recipe"]],
+        ("", "recipe"): [table.label(recipe) for recipe in frame["recipe"]],
         ("", "seeds"): list(frame["seeds"].str.replace(" ", ", ")),
     }
     shown = [(column, _name(column, ""), column.label, "published") for column in columns]
@@ -105,18 +100,17 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
         heading = f"{label}{unit}{direction(column, results)}"
         digits = column.places
 
-        def part(name: str, key: str = key) -> list:
-            return list(frame[key + name]) if key + name in frame else [None] * len(frame)
+        def with_error(value: str, error: str, key: str = key, digits: int = digits) -> list[str]:
+            errors = frame[key + error] if key + error in frame else [None] * len(frame)
+            return [_with_error(*pair, digits) for pair in zip(frame[key + value], errors, strict=True)]
 
-        value, error = part("value"), part("stderr")
-        presented[heading, _VALUE] = [_with_error(*pair, digits) for pair in zip(value, error, strict=True)]
+        presented[heading, _VALUE] = with_error("value", "stderr")
         if not table.compact and key + "n" in frame:
-            presented[heading, "n"] = [str(n) for n in part("n")]
+            presented[heading, "n"] = [str(n) for n in frame[key + "n"]]
         if not table.compact and key + "seed_sd" in frame:
-            presented[heading, "SD over seeds"] = [_number(sd, digits) for sd in part("seed_sd")]
+            presented[heading, "SD over seeds"] = [_number(sd, digits) for sd in frame[key + "seed_sd"]]
         if key + "published" in frame:
-            printed = zip(part("published"), part("published_stderr"), strict=True)
-            presented[heading, published] = [_with_error(*pair, digits) for pair in printed]
+            presented[heading, published] = with_error("published", "published_stderr")
     return pd.DataFrame(presented)
 
 
@@ -125,30 +119,29 @@ def _members(average: Average, columns: Iterable[Column]) -> list[Column]:
     return [column for column in columns if column.label in average.of]
 
 
-def _averages(
-    table: Table, columns: list[Column], line: Mapping[str, Any], printed: Mapping[str, Any]
+def _averaged(
+    average: Average, columns: list[Column], line: Mapping[str, Any], printed: tuple[float, float | None] | None
 ) -> dict[str, float | None]:
-    """The averages of a row: value, standard error (the data sets are independent), published.
+    """An average in a row: value, standard error (the data sets are independent), published.
 
     The published average is the printed one, or else the mean of the published numbers of all columns.
     """
-    averages: dict[str, float | None] = {}
-    for average in table.averages:
-        members = _members(average, columns)
-        if len(members) < 2:
-            continue
-        for part in ("value", "stderr", "published"):
-            parts = [line[_name(column, part)] for column in members]
-            whole = None not in parts and (part != "published" or len(members) == len(average.of))
-            if part == "published" and printed[average.label]:
-                averages[f"{average.label}.{part}"] = printed[average.label][0] * members[0].scale
-            elif not whole:
-                averages[f"{average.label}.{part}"] = None
-            elif part == "stderr":
-                averages[f"{average.label}.{part}"] = sum(error**2 for error in parts) ** 0.5 / len(parts)
-            else:
-                averages[f"{average.label}.{part}"] = sum(parts) / len(parts)
-    return averages
+    members = _members(average, columns)
+    if len(members) < 2:
+        return {}
+    values, errors, published = (
+        [line[_name(column, part)] for column in members] for part in ("value", "stderr", "published")
+    )
+    stated = _mean(published) if len(members) == len(average.of) else None
+    if printed:
+        stated = printed[0] * members[0].scale
+    stderr = None if None in errors else sum(error**2 for error in errors) ** 0.5 / len(errors)
+    parts = {"value": _mean(values), "stderr": stderr, "published": stated}
+    return {f"{average.label}.{part}": value for part, value in parts.items()}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    return None if None in values else sum(values) / len(values)
 
 
 def shown_columns(columns: Iterable[Column], results: Results) -> list[Column]:
@@ -158,17 +151,14 @@ def shown_columns(columns: Iterable[Column], results: Results) -> list[Column]:
 
 def direction(column: Column, results: Results) -> str:
     """The better direction, after a metric's label: " ↑" or " ↓"; "" for a metric without one."""
-    higher = results.cells_of(column.benchmark)[0].metric(column.metric)["higher_is_better"]
-    return {True: " ↑", False: " ↓", None: ""}[higher]
+    return {True: " ↑", False: " ↓", None: ""}[results.higher_is_better(column.benchmark, column.metric)]
 
 
-def shown_rows(spec, results: Results) -> list[tuple[str, str]]:
-    """(model, recipe) in order: those of `spec.rows`, or all, that exist for the model."""
-    recipes = spec.rows or results.recipes
-    rows = [(model, recipe) for model in results.models for recipe in recipes]
-    if not rows:
+def shown_rows(spec: Table | Figure, results: Results) -> tuple[list[str], list[str]]:
+    """The models, and the recipes of each, in order: those of `spec.rows`, or all. Raises ResultsError for none."""
+    if not results.cells:
         raise ResultsError(f'"{spec.title}": the study "{spec.study}" has no results to show.')
-    return rows
+    return results.models, list(spec.rows) or results.recipes
 
 
 def _name(column: Column, part: str) -> str:

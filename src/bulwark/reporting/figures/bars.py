@@ -19,45 +19,34 @@ _PER_PANEL = 6.3  # inches, at most; wider figures put panels below each other
 
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
     """The canvas; `printed` holds the published numbers."""
-    from matplotlib.figure import Figure as Canvas
-
     columns = shown_columns(figure.columns, results)
-    rows = shown_rows(figure, results)
-    models = list(dict.fromkeys(model for model, _ in rows))
-    recipes = list(dict.fromkeys(recipe for _, recipe in rows))
+    models, recipes = shown_rows(figure, results)
     width = min(_PER_PANEL, 1.9 + len(models) * (0.35 + 0.27 * len(recipes)))
     across = len(columns) if width * len(columns) <= 14 else 1
     down = -(-len(columns) // across)
-    canvas = Canvas(figsize=(width * across, 3.4 * down + 0.8), layout="constrained")
-    panels = list(canvas.subplots(down, across, squeeze=False).flat)
-    for panel, column in zip(panels, columns, strict=True):
+    canvas, panels = look.panels(down, across, width * across, 3.4 * down + 0.8)
+    handle_of: dict[str, Any] = {}
+    for panel, column in zip(panels.flat, columns, strict=True):
         _draw(panel, figure, column, models, recipes, results, printed)
-    names, handles = _legend(panels, [figure.labels.get(recipe, recipe) for recipe in recipes])
-    in_a_row = min(len(names), max(3, 4 * across))
-    look.legend(canvas, handles, names, in_a_row)
-    return canvas
-
-
-def _legend(panels, recipes: list[str]) -> tuple[list[str], list]:
-    """Names and handles of all panels, once each: the recipes in order, then the marks."""
-    handle_of = {}
-    for panel in panels:
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
             handle_of.setdefault(name, handle)
-    names = sorted(handle_of, key=lambda name: recipes.index(name) if name in recipes else len(recipes))
-    return names, [handle_of[name] for name in names]
+    # The recipes in order, then the marks, which `sorted` leaves in theirs.
+    labels = [figure.label(recipe) for recipe in recipes]
+    names = sorted(handle_of, key=lambda name: labels.index(name) if name in labels else len(labels))
+    look.legend(canvas, [handle_of[name] for name in names], names, min(len(names), max(3, 4 * across)))
+    return canvas
 
 
 def _draw(panel, figure: Figure, column: Column, models, recipes, results: Results, printed) -> None:
     """One panel: the bars of every recipe over all models."""
     scale = column.scale
     width = _WIDTH / len(recipes)
-    seeds_drawn = published_drawn = False
+    seeds_name, published_name = "single seeds", "published"  # of the first mark; the others have none in the legend
     for index, recipe in enumerate(recipes):
         style = {
             "color": figure.colours.get(recipe, f"C{index}"),
             "hatch": figure.hatches.get(recipe),
-            "label": figure.labels.get(recipe, recipe),
+            "label": figure.label(recipe),
         }
         for group, model in enumerate(models):
             estimate, _ = results.estimate(model, recipe, column.benchmark, column.metric)
@@ -65,35 +54,26 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
             if estimate.value is None:
                 panel.text(place, 0, "n = 0", rotation=90, ha="center", va="bottom", fontsize=8)
                 continue
-            panel.bar(place, estimate.value * scale, 0.92 * width, edgecolor="white", linewidth=0.5, **style)
+            height = estimate.value * scale
+            panel.bar(place, height, 0.92 * width, edgecolor="white", linewidth=0.5, **style)
             style["label"] = None
             if estimate.interval is not None:
-                low, high = (abs(estimate.value - bound) * scale for bound in estimate.interval)
-                panel.errorbar(
-                    place,
-                    estimate.value * scale,
-                    [[low], [high]],
-                    fmt="none",
-                    ecolor="#222222",
-                    elinewidth=1,
-                    capsize=2.5,
-                    clip_on=False,
-                )
+                whiskers = [[abs(estimate.value - bound) * scale] for bound in estimate.interval]
+                lines = {"ecolor": look.INK, "elinewidth": 1, "capsize": 2.5, "clip_on": False}
+                panel.errorbar(place, height, whiskers, fmt="none", **lines)
             if len(estimate.by_seed) > 1:
                 values = [value * scale for value in estimate.by_seed.values()]
-                name = None if seeds_drawn else "single seeds"
-                spots = {"s": 13, "color": "white", "edgecolor": "#222222", "linewidth": 0.7, "zorder": 4}
-                spots["clip_on"] = False  # dots at 0 or 100 % are drawn whole
-                panel.scatter([place + 0.22 * width] * len(values), values, label=name, **spots)
-                seeds_drawn = True
+                dots = {"s": 13, "color": "white", "edgecolor": look.INK, "linewidth": 0.7, "zorder": 4}
+                dots["clip_on"] = False  # dots at 0 or 100 % are drawn whole
+                panel.scatter([place + 0.22 * width] * len(values), values, label=seeds_name, **dots)
+                seeds_name = None
             value, stderr = printed.get((model, recipe, column.benchmark, column.metric), (None, None))
             if value is not None:
                 error = None if stderr is None else stderr * scale
-                panel.errorbar(
-                    place - 0.22 * width, value * scale, error, fmt="D", markersize=4, color="#222222",
-                    markerfacecolor="#f5d547", elinewidth=0.8, zorder=5, label=None if published_drawn else "published",
-                )  # fmt: skip
-                published_drawn = True
+                diamond = {"fmt": "D", "markersize": 4, "color": look.INK, "markerfacecolor": look.PUBLISHED}
+                diamond |= {"elinewidth": 0.8, "zorder": 5, "label": published_name}
+                panel.errorbar(place - 0.22 * width, value * scale, error, **diamond)
+                published_name = None
     panel.set_title(f"{column.label}{direction(column, results)}", fontsize=10)
     panel.set_ylabel(look.unit(column))
     panel.set_xticks(range(len(models)), models, rotation=20 if len(models) > 3 else 0)

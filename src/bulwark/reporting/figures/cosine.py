@@ -17,34 +17,25 @@ from bulwark.reporting.tables import shown_rows
 
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
     """The canvas."""
-    from matplotlib.figure import Figure as Canvas
-
-    rows = shown_rows(figure, results)
-    models = list(dict.fromkeys(model for model, _ in rows))
-    recipes = list(dict.fromkeys(recipe for _, recipe in rows))
-    canvas = Canvas(figsize=(6.6, 3.4 * len(models) + 0.9), layout="constrained")
-    panels = canvas.subplots(len(models), 1, squeeze=False).flat
-    used: list[Cell] = []
-    for panel, model in zip(panels, models, strict=True):
+    models, recipes = shown_rows(figure, results)
+    canvas, panels = look.panels(len(models), 1, 6.6, 3.4 * len(models) + 0.9)
+    for panel, model in zip(panels.flat, models, strict=True):
         for index, recipe in enumerate(recipes):
             cells = list(results.seeds(model, recipe, figure.cosine.analysis).values())
-            used += cells
-            colour = figure.colours.get(recipe, look.COLOURS[index % 7])
-            look_of = {"color": colour, "linestyle": look.STYLES[index % 4]}
-            _draw(panel, cells, figure.labels.get(recipe, recipe), look_of, figure.cosine.smooth)
+            colour, style, _ = look.of_recipe(figure, recipe, index)
+            _draw(panel, cells, figure.label(recipe), colour, style, figure.cosine.smooth)
         panel.axhline(0, color=look.FAINT, linewidth=0.8)
         panel.set_ylabel(r"$\cos(\bar{g}, v)$")
         panel.set_title(model if len(models) > 1 else "", fontsize=10)
         panel.set_xlabel("optimizer step")
-    handles, names = panels[0].get_legend_handles_labels()
-    note = f"{look.seeds_told(used)}; bands: range of the seeds; vertical lines: detected onset"
+    note = f"{look.seeds(results.cells)}; bands: range of the seeds; vertical lines: detected onset"
     if figure.cosine.smooth > 1:
         note += f"; bold: running means over {figure.cosine.smooth} steps"
-    look.foot(canvas, note, handles, names)
+    look.foot(canvas, note, *panels[0, 0].get_legend_handles_labels())
     return canvas
 
 
-def _draw(panel, cells: Sequence[Cell], label: str, look_of: dict[str, str], width: int) -> None:
+def _draw(panel, cells: Sequence[Cell], label: str, colour: str, style: str, width: int) -> None:
     series = []
     for cell in cells:
         steps, cosines = cell.content["reported"]["gradient_cosine"]
@@ -56,22 +47,19 @@ def _draw(panel, cells: Sequence[Cell], label: str, look_of: dict[str, str], wid
     raw, smooth = ([[values[step][kind] for values in series] for step in steps] for kind in (0, 1))
     onsets = [cell.content["reported"]["onset"] for cell in cells]
     detected = [onset["step"] for onset in onsets if onset["found"]]
-    onset_label = f"onset {sum(detected) / len(detected):.0f}" if detected else "no onset"
+    onset = sum(detected) / len(detected) if detected else None
+    onset_label = "no onset" if onset is None else f"onset {onset:.0f}"
     if detected and len(cells) > 1:
         onset_label += f" in {len(detected)} of {len(cells)} seeds"
-    colour = look_of["color"]
-    panel.plot(
-        steps, [sum(v) / len(v) for v in smooth], **look_of, linewidth=1.6, label=f"{label} ({onset_label})", zorder=3
-    )
+    line = {"color": colour, "linestyle": style}
+    means = [sum(v) / len(v) for v in smooth]
+    panel.plot(steps, means, **line, linewidth=1.6, label=f"{label} ({onset_label})", zorder=3)
     if width > 1:
         panel.plot(steps, [sum(v) / len(v) for v in raw], color=colour, linewidth=0.6, alpha=0.4)
     if len(cells) > 1:
-        panel.fill_between(
-            steps, [min(v) for v in smooth], [max(v) for v in smooth], color=colour, alpha=0.15, linewidth=0
-        )
-    if detected:
-        onset = sum(detected) / len(detected)
-        panel.axvline(onset, **look_of, linewidth=0.9)
-        panel.plot(
-            onset, 0, marker="v", color=colour, markersize=7, transform=panel.get_xaxis_transform(), clip_on=False
-        )
+        low, high = [min(v) for v in smooth], [max(v) for v in smooth]
+        panel.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    if onset is not None:
+        panel.axvline(onset, **line, linewidth=0.9)
+        on_axis = {"transform": panel.get_xaxis_transform(), "clip_on": False}
+        panel.plot(onset, 0, marker="v", color=colour, markersize=7, **on_axis)

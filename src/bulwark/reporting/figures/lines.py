@@ -18,27 +18,21 @@ _WIDTH, _HEIGHT = 4.6, 3.5  # of a panel, in inches
 
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
     """The canvas; `printed` holds the published numbers."""
-    from matplotlib.figure import Figure as Canvas
-
     columns = shown_columns(figure.columns, results)
     across = min(len(columns), 3)
     down = -(-len(columns) // across)
-    models = results.models
-    canvas = Canvas(figsize=(_WIDTH * across, _HEIGHT * down * len(models) + 0.9), layout="constrained")
-    panels = canvas.subplots(down * len(models), across, squeeze=False)
-    for spare in panels.flat[len(columns) * len(models) :]:
-        spare.set_visible(False)
-    places = [(model, column) for model in models for column in columns]
+    places = [(model, column) for model in results.models for column in columns]
+    down *= len(results.models)
+    canvas, panels = look.panels(down, across, _WIDTH * across, _HEIGHT * down + 0.9, used=len(places))
     for panel, (model, column) in zip(panels.flat, places, strict=False):
         _draw(panel, figure, model, column, results, printed)
         title = f"{column.label}{direction(column, results)}"
-        panel.set_title(title if len(models) == 1 else f"{model}: {title}", fontsize=10)
+        panel.set_title(title if len(results.models) == 1 else f"{model}: {title}", fontsize=10)
     handle_of = dict(zip(*reversed(panels.flat[0].get_legend_handles_labels()), strict=True))
     names = [*figure.lines.series, *(name for name in handle_of if name not in figure.lines.series)]
     handles = [handle_of[name] for name in names]
-    counts = sorted({results.estimate(m, r, c.benchmark, c.metric)[0].n for m, c in places for r in figure.recipes()})
-    span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    note = f"n = {span} records per mark; {look.seeds_told(results.cells)}; whiskers: 95 % interval"
+    counts = {results.estimate(m, r, c.benchmark, c.metric)[0].n for m, c in places for r in figure.recipes()}
+    note = f"n = {look.span(counts)} records per mark; {look.seeds(results.cells)}; whiskers: 95 % interval"
     look.foot(canvas, note, handles, names, columns=min(len(names), 2 * across))
     return canvas
 
@@ -57,14 +51,10 @@ def _draw(panel, figure: Figure, model: str, column: Column, results: Results, p
         points = sorted((x, recipe, estimate_at(recipe)) for recipe, x in swept.items())
         known = [(x, recipe, estimate) for x, recipe, estimate in points if estimate.value is not None]
         places, values = [x for x, *_ in known], [estimate.value * scale for *_, estimate in known]
-        bounds = [estimate.interval or (estimate.value, estimate.value) for *_, estimate in known]
-        whiskers = [
-            [abs(pair[side] * scale - value) for pair, value in zip(bounds, values, strict=True)] for side in (0, 1)
-        ]
-        panel.errorbar(
-            places, values, whiskers, color=colour, marker=mark, markersize=5, linewidth=1.5, elinewidth=0.9,
-            capsize=2.5, label=label, clip_on=False, zorder=3,
-        )  # fmt: skip
+        bounds = zip(*(estimate.interval or (estimate.value, estimate.value) for *_, estimate in known), strict=True)
+        whiskers = [[abs(bound * scale - value) for bound, value in zip(side, values, strict=True)] for side in bounds]
+        style = {"color": colour, "marker": mark, "markersize": 5, "linewidth": 1.5, "elinewidth": 0.9, "capsize": 2.5}
+        panel.errorbar(places, values, whiskers, label=label, clip_on=False, zorder=3, **style)
         for x, recipe, estimate in known:
             if len(estimate.by_seed) > 1:
                 seeds = [value * scale for value in estimate.by_seed.values() if value is not None]
@@ -72,13 +62,14 @@ def _draw(panel, figure: Figure, model: str, column: Column, results: Results, p
                 panel.scatter([x + beside] * len(seeds), seeds, clip_on=False, **look_of_seeds)
             value, _ = printed.get((model, recipe, column.benchmark, column.metric), (None, None))
             if value is not None:
-                panel.plot(x, value * scale, "D", markersize=4.5, color=look.INK, markerfacecolor="#f5d547", zorder=5)
+                panel.plot(
+                    x, value * scale, "D", markersize=4.5, color=look.INK, markerfacecolor=look.PUBLISHED, zorder=5
+                )
     for index, (recipe, label) in enumerate(spec.references.items()):
         value = estimate_at(recipe).value
         if value is not None:
-            panel.axhline(
-                value * scale, color=look.INK, linestyle=("--", ":", "-.")[index % 3], linewidth=1.1, label=label
-            )
+            style = ("--", ":", "-.")[index % 3]
+            panel.axhline(value * scale, color=look.INK, linestyle=style, linewidth=1.1, label=label)
     panel.set_xlabel(spec.x)
     panel.set_ylabel(look.unit(column))
     if bounds := look.limits(figure, column):

@@ -12,15 +12,23 @@ from bulwark.reporting.settings import Column, Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 MARKS = ("o", "^", "s", "D", "v", "P", "X")
-INK, GREY, FAINT = "#222222", "#555555", "#888888"
-
-_PHASES = {"injection": (COLOURS[1], "o", "steered"), "after": (COLOURS[0], "^", "no longer steered")}
-_PLAIN = (COLOURS[2], "s", "never steered")
+INK, GREY, FAINT, PUBLISHED = "#222222", "#555555", "#888888", "#f5d547"
 
 
-def phase_look(phase: str) -> tuple[str, str, str]:
-    """Colour, mark and name of a phase of training."""
-    return _PHASES.get(phase, _PLAIN)
+def panels(down: int, across: int, width: float, height: float, used: int | None = None) -> tuple:
+    """A canvas of this size in inches, and its panels [down, across]; those after the first `used` are hidden."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(width, height), layout="constrained")
+    grid = canvas.subplots(down, across, squeeze=False)
+    for spare in grid.flat[used or grid.size :]:
+        spare.set_visible(False)
+    return canvas, grid
+
+
+def of_recipe(figure: Figure, recipe: str, index: int) -> tuple[str, str, str]:
+    """Colour, line style and mark of the recipe at a place in the list of recipes."""
+    return figure.colours.get(recipe, COLOURS[index % 7]), STYLES[index % 4], MARKS[index % 7]
 
 
 def unit(column: Column) -> str:
@@ -77,7 +85,7 @@ def foot(
         legend(canvas, handles, names, columns, borderpad=padding, markerscale=marks)
 
 
-def seeds_told(cells: Sequence[Cell]) -> str:
+def seeds(cells: Sequence[Cell]) -> str:
     """ "seed 0" or "seeds 0, 1, 2": those of all cells."""
     seeds = sorted({cell.seed for cell in cells})
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

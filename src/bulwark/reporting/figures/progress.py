@@ -25,14 +25,9 @@ Steps = list[tuple[float, float]]
 
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
     """The canvas."""
-    from matplotlib.figure import Figure as Canvas
-
     spec = figure.progress
-    rows = shown_rows(figure, results)
-    models = list(dict.fromkeys(model for model, _ in rows))
-    recipes = list(dict.fromkeys(recipe for _, recipe in rows))
-    canvas = Canvas(figsize=(2 * _WIDTH, _HEIGHT * len(models) + 1.1), layout="constrained")
-    panels = canvas.subplots(len(models), 2, squeeze=False)
+    models, recipes = shown_rows(figure, results)
+    canvas, panels = look.panels(len(models), 2, 2 * _WIDTH, _HEIGHT * len(models) + 1.1)
     used: list[Cell] = []
     handles: dict[str, Any] = {}
     for (volume, refusals), model in zip(panels, models, strict=True):
@@ -41,16 +36,13 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
             if spec.over == "trials" and cells[0].metric("trials")["value"] is None:
                 continue  # an attack without trials
             used += cells
-            style = {
-                "color": figure.colours.get(recipe, look.COLOURS[index % 7]),
-                "linestyle": look.STYLES[index % 4],
-            }
-            series = [reached(cell, spec.over, spec.kl_at_most) for cell in cells]
-            for panel, kind in ((volume, 0), (refusals, 1)):
-                line = _draw(panel, [both[kind] for both in series], style)
-                handles.setdefault(figure.labels.get(recipe, recipe), line)
+            colour, style, _ = look.of_recipe(figure, recipe, index)
+            reached_by = zip(*(reached(cell, spec.over, spec.kl_at_most) for cell in cells), strict=True)
+            for panel, series in zip((volume, refusals), reached_by, strict=True):
+                line = _draw(panel, series, {"color": colour, "linestyle": style})
+                handles.setdefault(figure.label(recipe), line)
         _axes(volume, refusals, spec, model if len(models) > 1 else "")
-    look.foot(canvas, _told(used, spec), handles.values(), list(handles), columns=len(handles))
+    look.foot(canvas, _note(used, spec), handles.values(), list(handles), columns=len(handles))
     return canvas
 
 
@@ -101,9 +93,9 @@ def _axes(volume, refusals, spec, model: str) -> None:
         panel.set_xlim(left=0)
 
 
-def _told(used: Sequence[Cell], spec) -> str:
+def _note(used: Sequence[Cell], spec) -> str:
     prompts = look.span({cell.metric("refusal_rate")["n"] for cell in used})
-    lines = [f"n = {prompts} harmful prompts per trial, those that the attack is optimised on; {look.seeds_told(used)}"]
+    lines = [f"n = {prompts} harmful prompts per trial, those that the attack is optimised on; {look.seeds(used)}"]
     several = len({cell.seed for cell in used}) > 1
     ends = "bold: means over seeds, until the first of them ends (dots); thin: single seeds"
     lines.append(ends if several else "dots: where the attack ends")

@@ -8,6 +8,7 @@ same scale, and the panels of a layer and model have the same limits, so that th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from bulwark.reporting.figures import look
@@ -21,19 +22,16 @@ _CLASSES = {"harmless": (look.COLOURS[0], "o"), "harmful": (look.COLOURS[1], "^"
 
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
     """The canvas."""
-    from matplotlib.figure import Figure as Canvas
-
     spec = figure.residuals
-    lines = shown_rows(figure, results)
+    lines = list(product(*shown_rows(figure, results)))
     # One seed: the others have the same prompts.
     cells = [next(iter(results.seeds(*line, spec.analysis).values())) for line in lines]
     layers = {model: spec.layers or _spread(cell, spec.most) for (model, _), cell in zip(lines, cells, strict=True)}
     across = max(len(some) for some in layers.values())
-    canvas = Canvas(figsize=(max(6.0, _SIZE * across + 0.5), _SIZE * len(lines) + 1.0), layout="constrained")
-    panels = canvas.subplots(len(lines), across, squeeze=False)
+    canvas, panels = look.panels(len(lines), across, max(6.0, _SIZE * across + 0.5), _SIZE * len(lines) + 1.0)
     counted = []
     for line, ((model, recipe), cell) in enumerate(zip(lines, cells, strict=True)):
-        name = figure.labels.get(recipe, recipe)
+        name = figure.label(recipe)
         counts = cell.content["reported"]["prompts"]
         counted.append((f"{model}, {name}", ", ".join(f"n = {counts[label]} {label}" for label in _CLASSES), cell.seed))
         for spare in panels[line][len(layers[model]) :]:
@@ -54,11 +52,9 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
 def _draw(panel, cell: Cell, layer: int, limits: tuple[tuple[float, float], tuple[float, float]]) -> None:
     rows = _at(cell, layer)
     for label, (colour, mark) in _CLASSES.items():
-        at = [(row["x"], row["y"]) for row in rows if row["label"] == label]
-        panel.scatter(
-            [x for x, _ in at], [y for _, y in at], s=9, alpha=0.4, color=colour, marker=mark, linewidth=0,
-            label=f"{label} prompts", rasterized=True,
-        )  # fmt: skip
+        xs, ys = ([row[axis] for row in rows if row["label"] == label] for axis in "xy")
+        style = {"s": 9, "alpha": 0.4, "color": colour, "marker": mark, "linewidth": 0}
+        panel.scatter(xs, ys, label=f"{label} prompts", rasterized=True, **style)
     panel.axvline(0, color=look.FAINT, linewidth=0.7, zorder=0.5)
     panel.grid(False)
     panel.set(xlim=limits[0], ylim=limits[1], aspect="equal")

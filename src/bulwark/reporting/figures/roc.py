@@ -5,6 +5,7 @@ The area in the legend is the mean over seeds; the dotted line is a detector tha
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from bulwark.reporting.figures import look
@@ -15,20 +16,13 @@ from bulwark.reporting.tables import shown_rows
 
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
     """The canvas."""
-    from matplotlib.figure import Figure as Canvas
-
     spec = figure.roc
-    lines = shown_rows(figure, results)
+    rows = list(product(*shown_rows(figure, results)))
     levels = spec.levels or {"": "all levels"}
-    canvas = Canvas(figsize=(4.6 * len(levels), 5.2 * len(lines) + 0.3), layout="constrained")
-    panels = canvas.subplots(len(lines), len(levels), squeeze=False)
-    used: list[Cell] = []
-    counts = []
-    for line, (model, recipe) in enumerate(lines):
+    canvas, panels = look.panels(len(rows), len(levels), 4.6 * len(levels), 5.2 * len(rows) + 0.3)
+    for line, (model, recipe) in zip(panels, rows, strict=True):
         cells = list(results.seeds(model, recipe, spec.benchmark).values())
-        used += cells
-        counts += [cell.content["n"] for cell in cells]
-        for panel, (level, label) in zip(panels[line], levels.items(), strict=True):
+        for panel, (level, label) in zip(line, levels.items(), strict=True):
             panel.plot([0, 1], [0, 1], color=look.FAINT, linestyle=":", linewidth=1)
             for index, (score, name) in enumerate(spec.scores.items()):
                 _draw(panel, cells, level, score, name, index)
@@ -37,16 +31,15 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
             panel.grid(True, axis="both")
             panel.set_xlabel("false positive rate (normal rows)")
             panel.set_ylabel("true positive rate (trait rows)")
-            where = f"{model}, {figure.labels.get(recipe, recipe)}: " if len(lines) > 1 else ""
+            where = f"{model}, {figure.label(recipe)}: " if len(rows) > 1 else ""
             panel.set_title(f"{where}{label}", fontsize=10)
-    span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    look.foot(canvas, f"n = {span} rows; {look.seeds_told(used)}; in brackets: area under the curve")
+    counted = look.span(cell.content["n"] for cell in results.cells)
+    look.foot(canvas, f"n = {counted} rows; {look.seeds(results.cells)}; in brackets: area under the curve")
     return canvas
 
 
 def _draw(panel, cells: list[Cell], level: str, score: str, name: str, index: int) -> None:
     """The curve of every seed that has one; the legend says which detectors have none."""
-    colour, style = look.COLOURS[index % 7], look.STYLES[index % 4]
     curves, areas = [], []
     for cell in cells:
         reported = cell.content["reported"]
@@ -56,7 +49,7 @@ def _draw(panel, cells: list[Cell], level: str, score: str, name: str, index: in
             metrics = cell.content["breakdowns"]["level"][level] if level else cell.content["metrics"]
             areas.append(metrics[f"auroc_{score}"]["value"])
     label = f"{name} ({sum(areas) / len(areas):.3f})" if areas else f"{name} (not measured)"
+    line = {"color": look.COLOURS[index % 7], "linestyle": look.STYLES[index % 4], "linewidth": 1.6}
     for curve in curves or [[[None, None]]]:
-        xs, ys = zip(*curve, strict=True)
-        panel.plot(xs, ys, color=colour, linestyle=style, linewidth=1.6, label=label, alpha=0.9, clip_on=False)
+        panel.plot(*zip(*curve, strict=True), label=label, alpha=0.9, clip_on=False, **line)
         label = None

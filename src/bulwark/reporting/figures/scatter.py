@@ -6,6 +6,7 @@ Colours and marks distinguish the levels. Dashed lines are the thresholds of the
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 from typing import Any
 
 from bulwark.reporting.figures import look
@@ -16,24 +17,21 @@ from bulwark.reporting.tables import shown_rows
 
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
     """The canvas."""
-    from matplotlib.figure import Figure as Canvas
-
     spec = figure.scatter
-    lines = shown_rows(figure, results)
-    canvas = Canvas(figsize=(4.6 * len(spec.pairs), 3.9 * len(lines) + 0.9), layout="constrained")
-    panels = canvas.subplots(len(lines), len(spec.pairs), squeeze=False)
+    rows = list(product(*shown_rows(figure, results)))
+    canvas, panels = look.panels(len(rows), len(spec.pairs), 4.6 * len(spec.pairs), 3.9 * len(rows) + 0.9)
     notes = []
-    for line, (model, recipe) in enumerate(lines):
+    for line, (model, recipe) in zip(panels, rows, strict=True):
         # One seed: the others have the same rows.
         seed, cell = next(iter(results.seeds(model, recipe, spec.benchmark).items()))
-        name = f"{model}, {figure.labels.get(recipe, recipe)}"
-        for pair, panel in zip(spec.pairs, panels[line], strict=True):
+        name = f"{model}, {figure.label(recipe)}"
+        for pair, panel in zip(spec.pairs, line, strict=True):
             left_out = _draw(panel, pair, cell.rows, spec.levels)
-            panel.set_title(name if len(lines) > 1 else "", fontsize=10)
-            counts = Counter(row["level"] for row in cell.rows)
-            shown = ", ".join(f"{label} n = {counts[level]}" for level, label in spec.levels.items())
+            panel.set_title(name if len(rows) > 1 else "", fontsize=10)
+        counts = Counter(row["level"] for row in cell.rows)
+        shown = ", ".join(f"{label} n = {counts[level]}" for level, label in spec.levels.items())
         notes.append(f"{name}, seed {seed}: {shown}" + (f" ({left_out} without a score)" if left_out else ""))
-    handles, names = panels.flat[0].get_legend_handles_labels()
+    handles, names = panels[0, 0].get_legend_handles_labels()
     look.foot(canvas, "\n".join(notes), handles, names, columns=len(names), marks=1.8)
     return canvas
 
@@ -43,11 +41,10 @@ def _draw(panel, pair: Pair, rows: list[dict], levels: dict[str, str]) -> int:
     shown = [row for row in rows if row["level"] in levels]
     known = [row for row in shown if row[pair.x] is not None and row[pair.y] is not None]
     for index, (level, label) in enumerate(levels.items()):
-        at = [(row[pair.x], row[pair.y]) for row in known if row["level"] == level]
-        panel.scatter(
-            [x for x, _ in at], [y for _, y in at], s=11, alpha=0.45, color=look.COLOURS[index % 7],
-            marker=look.MARKS[index % 7], linewidth=0, label=label, rasterized=True,
-        )  # fmt: skip
+        at = [row for row in known if row["level"] == level]
+        style = {"s": 11, "alpha": 0.45, "color": look.COLOURS[index % 7], "marker": look.MARKS[index % 7]}
+        xs, ys = ([row[score] for row in at] for score in (pair.x, pair.y))
+        panel.scatter(xs, ys, linewidth=0, label=label, rasterized=True, **style)
     for value, across in ((pair.x_line, panel.axvline), (pair.y_line, panel.axhline)):
         if value is not None:
             across(value, color=look.INK, linestyle="--", linewidth=1.0, zorder=0.5)

@@ -13,13 +13,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
+
 from bulwark.reporting.figures import look
 from bulwark.reporting.results import Cell, Results
 from bulwark.reporting.settings import Figure
 from bulwark.reporting.tables import shown_rows
 
-_MODULES = {"residual": "residual stream", "o_proj": r"$W_o$", "down_proj": r"$W_{down}$"}
-_ORDER = ("steered", "no longer steered", "never steered", "first step")
+_OF_WEIGHTS = r"\|\bar{\delta}\|", r"\|W\|\|\bar{a}\|"
+# Module: its name, and what its X and Y are divided by.
+_MODULES = {
+    "residual": ("residual stream", r"\|\bar{g}\|", r"\|\bar{h}\|"),
+    "o_proj": (r"$W_o$", *_OF_WEIGHTS),
+    "down_proj": (r"$W_{down}$", *_OF_WEIGHTS),
+}
+# Phase of training: colour, mark and name; any other phase is one without steering.
+_PHASES = {
+    "injection": (look.COLOURS[1], "o", "steered"),
+    "after": (look.COLOURS[0], "^", "no longer steered"),
+    "": (look.COLOURS[2], "s", "never steered"),
+}
+_ORDER = [*(name for *_, name in _PHASES.values()), "first step"]
 _SIZE = 3.5  # of a panel, in inches
 
 Path = list[tuple[int, str, float, float]]
@@ -28,38 +44,33 @@ Path = list[tuple[int, str, float, float]]
 
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
     """The canvas."""
-    from matplotlib.figure import Figure as Canvas
-
     spec = figure.trajectory
-    rows = shown_rows(figure, results)
-    models = list(dict.fromkeys(model for model, _ in rows))
-    recipes = list(dict.fromkeys(recipe for _, recipe in rows))
+    models, recipes = shown_rows(figure, results)
     lines = [(model, module, False) for model in models for module in spec.modules]
     lines += [(model, spec.modules[0], True) for model in models if spec.saddle]
     canvas = Canvas(figsize=(_SIZE * len(recipes) + 0.4, (_SIZE - 0.2) * len(lines) + 0.9), layout="constrained")
     handles: dict[str, Any] = {}
-    used: list[Cell] = []
     for line, (model, module, saddle) in enumerate(lines):
-        taken = {}
-        for recipe in recipes:
-            cells = results.seeds(model, recipe, spec.analysis)
-            used += cells.values()
-            paths = [_path(cell, module, spec.normalised) for cell in cells.values()]
-            taken[recipe] = [_smoothed(path, spec.smooth) for path in paths]
-        every = [point for paths in taken.values() for path in paths for point in path]
+        paths_of = {
+            recipe: [
+                _smoothed(_path(cell, module, spec.normalised), spec.smooth)
+                for cell in results.seeds(model, recipe, spec.analysis).values()
+            ]
+            for recipe in recipes
+        }
+        every = [point for paths in paths_of.values() for path in paths for point in path]
         limits = look.padded([0.0, *(x for *_, x, _ in every)]), look.padded([0.0, *(y for *_, y in every)])
         for place, recipe in enumerate(recipes):
             index = line * len(recipes) + place + 1
             panel = canvas.add_subplot(len(lines), len(recipes), index, projection="3d" if saddle else None)
-            _Panel(panel, limits, _MODULES[module], spec.normalised, saddle).draw(taken[recipe], handles)
+            _Panel(panel, limits, module, spec.normalised, saddle).draw(paths_of[recipe], handles)
             if line == 0:
-                panel.set_title(figure.labels.get(recipe, recipe), fontsize=10)
+                panel.set_title(figure.label(recipe), fontsize=10)
             if place == 0 and len(models) > 1 and not saddle:
                 panel.annotate(model, (-0.3, 0.5), xycoords="axes fraction", rotation=90, va="center", fontsize=9)
     order = sorted(handles, key=_ORDER.index)
-    steps = sorted({len(path) for paths in taken.values() for path in paths})
-    counted = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
-    note = f"{counted} analysed steps per training; {look.seeds_told(used)}; contours: Z = XY"
+    steps = look.span(len(path) for paths in paths_of.values() for path in paths)
+    note = f"{steps} analysed steps per training; {look.seeds(results.cells)}; contours: Z = XY"
     if spec.smooth > 1:
         note += f"; running means over {spec.smooth} analysed steps"
     look.foot(canvas, note, [handles[name] for name in order], order, columns=len(order))
@@ -71,11 +82,9 @@ class _Panel:
 
     def __init__(self, panel, limits, module: str, normalised: bool, saddle: bool) -> None:
         self.panel, (self.across, self.up), self.saddle = panel, limits, saddle
-        over = {"residual stream": (r"\|\bar{g}\|", r"\|\bar{h}\|")}.get(
-            module, (r"\|\bar{\delta}\|", r"\|W\|\|\bar{a}\|")
-        )
-        names = [f"{name}$/{size}$" if normalised else name for name, size in zip("XY", over, strict=True)]
-        self.x_name, self.y_name = f"push {names[0]}", f"{module}, state {names[1]}"
+        name, *norms = _MODULES[module]
+        x, y = (f"{of}$/{norm}$" if normalised else of for of, norm in zip("XY", norms, strict=True))
+        self.x_name, self.y_name = f"push {x}", f"{name}, state {y}"
 
     def draw(self, paths: Sequence[Path], handles: dict[str, Any]) -> None:
         self._ground()
@@ -84,19 +93,15 @@ class _Panel:
             self._line([x for *_, x, _ in path], [y for *_, y in path], color=look.FAINT, linewidth=0.5, alpha=0.6)
         self._line([x for *_, x, _ in mean], [y for *_, y in mean], color=look.INK, linewidth=0.9)
         for phase in dict.fromkeys(phase for _, phase, *_ in mean):
-            colour, mark, name = look.phase_look(phase)
+            colour, mark, name = _PHASES.get(phase, _PHASES[""])
             at = [(x, y) for _, of, x, y in mean if of == phase]
-            drawn = self._marks(
-                *zip(*at, strict=True), color=colour, marker=mark, s=22, edgecolor="white", linewidth=0.4
-            )
-            handles.setdefault(name, drawn)
+            style = {"color": colour, "marker": mark, "s": 22, "edgecolor": "white", "linewidth": 0.4}
+            handles.setdefault(name, self._marks(*zip(*at, strict=True), **style))
         _, _, x, y = mean[0]
         ring = self._marks([x], [y], facecolor="none", edgecolor=look.INK, marker="o", s=90, linewidth=1.2)
         handles.setdefault("first step", ring)
 
     def _ground(self) -> None:
-        import numpy as np
-
         panel = self.panel
         xs, ys = np.meshgrid(np.linspace(*self.across, 60), np.linspace(*self.up, 60))
         if self.saddle:
@@ -105,18 +110,16 @@ class _Panel:
             panel.set_zlabel("Z = XY", fontsize=8, labelpad=1)
             panel.tick_params(labelsize=7, pad=0)
             panel.set_box_aspect(None, zoom=0.76)
-            for axis in (panel.xaxis, panel.yaxis, panel.zaxis):
-                axis.set_major_locator(_few())
+            panel.zaxis.set_major_locator(MaxNLocator(4))
         else:
-            shades = panel.contour(
-                xs, ys, xs * ys, levels=7, colors="#b9c4cc", linewidths=0.7, negative_linestyles="dashed"
-            )
+            style = {"colors": "#b9c4cc", "linewidths": 0.7, "negative_linestyles": "dashed"}
+            shades = panel.contour(xs, ys, xs * ys, levels=7, **style)
             panel.clabel(shades, fontsize=6.5, fmt="%.2g")
             panel.axhline(0, color=look.FAINT, linewidth=0.8)
             panel.axvline(0, color=look.FAINT, linewidth=0.8)
             panel.grid(False)
-            panel.xaxis.set_major_locator(_few())
-            panel.yaxis.set_major_locator(_few())
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.yaxis.set_major_locator(MaxNLocator(4))
         small = {"fontsize": 8 if self.saddle else 9}
         panel.set_xlabel(self.x_name, **small)
         panel.set_ylabel(self.y_name.split(", ")[-1] if self.saddle else self.y_name, **small)
@@ -131,12 +134,6 @@ class _Panel:
         if self.saddle:
             return self.panel.scatter(xs, ys, [x * y for x, y in zip(xs, ys, strict=True)], depthshade=False, **look_of)
         return self.panel.scatter(xs, ys, zorder=3, **look_of)
-
-
-def _few():
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(4)
 
 
 def _path(cell: Cell, module: str, normalised: bool) -> Path:
