@@ -11,8 +11,8 @@ rule analyse_checkpoint:
         "results/logs/analyse_checkpoint/{model}/{recipe}/seed{seed}/{analysis}.log",
     localrule: True
     params:
-        module=plan.analysis_module,
-        settings=plan.analysis_settings,
-        code=plan.analysis_code,
+        module=of(plan.analysis, "module"),
+        settings=of(plan.analysis, "settings"),
+        code=of(plan.analysis, "code"),
     script:
         "../scripts/analyse_checkpoint.py"

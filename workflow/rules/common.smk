@@ -40,21 +40,24 @@ def planned(module):
         directive.__signature__ = ONLY_WILDCARDS  # read for every job; stated, it need not be worked out
         return directive
 
-    functions = inspect.getmembers(module, inspect.isfunction)
+    functions = inspect.getmembers(module, inspect.isroutine)  # cached ones, too
     return SimpleNamespace(**{name: of_wildcards(function) for name, function in functions})
 
 
-def needs(resources):
-    """The directive `resources` of what a function of wildcards returns: {gpu, nodes, mem_mb, runtime}."""
+def of(function, attribute, *keys):
+    """The directive that takes an attribute of what a function of wildcards returns, or what a key of it holds."""
 
-    def one(name):
-        def resource(wildcards):
-            return resources(wildcards)[name]
+    def directive(wildcards):
+        value = getattr(function(wildcards), attribute)
+        return value[keys[0]] if keys else value
 
-        resource.__signature__ = ONLY_WILDCARDS
-        return resource
+    directive.__signature__ = ONLY_WILDCARDS
+    return directive
 
-    return {name: one(name) for name in ("gpu", "nodes", "mem_mb", "runtime")}
+
+def needs(work):
+    """The directive `resources` of what a function of wildcards returns."""
+    return {name: of(work, "resources", name) for name in ("gpu", "nodes", "mem_mb", "runtime")}
 
 
 catalogue = explained(loading.load, config, Path(workflow.basedir) / "config")

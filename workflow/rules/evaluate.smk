@@ -11,13 +11,13 @@ rule generate_answers:
         "results/logs/generate_answers/{model}/{recipe}/seed{seed}/{benchmark}.log",
     benchmark:
         "results/timings/generate_answers/{model}/{recipe}/seed{seed}/{benchmark}.tsv"
-    threads: plan.generation_threads
+    threads: of(plan.answers, "threads")
     resources:
-        **needs(plan.answer_resources),
+        **needs(plan.answers),
     params:
-        module=plan.benchmark_module,
-        settings=plan.answer_settings,
-        code=plan.answer_code,
+        module=of(plan.answers, "module"),
+        settings=of(plan.answers, "settings"),
+        code=of(plan.answers, "code"),
         dtype=plan.dtype,
     script:
         "../scripts/generate_answers.py"
@@ -35,8 +35,8 @@ rule score_answers:
         "results/logs/score_answers/{model}/{recipe}/seed{seed}/{benchmark}.log",
     localrule: True
     params:
-        module=plan.benchmark_module,
-        settings=plan.score_settings,
-        code=plan.score_code,
+        module=of(plan.scores, "module"),
+        settings=of(plan.scores, "settings"),
+        code=of(plan.scores, "code"),
     script:
         "../scripts/score_answers.py"

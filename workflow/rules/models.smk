@@ -43,12 +43,12 @@ rule pretrain_model:
         "results/timings/pretrain_model/{model}.tsv"
     wildcard_constraints:
         model=plan_jobs.models_from(catalogue, "miniature"),
-    threads: plan.pretraining_threads
+    threads: of(plan.pretraining, "threads")
     resources:
-        **needs(plan.pretraining_resources),
+        **needs(plan.pretraining),
     params:
         model=plan.model_description,
-        code=plan.pretraining_code,
+        code=of(plan.pretraining, "code"),
     script:
         "../scripts/pretrain_model.py"
 

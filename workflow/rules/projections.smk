@@ -12,12 +12,12 @@ rule project_dataset:
         "results/logs/project_dataset/{model}/{recipe}/seed{seed}/{projection}.log",
     benchmark:
         "results/timings/project_dataset/{model}/{recipe}/seed{seed}/{projection}.tsv"
-    threads: plan.generation_threads
+    threads: of(vectors.projection, "threads")
     resources:
-        **needs(vectors.projection_resources),
+        **needs(vectors.projection),
     params:
-        settings=vectors.projection_settings,
-        code=vectors.projection_code,
+        settings=of(vectors.projection, "settings"),
+        code=of(vectors.projection, "code"),
         dtype=plan.dtype,
     script:
         "../scripts/project_dataset.py"

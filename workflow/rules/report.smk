@@ -3,8 +3,8 @@
 
 rule make_table:
     input:
-        scores=reports.table_scores,
-        published=reports.table_published,
+        scores=of(reports.table, "scores"),
+        published=of(reports.table, "published"),
     output:
         csv="results/tables/{table}.csv",
         markdown="results/tables/{table}.md",
@@ -13,17 +13,17 @@ rule make_table:
         "results/logs/make_table/{table}.log",
     localrule: True
     params:
-        spec=reports.table_spec,
-        cells=reports.table_cells,
-        code=reports.table_code,
+        spec=of(reports.table, "spec"),
+        cells=of(reports.table, "cells"),
+        code=of(reports.table, "code"),
     script:
         "../scripts/make_table.py"
 
 
 rule make_figure:
     input:
-        scores=reports.figure_scores,
-        published=reports.figure_published,
+        scores=of(reports.figure, "scores"),
+        published=of(reports.figure, "published"),
     output:
         pdf="results/figures/{figure}.pdf",
         png="results/figures/{figure}.png",
@@ -31,9 +31,9 @@ rule make_figure:
         "results/logs/make_figure/{figure}.log",
     localrule: True
     params:
-        spec=reports.figure_spec,
-        cells=reports.figure_cells,
-        code=reports.figure_code,
+        spec=of(reports.figure, "spec"),
+        cells=of(reports.figure, "cells"),
+        code=of(reports.figure, "code"),
     script:
         "../scripts/make_figure.py"
 
@@ -41,7 +41,7 @@ rule make_figure:
 rule check_claims:
     """The verdict on every headline claim (made by the target claims)."""
     input:
-        scores=reports.claim_scores,
+        scores=of(reports.claims, "scores"),
     output:
         json="results/claims.json",
         markdown="results/claims.md",
@@ -49,9 +49,9 @@ rule check_claims:
         "results/logs/check_claims.log",
     localrule: True
     params:
-        specs=reports.claim_specs,
-        cells=reports.claim_cells,
-        code=reports.claim_code,
+        specs=of(reports.claims, "spec"),
+        cells=of(reports.claims, "cells"),
+        code=of(reports.claims, "code"),
     script:
         "../scripts/check_claims.py"
 

@@ -13,12 +13,12 @@ rule apply_step:
         "results/timings/apply_step/{model}/{recipe}/seed{seed}.tsv"
     wildcard_constraints:
         recipe="(?!base/)[^/]+",
-    threads: plan.step_threads
+    threads: of(plan.step, "threads")
     resources:
-        **needs(plan.step_resources),
+        **needs(plan.step),
     params:
-        kind=plan.step_kind,
-        settings=plan.step_settings,
-        code=plan.step_code,
+        kind=of(plan.step, "module"),
+        settings=of(plan.step, "settings"),
+        code=of(plan.step, "code"),
     script:
         "../scripts/apply_step.py"

@@ -12,12 +12,12 @@ rule generate_contrasts:
         "results/logs/generate_contrasts/{model}/{recipe}/seed{seed}/{trait}.log",
     benchmark:
         "results/timings/generate_contrasts/{model}/{recipe}/seed{seed}/{trait}.tsv"
-    threads: plan.generation_threads
+    threads: of(vectors.contrasts, "threads")
     resources:
-        **needs(vectors.contrast_resources),
+        **needs(vectors.contrasts),
     params:
-        settings=vectors.contrast_settings,
-        code=vectors.contrast_code,
+        settings=of(vectors.contrasts, "settings"),
+        code=of(vectors.contrasts, "code"),
         dtype=plan.dtype,
     script:
         "../scripts/generate_contrasts.py"
@@ -33,8 +33,8 @@ rule judge_contrasts:
     localrule: True
     params:
         judge=vectors.trait_judge,
-        filter=vectors.pair_filter,
-        code=vectors.pair_judging_code,
+        filter=of(vectors.pair_judging, "settings"),
+        code=of(vectors.pair_judging, "code"),
     script:
         "../scripts/judge_contrasts.py"
 
@@ -51,12 +51,12 @@ rule extract_vectors:
         "results/timings/extract_vectors/{model}/{recipe}/seed{seed}/{trait}.tsv"
     wildcard_constraints:
         model=f"(?!{plan_vectors.published_paths(catalogue)})[^/]+",
-    threads: plan.generation_threads
+    threads: of(vectors.extraction, "threads")
     resources:
-        **needs(vectors.extraction_resources),
+        **needs(vectors.extraction),
     params:
-        minimum=vectors.pair_minimum,
-        code=vectors.extraction_code,
+        minimum=of(vectors.extraction, "settings"),
+        code=of(vectors.extraction, "code"),
         dtype=plan.dtype,
     script:
         "../scripts/extract_vectors.py"
@@ -89,12 +89,12 @@ rule steer_layers:
         "results/logs/steer_layers/{model}/{recipe}/seed{seed}/{trait}.log",
     benchmark:
         "results/timings/steer_layers/{model}/{recipe}/seed{seed}/{trait}.tsv"
-    threads: plan.generation_threads
+    threads: of(vectors.layer_steering, "threads")
     resources:
-        **needs(vectors.contrast_resources),
+        **needs(vectors.layer_steering),
     params:
-        choice=vectors.layer_choice,
-        code=vectors.layer_steering_code,
+        choice=of(vectors.layer_steering, "settings"),
+        code=of(vectors.layer_steering, "code"),
         dtype=plan.dtype,
     script:
         "../scripts/steer_layers.py"
@@ -110,7 +110,7 @@ rule choose_layer:
     localrule: True
     params:
         judge=vectors.trait_judge,
-        choice=vectors.layer_choice,
+        choice=of(vectors.layer_steering, "settings"),
         code=vectors.layer_choosing_code,
     script:
         "../scripts/choose_layer.py"

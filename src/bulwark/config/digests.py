@@ -49,11 +49,6 @@ def code_digest(*roots: str, without: Collection[str] = ()) -> str:
     return _package().digest(roots, frozenset(without))
 
 
-def step_digest(kind: str) -> str:
-    """A digest of the code that makes a kind of step what it is."""
-    return code_digest(*step_roots(kind))
-
-
 def step_roots(kind: str) -> tuple[str, ...]:
     """The code of a kind of step: its module and, unless it has a `run` of its own, fine-tuning."""
     module = f"bulwark.steps.{kind}"
@@ -71,11 +66,6 @@ def scores_digest(benchmark: str, judge: str | None) -> str:
     return code_digest(SCORE, *own, *judge_roots(judge), without={"answers"})
 
 
-def analysis_digest(analysis: str) -> str:
-    """A digest of the code that makes an analysis module's file."""
-    return code_digest("bulwark.analyses:analyse_file", f"bulwark.analyses.{analysis}")
-
-
 def figure_digest(kind: str) -> str:
     """A digest of the code that draws a kind of figure."""
     return code_digest("bulwark.reporting.figures:make_figure", f"bulwark.reporting.figures.{kind}")
@@ -89,15 +79,6 @@ def records_digest(kind: str, *, made: bool) -> str:
     world = ["bulwark.miniature.records:write"] if made else []
     return code_digest(
         "bulwark.data.readers:read_split", "bulwark.data.records:write_records", *schema, *contrasts, *world
-    )
-
-
-def pretraining_digest() -> str:
-    """A digest of the code that makes the miniature's tokenizer and base model."""
-    return code_digest(
-        "bulwark.miniature.model:model_config",
-        "bulwark.miniature.tokenizer:build_tokenizer",
-        "bulwark.training.pretraining:pretrain",
     )
 
 

@@ -1,14 +1,15 @@
 """What a job of the workflow reads, gets and needs: functions of the wildcards in its path.
 
-Each takes the catalogue and then wildcards by name; the rules name one function per directive and
-workflow/rules/common.smk passes the wildcards. Nothing here knows Snakemake. Unknown names, and layers that a model
-does not have, raise ConfigurationError. What does not depend on the seed is found once and kept.
+Each takes the catalogue and then wildcards by name; a directive of a rule names a function or, by `of`, an attribute of
+what it returns, and workflow/rules/common.smk passes the wildcards. Nothing here knows Snakemake. Unknown names, and
+layers that a model does not have, raise ConfigurationError. What does not depend on the seed is found once and kept.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,26 @@ from typing import Any
 from bulwark import benchmarks
 from bulwark.config import digests, paths, recipes
 from bulwark.config.catalogue import Catalogue, Resolved
-from bulwark.config.entities import Analysis
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.settings import validated
 from bulwark.steering.settings import check_layers
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job gets beside its inputs.
+
+    module: that does it, where there are several. settings: plain data that all jobs share: do not change it. code: a
+    digest. resources: {gpu, nodes, mem_mb, runtime in minutes}.
+    """
+
+    module: str
+    settings: Any
+    code: str
+    threads: int
+    resources: dict[str, int]
+
 
 # --- data ---
 
@@ -74,16 +90,14 @@ def pretraining_records(catalogue: Catalogue, model: str) -> dict[str, str]:
     return {split: paths.records(data, split) for split in ("train", "validation")}
 
 
-def pretraining_threads(catalogue: Catalogue, model: str) -> int:
-    return catalogue.resources(model, "pretrain").threads
-
-
-def pretraining_resources(catalogue: Catalogue, model: str) -> dict[str, int]:
-    return resources_of(catalogue, model, "pretrain")
-
-
-def pretraining_code(catalogue: Catalogue) -> str:
-    return digests.pretraining_digest()
+@cache
+def pretraining(catalogue: Catalogue, model: str) -> Work:
+    code = digests.code_digest(
+        "bulwark.miniature.model:model_config",
+        "bulwark.miniature.tokenizer:build_tokenizer",
+        "bulwark.training.pretraining:pretrain",
+    )
+    return work(catalogue, model, code, model_description(catalogue, model), stage="pretrain")
 
 
 def dtype(catalogue: Catalogue, model: str) -> str:
@@ -136,25 +150,10 @@ def step_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str) -> dic
     }
 
 
-def step_kind(catalogue: Catalogue, model: str, recipe: str) -> str:
-    return _step(catalogue, model, recipe).module
-
-
-def step_settings(catalogue: Catalogue, model: str, recipe: str) -> dict[str, Any]:
-    return _step(catalogue, model, recipe).plain
-
-
-def step_code(catalogue: Catalogue, model: str, recipe: str) -> str:
-    return digests.step_digest(_step(catalogue, model, recipe).module)
-
-
-def step_threads(catalogue: Catalogue, model: str, recipe: str) -> int:
-    return catalogue.resources(model, _step(catalogue, model, recipe).stage).threads
-
-
-def step_resources(catalogue: Catalogue, model: str, recipe: str) -> dict[str, int]:
+@cache
+def step(catalogue: Catalogue, model: str, recipe: str) -> Work:
     resolved = _step(catalogue, model, recipe)
-    return resources_of(catalogue, model, resolved.stage, resolved.cost)
+    return work(catalogue, model, digests.code_digest(*digests.step_roots(resolved.module)), resolved=resolved)
 
 
 # --- answers and scores ---
@@ -188,39 +187,22 @@ def benchmark_records(catalogue: Catalogue, model: str, recipe: str, benchmark: 
     return paths.records(resolved.dataset, resolved.split)
 
 
-def benchmark_module(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> str:
-    return _benchmark(catalogue, model, recipe, benchmark).module
-
-
-def answer_settings(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> dict[str, Any]:
-    """All settings but `scoring`, which only scoring reads: a change there generates nothing anew."""
-    plain = _benchmark(catalogue, model, recipe, benchmark).plain
-    return {key: value for key, value in plain.items() if key != "scoring"}
-
-
-def answer_code(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> str:
-    return digests.answers_digest(_benchmark(catalogue, model, recipe, benchmark).module)
-
-
-def answer_resources(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> dict[str, int]:
+@cache
+def answers(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> Work:
+    """With all settings but `scoring`, which only scoring reads: a change there generates nothing anew."""
     resolved = _benchmark(catalogue, model, recipe, benchmark)
-    return resources_of(catalogue, model, resolved.stage, resolved.cost)
-
-
-def generation_threads(catalogue: Catalogue, model: str) -> int:
-    return catalogue.resources(model, "generate").threads
-
-
-def score_settings(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> dict[str, Any]:
-    return _benchmark(catalogue, model, recipe, benchmark).plain
-
-
-def score_code(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> str:
-    return _score_code(_benchmark(catalogue, model, recipe, benchmark))
+    settings = {key: value for key, value in resolved.plain.items() if key != "scoring"}
+    return work(catalogue, model, digests.answers_digest(resolved.module), settings, resolved=resolved)
 
 
 @cache
-def _score_code(resolved: Resolved) -> str:
+def scores(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> Work:
+    resolved = _benchmark(catalogue, model, recipe, benchmark)
+    return work(catalogue, model, _scoring_code(resolved), resolved=resolved)
+
+
+@cache
+def _scoring_code(resolved: Resolved) -> str:
     judge = benchmarks.benchmark_of(resolved.module, resolved.settings).judge()
     return digests.scores_digest(resolved.module, judge and judge.kind)
 
@@ -229,25 +211,34 @@ def _score_code(resolved: Resolved) -> str:
 
 
 @cache
-def _analysis(catalogue: Catalogue, model: str, recipe: str, analysis: str) -> Analysis:
+def analysis(catalogue: Catalogue, model: str, recipe: str, analysis: str) -> Work:
     where = f"results/analyses/{model}/{recipe}/…/{analysis}.json"
     recipes.check(recipe, catalogue.steps, where)
-    return catalogue.analysis(model, recipe, analysis, where)
-
-
-def analysis_module(catalogue: Catalogue, model: str, recipe: str, analysis: str) -> str:
-    return _analysis(catalogue, model, recipe, analysis).module
-
-
-def analysis_settings(catalogue: Catalogue, model: str, recipe: str, analysis: str) -> dict[str, Any]:
-    return _analysis(catalogue, model, recipe, analysis).settings
-
-
-def analysis_code(catalogue: Catalogue, model: str, recipe: str, analysis: str) -> str:
-    return digests.analysis_digest(_analysis(catalogue, model, recipe, analysis).module)
+    entity = catalogue.analysis(model, recipe, analysis, where)
+    code = digests.code_digest("bulwark.analyses:analyse_file", f"bulwark.analyses.{entity.module}")
+    return work(catalogue, model, code, entity.settings, module=entity.module)
 
 
 # --- shared ---
+
+
+def work(
+    catalogue: Catalogue,
+    model: str,
+    code: str,
+    settings: Any = None,
+    *,
+    resolved: Resolved | None = None,
+    module: str = "",
+    stage: str = "generate",
+    cost: float = 1.0,
+) -> Work:
+    """The work on a model; `resolved` stands for its module, stage, cost and, unless they are given, settings."""
+    if resolved is not None:
+        module, stage, cost = resolved.module, resolved.stage, resolved.cost
+        settings = resolved.plain if settings is None else settings
+    threads = catalogue.resources(model, stage).threads
+    return Work(module, settings, code, threads, resources_of(catalogue, model, stage, cost))
 
 
 def resources_of(catalogue: Catalogue, model: str, stage: str, cost: float = 1.0) -> dict[str, int]:

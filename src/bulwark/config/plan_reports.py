@@ -6,6 +6,7 @@ A cell is one measurement: model, recipe, seed, benchmark (or analysis) and the 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,70 +18,42 @@ from bulwark.reporting.settings import Figure, Table
 
 Cell = dict[str, Any]
 
+
+@dataclass(frozen=True)
+class Shown:
+    """What a job gets that makes a table or figure, or checks the claims.
+
+    spec: settings. cells: the measurements it shows. scores: their files, and those with the rows. published: the file
+    of config/published that it compares with; none if it names none. code: a digest.
+    """
+
+    spec: dict[str, Any]
+    cells: list[Cell] | dict[str, list[Cell]]
+    scores: list[str]
+    published: Path | list
+    code: str
+
+
 # --- tables and figures ---
 
 
-def table_scores(catalogue: Catalogue, table: str) -> list[str]:
-    """The scores that a table shows, and their rows."""
-    return _files_of(table_cells(catalogue, table))
+@cache
+def table(catalogue: Catalogue, table: str) -> Shown:
+    entity = find(catalogue.tables, table, "table", "results/tables/")
+    return _shown(catalogue, entity, f"table_{table}", digests.code_digest("bulwark.reporting.tables:make_table"))
 
 
-def table_published(catalogue: Catalogue, table: str) -> Path | list:
-    """The file of config/published that a table compares with; none if it names none."""
-    return _published(catalogue, _table(catalogue, table))
+@cache
+def figure(catalogue: Catalogue, figure: str) -> Shown:
+    entity = find(catalogue.figures, figure, "figure", "results/figures/")
+    return _shown(catalogue, entity, f"figure_{figure}", digests.figure_digest(entity.kind))
 
 
-def table_spec(catalogue: Catalogue, table: str) -> dict[str, Any]:
-    return _table(catalogue, table).model_dump(mode="json")
-
-
-def table_cells(catalogue: Catalogue, table: str) -> list[Cell]:
-    """The measurements that a table shows: of the recipes it names, or of all."""
-    return _shown(catalogue, _table(catalogue, table), f"table_{table}")
-
-
-def table_code(catalogue: Catalogue) -> str:
-    return digests.code_digest("bulwark.reporting.tables:make_table")
-
-
-def figure_scores(catalogue: Catalogue, figure: str) -> list[str]:
-    """The scores that a figure shows, and their rows."""
-    return _files_of(figure_cells(catalogue, figure))
-
-
-def figure_published(catalogue: Catalogue, figure: str) -> Path | list:
-    """The file of config/published that a figure compares with; none if it names none."""
-    return _published(catalogue, _figure(catalogue, figure))
-
-
-def figure_spec(catalogue: Catalogue, figure: str) -> dict[str, Any]:
-    return _figure(catalogue, figure).model_dump(mode="json")
-
-
-def figure_cells(catalogue: Catalogue, figure: str) -> list[Cell]:
-    """The measurements that a figure shows: of the recipes it names, or of all."""
-    return _shown(catalogue, _figure(catalogue, figure), f"figure_{figure}")
-
-
-def figure_code(catalogue: Catalogue, figure: str) -> str:
-    return digests.figure_digest(_figure(catalogue, figure).kind)
-
-
-def _table(catalogue: Catalogue, name: str) -> Table:
-    return find(catalogue.tables, name, "table", "results/tables/")
-
-
-def _figure(catalogue: Catalogue, name: str) -> Figure:
-    return find(catalogue.figures, name, "figure", "results/figures/")
-
-
-def _shown(catalogue: Catalogue, entity: Table | Figure, where: str) -> list[Cell]:
+def _shown(catalogue: Catalogue, entity: Table | Figure, where: str, code: str) -> Shown:
     checks.check_measured(catalogue, entity, where)
-    return _cells(catalogue, entity.study, entity.benchmarks(), entity.recipes())
-
-
-def _published(catalogue: Catalogue, entity: Table | Figure) -> Path | list:
-    return catalogue.folder / "published" / f"{entity.published}.yaml" if entity.published else []
+    cells = _cells(catalogue, entity.study, entity.benchmarks(), entity.recipes())
+    published = catalogue.folder / "published" / f"{entity.published}.yaml" if entity.published else []
+    return Shown(entity.model_dump(mode="json"), cells, _files_of(cells), published, code)
 
 
 def _cells(catalogue: Catalogue, study: str, names: Collection[str], chosen: Collection[str]) -> list[Cell]:
@@ -108,28 +81,18 @@ def _files_of(cells: Iterable[Cell]) -> list[str]:
 # --- claims and the report ---
 
 
-def claim_cells(catalogue: Catalogue) -> dict[str, list[Cell]]:
-    """Every claim of every study, with the measurements that it is about."""
-    names = sorted({name for study in catalogue.studies.values() for name in study.claims})
-    found = {}
-    for name in names:
-        claim = catalogue.claims[name]
-        found[name] = [
-            cell for cell in _cells(catalogue, claim.study, claim.benchmarks(), ()) if cell["recipe"] in claim.recipes()
-        ]
-    return found
-
-
-def claim_scores(catalogue: Catalogue) -> list[str]:
-    return sorted({path for cells in claim_cells(catalogue).values() for path in _files_of(cells)})
-
-
-def claim_specs(catalogue: Catalogue) -> dict[str, Any]:
-    return {name: catalogue.claims[name].model_dump(mode="json") for name in claim_cells(catalogue)}
-
-
-def claim_code(catalogue: Catalogue) -> str:
-    return digests.code_digest("bulwark.reporting.claims:check_claim", "bulwark.reporting.claims:write_claims")
+@cache
+def claims(catalogue: Catalogue) -> Shown:
+    """Every claim of every study."""
+    known = {name: catalogue.claims[name] for name in sorted({n for s in catalogue.studies.values() for n in s.claims})}
+    cells = {name: _cells(catalogue, claim.study, claim.benchmarks(), claim.recipes()) for name, claim in known.items()}
+    return Shown(
+        {name: claim.model_dump(mode="json") for name, claim in known.items()},
+        cells,
+        sorted({path for of_claim in cells.values() for path in _files_of(of_claim)}),
+        [],
+        digests.code_digest("bulwark.reporting.claims:check_claim", "bulwark.reporting.claims:write_claims"),
+    )
 
 
 def studies(catalogue: Catalogue) -> dict[str, Any]:

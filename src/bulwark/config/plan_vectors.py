@@ -9,7 +9,7 @@ from typing import Any
 from bulwark.config import digests, paths, recipes
 from bulwark.config.catalogue import Catalogue, Resolved
 from bulwark.config.entities import Trait
-from bulwark.config.plan import blocks_of, filled, resources_of, with_layers
+from bulwark.config.plan import Work, blocks_of, filled, with_layers, work
 from bulwark.errors import ConfigurationError
 from bulwark.models.anatomy import check_layer
 
@@ -35,16 +35,11 @@ def contrast_records(catalogue: Catalogue, model: str, recipe: str, trait: str) 
     return paths.records(entity.dataset, entity.split)
 
 
-def contrast_settings(catalogue: Catalogue, model: str, recipe: str, trait: str) -> dict[str, Any]:
-    return _trait(catalogue, model, recipe, trait).contrasts.model_dump(mode="json")
-
-
-def contrast_code(catalogue: Catalogue) -> str:
-    return digests.code_digest("bulwark.steering.vectors.pairs:generate_pairs")
-
-
-def contrast_resources(catalogue: Catalogue, model: str, recipe: str, trait: str) -> dict[str, int]:
-    return resources_of(catalogue, model, "generate", _trait(catalogue, model, recipe, trait).cost)
+@cache
+def contrasts(catalogue: Catalogue, model: str, recipe: str, trait: str) -> Work:
+    entity = _trait(catalogue, model, recipe, trait)
+    code = digests.code_digest("bulwark.steering.vectors.pairs:generate_pairs")
+    return work(catalogue, model, code, entity.contrasts.model_dump(mode="json"), cost=entity.cost)
 
 
 def trait_judge(catalogue: Catalogue, trait: str) -> dict[str, Any] | None:
@@ -53,26 +48,23 @@ def trait_judge(catalogue: Catalogue, trait: str) -> dict[str, Any] | None:
     return None if settings is None else settings.model_dump(mode="json")
 
 
-def pair_filter(catalogue: Catalogue, model: str, recipe: str, trait: str) -> dict[str, Any]:
-    return _trait(catalogue, model, recipe, trait).filter.model_dump(mode="json", exclude={"minimum"})
+@cache
+def pair_judging(catalogue: Catalogue, model: str, recipe: str, trait: str) -> Work:
+    settings = _trait(catalogue, model, recipe, trait).filter.model_dump(mode="json", exclude={"minimum"})
+    return work(
+        catalogue, model, _judging_code(catalogue, trait, "bulwark.steering.vectors.pairs:judge_pairs"), settings
+    )
 
 
-def pair_judging_code(catalogue: Catalogue, trait: str) -> str:
-    return _judging_code(catalogue, trait, "bulwark.steering.vectors.pairs:judge_pairs")
+@cache
+def extraction(catalogue: Catalogue, model: str, recipe: str, trait: str) -> Work:
+    """With how few pairs a vector is still extracted.
 
-
-def pair_minimum(catalogue: Catalogue, model: str, recipe: str, trait: str) -> int:
-    """With how few pairs a vector is still extracted."""
-    return _trait(catalogue, model, recipe, trait).filter.minimum
-
-
-def extraction_code(catalogue: Catalogue) -> str:
-    return digests.code_digest("bulwark.steering.vectors.extraction:extract")
-
-
-def extraction_resources(catalogue: Catalogue, model: str, recipe: str, trait: str) -> dict[str, int]:
-    """A tenth of the time of answering: one forward pass per answer, where answering takes one per token."""
-    return resources_of(catalogue, model, "generate", _trait(catalogue, model, recipe, trait).cost / 10)
+    It takes a tenth of the time of answering: one forward pass per answer, where answering takes one per token.
+    """
+    entity = _trait(catalogue, model, recipe, trait)
+    code = digests.code_digest("bulwark.steering.vectors.extraction:extract")
+    return work(catalogue, model, code, entity.filter.minimum, cost=entity.cost / 10)
 
 
 def published_vectors(catalogue: Catalogue, model: str, recipe: str, trait: str) -> str:
@@ -97,16 +89,14 @@ def published_paths(catalogue: Catalogue) -> str:
 # --- the layer to steer at ---
 
 
-def layer_choice(catalogue: Catalogue, model: str, recipe: str, trait: str) -> dict[str, Any]:
-    """How a layer is chosen. Raises ConfigurationError for a candidate that the model does not have."""
-    choice, blocks = _trait(catalogue, model, recipe, trait).choice, blocks_of(catalogue, model)
-    for layer in choice.candidates or () if blocks else ():
+@cache
+def layer_steering(catalogue: Catalogue, model: str, recipe: str, trait: str) -> Work:
+    """With how a layer is chosen. Raises ConfigurationError for a candidate that the model does not have."""
+    entity, blocks = _trait(catalogue, model, recipe, trait), blocks_of(catalogue, model)
+    for layer in entity.choice.candidates or () if blocks else ():
         check_layer(layer, blocks, f"config/traits/{trait}.yaml, choice.candidates")
-    return choice.model_dump(mode="json")
-
-
-def layer_steering_code(catalogue: Catalogue) -> str:
-    return digests.code_digest("bulwark.steering.vectors.layers:steer")
+    code = digests.code_digest("bulwark.steering.vectors.layers:steer")
+    return work(catalogue, model, code, entity.choice.model_dump(mode="json"), cost=entity.cost)
 
 
 def layer_choosing_code(catalogue: Catalogue, trait: str) -> str:
@@ -139,14 +129,8 @@ def projection_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, 
     }
 
 
-def projection_settings(catalogue: Catalogue, model: str, recipe: str, projection: str) -> dict[str, Any]:
-    return _projection(catalogue, model, recipe, projection).plain
-
-
-def projection_code(catalogue: Catalogue) -> str:
-    return digests.code_digest("bulwark.steering.vectors.projections:project")
-
-
-def projection_resources(catalogue: Catalogue, model: str, recipe: str, projection: str) -> dict[str, int]:
+@cache
+def projection(catalogue: Catalogue, model: str, recipe: str, projection: str) -> Work:
     resolved = _projection(catalogue, model, recipe, projection)
-    return resources_of(catalogue, model, resolved.stage, resolved.cost)
+    code = digests.code_digest("bulwark.steering.vectors.projections:project")
+    return work(catalogue, model, code, resolved=resolved)

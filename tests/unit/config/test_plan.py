@@ -37,16 +37,16 @@ def miniature():
 @pytest.mark.parametrize(
     ("function", "wildcards", "named", "nearest"),
     [
-        (plan.score_settings, ("miniature", "asdie", "sep"), '"asdie"', '"aside"'),
-        (plan.score_settings, ("miniature", "vanilla+asdie", "sep"), '"asdie"', '"aside"'),
-        (plan.score_settings, ("minature", "aside", "sep"), '"minature"', '"miniature"'),
-        (plan.score_settings, ("miniature", "aside", "spe"), '"spe"', '"sep"'),
-        (plan.step_settings, ("miniature", "isee"), '"isee"', '"ise"'),
+        (plan.scores, ("miniature", "asdie", "sep"), '"asdie"', '"aside"'),
+        (plan.scores, ("miniature", "vanilla+asdie", "sep"), '"asdie"', '"aside"'),
+        (plan.scores, ("minature", "aside", "sep"), '"minature"', '"miniature"'),
+        (plan.scores, ("miniature", "aside", "spe"), '"spe"', '"sep"'),
+        (plan.step, ("miniature", "isee"), '"isee"', '"ise"'),
         (plan.model_description, ("minature",), '"minature"', '"miniature"'),
         (plan.records_recipe, ("alpaca_clean", "train"), '"alpaca_clean"', '"alpaca_cleaned"'),
         (plan.records_recipe, ("alpaca_cleaned", "trian"), '"trian"', '"train"'),
-        (plan_reports.table_spec, ("spe",), '"spe"', '"sep"'),
-        (plan_reports.figure_spec, ("spe",), '"spe"', '"sep"'),
+        (plan_reports.table, ("spe",), '"spe"', '"sep"'),
+        (plan_reports.figure, ("spe",), '"spe"', '"sep"'),
         (plan_reports.refuse_target, ("table", "spe"), '"spe"', '"sep"'),
         (plan_reports.refuse_target, ("paper", "asid"), '"asid"', '"aside"'),
         (plan_vectors.contrast_records, ("miniature", "base", "rud"), '"rud"', '"rude"'),
@@ -125,37 +125,37 @@ def test_a_number_that_yaml_reads_as_text_is_explained():
     [
         (
             "steps: {steer: {models: {miniature: {settings: {vectors: {layers: [4]}}}}}}",
-            plan.step_settings,
+            plan.step,
             ("steer",),
             "config/steps/steer.yaml, vectors.layers: 4 is not a layer key",
         ),
         (
             "steps: {steer: {models: {miniature: {settings: {analysis: {layers: [0]}}}}}}",
-            plan.step_settings,
+            plan.step,
             ("steer",),
             "config/steps/steer.yaml, analysis.layers: 0 is not a layer key",
         ),
         (
             "steps: {idp: {models: {miniature: {settings: {preservation: {layers: [9]}}}}}}",
-            plan.step_settings,
+            plan.step,
             ("idp",),
             "config/steps/idp.yaml, preservation.layers: 9, but the model has 4 blocks",
         ),
         (
             "benchmarks: {detectors: {models: {miniature: {settings: {vectors: {layers: [4]}, projections: null}}}}}",
-            plan.score_settings,
+            plan.scores,
             ("base", "detectors"),
             "config/benchmarks/detectors.yaml, vectors.layers: 4 is not a layer key",
         ),
         (
             "projections: {miniature_clean_rude: {settings: {vectors: {layers: [4]}}}}",
-            plan_vectors.projection_settings,
+            plan_vectors.projection,
             ("base", "miniature_clean_rude"),
             "config/projections/miniature_clean_rude.yaml, vectors.layers: 4 is not a layer key",
         ),
         (
             "traits: {rude: {choice: {candidates: [4]}}}",
-            plan_vectors.layer_choice,
+            plan_vectors.layer_steering,
             ("base", "rude"),
             "config/traits/rude.yaml, choice.candidates: 4 is not a layer key",
         ),
@@ -188,15 +188,15 @@ def test_a_benchmark_reads_examples_vectors_and_projections(papers):
 
 
 def test_what_only_scoring_reads_is_no_setting_of_the_answers(miniature):
-    answering = plan.answer_settings(miniature, "miniature", "base", "traits")
-    scoring = plan.score_settings(miniature, "miniature", "base", "traits")
+    answering = plan.answers(miniature, "miniature", "base", "traits").settings
+    scoring = plan.scores(miniature, "miniature", "base", "traits").settings
     assert "scoring" in scoring
     assert answering == {key: value for key, value in scoring.items() if key != "scoring"}
 
 
 def test_an_attack_takes_the_resources_of_generation(papers):
     gpus = {
-        recipe: plan.step_resources(papers, "llama3.1-8b-instruct", recipe)["gpu"]
+        recipe: plan.step(papers, "llama3.1-8b-instruct", recipe).resources["gpu"]
         for recipe in ("vanilla", "vanilla+heretic")
     }
     assert gpus == {"vanilla": 8, "vanilla+heretic": 1}
@@ -210,7 +210,8 @@ def test_time_is_half_as_much_again_as_expected_and_five_minutes_at_least(papers
 
 def test_an_entity_is_resolved_once(papers):
     assert papers.step("qwen2.5-7b", "aside") is papers.step("qwen2.5-7b", "aside")
-    assert plan.step_settings(papers, "qwen2.5-7b", "aside") is plan.step_settings(papers, "qwen2.5-7b", "aside")
+    settings = [plan.step(papers, "qwen2.5-7b", recipe).settings for recipe in ("aside", "vanilla+aside")]
+    assert settings[0] is settings[1]
 
 
 def test_what_the_machine_lacks_is_found_before_the_first_job(monkeypatch):
