@@ -60,7 +60,7 @@ def _status(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from bulwark.config import loading
+    from bulwark.config import loading, paths
     from bulwark.settings import merged, read_yaml
 
     config: dict = {}
@@ -77,14 +77,12 @@ def _status(options: argparse.Namespace) -> int:
         cells = catalogue.cells(name)
         if not cells:  # an overlay's way to leave a study out
             continue
-        scores = [Path(f"results/scores/{m}/{r}/seed{s}/{b}.json") for m, r, s, b in cells]
-        checkpoints = {Path(f"results/checkpoints/{m}/{r}/seed{s}/checkpoint.json") for m, r, s, _ in cells}
+        scores = [Path(paths.scores(*cell)) for cell in cells]
+        checkpoints = {Path(paths.checkpoint(*cell[:3])) for cell in cells}
         tables = [Path(f"results/tables/{table}.md") for table in study.tables]
         figures = [Path(f"results/figures/{figure}.png") for figure in study.figures]
-        table.add_row(
-            name,
-            *(f"{sum(p.exists() for p in paths)} / {len(paths)}" for paths in (checkpoints, scores, tables, figures)),
-        )
+        asked = (checkpoints, scores, tables, figures)
+        table.add_row(name, *(f"{sum(path.exists() for path in files)} / {len(files)}" for files in asked))
         shown += [path for path in [*tables, *figures] if path.exists()]
     console.print(table)
     for path in shown:

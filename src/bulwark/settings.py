@@ -7,10 +7,14 @@ configuration with this module at every start.
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
 import yaml
@@ -22,7 +26,7 @@ from bulwark.errors import ConfigurationError, nearest
 try:
     from yaml import CSafeLoader as SafeLoader  # ten times as fast, where PyYAML was built with libyaml
 except ImportError:
-    from yaml import SafeLoader
+    from yaml import SafeLoader  # type: ignore[assignment]
 
 _EXPONENT_WITHOUT_POINT = re.compile(r"^[+-]?(\d+)(\.\d*)?[eE]([+-]?\d+)$")
 
@@ -36,6 +40,7 @@ def _not_blank(text: str) -> str:
 Text = Annotated[str, AfterValidator(_not_blank)]  # a text that is not blank
 
 SettingsClass = TypeVar("SettingsClass", bound="Closed")
+Value = TypeVar("Value")
 
 
 class Closed(BaseModel):
@@ -103,6 +108,25 @@ def completed(
     return merged(completed(other, maps, where, (*variants, name)), own)
 
 
+def find(known: Mapping[str, Value], name: str, kind: str, where: str = "") -> Value:
+    """Look up a name. Raises ConfigurationError that says where the name stood and what is nearest to it."""
+    if name not in known:
+        start = f"{where}: there" if where else "There"
+        raise ConfigurationError(f'{start} is no {kind} "{name}".{nearest(name, known)}')
+    return known[name]
+
+
+def module_named(package: str, name: str, kind: str, where: str = "") -> ModuleType:
+    """Import the module `name` of `package`. Raises ConfigurationError as `find` does."""
+    return importlib.import_module(f"{package}.{find(_modules_of(package), name, kind, where)}")
+
+
+@cache
+def _modules_of(package: str) -> dict[str, str]:
+    names = [module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+    return {name: name for name in names if not name.startswith("_")}
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML map; a key written twice is an error, because YAML would silently keep the last."""
     try:
@@ -154,9 +178,7 @@ def _keys_beside(cls: type[BaseModel], location: tuple) -> list[str]:
         field = cls.model_fields.get(part) if isinstance(part, str) else None
         if field is None:
             continue
-        for candidate in _classes_in(field.annotation):
-            cls = candidate
-            break
+        cls = next(iter(_classes_in(field.annotation)), cls)
     return list(cls.model_fields)
 
 

@@ -13,7 +13,6 @@ An analysis has
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,9 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bulwark.errors import ConfigurationError, nearest
 from bulwark.evaluation.metrics import Metric, Row, records_beside
-from bulwark.settings import Closed, validated
+from bulwark.settings import Closed, module_named, validated
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,7 @@ class Analysis:
 
 def module_of(name: str) -> ModuleType:
     """Import the analysis module `name`. Raises ConfigurationError with the nearest name if there is none."""
-    known = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
-    if name not in known:
-        raise ConfigurationError(f'There is no analysis module "{name}".{nearest(name, known)}')
-    return importlib.import_module(f"{__name__}.{name}")
+    return module_named(__name__, name, "analysis module")
 
 
 def analyse_file(

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bulwark.errors import ConfigurationError, nearest
 from bulwark.evaluation.benchmark import Benchmark
-from bulwark.settings import Closed, validated
+from bulwark.settings import Closed, module_named, validated
 
 
 def module_of(name: str) -> ModuleType:
     """Import the benchmark module `name`. Raises ConfigurationError with the nearest name if there is none."""
-    known = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
-    if name not in known:
-        raise ConfigurationError(f'There is no benchmark module "{name}".{nearest(name, known)}')
-    return importlib.import_module(f"{__name__}.{name}")
+    return module_named(__name__, name, "benchmark module")
 
 
 def benchmark_of(module: str, settings: Mapping[str, Any] | Closed) -> Benchmark:

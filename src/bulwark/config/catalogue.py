@@ -27,13 +27,11 @@ from bulwark.config.entities import (
     Step,
     Study,
     Trait,
-    find,
-    module_named,
 )
 from bulwark.errors import ConfigurationError
 from bulwark.judges import JudgeSettings
 from bulwark.reporting.settings import Claim, Figure, Table
-from bulwark.settings import Closed, merged, validated
+from bulwark.settings import Closed, find, merged, module_named, validated
 from bulwark.steering.vectors.projections import ProjectionSettings
 
 Section = Literal["steps", "benchmarks", "projections"]

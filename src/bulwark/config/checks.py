@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from bulwark import analyses as analysis_modules
 from bulwark import benchmarks as benchmark_modules
 from bulwark.config import recipes
-from bulwark.config.catalogue import Catalogue
-from bulwark.config.entities import Analysis, Dataset, Model, Study, Trait, find, module_named
+from bulwark.config.catalogue import Catalogue, Section
+from bulwark.config.entities import Analysis, Dataset, Model, Study, Trait
 from bulwark.data.contrasts import KIND as CONTRAST
 from bulwark.data.records import SCHEMAS
 from bulwark.errors import ConfigurationError
 from bulwark.miniature import records as miniature_records
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.prompts.builder import TEMPLATES
-from bulwark.settings import Closed, validated
+from bulwark.settings import Closed, find, module_named, validated
 from bulwark.steering.schedules import ScheduleSettings, detected_from
 from bulwark.steering.vectors import projections
 from bulwark.steps.steer import SteeredTraining
@@ -38,44 +38,15 @@ def check(catalogue: Catalogue) -> None:
         _check_dataset(catalogue, name, dataset)
     for name, trait in catalogue.traits.items():
         _check_trait(catalogue, name, trait)
-    for kind, entities in (
-        ("steps", catalogue.steps),
-        ("benchmarks", catalogue.benchmarks),
-        ("projections", catalogue.projections),
-    ):
-        for name, entity in entities.items():
+    for kind in ("steps", "benchmarks", "projections"):
+        for name, entity in getattr(catalogue, kind).items():
+            where = f"config/{kind}/{name}.yaml"
             for model in entity.models:
-                catalogue.model(model, f"config/{kind}/{name}.yaml: models")
-    for name in catalogue.steps:
-        for model in [None, *catalogue.models]:
-            step, where = catalogue.step(model, name), f"config/steps/{name}.yaml: settings"
-            settings = step.settings
-            for path in step.inputs.values():
-                _check_input(catalogue, path, where)
-                training = getattr(settings, "training", None)
-                tokens = training.max_tokens if training is not None else None
-                _check_compared(
-                    catalogue, path, model, settings, (getattr(settings, "data", None), "train"), tokens, where
-                )
-            _check_onset(catalogue, model, name, settings)
-    for name in catalogue.benchmarks:
-        for model in [None, *catalogue.models]:
-            benchmark = catalogue.benchmark(model, name)
-            catalogue.dataset(benchmark.dataset, f"config/benchmarks/{name}.yaml: dataset")
-            benchmark_modules.benchmark_of(benchmark.module, benchmark.settings).judge(f"config/benchmarks/{name}.yaml")
-            for path in benchmark.inputs.values():
-                where = f"config/benchmarks/{name}.yaml: settings"
-                _check_input(catalogue, path, where)
-                place, tokens = (benchmark.dataset, benchmark.split), getattr(benchmark.settings, "max_tokens", None)
-                _check_compared(catalogue, path, model, benchmark.settings, place, tokens, where)
+                catalogue.model(model, f"{where}: models")
+            for model in [None, *catalogue.models]:
+                _check_resolved(catalogue, kind, model, name, where)
     for name, analysis in catalogue.analyses.items():
         _check_analysis(catalogue, name, analysis)
-    for name in catalogue.projections:
-        for model in [None, *catalogue.models]:
-            projected, where = catalogue.projection(model, name), f"config/projections/{name}.yaml"
-            _check_input(catalogue, f"data/{projected.dataset}/{projected.split}.jsonl", f"{where}: dataset")
-            for path in projected.inputs.values():
-                _check_input(catalogue, path, f"{where}: settings")
     for name, study in catalogue.studies.items():
         _check_study(catalogue, f"studies.{name}", study)
     for kind, entities in (("tables", catalogue.tables), ("figures", catalogue.figures), ("claims", catalogue.claims)):
@@ -85,6 +56,27 @@ def check(catalogue: Catalogue) -> None:
                 find(_metrics_of(catalogue, benchmark, where), metric, f"metric of {benchmark}", where)
             for recipe in entity.recipes():
                 recipes.check(recipe, catalogue.steps, where)
+
+
+def _check_resolved(catalogue: Catalogue, kind: Section, model: str | None, name: str, where: str) -> None:
+    """A step, benchmark or projection as it is on a model, or on a model that it does not mention (None)."""
+    resolved = catalogue.resolve(kind, model, name)
+    settings = resolved.settings
+    records, tokens = (resolved.dataset, resolved.split), getattr(settings, "max_tokens", None)
+    if kind == "steps":
+        training = getattr(settings, "training", None)
+        records, tokens = (getattr(settings, "data", None), "train"), training and training.max_tokens
+    if kind == "benchmarks":
+        catalogue.dataset(resolved.dataset, f"{where}: dataset")
+        benchmark_modules.benchmark_of(resolved.module, settings).judge(where)
+    if kind == "projections":
+        _check_input(catalogue, f"data/{resolved.dataset}/{resolved.split}.jsonl", f"{where}: dataset")
+    for path in resolved.inputs.values():
+        _check_input(catalogue, path, f"{where}: settings")
+        if kind != "projections":
+            _check_compared(catalogue, path, model, settings, records, tokens, f"{where}: settings")
+    if kind == "steps":
+        _check_onset(catalogue, model, name, settings)
 
 
 def _metrics_of(catalogue: Catalogue, name: str, where: str) -> Mapping[str, bool | None]:

@@ -6,20 +6,12 @@ their own classes live with the code that uses them; `bulwark.config.catalogue` 
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from bulwark.errors import ConfigurationError, nearest
 from bulwark.settings import Closed
 from bulwark.steering.vectors.settings import ContrastSettings, LayerChoice, PairFilter
-
-Entity = TypeVar("Entity", bound=Closed)
 
 
 class Resources(Closed):
@@ -140,40 +132,48 @@ class StepForModel(Closed):
     cost: float | None = None
 
 
-class Step(Closed):
+class MeasurementForModel(StepForModel):
+    """What a benchmark or projection does differently on one model (another data set for the miniature, say)."""
+
+    dataset: str | None = None
+    split: str | None = None
+
+
+class _Described(Closed):
+    description: str = ""
+    source: str = ""
+
+
+class Step(_Described):
     """config/steps/: a kind of step (a module of bulwark.steps) with its settings.
 
     `cost` is the job's time as a multiple of one plain fine-tuning of the same model.
     """
 
     kind: str
-    description: str = ""
-    source: str = ""
     cost: float = Field(1.0, gt=0)
     settings: dict[str, Any] = {}
     models: dict[str, StepForModel] = {}
 
 
-class BenchmarkForModel(Closed):
-    """What a benchmark does differently on one model (another data set for the miniature, say)."""
+class Projection(_Described):
+    """config/projections/: a data set on the trait vectors of a checkpoint (bulwark.steering.vectors.projections).
 
-    dataset: str | None = None
-    split: str | None = None
-    settings: dict[str, Any] = {}
-    cost: float | None = None
+    `cost` is the job's time as a multiple of the stage `generate`.
+    """
 
-
-class Benchmark(Closed):
-    """config/benchmarks/: a module of bulwark.benchmarks with its data and settings."""
-
-    module: str
-    description: str = ""
-    source: str = ""
     dataset: str
-    split: str = "test"
+    split: str = "train"
     cost: float = Field(1.0, gt=0)
     settings: dict[str, Any] = {}
-    models: dict[str, BenchmarkForModel] = {}
+    models: dict[str, MeasurementForModel] = {}
+
+
+class Benchmark(Projection):
+    """config/benchmarks/: a module of bulwark.benchmarks with its data and settings; `cost` as for a projection."""
+
+    module: str
+    split: str = "test"
 
 
 class Trait(Closed):
@@ -202,28 +202,10 @@ class Trait(Closed):
         return self
 
 
-class Projection(Closed):
-    """config/projections/: a data set on the trait vectors of a checkpoint (bulwark.steering.vectors.projections).
-
-    `cost` is the job's time as a multiple of the stage `generate`; `models` says what differs on one model, as for
-    a benchmark.
-    """
-
-    description: str = ""
-    source: str = ""
-    dataset: str
-    split: str = "train"
-    cost: float = Field(1.0, gt=0)
-    settings: dict[str, Any] = {}
-    models: dict[str, BenchmarkForModel] = {}
-
-
-class Analysis(Closed):
+class Analysis(_Described):
     """config/analyses/: a module of bulwark.analyses, over what a recipe's last step wrote down while it trained."""
 
     module: str
-    description: str = ""
-    source: str = ""
     settings: dict[str, Any] = {}
 
 
@@ -246,25 +228,3 @@ def _exactly_one(source: Closed, *keys: str) -> Any:
     if len(given) != 1:
         raise ValueError(f"a source has exactly one of {', '.join(keys)}; here: {', '.join(given) or 'none'}")
     return source
-
-
-def find(entities: Mapping[str, Entity], name: str, kind: str, where: str = "") -> Entity:
-    """Look up an entity. Raises ConfigurationError that says where the name stood and what is nearest to it."""
-    if name not in entities:
-        place = f"{where}: " if where else ""
-        raise ConfigurationError(f'{place}there is no {kind} "{name}".{nearest(name, entities)}')
-    return entities[name]
-
-
-def module_named(package: str, name: str, kind: str, where: str) -> ModuleType:
-    """Import the module `name` of `package`. Raises ConfigurationError as `find` does."""
-    known = _modules_of(package)
-    if name not in known:
-        raise ConfigurationError(f'{where}: there is no {kind} "{name}".{nearest(name, known)}')
-    return importlib.import_module(f"{package}.{name}")
-
-
-@cache
-def _modules_of(package: str) -> tuple[str, ...]:
-    folder = Path(importlib.import_module(package).__file__).parent
-    return tuple(sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")))

@@ -17,11 +17,10 @@ from bulwark.config.entities import (
     Step,
     Study,
     Trait,
-    find,
 )
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.reporting.settings import Claim, Figure, Table
-from bulwark.settings import Closed, completed, merged, read_yaml, validated
+from bulwark.settings import Closed, completed, find, merged, read_yaml, validated
 
 _FOLDERS: dict[str, type[Closed]] = {
     "models": Model,
@@ -86,19 +85,14 @@ def _map(value: Any, where: str) -> Mapping[str, Any]:
 
 def _entity(cls: type[Closed], data: Any, name: str, folder: Path, section: str, over: Mapping) -> Closed:
     """One entity; if an overlay names one that has no file and is not whole either, the name may be the mistake."""
+    files = [path.stem for path in folder.glob("*.yaml")]
+    file = [f"{folder.parent.name}/{section}/{name}.yaml"] if name in files else []
+    overlay = [f"{section}.{name} of the overlay"] if name in over else []
     try:
-        return validated(cls, data, _origin(folder.parent, section, name, over))
+        return validated(cls, data, " with ".join(file + overlay))
     except ConfigurationError as error:
-        files = [path.stem for path in folder.glob("*.yaml")]
-        if name in files:
+        if file:
             raise
         raise ConfigurationError(
             f"{error}\nThere is no {section}/{name}.yaml to change.{nearest(name, files)}"
         ) from None
-
-
-def _origin(folder: Path, section: str, name: str, over: Mapping) -> str:
-    path = folder / section / f"{name}.yaml"
-    file = f"{folder.name}/{section}/{name}.yaml" if path.exists() else ""
-    overlay = f"{section}.{name} of the overlay" if name in over else ""
-    return " with ".join(part for part in (file, overlay) if part)

@@ -13,8 +13,8 @@ from typing import Any
 
 from bulwark.config import checks, digests, paths, recipes
 from bulwark.config.catalogue import Catalogue
-from bulwark.config.entities import find
 from bulwark.reporting.settings import Figure, Table
+from bulwark.settings import find
 
 Cell = dict[str, Any]
 
