@@ -1,15 +1,13 @@
 """A vector that a checkpoint carries with it and that acts in every later fine-tuning of it.
 
-Embedded preventative steering (Guan et al., arXiv 2609.10142, App. D): v is frozen and belongs to the model; it is
-added to the residual stream in training only, at the response's tokens only, so that answers and evaluations know
-nothing of it. How strong it is depends on how many response tokens the model has been trained on since the vector was
-put in, over all trainings: a later fine-tuning, a malicious one too, meets the strength that the last one ended with.
+Embedded preventative steering (Guan et al., arXiv 2609.10142, App. D): a frozen v is added to the residual stream in
+training only, at the response's tokens only. Its strength depends on how many response tokens the model has been
+trained on since v was put in, over all trainings: a later fine-tuning, a malicious one too, meets the strength that
+the last one ended with.
 
-In a checkpoint's folder it is the file `intervention.safetensors`, beside weights that stay an ordinary model's.
-Nothing enforces it; only bulwark applies it: `bulwark.steps.fine_tune` attaches `Carried` to every fine-tuning, so that
-a step need not care, unless its settings say `ignore_embedded: true`. Whoever trains the folder with another library,
-or deletes the file, trains without it. (It is handed to the training code, which does not know of it, from there
-because steps are the one room above both.)
+In a checkpoint's folder it is the file `intervention.safetensors`, beside an ordinary model's weights. Nothing enforces
+it; only bulwark applies it: `bulwark.steps.fine_tune` attaches `Carried` to every fine-tuning, unless the step's
+settings say `ignore_embedded: true`. Whoever trains the folder with another library trains without it.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from torch import Tensor, nn
 from bulwark import files
 from bulwark.errors import BulwarkError, CheckpointError, ConfigurationError
 from bulwark.models import hooks, manifests
+from bulwark.steering.schedules import Strength
 from bulwark.training.batches import IGNORED, Batch
 from bulwark.training.observers import Observer, batch_in_pass
 
@@ -41,27 +40,12 @@ FILE = "intervention.safetensors"
 _ATTRIBUTE = "embedded_intervention"
 
 
-@dataclass(frozen=True)
-class Strength:
-    """alpha, then from `onset` to `horizon` linearly to alpha·end; both in response tokens since the embedding."""
-
-    alpha: float
-    end: float = 1.0
-    onset: float = 0.0
-    horizon: float = 1.0
-
-    def at(self, exposure: float) -> float:
-        """The strength after `exposure` response tokens; alpha·end for good from the horizon on."""
-        progress = (exposure - self.onset) / max(1.0, self.horizon - self.onset)
-        return self.alpha * (1.0 + (self.end - 1.0) * min(1.0, max(0.0, progress)))
-
-
 @dataclass
 class EmbeddedIntervention:
-    """h' = h + s·m·v at the outputs of modules: v frozen, m = 1 at supervised tokens, s by exposure.
+    """h' = h + s·m·v at the outputs of decoder blocks: m = 1 at supervised tokens, s = strength at `exposure`.
 
-    at: name of a decoder block in the model → v [hidden], fp32. exposure: response tokens it has acted on.
-    origin: what the manifest records of the vectors, plain data.
+    at: name of a block in the model → v [hidden], fp32. strength: over response tokens since the embedding. exposure:
+    response tokens it has acted on. origin: what the manifest records of the vectors, plain data.
     """
 
     at: dict[str, Tensor]
@@ -109,13 +93,6 @@ class EmbeddedIntervention:
 
         return added
 
-    def write(self, folder: Path) -> None:
-        """Write the file into a checkpoint's folder."""
-        record = {"strength": vars(self.strength), "exposure": self.exposure, "origin": dict(self.origin)}
-        vectors = {name: vector.contiguous().cpu() for name, vector in self.at.items()}
-        save_file(vectors, Path(folder) / FILE, metadata={"intervention": json.dumps(record, ensure_ascii=False)})
-        files.readable(Path(folder) / FILE)
-
     def described(self) -> dict[str, Any]:
         """What the manifest records of it: `alpha` is what the next training begins with."""
         return {
@@ -151,7 +128,7 @@ class Carried(Observer):
             intervention.exposure += self._step_tokens
 
     def write(self, folder: Path) -> None:
-        write_embedded(self.model, folder)
+        write_embedded(embedded_in(self.model), folder)
 
     def report(self) -> dict[str, Any]:
         intervention = embedded_in(self.model)
@@ -201,19 +178,22 @@ def read_embedded(folder: Path) -> EmbeddedIntervention | None:
         ) from None
 
 
-def write_embedded(model: nn.Module, folder: Path) -> None:
-    """Write what is part of `model` into `folder`; if there is nothing, remove what an earlier attempt left there."""
-    intervention = embedded_in(model)
+def write_embedded(intervention: EmbeddedIntervention | None, folder: Path) -> None:
+    """Write the file into a checkpoint's folder; for None, remove what an earlier attempt left there."""
+    path = Path(folder) / FILE
     if intervention is None:
-        (Path(folder) / FILE).unlink(missing_ok=True)
-    else:
-        intervention.write(folder)
+        path.unlink(missing_ok=True)
+        return
+    record = {
+        "strength": vars(intervention.strength),
+        "exposure": intervention.exposure,
+        "origin": dict(intervention.origin),
+    }
+    vectors = {name: vector.contiguous().cpu() for name, vector in intervention.at.items()}
+    save_file(vectors, path, metadata={"intervention": json.dumps(record, ensure_ascii=False)})
+    files.readable(path)
 
 
 def pass_on(parent: Path, folder: Path) -> None:
     """Let a checkpoint that was made without training carry what its parent's folder carries, if anything."""
-    intervention = read_embedded(parent)
-    if intervention is None:
-        (Path(folder) / FILE).unlink(missing_ok=True)
-    else:
-        intervention.write(folder)
+    write_embedded(read_embedded(parent), folder)

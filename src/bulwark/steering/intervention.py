@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from bulwark.steering.settings import Tokens
 from bulwark.training.batches import IGNORED, Batch
 
 _EPSILON = 1e-8
+
+Positions = Literal["all", "prompt", "response"]
 
 
 class _Hooked:
@@ -33,7 +36,7 @@ class _Hooked:
                     f"layer {layer}: the vector has shape {list(vector.shape)}, the model needs [{width}]."
                 )
         self.at = {layer: vector.detach().float() for layer, vector in at.items()}
-        self._modules = {layer: site_module(model, layer, site) for layer in at}
+        self.modules = {layer: site_module(model, layer, site) for layer in at}
 
 
 class Intervention(_Hooked):
@@ -61,17 +64,14 @@ class Intervention(_Hooked):
         def strength(layer: int, hidden: Tensor) -> Tensor:
             return self._strength(layer, hidden, _fitting(mask, hidden), alpha)
 
-        return hooks.add(self._modules, self.at, strength, lambda hidden: _fitting(mask, hidden))
+        return hooks.add(self.modules, self.at, strength, lambda hidden: _fitting(mask, hidden))
 
     def _strength(self, layer: int, hidden: Tensor, mask: Tensor, alpha: float | Tensor) -> Tensor:
         """s per row, [batch, 1, 1] in fp32, for hidden states [batch, seq, hidden]."""
         alpha = torch.as_tensor(alpha, dtype=torch.float32, device=hidden.device).reshape(-1, 1, 1)
         if not self.adaptive:
             return alpha
-        weights = mask.float()
-        norms = hidden.float().norm(dim=-1)
-        mean = (norms * weights).sum(-1) / weights.sum(-1).clamp(min=1.0)
-        return alpha * (mean / (self.at[layer].norm() + _EPSILON)).reshape(-1, 1, 1)
+        return alpha * (mean_norm(hidden, mask) / (self.at[layer].norm() + _EPSILON)).reshape(-1, 1, 1)
 
 
 class Ablation(_Hooked):
@@ -93,7 +93,36 @@ class Ablation(_Hooked):
             along = (hidden.float() @ unit * _fitting(mask, hidden).float()).unsqueeze(-1)
             return hidden - (along * unit).to(hidden.dtype)
 
-        return hooks.replace(self._modules, ablated)
+        return hooks.replace(self.modules, ablated)
+
+
+def steer_generation(
+    model: nn.Module, layer: int, vector: Tensor, coefficient: float, positions: Positions = "response"
+) -> contextlib.AbstractContextManager[None]:
+    """Within it, `coefficient`·`vector` is added to what block `layer` puts out while the model generates.
+
+    As persona vectors' code (arXiv 2507.21509, Sec. 3.2). positions: "all" tokens; those of the "prompt", which is what
+    goes through the model at once; or of the "response": the last position of every pass, so the answer's tokens and
+    the prompt's last one, which predicts the first of them. Prompts must be padded on the left, as
+    `bulwark.models.generation` does. Contexts may be nested, for several layers. Raises as `Intervention` does.
+    """
+
+    def mask(hidden: Tensor) -> Tensor:
+        steered = torch.zeros(hidden.shape[:2], device=hidden.device)
+        if positions == "response":
+            steered[:, -1] = 1.0
+        elif positions == "all" or hidden.shape[1] > 1:
+            steered[:] = 1.0
+        return steered
+
+    hooked = _Hooked(model, {layer: vector}, "block")
+    return hooks.add(hooked.modules, hooked.at, lambda _, __: coefficient, mask)
+
+
+def mean_norm(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The mean of ‖h_t‖ over each row's tokens of `mask`, [batch] in fp32; 0 for a row without any."""
+    weights = mask.float()
+    return (hidden.float().norm(dim=-1) * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 def token_mask(batch: Batch, tokens: Tokens) -> Tensor:
@@ -104,13 +133,7 @@ def token_mask(batch: Batch, tokens: Tokens) -> Tensor:
     if tokens == "all":
         return batch.attention_mask.bool()
     response = batch.labels != IGNORED
-    return response if tokens == "response" else response.roll(-1, dims=1) & _not_last(response)
-
-
-def _not_last(mask: Tensor) -> Tensor:
-    allowed = torch.ones_like(mask)
-    allowed[:, -1] = False
-    return allowed
+    return response if tokens == "response" else torch.nn.functional.pad(response[:, 1:], (0, 1))
 
 
 def _fitting(mask: Tensor, hidden: Tensor) -> Tensor:

@@ -20,11 +20,7 @@ from bulwark.settings import Closed
 if TYPE_CHECKING:
     from bulwark.training.settings import TrainingSettings
 
-_WINDOW = 10
-_SHARE_OF_TAIL = 0.2
-_SMALLEST_TAIL = 10
-_WIDTH = 2.5
-_STAYING = 0.9
+_WINDOW, _SHARE_OF_TAIL, _SMALLEST_TAIL, _WIDTH, _STAYING = 10, 0.2, 10, 2.5, 0.9  # see `detect_onset`
 
 
 class DetectedOnset(Closed):
@@ -117,29 +113,32 @@ def detected_from(schedule: Any) -> str | None:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The strength in each of `total` optimizer steps: alpha, then from `onset` to `horizon` linearly to alpha·end.
-
-    steered: how many steps have an intervention at all, the first ones.
-    """
+class Strength:
+    """alpha up to `onset`, then linearly to alpha·end, reached at `horizon`, whatever the unit of progress is."""
 
     alpha: float
     end: float
-    onset: int
-    horizon: int
+    onset: float
+    horizon: float
+
+    def at(self, progress: float) -> float:
+        share = (progress - self.onset) / max(1, self.horizon - self.onset)
+        return self.alpha * (1.0 + (self.end - 1.0) * min(1.0, max(0.0, share)))
+
+
+@dataclass(frozen=True)
+class Schedule(Strength):
+    """The strength in each of `total` optimizer steps. steered: how many of them, the first ones, have any."""
+
     steered: int
     total: int
 
     def alpha_at(self, step: int) -> float:
-        """The strength in optimizer step `step` (from 0): alpha up to the onset, alpha·end in the horizon's last step.
+        """The strength in optimizer step `step` (from 0), which is t = step + 1 in the authors' formula:
 
-        It is that of t = step + 1 in the authors' formula, whose steps count from 1:
         alpha·(1 + (end - 1)·(t - onset)/(horizon - onset)).
         """
-        if step >= self.steered:
-            return 0.0
-        progress = (step + 1 - self.onset) / max(1, self.horizon - self.onset)
-        return self.alpha * (1.0 + (self.end - 1.0) * min(1.0, max(0.0, progress)))
+        return self.at(step + 1) if self.is_on(step) else 0.0
 
     def mean_alpha(self) -> float:
         """The mean of the strength over all steps: what a constant one has to be compared with."""
@@ -180,22 +179,17 @@ def detect_onset(cosines: Sequence[float | None]) -> Onset:
     mean, width = statistics.fmean(settled), _WIDTH * statistics.pstdev(settled)
     width += 1e-12 * max(1.0, abs(mean))  # a constant series lies in its own band, whatever the rounding
     band = (mean - width, mean + width)
-    inside = [value is not None and band[0] <= value <= band[1] for value in _smoothed(cosines)]
-    later = 0
-    onset = None
-    for step in range(len(cosines) - 1, -1, -1):
-        after = len(cosines) - 1 - step
-        if step < len(cosines) - tail and inside[step] and later >= _STAYING * after:
-            onset = step
-        later += inside[step]
-    return Onset(len(cosines) // 2 if onset is None else onset, onset is not None, band)
+    smoothed = [_smoothed(cosines, step) for step in range(len(cosines))]
+    inside = [value is not None and band[0] <= value <= band[1] for value in smoothed]
+    for step in range(len(cosines) - tail):
+        later = inside[step + 1 :]
+        if inside[step] and sum(later) >= _STAYING * len(later):
+            return Onset(step, True, band)
+    return Onset(len(cosines) // 2, False, band)
 
 
-def _smoothed(values: Sequence[float | None]) -> list[float | None]:
-    """Means over ten values around each, fewer at the ends."""
-    means: list[float | None] = []
-    for step in range(len(values)):
-        window = values[max(0, step - _WINDOW // 2) : step + (_WINDOW + 1) // 2]
-        known = [value for value in window if value is not None]
-        means.append(statistics.fmean(known) if known else None)
-    return means
+def _smoothed(values: Sequence[float | None], step: int) -> float | None:
+    """The mean over ten values around a step, fewer at the ends."""
+    window = values[max(0, step - _WINDOW // 2) : step + (_WINDOW + 1) // 2]
+    known = [value for value in window if value is not None]
+    return statistics.fmean(known) if known else None

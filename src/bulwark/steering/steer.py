@@ -4,19 +4,15 @@ Persona vectors (Chen et al., arXiv 2507.21509, Sec. 5) add c·v to the residual
 training need not move the weights along v; Guan et al. (arXiv 2609.10142) let the strength rise from an onset on (PIS,
 eq. 3 and 4); CAFT takes the component along v away instead. `Steering` is the objective of all of them.
 
-For another objective on trait vectors:
-
-    vectors = begin(course, settings.vectors)     # .at: layer key → v [hidden]; .report for the manifest
-    schedule = schedule_of(settings.schedule, settings.intervention.alpha, course)      # .alpha_at(step)
-    gradient = PooledGradient(engine, layer, v)   # cos(ḡ_h, v) of each optimizer step
-
-`begin` checks the layers against the model, and that the vectors come from the very checkpoint that is trained.
+Another objective on trait vectors needs `begin` for the vectors, `schedule_of` for the strength in each optimizer step
+and, if it records them, `PooledGradient` for the cosines of gradients.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +24,9 @@ from bulwark import files
 from bulwark.errors import ConfigurationError
 from bulwark.models import hooks, manifests
 from bulwark.models.anatomy import blocks_of, hidden_size
-from bulwark.steering.embedded import EmbeddedIntervention, Strength
+from bulwark.steering.embedded import EmbeddedIntervention
 from bulwark.steering.intervention import Ablation, Intervention, token_mask
-from bulwark.steering.schedules import DetectedOnset, Onset, Schedule, ScheduleSettings, detect_onset
+from bulwark.steering.schedules import DetectedOnset, Schedule, ScheduleSettings, Strength, detect_onset
 from bulwark.steering.vectors.fusion import FusedVectors, load_fused
 from bulwark.training import engine as engines
 from bulwark.training.batches import IGNORED, Batch
@@ -72,7 +68,8 @@ def begin(course: Course, settings: VectorSettings, increments: bool = False) ->
 def schedule_of(settings: ScheduleSettings, alpha: float, course: Course) -> Schedule:
     """The schedule over the whole course, on the strength `alpha`; an onset is detected where that is asked for.
 
-    Raises ConfigurationError if the other training recorded no cosines, or the onset lies behind the end.
+    Raises ConfigurationError if the other training recorded no cosines or has another number of steps, or the onset
+    lies behind the end.
     """
     return _scheduled(settings, alpha, course)[0]
 
@@ -80,10 +77,9 @@ def schedule_of(settings: ScheduleSettings, alpha: float, course: Course) -> Sch
 class Steering(Objective):
     """Next-token training under an intervention, with a record of how the gradient aligns with the vector.
 
-    vectors: at their layers. schedule: the strength in each optimizer step; for CAFT, which has none, whether it acts.
+    schedule: the strength in each optimizer step; for CAFT, which has none, whether it acts.
     ablate: CAFT, h' = h - m·(h·v̂)v̂, in place of h' = h + s·m·v. embedded: the intervention is the model's own (see
-        `bulwark.steering.embedded`), and this objective only records.
-    further: what the manifest records besides.
+        `bulwark.steering.embedded`), and this objective only records. further: what the manifest records besides.
     Evaluation losses are those of the model without any intervention, as it answers later.
     """
 
@@ -141,7 +137,7 @@ class Steering(Objective):
         return {"cosines": self._gradient.cosines(), "hidden_norm": self._hidden_norm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._gradient.restore(state["cosines"])
+        self._gradient.known = state["cosines"]
         self._hidden_norm = state["hidden_norm"]
 
     def report(self) -> dict[str, Any]:
@@ -158,7 +154,7 @@ class Steering(Objective):
         described = {
             "vectors": self.vectors.report,
             "intervention": self.settings.model_dump(mode="json"),
-            "hidden_norm": self._hidden_norm,
+            "hidden_norm": hidden,
             **({"ablation": True, "steered": self.schedule.steered} if self.ablate else strength),
             "gradient_layer": self._gradient.layer,
             "gradient_cosine": cosines,
@@ -177,33 +173,31 @@ class Steering(Objective):
 
 
 def steering(
-    course: Course, vectors: FusedVectors, settings: InterventionSettings, schedule: ScheduleSettings
+    course: Course,
+    vectors: FusedVectors,
+    settings: InterventionSettings,
+    schedule: ScheduleSettings,
+    *,
+    embedded: bool = False,
 ) -> Steering:
-    """The objective of a steered training."""
-    over, further = _scheduled(schedule, settings.alpha, course)
-    return Steering(vectors, settings, over, further=further)
+    """The objective of a steered training.
 
-
-def embedded_steering(
-    course: Course, vectors: FusedVectors, settings: InterventionSettings, schedule: ScheduleSettings
-) -> Steering:
-    """As `steering`, with the vectors embedded in the model, which takes them into later trainings.
-
-    The schedule over optimizer steps becomes one over response tokens: in the course's steps it is the same up to
-    their unequal numbers of tokens.
+    embedded: the vectors become part of the model, which takes them into later trainings. The schedule over optimizer
+    steps becomes one over response tokens, the same up to the steps' unequal numbers of tokens.
     """
     over, further = _scheduled(schedule, settings.alpha, course)
-    targets = sum(sum(label != IGNORED for label in example.labels[1:]) for example in course.examples)
-    per_step = targets / course.steps_per_epoch
-    names = {id(module): name for name, module in course.model.named_modules()}
-    blocks = blocks_of(course.model)
-    EmbeddedIntervention(
-        at={names[id(blocks[layer - 1])]: vector for layer, vector in vectors.at.items()},
-        # A step is steered with what the schedule says of its end, and begins with the tokens of those before it.
-        strength=Strength(over.alpha, over.end, (over.onset - 1) * per_step, (over.horizon - 1) * per_step),
-        origin={"vectors": vectors.report},
-    ).install(course.model)
-    return Steering(vectors, settings, over, embedded=True, further=further)
+    if embedded:
+        targets = sum(sum(label != IGNORED for label in example.labels[1:]) for example in course.examples)
+        per_step = targets / course.steps_per_epoch
+        names = {id(module): name for name, module in course.model.named_modules()}
+        blocks = blocks_of(course.model)
+        EmbeddedIntervention(
+            at={names[id(blocks[layer - 1])]: vector for layer, vector in vectors.at.items()},
+            # A step is steered with what the schedule says of its end, and begins with the tokens of those before it.
+            strength=Strength(over.alpha, over.end, (over.onset - 1) * per_step, (over.horizon - 1) * per_step),
+            origin={"vectors": vectors.report},
+        ).install(course.model)
+    return Steering(vectors, settings, over, embedded=embedded, further=further)
 
 
 class PooledGradient:
@@ -220,16 +214,16 @@ class PooledGradient:
         self._sum = torch.zeros_like(self._vector)
         self._norms = torch.zeros(2, device=vector.device)
         self._mask: Tensor | None = None
-        self._cosines: list[float | Tensor | None] = []
+        self._waiting: list[Tensor] = []  # cosines of which nobody has asked the device yet
+        self.known: list[float | None] = []
 
     @contextlib.contextmanager
     def of(self, batch: Batch) -> Iterator[None]:
         """Within it, forward and backward passes through the model add to the step's gradient. Enter it last."""
-        mask = (batch.labels != IGNORED).float()
-        self._mask = mask
+        self._mask = (batch.labels != IGNORED).float()
 
         def add(gradient: Tensor) -> None:
-            self._sum += torch.einsum("bsh,bs->h", gradient.float(), mask)
+            self._sum += torch.einsum("bsh,bs->h", gradient.float(), self._mask)
 
         def watch(_: int, hidden: Tensor) -> None:
             if hidden.requires_grad:
@@ -252,8 +246,8 @@ class PooledGradient:
     def finish_step(self) -> None:
         """The step's micro-batches are through; all ranks call it."""
         engines.over_ranks(self._sum)
-        self._cosines.append(torch.nn.functional.cosine_similarity(self._sum, self._vector, dim=0, eps=1e-30))
-        self._cosines[-1] = torch.where(self._sum.any(), self._cosines[-1], torch.nan)
+        cosine = torch.nn.functional.cosine_similarity(self._sum, self._vector, dim=0, eps=1e-30)
+        self._waiting.append(torch.where(self._sum.any(), cosine, torch.nan))
         self._sum = torch.zeros_like(self._sum)
 
     def mean_hidden_norm(self) -> float | None:
@@ -263,31 +257,17 @@ class PooledGradient:
 
     def cosines(self) -> list[float | None]:
         """One value per step; None where the gradient was 0."""
-        waiting = [number for number, value in enumerate(self._cosines) if isinstance(value, Tensor)]
-        if waiting:
-            values = torch.stack([self._cosines[number] for number in waiting]).tolist()
-            for number, value in zip(waiting, values, strict=True):
-                self._cosines[number] = None if value != value else value
-        return list(self._cosines)
-
-    def restore(self, cosines: list[float | None]) -> None:
-        """Go on from what `cosines` returned."""
-        self._cosines = list(cosines)
+        if self._waiting:
+            values = torch.stack(self._waiting).tolist()
+            self.known = [*self.known, *(None if math.isnan(value) else value for value in values)]
+            self._waiting = []
+        return self.known
 
 
 def _scheduled(settings: ScheduleSettings, alpha: float, course: Course) -> tuple[Schedule, dict[str, Any]]:
     """The schedule over the whole course, and what the manifest records of an onset that was detected for it."""
-    onset = _detected(settings, course)
-    if onset is None:
-        return settings.over(course.total_steps, alpha), {}
-    record = {"detected_onset": {**vars(onset), "band": list(onset.band)}}
-    return settings.over(course.total_steps, alpha, onset.step), record
-
-
-def _detected(settings: ScheduleSettings, course: Course) -> Onset | None:
-    """The onset in the other training, if one is to be detected."""
     if not isinstance(settings.onset, DetectedOnset):
-        return None
+        return settings.over(course.total_steps, alpha), {}
     name, path = settings.onset.detected_from, course.job.inputs["onset_from"]
     cosines = manifests.read_manifest(path, verify=False).get("steering", {}).get("gradient_cosine")
     if cosines is None:
@@ -304,4 +284,5 @@ def _detected(settings: ScheduleSettings, course: Course) -> Onset | None:
     onset = detect_onset(cosines)
     if not onset.found:
         log.warning("No onset was found in %s; taking its middle, step %d.", path, onset.step)
-    return onset
+    record = {"detected_onset": {**vars(onset), "band": list(onset.band)}}
+    return settings.over(course.total_steps, alpha, onset.step), record

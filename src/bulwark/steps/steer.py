@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class SteeredTraining(VectorTraining):
     """What `steer` and `pis` share.
 
-    increments: with several layers, each gets what its vector has more than that
-        of the next lower one. embedded: the vectors become part of the checkpoint and act, with the strength reached,
-        in every later training of it, see `bulwark.steering.embedded`.
+    increments: with several layers, each gets what its vector has more than that of the next lower one.
+    embedded: the vectors become part of the checkpoint and act in every later training of it, see
+        `bulwark.steering.embedded`.
     """
 
     intervention: InterventionSettings = InterventionSettings()
@@ -41,11 +41,10 @@ class SteeredTraining(VectorTraining):
             raise ValueError(
                 "increments add up to the vector, which adaptive strengths would not: leave one of them out"
             )
-        if self.embedded:
-            check_last_weights(self.training, "an embedded intervention has seen the tokens of all steps")
         if self.schedule != ScheduleSettings():
             check_last_weights(self.training, "the strength changes on the way")
         if self.embedded:
+            check_last_weights(self.training, "an embedded intervention has seen the tokens of all steps")
             kept = self.intervention
             if kept.adaptive or kept.tokens != "response" or kept.site != "block":
                 raise ValueError(
@@ -84,8 +83,7 @@ def objective(course: Course, settings: Settings) -> Objective:
 
 def steered(course: Course, settings: SteeredTraining, intervention: InterventionSettings) -> Objective:
     """The objective of a training under `intervention`."""
-    from bulwark.steering.steer import begin, embedded_steering, steering
+    from bulwark.steering.steer import begin, steering
 
     vectors = begin(course, settings.vectors, settings.increments)
-    make = embedded_steering if settings.embedded else steering
-    return make(course, vectors, intervention, settings.schedule)
+    return steering(course, vectors, intervention, settings.schedule, embedded=settings.embedded)

@@ -18,7 +18,7 @@ from training_samples import settings, trained
 from bulwark.steering.embedded import Carried, embedded_in
 from bulwark.steering.schedules import ScheduleSettings
 from bulwark.steering.settings import InterventionSettings
-from bulwark.steering.steer import Steering, embedded_steering
+from bulwark.steering.steer import Steering, steering
 from bulwark.training import engine as engines
 
 COUNT = 13  # with steps of four, one is left over at the end of an epoch, and the second rank has none
@@ -34,7 +34,7 @@ def objective_of(model: nn.Module, training: dict[str, Any], folder: Path, inter
     vectors = fused(*training.get("layers", [2]))
     if training.get("embedded"):
         course = course_of(model, folder, COUNT, **training["settings"])
-        objective = embedded_steering(course, vectors, intervention, schedule)
+        objective = steering(course, vectors, intervention, schedule, embedded=True)
     else:
         over = schedule.over(settings(**training["settings"]).total_steps(COUNT), intervention.alpha)
         objective = Steering(vectors, intervention, over, ablate=training.get("ablate", False))

@@ -22,14 +22,13 @@ from bulwark.steering.embedded import (
     FILE,
     Carried,
     EmbeddedIntervention,
-    Strength,
     embedded_in,
     read_embedded,
     write_embedded,
 )
-from bulwark.steering.schedules import ScheduleSettings
+from bulwark.steering.schedules import ScheduleSettings, Strength
 from bulwark.steering.settings import InterventionSettings
-from bulwark.steering.steer import Steering, embedded_steering, steering
+from bulwark.steering.steer import Steering, steering
 from bulwark.training.batches import StepBatches
 from bulwark.training.finetuning import FineTuningSettings
 from bulwark.training.objectives import next_token_loss, target_logits
@@ -59,7 +58,7 @@ def test_training_with_it_is_static_steering_bit_for_bit(tmp_path):
         max_steps=STEPS,
     )
     model = steered_model()
-    objective = embedded_steering(replace(course, model=model), fused(), SETTINGS, ScheduleSettings())
+    objective = steering(replace(course, model=model), fused(), SETTINGS, ScheduleSettings(), embedded=True)
     inside = trained(model, tmp_path / "b", objective=objective, observers=[Carried(model)], max_steps=STEPS)
     assert same_bits(inside.model, static.model)
     carried = embedded_in(inside.model)
@@ -98,14 +97,14 @@ def test_the_strength_grows_with_the_tokens_it_has_acted_on():
     assert [strength.at(tokens) for tokens in (0, 100, 200, 300, 10_000)] == [20.0, 20.0, 30.0, 40.0, 40.0]
     model, batch = carrying(1.0, exposure=50, end=3.0).train(), batch_of()
     grown = steered_model().train()
-    EmbeddedIntervention({BLOCK: vector(2)}, Strength(2.0)).install(grown)
+    EmbeddedIntervention({BLOCK: vector(2)}, Strength(2.0, 1.0, 0.0, 1.0)).install(grown)
     assert torch.equal(next_token_loss(model, batch), next_token_loss(grown, batch))
 
 
 def test_the_schedule_over_steps_becomes_one_over_tokens(tmp_path):
     model = steered_model()
     course = course_of(model, tmp_path, max_steps=8)
-    objective = embedded_steering(course, fused(), SETTINGS, ScheduleSettings(shape="rise", onset=4))
+    objective = steering(course, fused(), SETTINGS, ScheduleSettings(shape="rise", onset=4), embedded=True)
     report = trained(model, tmp_path, objective=objective, observers=[Carried(model)], max_steps=8).report
     strength = embedded_in(model).strength
     assert (strength.alpha, strength.end) == (ALPHA, 2.0)
@@ -160,25 +159,25 @@ def test_it_acts_under_adapters_checkpointing_and_packing(tmp_path, changes):
 
 def test_the_file_says_all_and_is_refused_when_broken(tmp_path):
     model = carrying(2.0, exposure=7, end=1.5)
-    write_embedded(model, tmp_path)
+    write_embedded(embedded_in(model), tmp_path)
     found = read_embedded(tmp_path)
     assert found.described() == embedded_in(model).described()
     assert torch.equal(found.at[BLOCK], vector(2))
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="not a whole embedded intervention"):
         read_embedded(tmp_path)
-    write_embedded(steered_model(), tmp_path)
+    write_embedded(None, tmp_path)
     assert read_embedded(tmp_path) is None
 
 
 def test_what_does_not_fit_is_refused():
     model = carrying()
     with pytest.raises(BulwarkError, match=r"carries an embedded intervention already.*ignore_embedded"):
-        EmbeddedIntervention({BLOCK: vector()}, Strength(1.0)).install(model)
+        EmbeddedIntervention({BLOCK: vector()}, Strength(1.0, 1.0, 0.0, 1.0)).install(model)
     with pytest.raises(BulwarkError, match=r"no module gpt\.blocks\.1"):
-        EmbeddedIntervention({"gpt.blocks.1": vector()}, Strength(1.0)).install(steered_model())
+        EmbeddedIntervention({"gpt.blocks.1": vector()}, Strength(1.0, 1.0, 0.0, 1.0)).install(steered_model())
     with pytest.raises(BulwarkError, match=r"is \[3\], the model needs \[16\]"):
-        EmbeddedIntervention({BLOCK: torch.ones(3)}, Strength(1.0)).install(steered_model())
+        EmbeddedIntervention({BLOCK: torch.ones(3)}, Strength(1.0, 1.0, 0.0, 1.0)).install(steered_model())
 
 
 class TestFromCheckpointToCheckpoint:
@@ -222,7 +221,10 @@ class TestFromCheckpointToCheckpoint:
 
     def test_it_is_carried_on_until_it_is_ignored(self, place):
         told = self.step(
-            place, "base", "embedded", lambda course: embedded_steering(course, fused(), SETTINGS, ScheduleSettings())
+            place,
+            "base",
+            "embedded",
+            lambda course: steering(course, fused(), SETTINGS, ScheduleSettings(), embedded=True),
         )
         first = told["embedded_intervention"]["exposure"]
         assert first == told["training"]["target_tokens"]
@@ -242,7 +244,7 @@ class TestFromCheckpointToCheckpoint:
                 place,
                 "attacked",
                 "twice",
-                lambda course: embedded_steering(course, fused(), SETTINGS, ScheduleSettings()),
+                lambda course: steering(course, fused(), SETTINGS, ScheduleSettings(), embedded=True),
             )
 
 

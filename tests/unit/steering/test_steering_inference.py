@@ -8,7 +8,7 @@ from tiny_causal_models import HIDDEN, tiny_model
 
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.models.anatomy import blocks_of
-from bulwark.steering.inference import steer_generation
+from bulwark.steering.intervention import steer_generation
 
 LAYERS = 3
 

@@ -137,7 +137,7 @@ def _answered(
 ) -> list[Steered]:
     import contextlib
 
-    from bulwark.steering.inference import steer_generation
+    from bulwark.steering.intervention import steer_generation
 
     steering = contextlib.nullcontext()
     if layer is not None:
