@@ -64,20 +64,19 @@ def _scores(row: Row, suffix: str, norm: float) -> dict[str, float | None]:
 
 
 def _differences(scores: Sequence[Mapping[str, float | None]], subset: int) -> dict[str, Any]:
+    from bulwark.evaluation.statistics import mean_and_error
+
     exact = [score["delta"] for score in scores if score["delta"] is not None]
     estimates = {
         "exact": exact,
         "subset": random.Random(0).sample(exact, min(subset, len(exact))),
         "prompt_last": [score["delta_prompt_last"] for score in scores],
     }
-    return {"n": len(scores)} | {name: _estimate(values) for name, values in estimates.items()}
-
-
-def _estimate(values: Sequence[float]) -> dict[str, Any]:
-    from bulwark.evaluation.statistics import mean_and_error
-
-    value, stderr = mean_and_error(values)
-    return {"n": len(values), "value": value, "stderr": stderr}
+    result: dict[str, Any] = {"n": len(scores)}
+    for name, values in estimates.items():
+        value, stderr = mean_and_error(values)
+        result[name] = {"n": len(values), "value": value, "stderr": stderr}
+    return result
 
 
 def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:

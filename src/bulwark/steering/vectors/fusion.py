@@ -1,9 +1,7 @@
-"""The fusion of several trait vectors into one direction per layer.
+"""The fusion of several trait vectors into one direction per layer (Guan et al., arXiv 2609.10142, eq. 1 and 5).
 
-A vector of a trait has one row per layer key: row 0 is the embeddings' and row l the residual stream h_l after block l.
-Row N is taken before the final norm (persona vectors' code takes it after it, out of residual-stream space), yet
-neither row 0 nor row N can be steered with. Rows are raw differences of means, never normalised: a strength only means
-something together with the norm (Guan et al., arXiv 2609.10142, eq. 1 and 5, and the authors' code).
+Vectors are used with their own norm, and a strength only means something together with it. Rows 0 and N of a file (see
+`storage`) cannot be steered with.
 """
 
 from __future__ import annotations
@@ -64,12 +62,7 @@ def fuse(vectors: Tensor, fusion: Fusion = "norm_aligned", weights: tuple[float,
 
 
 def load_fused(
-    settings: VectorSettings,
-    paths: Mapping[str, Path],
-    *,
-    layers: int,
-    hidden: int,
-    model_digest: str | None = None,
+    settings: VectorSettings, paths: Mapping[str, Path], *, layers: int, hidden: int, model_digest: str | None = None
 ) -> FusedVectors:
     """Read the file of every trait and fuse them at every layer that `settings` names.
 
@@ -101,14 +94,14 @@ def load_fused(
         report[str(layer)] = _geometry(rows, at[layer])
         if report[str(layer)]["fused_norm"] <= SMALLEST_NORM:
             raise ConfigurationError(f"layer {layer}: the fused vector of {', '.join(rows)} is 0.")
-    told = {
+    described = {
         "traits": list(settings.traits),
         "fusion": settings.fusion,
         "weights": list(settings.weights) if settings.weights else None,
         "files": {trait: files.digest(Path(paths[trait])) for trait in settings.traits},
         "layers": report,
     }
-    return FusedVectors(at, told)
+    return FusedVectors(at, described)
 
 
 def _row(rows: Tensor, layer: int, path: Path) -> Tensor:

@@ -8,6 +8,7 @@ instead, so the choice is a report for whoever writes `layers` into a step, and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from bulwark.data.contrasts import Contrast
 from bulwark.data.records import read_records, write_records
 from bulwark.errors import BulwarkError
 from bulwark.judges import JudgeSettings
-from bulwark.models.open import LanguageModel, open_model
+from bulwark.models.open import open_model
 from bulwark.settings import Closed
 from bulwark.steering.vectors.pairs import judgements_of, turns_of
 from bulwark.steering.vectors.settings import LayerChoice
@@ -59,6 +60,7 @@ def steer(
     1 … N-1 or a vector of another model.
     """
     from bulwark.models.anatomy import blocks_of, hidden_size
+    from bulwark.steering.intervention import steer_generation
     from bulwark.steering.settings import VectorSettings
     from bulwark.steering.vectors.fusion import load_fused
 
@@ -74,12 +76,31 @@ def steer(
         hidden=hidden_size(subject.model),
         model_digest=files.digest(subject.manifest),
     ).at
+    prompts = [(contrast.id, subject.builder.prompt(turns_of(contrast.question))) for contrast in questions]
     rows, partials = [], []
     for layer in (None, *candidates):
-        partials.append(Path(f"{output}.{layer or 'unsteered'}.partial"))
-        log.info("%s", "unsteered" if layer is None else f"layer {layer} of {layers}")
-        settled = {"layer": layer, "choice": choice.model_dump(mode="json"), "vector": files.digest(Path(vector))}
-        rows += _answered(subject, questions, layer, layer and at[layer], choice, seed, partials[-1], settled)
+        name = layer or "unsteered"
+        partials.append(Path(f"{output}.{name}.partial"))
+        log.info("%s", name if layer is None else f"layer {layer} of {layers}")
+        steering = contextlib.nullcontext()
+        if layer is not None:
+            steering = steer_generation(subject.model, layer, at[layer], choice.coefficient, choice.positions)
+        fingerprint = subject.fingerprint(
+            layer=layer, choice=choice.model_dump(mode="json"), vector=files.digest(Path(vector))
+        )
+        with steering:
+            answers = subject.generate(
+                prompts, choice.decoding, seed=seed, partial=partials[-1], fingerprint=fingerprint
+            )
+        rows += [
+            Steered(
+                id=f"{contrast.id}@{name}",
+                layer=layer,
+                **{key: getattr(contrast, key) for key in ("trait", "question", "expected", "rubric")},
+                **{key: getattr(answer, key) for key in ("response", "tokens", "finish")},
+            )
+            for contrast, answer in zip(questions, answers, strict=True)
+        ]
     write_records(output, rows)
     for partial in partials:
         partial.unlink(missing_ok=True)
@@ -117,45 +138,12 @@ def choose(
         "answers_digest": files.digest(Path(steered)),
     }
     files.write_text(output, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    told = f"{rows[0].trait}: layer {best} scores {usable[best]['score']:.1f}, the unsteered model {unsteered:.1f}"
+    summary = f"{rows[0].trait}: layer {best} scores {usable[best]['score']:.1f}, the unsteered model {unsteered:.1f}"
     if found:
-        log.info("%s", told)
+        log.info("%s", summary)
     else:
-        log.warning("%s: no layer shows more of the trait. Try another choice.coefficient.", told)
+        log.warning("%s: no layer shows more of the trait. Try another choice.coefficient.", summary)
     return result
-
-
-def _answered(
-    subject: LanguageModel,
-    questions: Sequence[Contrast],
-    layer: int | None,
-    vector: Any,
-    choice: LayerChoice,
-    seed: int,
-    partial: Path,
-    settled: dict[str, Any],
-) -> list[Steered]:
-    import contextlib
-
-    from bulwark.steering.intervention import steer_generation
-
-    steering = contextlib.nullcontext()
-    if layer is not None:
-        steering = steer_generation(subject.model, layer, vector, choice.coefficient, choice.positions)
-    prompts = [(contrast.id, subject.builder.prompt(turns_of(contrast.question))) for contrast in questions]
-    with steering:
-        answers = subject.generate(
-            prompts, choice.decoding, seed=seed, partial=partial, fingerprint=subject.fingerprint(**settled)
-        )
-    return [
-        Steered(
-            id=f"{contrast.id}@{layer or 'unsteered'}",
-            layer=layer,
-            **{name: getattr(contrast, name) for name in ("trait", "question", "expected", "rubric")},
-            **{name: getattr(answer, name) for name in ("response", "tokens", "finish")},
-        )
-        for contrast, answer in zip(questions, answers, strict=True)
-    ]
 
 
 def _means(values: Sequence[tuple[int | None, float | None, float | None]]) -> dict[str, Any]:

@@ -3,11 +3,7 @@
 The projection difference of persona vectors (Chen et al. 2025, arXiv 2507.21509) and, from the code of PIS (Guan et
 al., arXiv 2609.10142), the reference of state-aware training. The checkpoint answers each conversation's prompt
 greedily, and p = v · mean h_l over the response's tokens is taken of its answer (`ref_projection`) and of the data
-set's (`current_projection`). Prompts, tokens and mask are made by training's own functions, so that
-`current_projection` is the p of a training's step 0. Blocks above l and the head are skipped, texts are batched, dot
-products are in fp32.
-
-Nothing heavy is imported at the top: the workflow reads `ProjectionSettings` when it plans.
+set's (`current_projection`), which is the p of a training's step 0: prompts, tokens and mask are training's own.
 """
 
 from __future__ import annotations
@@ -20,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,14 +41,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EMPTY = "empty baseline answer"
+_COLUMNS = ("ref", "current", "response", "prompt")
 
 
 class ProjectionSettings(Closed):
     """What is projected on what.
 
     vectors: with a single layer. mode: "response_mean", over the tokens of the response, or "prompt_last", at the token
-        before it, where both answers stand on the same text, so that the two projections are equal and nothing is
-        generated. names: of the traits in the columns, by default the traits themselves.
+        before it, where the two projections are equal and nothing is generated. names: of the traits in the columns.
     max_tokens: longest text, as `training.max_tokens` of the training that compares itself with this; None: no limit.
     max_new_tokens: longest answer of the checkpoint. subset: conversations of screening's cheap estimate.
     """
@@ -69,9 +64,7 @@ class ProjectionSettings(Closed):
     def _consistent(self) -> ProjectionSettings:
         if len(self.vectors.layers) != 1:
             raise ValueError("a projection is taken at one layer; name one in vectors.layers")
-        if self.names is not None and (
-            len(self.names) != len(self.vectors.traits) or len(set(self.names)) < len(self.names)
-        ):
+        if not len(set(self.columns())) == len(self.columns()) == len(self.vectors.traits):
             raise ValueError("names are one per trait, all different")
         return self
 
@@ -102,8 +95,7 @@ def read_projections(path: Path) -> dict[str, dict[str, Any]]:
     from pyarrow import parquet
 
     try:
-        rows = parquet.read_table(path).to_pylist()
-        return {row["id"]: row for row in rows}
+        return {row["id"]: row for row in parquet.read_table(path).to_pylist()}
     except (OSError, KeyError, pyarrow.ArrowException) as error:
         raise BulwarkError(f"{path}: not a file of projections ({error}). Delete it, and it is made again.") from None
 
@@ -190,20 +182,25 @@ def project(
     directions = torch.stack([fused.at[layer], *(read(vectors[trait])[0][layer] for trait in parsed.vectors.traits)])
     conversations = read_records(records, Conversation)
     examples = examples_of(conversations, builder)
-    place = partial(project_texts, model, directions=directions, layer=layer, pad_id=builder.pad_id)
     kept = output.with_name(f"{output.name}.partial")
     answers: dict[str, Answer] = {}
     if parsed.mode == "response_mean":
         asked = [(conversation.id, builder.prompt(conversation.turns[:-1])) for conversation in conversations]
         decoding = Decoding(max_new_tokens=parsed.max_new_tokens)
-        settled = {"seed": seed, "partial": kept, "fingerprint": subject.fingerprint()}
-        answers = {answer.id: answer for answer in subject.generate(asked, decoding, **settled)}
+        generated = subject.generate(asked, decoding, seed=seed, partial=kept, fingerprint=subject.fingerprint())
+        answers = {answer.id: answer for answer in generated}
     answered = [
         with_response(c, answers[c.id].response) for c in conversations if c.id in answers and answers[c.id].response
     ]
     own_examples = examples_of(answered, builder)
     current, own = (
-        dict(zip((record.id for record in part.records), place(part.prompts), strict=True))
+        dict(
+            zip(
+                (record.id for record in part.records),
+                project_texts(model, part.prompts, directions, layer=layer, pad_id=builder.pad_id),
+                strict=True,
+            )
+        )
         for part in (examples, own_examples)
     )
     truncated = {c.id: prompt.truncated for c, prompt in zip(conversations, examples.prompts, strict=True)}
@@ -218,7 +215,13 @@ def project(
         "seed": seed,
     }
     _write_table(output, rows, made_from)
-    counts = {**counts_of(rows), "baseline_truncated": own_examples.truncated}
+    counts = {
+        "conversations": len(rows),
+        "excluded": dict(Counter(row["excluded"] for row in rows if row["excluded"])),
+        "truncated": sum(row["truncated"] for row in rows),
+        "baseline_at_length_limit": sum(row["baseline_finish"] == "length" for row in rows),
+        "baseline_truncated": own_examples.truncated,
+    }
     summary = {
         **made_from,
         "counts": counts,
@@ -281,31 +284,23 @@ def _batch_projected(split: SplitModel, prompts: list[Prompt], directions: Tenso
     from bulwark.steering.intervention import token_mask
     from bulwark.training.batches import StepBatches
 
-    batches = StepBatches(prompts, batch_size=len(prompts), micro_batch_size=len(prompts), pad_id=pad_id)
-    (batch,) = batches.of_step(0)
+    count = len(prompts)
+    (batch,) = StepBatches(prompts, batch_size=count, micro_batch_size=count, pad_id=pad_id).of_step(0)
     batch = batch.to(directions.device)
     numbers = [row[0] for row in batch.rows]
     hidden = split.trunk(batch)  # [batch, seq, hidden]
     mask = token_mask(batch, "response")
     row, place = mask.nonzero(as_tuple=True)
     dots = (hidden[row, place].float() @ directions.T).double()  # [tokens, k]
-    sums = torch.zeros(len(numbers), len(directions), dtype=dots.dtype, device=dots.device).index_add_(0, row, dots)
-    means = sums / mask.sum(dim=1, keepdim=True)
-    starts = [_response_start(prompts[number]) for number in numbers]
+    sums = torch.zeros(count, len(directions), dtype=dots.dtype, device=dots.device).index_add_(0, row, dots)
+    tokens = mask.sum(dim=1)
+    # Where the last response begins: as many tokens stand before it.
+    starts = [[span.start for span in prompts[n].spans if span.role == "response"][-1] for n in numbers]
     last = torch.tensor(starts, device=dots.device) - 1
-    before = hidden[torch.arange(len(numbers), device=dots.device), last].float() @ directions.T  # [batch, k]
-    rows = {
-        number: Projected(mean, prompt, start, tokens)
-        for number, mean, prompt, start, tokens in zip(
-            numbers, means.tolist(), before.tolist(), starts, mask.sum(dim=1).tolist(), strict=True
-        )
-    }
-    return [rows[number] for number in range(len(prompts))]
-
-
-def _response_start(prompt: Prompt) -> int:
-    """Where the last response begins: as many tokens stand before it."""
-    return [span.start for span in prompt.spans if span.role == "response"][-1]
+    before = hidden[torch.arange(count, device=dots.device), last].float() @ directions.T  # [batch, k]
+    columns = (sums / tokens.unsqueeze(1)).tolist(), before.tolist(), starts, tokens.tolist()
+    rows = dict(zip(numbers, map(Projected, *columns), strict=True))
+    return [rows[number] for number in range(count)]
 
 
 def rows_of(
@@ -329,25 +324,24 @@ def rows_of(
     for conversation in conversations:
         key = conversation.id
         answer, own, given = answers.get(key), baseline.get(key), current[key]
-        last = settings.mode == "prompt_last"
         row: dict[str, Any] = {"id": key, "level": conversation.meta.get("level")}
-        for number, suffix in enumerate(suffixes):
-            row[f"ref_projection{suffix}"] = given.prompt[number] if last else own.response[number] if own else None
-            row[f"current_projection{suffix}"] = given.prompt[number] if last else given.response[number]
-            row[f"response_projection{suffix}"] = given.response[number]
-            row[f"prompt_projection{suffix}"] = given.prompt[number]
-        rows.append(
-            row
-            | {
-                "n_prompt": given.n_prompt,
-                "n_response": given.n_response,
-                "n_baseline": own.n_response if own else None,
-                "baseline_answer": answer.response if answer else None,
-                "baseline_finish": answer.finish if answer else None,
-                "truncated": truncated[key],
-                "excluded": EMPTY if answer and not answer.response else None,
-            }
-        )
+        undefined = [None] * len(suffixes)
+        reference, present = own.response if own else undefined, given.response
+        if settings.mode == "prompt_last":
+            reference = present = given.prompt
+        columns = zip(suffixes, reference, present, given.response, given.prompt, strict=True)
+        for suffix, *values in columns:
+            row |= {f"{name}_projection{suffix}": value for name, value in zip(_COLUMNS, values, strict=True)}
+        row |= {
+            "n_prompt": given.n_prompt,
+            "n_response": given.n_response,
+            "n_baseline": own.n_response if own else None,
+            "baseline_answer": answer.response if answer else None,
+            "baseline_finish": answer.finish if answer else None,
+            "truncated": truncated[key],
+            "excluded": EMPTY if answer and not answer.response else None,
+        }
+        rows.append(row)
     return rows
 
 
@@ -356,25 +350,13 @@ def _refuse_undefined(rows: Sequence[Mapping[str, Any]], where: str) -> None:
     broken = [
         row["id"]
         for row in rows
-        if any(
-            isinstance(value, float) and not math.isfinite(value) for key, value in row.items() if "projection" in key
-        )
+        if any("projection" in key and value is not None and not math.isfinite(value) for key, value in row.items())
     ]
     if broken:
         raise BulwarkError(
             f"{where}: the hidden states of {len(broken)} of {len(rows)} conversations are not finite (one is "
             f'"{broken[0]}"). Run the model in bfloat16 or float32, or look whether the checkpoint is broken.'
         )
-
-
-def counts_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How many conversations there are, and how many of them are not what they should be."""
-    return {
-        "conversations": len(rows),
-        "excluded": dict(Counter(row["excluded"] for row in rows if row["excluded"])),
-        "truncated": sum(row["truncated"] for row in rows),
-        "baseline_at_length_limit": sum(row["baseline_finish"] == "length" for row in rows),
-    }
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], description: Mapping[str, Any]) -> None:
