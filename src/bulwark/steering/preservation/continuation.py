@@ -2,18 +2,14 @@
 
 Up to the boundary K the trait vector v is injected. The displacement ΔW of an output projection is what the model has
 learned under it; what ΔW adds to the residual stream for its usual input is a vector u per module. From K on, α·u is
-added to the output of each module in place of v.
-
-The authors' ranks take u each from their own calibration data and its sign always from +v. Here sums and counts are
-reduced over the ranks and everyone injects the same u. (With two projections of a block, hooks inside it must outlast
-the backward pass under gradient checkpointing; `intervention.Intervention` does.)
+added to the output of each module in place of v. The authors' ranks take u each from their own calibration data; here
+sums and counts are reduced over the ranks and everyone injects the same u.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,7 +86,7 @@ class Continuation(SteeredUntil):
         self.settings, self.training = settings, training
         self.modules: list[Module] = [(layer, name) for layer in sorted(vectors.at) for name in settings.modules]
         self.at: dict[Module, Tensor] = {}
-        self._told: dict[str, Any] = {}
+        self._record: dict[str, Any] = {}
 
     def watched(self, model: nn.Module) -> list[tuple[nn.Parameter, Side]]:
         return [(site_module(model, layer, name).weight, "output") for layer, name in self.modules]
@@ -121,26 +117,26 @@ class Continuation(SteeredUntil):
                 moved.piece(device).times(mean[:, None])[:, 0] for moved, mean in zip(snapshots, means, strict=True)
             ]
             raw = added_up(shares, snapshots[0].replicated, device)
-            told = {"calibration": calibration}
+            record = {"calibration": calibration}
         else:
             raw, captured = self._main_vectors(snapshots, norms, device)
-            told = {"captured_energy": captured}
-        self._take(same_everywhere(raw, device), told)
+            record = {"captured_energy": captured}
+        self._take(same_everywhere(raw, device), record)
         self._install()
 
     def metrics(self) -> dict[str, float]:
-        rows = self._told.get("modules", {})
+        rows = self._record.get("modules", {})
         return {f"continuation/{module}/{key}": row[key] for module, row in rows.items() for key in ("cos_v", "norm")}
 
     def report(self) -> dict[str, Any]:
-        return {"steering": self.told() | self._told}
+        return {"steering": self.told() | self._record}
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"at": self.at, "told": self._told}
+        return super().state_dict() | {"at": self.at, "told": self._record}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.at, self._told = state["at"], state["told"]
+        self.at, self._record = state["at"], state["told"]
         if self.crossed:
             self._install()
 
@@ -156,8 +152,8 @@ class Continuation(SteeredUntil):
             for name in self.settings.modules
         ]
 
-    def _take(self, raw: list[Tensor], told: dict[str, Any]) -> None:
-        """Keep the vectors that are injected, and what is told of them."""
+    def _take(self, raw: list[Tensor], record: dict[str, Any]) -> None:
+        """Keep the vectors that are injected, and what the manifest records of them."""
         settings, rows = self.settings, {}
         for layer, v in self.vectors.at.items():
             v = v.to(self._engine_device)
@@ -175,7 +171,7 @@ class Continuation(SteeredUntil):
                     "raw_cos_v": float(torch.cosine_similarity(here[name], v, dim=0)),
                     "raw_norm": float(here[name].norm()),
                 }
-        self._told = told | {"modules": rows}
+        self._record = record | {"modules": rows}
         log.info(
             "Step %d: steering goes on with %s.",
             self.boundary,
@@ -215,6 +211,10 @@ class Continuation(SteeredUntil):
         parts = [site_module(self._model, layer, name) for layer, name in self.modules]
         sums = [torch.zeros(part.in_features, device=engine.device) for part in parts]
         steps = tokens = 0
+
+        def add(number: int, inputs: Tensor) -> None:
+            sums[number].add_((inputs.float() * mask.unsqueeze(-1)).sum(dim=(0, 1)))
+
         with engines.evaluation_weights(engine):
             while steps < settings.calibration_steps or tokens < settings.calibration_tokens:
                 if steps == batches.steps_per_epoch:
@@ -226,21 +226,10 @@ class Continuation(SteeredUntil):
                 for batch in batches.of_step(self.boundary + steps):
                     batch = batch.to(engine.device)
                     mask = token_mask(batch, self.intervention.tokens)
-                    with _inputs_added_to(sums, parts, mask):
+                    with hooks.capture_inputs(dict(enumerate(parts)), add):
                         next_token_loss(engine, batch)
                     read += mask.sum()
                 steps += 1
                 tokens += int(added_up([read], False, engine.device)[0])
         means = [total / tokens for total in added_up(sums, False, engine.device)]
         return means, {"steps": steps, "tokens": tokens}
-
-
-@contextlib.contextmanager
-def _inputs_added_to(sums: list[Tensor], parts: list[nn.Module], mask: Tensor) -> Iterator[None]:
-    """Within it the inputs [batch, seq, in] of each module at the tokens of `mask` are added to its sum [in]."""
-
-    def add(number: int, inputs: Tensor) -> None:
-        sums[number].add_((inputs.float() * mask.unsqueeze(-1)).sum(dim=(0, 1)))
-
-    with hooks.capture_inputs(dict(enumerate(parts)), add):
-        yield

@@ -63,18 +63,17 @@ def protected_weights(
     """The trainable matrices of the decoder blocks that are to be preserved, with the side of their directions.
 
     scope "target_core": those that write into the residual stream ("output" side); "all_linear": also those that read
-    from it ("input" side). layers: blocks from 1. Embeddings, norms and the output embedding are no part of a block.
-    Raises ConfigurationError for blocks that are not there, BulwarkError if nothing is found.
+    from it ("input" side). layers: blocks from 1. Raises ConfigurationError for blocks that are not there, BulwarkError
+    if nothing is found.
     """
     blocks = blocks_of(model)
-    if wrong := [layer for layer in layers if not 1 <= layer <= len(blocks)] if layers != "all" else []:
+    chosen = range(1, len(blocks) + 1) if layers == "all" else sorted(set(layers))
+    if wrong := [layer for layer in chosen if not 1 <= layer <= len(blocks)]:
         raise ConfigurationError(f"preservation.layers: {wrong} are no blocks of a model with {len(blocks)} (from 1).")
     found: list[tuple[nn.Parameter, Side]] = []
     seen: list[str] = []
-    for number, block in enumerate(blocks, start=1):
-        if layers != "all" and number not in layers:
-            continue
-        for name, part in block.named_modules():
+    for layer in chosen:
+        for name, part in blocks[layer - 1].named_modules():
             if isinstance(part, nn.Linear):
                 seen.append(name)
                 writes = name.rpartition(".")[2] in _WRITERS
@@ -107,14 +106,11 @@ class Directions:
 
     def along(self, shard: Shard) -> Tensor:
         """This rank's share of the coordinates [columns or rows, r] of what `shard` is a piece of."""
-        return self._piece(shard).along(self.basis, self.side)
+        return Piece(shard.values, shard.start, shards.shape_of(self.parameter)).along(self.basis, self.side)
 
     def remove(self, shard: Shard, coordinates: Tensor) -> None:
         """Take `coordinates` along the directions out of `shard`, in place."""
-        self._piece(shard).remove(self.basis, self.side, coordinates)
-
-    def _piece(self, shard: Shard) -> Piece:
-        return Piece(shard.values, shard.start, shards.shape_of(self.parameter))
+        Piece(shard.values, shard.start, shards.shape_of(self.parameter)).remove(self.basis, self.side, coordinates)
 
     def kept(self) -> dict[str, Tensor]:
         return {"basis": self.basis, "delta": self.delta}
@@ -173,6 +169,8 @@ class Preservation(SteeredUntil):
         self.settings, self.log_every = settings, log_every
         self.guards: list[Directions | Line] = []
         self.skipped: list[str] = []
+        # Whether the weights may move along the directions at all; else they stay where they were at the boundary.
+        self._partial = settings.strength < 1 or settings.remove == "eroding"
         self._rows: list[dict[str, Any]] = []
         self._anchor: list[Tensor] = []  # the weights' coordinates at the boundary
         self._held: list[Tensor] = []  # where the last step left them
@@ -199,7 +197,7 @@ class Preservation(SteeredUntil):
                 f"{', '.join(self.skipped[:5])} … Set the boundary later, or preservation.allow_partial: true."
             )
         kept = [(moved, norm) for moved, norm in zip(snapshots, norms, strict=True) if moved.name not in self.skipped]
-        self.guards = self._flat(kept) if settings.shape == "flat" else self._subspaces(kept, device)
+        self._guard(kept, device)
         self._anchor = self._coordinates(engine)
         self._held = list(self._anchor)
         self._history.append((self.boundary, torch.tensor([1.0, 0.0])))
@@ -237,23 +235,21 @@ class Preservation(SteeredUntil):
             return {}
         sums = {name: float(value) for name, value in self._sums.items()}
         self._sums = {}
-        told = dict(zip(("preservation/retained", "preservation/drift"), self._history[-1][1].tolist(), strict=True))
+        values = dict(zip(("retained", "drift"), self._history[-1][1].tolist(), strict=True))
         if "gradient" in sums:
-            told["preservation/gradient_share_removed"] = (
-                sums["gradient_removed"] / sums["gradient"] if sums["gradient"] else 0.0
-            )
+            values["gradient_share_removed"] = sums["gradient_removed"] / sums["gradient"] if sums["gradient"] else 0.0
         if "update_removed" in sums:
-            told["preservation/update_removed"] = (sums["update_removed"] / sums["updates"]) ** 0.5
-            told["preservation/eroding_directions"] = sums["eroding"] / sums["updates"]
-        return told
+            values["update_removed"] = (sums["update_removed"] / sums["updates"]) ** 0.5
+            values["eroding_directions"] = sums["eroding"] / sums["updates"]
+        return {f"preservation/{name}": value for name, value in values.items()}
 
     def finish(self, model: nn.Module, step: int, total: int) -> None:
-        lines = [json.dumps(row) + "\n" for row in self._rows]
-        (self.course.job.folder / ROWS).write_text("".join(lines), encoding="utf-8")
+        lines = "".join(json.dumps(row) + "\n" for row in self._rows)
+        (self.course.job.folder / ROWS).write_text(lines, encoding="utf-8")
 
     def report(self) -> dict[str, Any]:
         captured = [row["captured_energy"] for row in self._rows]
-        told = {
+        described = {
             "protected": len(self._rows),
             "skipped": self.skipped,
             "delta_norm": sum(row["delta_norm"] ** 2 for row in self._rows) ** 0.5,
@@ -262,7 +258,7 @@ class Preservation(SteeredUntil):
                 [step, *(round(value, 6) for value in measured.tolist())] for step, measured in self._history
             ],
         }
-        return {"steering": self.told() | told}
+        return {"steering": self.told() | described}
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
@@ -279,60 +275,51 @@ class Preservation(SteeredUntil):
         places = {moved.name: moved for moved in self._snapshots}
         self.guards = []
         for name, kept in state["guards"].items():
-            place = places[name]
+            place, delta = places[name], kept["delta"].to(device)
+            weight = name, place.parameter, place.side
             if "unit" in kept:
-                unit = Shard(kept["unit"], place.start, place.replicated)
-                guard = Line(name, place.parameter, place.side, unit, kept["delta"].to(device))
+                self.guards.append(Line(*weight, Shard(kept["unit"], place.start, place.replicated), delta))
             else:
-                basis, delta = kept["basis"].to(device), kept["delta"].to(device)
-                guard = Directions(name, place.parameter, place.side, basis, delta)
-            self.guards.append(guard)
+                self.guards.append(Directions(*weight, kept["basis"].to(device), delta))
         self._held, self._anchor = ([part.to(device) for part in state[key]] for key in ("held", "anchor"))
         self._history, self.skipped, self._rows = state["history"], state["skipped"], state["rows"]
         super().load_state_dict(state)
 
-    def _subspaces(self, kept: list[tuple[Displacement, float]], device: torch.device) -> list[Directions | Line]:
-        settings = self.settings
-        found = main_subspaces(
-            [moved for moved, _ in kept],
+    def _guard(self, kept: list[tuple[Displacement, float]], device: torch.device) -> None:
+        """Take the directions of every (ΔW, ‖ΔW‖) that is protected, with what the file of rows says of each."""
+        settings, flat = self.settings, self.settings.shape == "flat"
+        subspaces = main_subspaces(
+            [] if flat else [moved for moved, _ in kept],
             device,
             rank=settings.rank,
             oversample=settings.oversample,
             power_iterations=settings.power_iterations,
             qr_slice=settings.basis == "qr_slice_as_published",
         )
-        guards: list[Directions | Line] = []
-        for (moved, norm), (basis, delta) in zip(kept, found, strict=True):
-            basis, delta = basis.to(self._master_device), delta.to(self._master_device)
-            guards.append(Directions(moved.name, moved.parameter, moved.side, basis, delta))
-            strengths = delta.norm(dim=0)
-            self._tell(moved, norm, float(strengths.square().sum()) / norm**2, strengths.tolist())
-        return guards
-
-    def _flat(self, kept: list[tuple[Displacement, float]]) -> list[Directions | Line]:
-        guards: list[Directions | Line] = []
-        for moved, norm in kept:
-            unit = Shard(moved.values.div_(norm), moved.start, moved.replicated)
-            delta = torch.tensor([[norm]], device=self._master_device)
-            guards.append(Line(moved.name, moved.parameter, moved.side, unit, delta))
-            self._tell(moved, norm, 1.0, [norm])
-        return guards
-
-    def _tell(self, moved: Displacement, norm: float, captured: float, strengths: list[float]) -> None:
-        self._rows.append(
-            {
-                "weight": moved.name,
-                "shape": list(moved.shape),
-                "side": moved.side if self.settings.shape == "subspace" else "both",
-                "delta_norm": norm,
-                "captured_energy": captured,
-                "delta_along_directions": strengths,
-            }
-        )
+        for number, (moved, norm) in enumerate(kept):
+            weight = moved.name, moved.parameter, moved.side
+            if flat:
+                unit = Shard(moved.values.div_(norm), moved.start, moved.replicated)
+                self.guards.append(Line(*weight, unit, torch.tensor([[norm]], device=self._master_device)))
+                captured, strengths = 1.0, [norm]
+            else:
+                basis, delta = (part.to(self._master_device) for part in subspaces[number])
+                self.guards.append(Directions(*weight, basis, delta))
+                along = delta.norm(dim=0)
+                captured, strengths = float(along.square().sum()) / norm**2, along.tolist()
+            self._rows.append(
+                {
+                    "weight": moved.name,
+                    "shape": list(moved.shape),
+                    "side": "both" if flat else moved.side,
+                    "delta_norm": norm,
+                    "captured_energy": captured,
+                    "delta_along_directions": strengths,
+                }
+            )
 
     def _coordinates(self, engine: DeepSpeedEngine) -> list[Tensor]:
-        masters = [shards.local_master(engine, guard.parameter) for guard in self.guards]
-        return self._along(self.guards, masters)
+        return self._along(self.guards, [shards.local_master(engine, guard.parameter) for guard in self.guards])
 
     def _along(
         self, guards: list[Directions | Line], held: list[Shard], further: list[Tensor] | None = None
@@ -379,11 +366,6 @@ class Preservation(SteeredUntil):
         surplus = self.settings.strength * movement
         return surplus * eroding if self.settings.remove == "eroding" else surplus, eroding
 
-    @property
-    def _partial(self) -> bool:
-        """Whether the weights may move along the directions at all; else they stay where they were at the boundary."""
-        return self.settings.strength < 1 or self.settings.remove == "eroding"
-
     def _delta_square(self) -> Tensor:
         return torch.stack([guard.delta.square().sum() for guard in self.guards]).sum().to(self._engine_device)
 
@@ -393,7 +375,8 @@ class Preservation(SteeredUntil):
         for guard, now, anchor in zip(self.guards, self._coordinates(engine), self._anchor, strict=True):
             along += ((now - anchor) * guard.delta).sum().to(along.device)
             square += (now - anchor).square().sum().to(square.device)
-        return torch.stack([1 + along / self._delta_square(), (square / self._delta_square()).sqrt()])
+        whole = self._delta_square()
+        return torch.stack([1 + along / whole, (square / whole).sqrt()])
 
     def _count(self, **values: Tensor) -> None:
         for name, value in values.items():
