@@ -1,8 +1,7 @@
 """Changing hidden states while a model computes, in the forward and in the backward pass.
 
-One context manager for every use: the hooks stay installed until the backward pass is over, because gradient
-checkpointing computes parts of the forward pass again there, and has to find them unchanged (inside a block, a hook
-that is gone by then gives wrong gradients). Which tokens are meant is an explicit mask.
+The hooks stay installed until the backward pass is over, because gradient checkpointing computes parts of the forward
+pass again there: inside a block, a hook that is gone by then gives wrong gradients.
 """
 
 from __future__ import annotations
@@ -44,8 +43,7 @@ class Intervention(_Hooked):
 
     model: a causal LM, or the engine around it. at: layer key → vector v [hidden], used with its own norm.
     adaptive: s = alpha·(mean of ‖h_t‖ over the row's own tokens with m = 1)/(‖v‖ + 1e-8), else s = alpha. (The authors
-        take the mean over the micro-batch; per row, the strength does not depend on what else is in the batch.) The
-        gradient flows through ‖h‖, as theirs does.
+        take the mean over the micro-batch.) The gradient flows through ‖h‖, as theirs does.
     Raises ConfigurationError for layer keys outside 1 … N-1, BulwarkError for a vector of another size.
     """
 

@@ -1,8 +1,7 @@
 """How strong an intervention is in each optimizer step, and from which step on it should grow. Torch-free.
 
 Guan et al. (arXiv 2609.10142): eq. 3 and 4 (the rise called PIS), the authors' code (decline, withdrawal), App. E (the
-onset found in cosines of gradients with the vector). Steps are OPTIMIZER steps counted from 0, s = 0 … total-1, over
-all epochs; the authors count micro-batches, four to one of theirs, and begin anew in each epoch.
+onset). Steps are optimizer steps from 0 over all epochs; the authors count micro-batches, anew in each epoch.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ _WINDOW, _SHARE_OF_TAIL, _SMALLEST_TAIL, _WIDTH, _STAYING = 10, 0.2, 10, 2.5, 0.
 class DetectedOnset(Closed):
     """An onset found in another training: that of the step `detected_from` on the same parent at the same seed.
 
-    The other step must be one that records the cosines of its gradients with the same vectors, steering at constant
-    strength (`steer`). share: the onset is this share of the step that is found.
+    That has to steer with the same vectors at constant strength (`steer`). share: of the step that is found.
     """
 
     detected_from: str
@@ -71,10 +69,9 @@ class ScheduleSettings(Closed):
         return self
 
     def over(self, total: int, alpha: float, detected: int | None = None) -> Schedule:
-        """This schedule over a training of `total` optimizer steps, on the strength `alpha`.
+        """This schedule over a training of `total` optimizer steps, on the strength `alpha`, with the `detected` step.
 
-        detected: the step that was found, for an onset to be detected. Raises ConfigurationError for an onset or a
-        withdrawal that lies behind the end of the training.
+        Raises ConfigurationError for an onset or a withdrawal that lies behind the end of the training.
         """
         onset = self.onset or 0
         if isinstance(onset, DetectedOnset):
@@ -151,10 +148,7 @@ class Schedule(Strength):
 
 @dataclass(frozen=True)
 class Onset:
-    """The step found, and whether it is one: `found` is False where it is only the middle of the training.
-
-    band: (lowest, highest) value of the settled phase.
-    """
+    """found: whether `step` is more than the middle of the training. band: (lowest, highest) value once settled."""
 
     step: int
     found: bool
@@ -165,12 +159,9 @@ def detect_onset(cosines: Sequence[float | None]) -> Onset:
     """Where a series settles (App. E): cos(g_h, v) per optimizer step of a training at constant strength.
 
     The tail is the last fifth of the series, 10 values at least; the band is its mean ± 2.5 standard deviations. The
-    onset is the first step whose smoothed value (mean over 10 steps) lies in the band together with nine in ten of all
-    later ones. The tail makes the band, so a step in it tells nothing: then, as where nothing settles, it is the middle
-    of the training. (The paper says neither; nor where the smoothing window lies: ours has the step in its middle, so
-    that the onset is not late.) A step without a value (None) is left out.
-
-    Raises BulwarkError for a series without values in its tail.
+    onset is the first step before the tail whose smoothed value (mean over 10 steps around it) lies in the band with
+    nine in ten of all later ones; the middle of the training if there is none. (The paper says neither this nor where
+    the window lies.) A step without a value (None) is left out. Raises BulwarkError for a tail without values.
     """
     tail = max(_SMALLEST_TAIL, round(_SHARE_OF_TAIL * len(cosines)))
     settled = [value for value in cosines[-tail:] if value is not None]

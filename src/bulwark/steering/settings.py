@@ -39,8 +39,7 @@ def check_layers(settings: Closed, blocks: int, where: str) -> None:
 class VectorSettings(Closed):
     """Trait vectors of the checkpoint that a step starts from, fused into one per layer.
 
-    traits: files of config/traits/. layers: layer keys, 1 … N-1, each the output of that block, with
-        a vector acting at each.
+    traits: files of config/traits/. layers: layer keys, 1 … N-1, each the output of that block.
     fusion: "norm_aligned" (mode 0, the paper's), "average" (mode 1) or "norm_weighted" (mode 2), see
         `bulwark.steering.vectors.fusion.fuse`. weights: one per trait; equal if left out.
     """
@@ -103,10 +102,9 @@ class AnalysisSettings(Closed):
     every: in optimizer steps; the last step is looked at as well. layers: the keys at which hidden states and gradients
         are looked at beside the vector's own; None takes each fifth from 10 below it to 15 above it, as the authors do.
     vectors: None takes those that the step steers with; a step without any has to name them here.
-    intervention: what hidden states are compared with; None takes the step's own, at its alpha whatever its schedule,
-        or one of the defaults where the step has none.
+    intervention: what hidden states are compared with; None takes the step's own at its alpha, or the defaults.
     weights: whether updates of the layer's o_proj and down_proj are looked at, which needs a sharded fp32 copy of both,
-        and another per window; adapters (LoRA) leave these weights as they are, so that it has to be false with them.
+        and another per window; false with adapters (LoRA), which leave these weights as they are.
     windows: parts of the training, as shares of its steps, over which updates are also taken; the analyses compare
         "late" with "early". The defaults are those of Guan et al., Table 8: steps 120-196 and 300-615 of about 620.
     """

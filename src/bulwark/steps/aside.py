@@ -56,25 +56,22 @@ def objective(course: Course, settings: Settings) -> Objective:
     return gradual_rotation(settings.alpha, course.steps_per_epoch) if settings.gradual else Objective()
 
 
-def angle_at(step: int, alpha: float, steps_per_epoch: int) -> float:
-    """The angle at the start of optimizer step `step` (0-based) of a gradual rotation: alpha · min(1, step / T)."""
-    return alpha * min(1.0, step / steps_per_epoch)
-
-
 def gradual_rotation(alpha: float, steps_per_epoch: int) -> Objective:
-    """Plain training during which the angle grows to `alpha` over the first epoch, T = `steps_per_epoch`."""
+    """Plain training at whose optimizer step `step` (from 0) the angle is alpha · min(1, step / steps_per_epoch)."""
     from bulwark.models.embeddings import role_embedding_of
     from bulwark.training.objectives import Objective
 
+    def turn(model, step: int) -> None:
+        role_embedding_of(model).angle = alpha * min(1.0, step / steps_per_epoch)
+
     class GradualRotation(Objective):
         def before_step(self, engine, step: int, total: int) -> None:
-            role_embedding_of(engine.module).angle = angle_at(step, alpha, steps_per_epoch)
+            turn(engine.module, step)
 
         def after_step(self, engine, step: int, total: int) -> None:
-            # What is evaluated after this step is a model of the angle that the next step would have.
-            role_embedding_of(engine.module).angle = angle_at(step + 1, alpha, steps_per_epoch)
+            turn(engine.module, step + 1)  # what is evaluated now is a model of the angle of the next step
 
         def finish(self, model, step: int, total: int) -> None:
-            role_embedding_of(model).angle = angle_at(step, alpha, steps_per_epoch)
+            turn(model, step)
 
     return GradualRotation()

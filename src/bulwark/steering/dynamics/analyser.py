@@ -1,16 +1,15 @@
 """What becomes of the trait vector's direction while a model trains, step by step (Guan et al., arXiv 2609.10142).
 
-`Analyser` observes a training with any objective; `bulwark.steps.fine_tune` attaches it where a step's settings ask for
-an analysis. Every so many optimizer steps, and in the last one, it takes what `bulwark.steering.dynamics.diagnostics`
-defines and appends it to analysis.jsonl beside the checkpoint, one number per line,
+`Analyser` observes a training with any objective. Every so many optimizer steps, and in the last one, it takes what
+`bulwark.steering.dynamics.diagnostics` defines and appends it to analysis.jsonl beside the checkpoint, one number per
+line,
 
     {"step", "layer", "module", "quantity", "value", "phase"}
 
 step: optimizer step, from 0; gradients are those of the step, hidden states and weights those after it. module:
 residual, o_proj, down_proj. phase: "injection", "after" (the intervention was withdrawn) or "plain", as the objective's
-`phase(step)` says. A value that is not defined (the cosine of a gradient of 0) is null.
-TensorBoard gets the same under the authors' names. What a killed run wrote after its last state is taken out again when
-it resumes.
+`phase(step)` says. A value that is not defined (the cosine of a gradient of 0) is null. TensorBoard gets the same under
+the authors' names. What a killed run wrote after its last state is removed when it resumes.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,8 +117,7 @@ class Analyser(Observer):
         self._batches: list[Batch] = []
         self._at_start: dict[str, Displacement] = {}
         self._at_window: dict[str, dict[str, Tensor]] = {}  # window → site → this rank's piece as it was
-        self._events = None
-        self._trimmed = False
+        self._events, self._opened = None, False
 
     def start(self, engine: DeepSpeedEngine, total: int) -> None:
         self.vector = self.vector.to(engine.device)
@@ -132,13 +131,12 @@ class Analyser(Observer):
             self._at_start = diagnostics.weights_of(engine, self.layer)
 
     def before_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
-        if not self._trimmed:
+        if not self._opened:
             self._open(step)
-        if self._at_start:
-            for name, (begin, _) in self.windows.items():
-                if step == begin:
-                    now = diagnostics.weights_of(engine, self.layer)
-                    self._at_window[name] = {site: piece.values for site, piece in now.items()}
+        for name, (first, _) in self.windows.items():
+            if self._at_start and step == first:
+                now = diagnostics.weights_of(engine, self.layer)
+                self._at_window[name] = {site: piece.values for site, piece in now.items()}
         if step % self.settings.every == 0 or step == total - 1:
             self._watch = diagnostics.GradientWatch(engine, self.layer, self.keys)
             self._batches = []
@@ -199,14 +197,11 @@ class Analyser(Observer):
             sums |= diagnostics.states(engine, self._batches, layer, self.keys, self.vector, self.intervention)
         for site, before in sites.items():
             if watch is not None:
-                sums |= _under(f"start/{site}", diagnostics.update_sums(engine, before, self.vector))
+                sums |= self._moved(f"start/{site}", engine, before)
             for name in ended:
-                then = Displacement(
-                    before.name, before.parameter, before.side, self._at_window[name][site], before.start,
-                    before.replicated,
-                )  # fmt: skip
-                sums |= _under(f"{name}/{site}", diagnostics.update_sums(engine, then, self.vector))
-        sums = diagnostics.reduced(sums)
+                then = replace(before, values=self._at_window[name][site])
+                sums |= self._moved(f"{name}/{site}", engine, then)
+        sums = diagnostics.reduced(sums, engine.device)
         quantities: diagnostics.Quantities = {}
         size = self.vector.norm()
         if watch is not None:
@@ -225,6 +220,10 @@ class Analyser(Observer):
         values = torch.stack([value.float() for value in quantities.values()]).tolist()
         return dict(zip(quantities, values, strict=True))
 
+    def _moved(self, prefix: str, engine: DeepSpeedEngine, before: Displacement) -> diagnostics.Sums:
+        sums = diagnostics.update_sums(engine, before, self.vector)
+        return {f"{prefix}/{name}": value for name, value in sums.items()}
+
     def _write(self, step: int, quantities: dict[tuple[int, str, str], float]) -> None:
         if self._events is None:
             return
@@ -232,22 +231,15 @@ class Analyser(Observer):
         with (self.folder / FILE).open("a", encoding="utf-8") as file:
             for (layer, module, quantity), value in quantities.items():
                 known = value if math.isfinite(value) else None
-                row = {
-                    "step": step,
-                    "layer": layer,
-                    "module": module,
-                    "quantity": quantity,
-                    "value": known,
-                    "phase": phase,
-                }
-                file.write(json.dumps(row) + "\n")
+                row = {"step": step, "layer": layer, "module": module, "quantity": quantity, "value": known}
+                file.write(json.dumps(row | {"phase": phase}) + "\n")
                 if known is not None:
                     tag = _TAGS.get((module, quantity), f"Analysis/L{{}}_{module}_{quantity}").format(layer)
                     self._events.add_scalar(tag, known, step)
 
     def _open(self, step: int) -> None:
         """Before the first step of this process: take out what was written from this step on, on the main process."""
-        self._trimmed = True
+        self._opened = True
         if torch.distributed.get_rank() > 0:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -259,10 +251,6 @@ class Analyser(Observer):
         beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         beside.replace(path)
         self._events = SummaryWriter(str(self.folder / "tensorboard" / "analysis"), purge_step=step)
-
-
-def _under(prefix: str, sums: diagnostics.Sums) -> diagnostics.Sums:
-    return {f"{prefix}/{name}": value for name, value in sums.items()}
 
 
 def _whole_lines(path: Path) -> list[str]:

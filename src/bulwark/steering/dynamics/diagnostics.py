@@ -35,7 +35,7 @@ from bulwark.models.anatomy import blocks_of, check_layer, site_module
 from bulwark.steering.intervention import Intervention, token_mask
 from bulwark.steering.screening.split import SplitModel
 from bulwark.training.batches import Batch
-from bulwark.training.displacement import Displacement, Piece, snapshot
+from bulwark.training.displacement import Displacement, Piece, added_up, snapshot
 from bulwark.training.shards import local_master
 
 if TYPE_CHECKING:
@@ -70,6 +70,10 @@ def pooled(values: Tensor, mask: Tensor) -> Tensor:
     return total
 
 
+def _add(sums: Sums, name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
+
+
 class GradientWatch:
     """Sums of what flows through the graph that is really trained, at layers `keys` and in block `layer`.
 
@@ -78,10 +82,8 @@ class GradientWatch:
     """
 
     def __init__(self, engine: DeepSpeedEngine, layer: int, keys: Sequence[int]) -> None:
-        blocks = blocks_of(engine.module)
         self.engine, self.layer = engine, layer
-        self.modules = {f"residual/{key}": blocks[key - 1] for key in keys}
-        self.modules |= {f"{site}/{layer}": site_module(engine.module, layer, site) for site in SITES}
+        self.modules = _places(engine, layer, keys)
         self.sums: Sums = {}
         self.ranks = torch.distributed.get_world_size()
 
@@ -113,17 +115,21 @@ class GradientWatch:
             if not self.engine._running_engine_backward:
                 return
             if not fits:  # rows were left out above the block where this was decided
-                self._add(f"{name}/unknown", torch.ones((), device=gradient.device))
+                _add(self.sums, f"{name}/unknown", torch.ones((), device=gradient.device))
                 return
             # The loss that is differentiated is the step's mean times the ranks, because DeepSpeed averages.
-            self._add(f"{name}/gradient", pooled(gradient, mask) / self.ranks)
+            _add(self.sums, f"{name}/gradient", pooled(gradient, mask) / self.ranks)
             for what, value in seen.items():
-                self._add(f"{name}/{what}", value)
+                _add(self.sums, f"{name}/{what}", value)
 
         hidden.register_hook(backward)
 
-    def _add(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+def _places(engine: DeepSpeedEngine, layer: int, keys: Sequence[int]) -> dict[str, nn.Module]:
+    """What is looked at, by "module/layer key": the blocks `keys`, and both projections of block `layer`."""
+    blocks = blocks_of(engine.module)
+    residual = {f"residual/{key}": blocks[key - 1] for key in keys}
+    return residual | {f"{site}/{layer}": site_module(engine.module, layer, site) for site in SITES}
 
 
 def complete(sums: Sums, watch: GradientWatch, hidden: int, width: Mapping[str, int], device: torch.device) -> Sums:
@@ -156,20 +162,13 @@ def states(
     Two passes through the blocks up to the highest key. All ranks must call it.
     """
     split = SplitModel(engine, max(keys))
-    blocks = blocks_of(engine.module)
-    places = {f"residual/{key}": blocks[key - 1] for key in keys}
-    places |= {f"{site}/{layer}": site_module(engine.module, layer, site) for site in SITES}
+    places = _places(engine, layer, keys)
     adding = Intervention(engine.module, {layer: vector}, site=intervention.site, adaptive=intervention.adaptive)
     sums: Sums = {}
 
     def look(kind: str, batch: Batch) -> None:
         mask = token_mask(batch, "response")
-
-        def see(place: str, hidden: Tensor) -> None:
-            name, value = f"{kind}/{place}", pooled(hidden, mask)
-            sums[name] = sums[name] + value if name in sums else value
-
-        with hooks.capture(places, see):
+        with hooks.capture(places, lambda place, hidden: _add(sums, f"{kind}/{place}", pooled(hidden, mask))):
             split.trunk(batch)
 
     engine.eval()
@@ -203,7 +202,12 @@ def weights_of(engine: DeepSpeedEngine, layer: int) -> dict[str, Displacement]:
 def update_sums(engine: DeepSpeedEngine, before: Displacement, vector: Tensor) -> Sums:
     """This rank's share of ΔWᵀv and of the squared norms of ΔW's columns, both [in]; ΔW = W - `before`."""
     now = local_master(engine, before.parameter).values
-    return _columns(now - before.values.to(now.device), before, vector, engine.device)
+    moved = now - before.values.to(now.device)
+    along = Piece(moved, before.start, before.shape).transposed_times(vector.to(moved.device).view(-1, 1))
+    ones = torch.ones(before.shape[0], 1, device=moved.device)
+    squares = Piece(moved.square(), before.start, before.shape).transposed_times(ones)
+    sums = {"along": along, "squares": squares}
+    return {name: value[:, 0].to(engine.device) * _counts(before) for name, value in sums.items()}
 
 
 @torch.no_grad()
@@ -213,30 +217,15 @@ def squared_norm(engine: DeepSpeedEngine, like: Displacement) -> Tensor:
     return share * _counts(like)
 
 
-def _columns(values: Tensor, like: Displacement, vector: Tensor, device: torch.device) -> Sums:
-    rows = like.shape[0]
-    left = vector.to(values.device).view(-1, 1)
-    along = Piece(values, like.start, like.shape).transposed_times(left)
-    ones = torch.ones(rows, 1, device=values.device)
-    squares = Piece(values.square(), like.start, like.shape).transposed_times(ones)
-    factor = _counts(like)
-    return {"along": along[:, 0].to(device) * factor, "squares": squares[:, 0].to(device) * factor}
-
-
 def _counts(displacement: Displacement) -> float:
     """0 where another rank already gives the whole."""
     return 0.0 if displacement.replicated and torch.distributed.get_rank() > 0 else 1.0
 
 
-def reduced(sums: Sums) -> Sums:
+def reduced(sums: Sums, device: torch.device) -> Sums:
     """The sums over all ranks, in one all-reduce; all ranks must call it with the same names."""
-    if torch.distributed.get_world_size() == 1:
-        return sums
     names = sorted(sums)
-    bucket = torch.cat([sums[name].reshape(-1) for name in names])
-    torch.distributed.all_reduce(bucket)
-    parts = bucket.split([sums[name].numel() for name in names])
-    return {name: part.view_as(sums[name]) for name, part in zip(names, parts, strict=True)}
+    return dict(zip(names, added_up([sums[name] for name in names], False, device), strict=True))
 
 
 def gradient_quantities(sums: Sums, layer: int, keys: Sequence[int], tokens: int, unit: Tensor) -> Quantities:
@@ -253,13 +242,14 @@ def gradient_quantities(sums: Sums, layer: int, keys: Sequence[int], tokens: int
             continue
         along = gradient @ unit
         across = (gradient - along * unit).norm()
-        found |= {
-            (key, "residual", "gradient_projection"): along,
-            (key, "residual", "gradient_cosine"): _ratio(along, norm),
-            (key, "residual", "gradient_parallel"): along.abs(),
-            (key, "residual", "gradient_orthogonal"): across,
-            (key, "residual", "gradient_orthogonal_share"): _ratio(across, norm),
+        values = {
+            "gradient_projection": along,
+            "gradient_cosine": _ratio(along, norm),
+            "gradient_parallel": along.abs(),
+            "gradient_orthogonal": across,
+            "gradient_orthogonal_share": _ratio(across, norm),
         }
+        found |= {(key, "residual", name): value for name, value in values.items()}
         state = sums[f"residual/{key}/output"] / tokens
         found |= _chain((key, "residual"), -along, state @ unit, norm, state.norm())
     return found
@@ -290,19 +280,20 @@ def state_quantities(sums: Sums, layer: int, keys: Sequence[int], tokens: int, u
     for key in keys:
         natural = sums[f"natural/residual/{key}"] / tokens
         change = sums[f"added/residual/{key}"] / tokens - natural
-        norm = natural.norm()
-        found |= {
-            (key, "residual", "state_cosine"): _ratio(natural @ (natural + change), norm * (natural + change).norm()),
-            (key, "residual", "state_norm_ratio"): _ratio((natural + change).norm(), norm),
-            (key, "residual", "state_relative_change"): _ratio(change.norm(), norm),
+        norm, moved = natural.norm(), natural + change
+        values = {
+            "state_cosine": _ratio(natural @ moved, norm * moved.norm()),
+            "state_norm_ratio": _ratio(moved.norm(), norm),
+            "state_relative_change": _ratio(change.norm(), norm),
         }
         if key == layer:
             along = change @ unit
-            found |= {
-                (key, "residual", "state_projection"): natural @ unit,
-                (key, "residual", "state_change_projection"): along,
-                (key, "residual", "state_change_projection_share"): _ratio(along, change.norm()),
+            values |= {
+                "state_projection": natural @ unit,
+                "state_change_projection": along,
+                "state_change_projection_share": _ratio(along, change.norm()),
             }
+        found |= {(key, "residual", name): value for name, value in values.items()}
     for site in SITES:
         found[layer, site, "output_projection"] = sums[f"natural/{site}/{layer}"] @ unit / tokens
     return found

@@ -2,9 +2,8 @@
 
 Steps 0 … K-1 are steered as static preventative steering is. Then, before step K, `cross` looks at the displacement of
 some weights, ΔW = W_K - W_0, and prepares the second phase. (The authors' code counts micro-batches, steers K+1 of them
-and may cross in the middle of an optimizer step; Guan et al., arXiv 2609.10142, Sec. 4.)
-
-W_0 need not be kept with the state of an unfinished training: it begins at the parent's weights each time it starts.
+and may cross in the middle of an optimizer step; Guan et al., arXiv 2609.10142, Sec. 4.) W_0 is no part of the state: a
+resumed training begins at the parent's weights as well.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Intervention delta preservation (Guan et al., arXiv 2609.10142, Sec. 4.1): training may not undo what steering did.
 
-Up to the boundary K the model is steered. The displacement ΔW of the matrices that write into the residual stream is
-taken for a defence, and from then on, without steering, nothing may move the weights along ΔW's main directions B:
+Up to the boundary K the model is steered. From then on, without steering, nothing may move the weights along the main
+directions B of their displacement ΔW:
 
     update (ours)            W ← W - B(BᵀW - BᵀW_before)      after each optimizer step
     gradient (as published)  G ← G - B(BᵀG)                   before clipping and AdamW
 
-and the same from the right for matrices that read from the stream. The first holds exactly whatever the optimizer does;
-the second does not, because AdamW's moments, its preconditioner and weight decay leave the subspace again. Only the
-coordinates BᵀW [r, columns] are remembered for it, never a copy of the weights.
+and the same from the right for matrices that read from the residual stream. The first holds exactly whatever the
+optimizer does; the second does not, because AdamW's moments, its preconditioner and weight decay leave the subspace
+again. Only the coordinates BᵀW [r, columns] are remembered for it, never a copy of the weights.
 
 "retained" is the share of ΔW, along the protected directions, that is still there, ⟨P(W_t - W_0), ΔW⟩ / ‖PΔW‖²;
 "drift" how far the weights have moved along these directions since the boundary, whatever their sense,

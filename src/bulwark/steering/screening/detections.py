@@ -13,8 +13,7 @@
 | decision | one of `DECISIONS` |
 | weight | share of the row's tokens that are learned |
 
-What was not taken or is undefined is null. The columns are those of a scatter plot or an ROC curve over the data's
-levels.
+What was not taken or is undefined is null.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,11 +53,11 @@ def rows_of(
     batch: Batch,
     scores: Mapping[str, Tensor],
     records: Sequence[Conversation] | Sequence[Tokenised] | None = None,
-    **told: Any,
+    **further: Any,
 ) -> list[dict[str, Any]]:
     """One row with all columns per example of the batch; fillers have none.
 
-    scores: each [batch]; missing columns become null. told: what holds for all rows (a value), or for each (a list).
+    scores: each [batch]; missing columns become null. further: what holds for all rows (a value), or for each (a list).
     """
     counts = (batch.labels != IGNORED).sum(dim=1)
     lengths = batch.attention_mask.sum(dim=1)
@@ -72,13 +70,13 @@ def rows_of(
             continue
         [number] = examples
         record = records[number] if records is not None else None
-        found = dict(zip(names, values, strict=True))
+        defined = {name: value if math.isfinite(value) else None for name, value in zip(names, values, strict=True)}
         row = {"step": None, "opt_step": None, "rank": None, "row_id": number}
         row |= {"id": record.id if record else None}
         row |= {name: record.meta.get(name) if record else None for name in ("source_file", "level")}
         row |= {"n_prompt": int(length - n_resp), "n_resp": int(n_resp)}
-        row |= {name: _defined(found.get(name)) for name in SCORES} | {"decision": None, "weight": None}
-        rows.append(row | {name: value[place] if isinstance(value, list) else value for name, value in told.items()})
+        row |= dict.fromkeys(SCORES) | defined | {"decision": None, "weight": None}
+        rows.append(row | {name: value[place] if isinstance(value, list) else value for name, value in further.items()})
     return rows
 
 
@@ -101,14 +99,13 @@ def references_of(
 
 
 class DetectionLog:
-    """The file of all rows, on the main process, in the order of the steps, and what it amounts to.
+    """The file of all rows, on the main process, in the order of the steps; what an earlier attempt wrote is removed.
 
-    A resumed training goes on where its state was saved: `resume` forgets what was written after that.
+    A resumed training goes on where its state was saved: `resume` removes only what was written after that.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.totals = _Totals()
         self._started = False
 
     def resume(self, size: int) -> None:
@@ -122,80 +119,58 @@ class DetectionLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.truncate(size)
-        self.totals = _Totals()
-        with self.path.open(encoding="utf-8") as file:
-            self.totals.add(json.loads(line) for line in file)
         self._started = True
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write the rows of a step."""
-        if not self._started:
-            self.resume(0)
-        rows = list(rows)
+        self._start()
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        self.totals.add(rows)
 
     def saved(self) -> int:
         """See that all is on the disk; return the size in bytes."""
-        if not self._started:
-            self.resume(0)
+        self._start()
         with self.path.open("ab") as file:
             os.fsync(file.fileno())
             return file.tell()
 
     def summary(self) -> dict[str, Any]:
         """Rows and tokens, how many were flagged, and mean scores, altogether and for each level of the data."""
+        self._start()
+        with self.path.open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        levels: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["level"] is not None:
+                levels.setdefault(str(row["level"]), []).append(row)
+        return _summary(rows) | {"levels": {level: _summary(part) for level, part in sorted(levels.items())}}
+
+    def _start(self) -> None:
         if not self._started:
             self.resume(0)
-        return self.totals.summary()
 
 
-class _Totals:
-    """Counts and sums over rows."""
+def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    decisions = {name: sum(row["decision"] == name for row in rows) for name in DECISIONS}
+    flagged = sum(decisions[name] for name in FLAGGED)
+    tokens = sum(row["n_resp"] for row in rows)
+    blocked = sum(row["n_resp"] * (1 - row["weight"]) for row in rows)
+    return {
+        "rows": len(rows),
+        "flagged": flagged,
+        "flagged_share": flagged / len(rows) if rows else None,
+        "decisions": decisions,
+        "tokens": tokens,
+        "blocked_tokens": round(blocked),
+        "blocked_tokens_share": blocked / tokens if tokens else None,
+        "mean": {name: mean_of_known([row[name] for row in rows]) for name in SCORES},
+    }
 
-    def __init__(self) -> None:
-        self.groups: dict[str, _Group] = defaultdict(_Group)
 
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        for row in rows:
-            self.groups["all"].add(row)
-            if row["level"] is not None:
-                self.groups[f"level {row['level']}"].add(row)
-
-    def summary(self) -> dict[str, Any]:
-        levels = {name.removeprefix("level "): group for name, group in sorted(self.groups.items()) if name != "all"}
-        return self.groups["all"].summary() | {"levels": {name: group.summary() for name, group in levels.items()}}
-
-
-class _Group:
-    def __init__(self) -> None:
-        self.decisions: dict[str, int] = dict.fromkeys(DECISIONS, 0)
-        self.tokens, self.blocked_tokens = 0, 0.0
-        self.sums: dict[str, list[float]] = {name: [0, 0.0] for name in SCORES}
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        self.decisions[row["decision"]] += 1
-        self.tokens += row["n_resp"]
-        self.blocked_tokens += row["n_resp"] * (1 - row["weight"])
-        for name, total in self.sums.items():
-            if row[name] is not None:
-                total[0] += 1
-                total[1] += row[name]
-
-    def summary(self) -> dict[str, Any]:
-        rows = sum(self.decisions.values())
-        flagged = sum(self.decisions[name] for name in FLAGGED)
-        return {
-            "rows": rows,
-            "flagged": flagged,
-            "flagged_share": flagged / rows if rows else None,
-            "decisions": self.decisions,
-            "tokens": self.tokens,
-            "blocked_tokens": round(self.blocked_tokens),
-            "blocked_tokens_share": self.blocked_tokens / self.tokens if self.tokens else None,
-            "mean": {name: total / count if count else None for name, (count, total) in self.sums.items()},
-        }
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """The mean without what is undefined; None if nothing is left."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def refuse_missing(
@@ -209,7 +184,3 @@ def refuse_missing(
             f"{where}: {len(missing)} of {len(records)} training records have no row in it ({shown}). "
             "Project the data set that is trained on."
         )
-
-
-def _defined(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value

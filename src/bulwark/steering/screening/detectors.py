@@ -1,4 +1,4 @@
-"""Scores by which a training row that carries a trait may be told, all from one run of the trunk.
+"""Scores by which a training row that carries a trait may be recognised, all from one run of the trunk.
 
 From the authors' training code (arXiv 2609.10142 publishes no results of them). With h = h_l the residual stream, v the
 trait vector, m the tokens that are meant, and L a row's mean cross-entropy over its n supervised tokens:
@@ -9,8 +9,7 @@ trait vector, m the tokens that are meant, and L a row's mean cross-entropy over
 * D1 = dL/dα and D2 = d²L/dα² at 0: the same two without averages, so that Δ = αD1 + α²/2·D2 + …
 * state: p = v · mean of h over the response's tokens, against a reference: Δp = p - p_ref.
 
-A row without supervised tokens has the scores 0. Nothing here decides anything; see
-`bulwark.steering.screening.policies`.
+A row without supervised tokens has the scores 0. `bulwark.steering.screening.policies` decides by them.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bulwark.steering.intervention import token_mask
+from bulwark.models import hooks
+from bulwark.steering.intervention import mean_norm, token_mask
 from bulwark.steering.screening.detections import references_of, rows_of
 from bulwark.steering.screening.settings import DetectorSettings, PerturbationSettings
 from bulwark.steering.screening.split import SplitModel
@@ -59,7 +59,7 @@ class Detector:
         strength = torch.full((len(hidden),), float(alpha), device=hidden.device)
         if settings.adaptive:
             strength = strength * mean_norm(hidden, mask) / (self.vector.norm() + _EPSILON)
-        return _added(hidden, strength, mask, self.vector)
+        return hooks.plus(hidden, self.vector, strength.view(-1, 1, 1), mask)
 
     def injected_losses(self, hidden: Tensor, batch: Batch, settings: InterventionSettings, alpha: float) -> Tensor:
         """The cross-entropy of each target [targets] with the vector added, without gradients."""
@@ -70,11 +70,12 @@ class Detector:
         self, hidden: Tensor, batch: Batch, settings: InterventionSettings, alpha: float
     ) -> tuple[Tensor, Tensor]:
         """The cross-entropy of each target [targets] without and with the vector, from one batch of twice the rows."""
+        hidden = hidden.detach()
         with torch.no_grad():
             if alpha == 0:  # the same row twice in a batch may differ in the last bits
-                natural = self.split.token_losses(hidden.detach(), batch)
+                natural = self.split.token_losses(hidden, batch)
                 return natural, natural
-            both = torch.cat([hidden.detach(), self.steered(hidden.detach(), batch, settings, alpha)])
+            both = torch.cat([hidden, self.steered(hidden, batch, settings, alpha)])
             natural, injected = self.split.token_losses(both, doubled(batch)).chunk(2)
         return natural, injected
 
@@ -102,10 +103,9 @@ class Detector:
 
     def state(self, hidden: Tensor, batch: Batch) -> Scores:
         """p_cur: v · mean of h over the supervised tokens."""
-        row, place = token_mask(batch, "response").nonzero(as_tuple=True)
-        dots = hidden.detach()[row, place].float() @ self.vector
+        mask = token_mask(batch, "response")
         on_tokens = torch.zeros(hidden.shape[:2], device=hidden.device)
-        on_tokens[row, place] = dots
+        on_tokens[mask] = hidden.detach()[mask].float() @ self.vector
         return {"p_cur": on_tokens.sum(dim=1) / counts_of(batch).clamp(min=1)}
 
     def _size(self, hidden: Tensor, mask: Tensor, settings: PerturbationSettings) -> Tensor:
@@ -120,7 +120,7 @@ class Detector:
         self, hidden: Tensor, mask: Tensor, size: Tensor, batch: Batch, settings: PerturbationSettings
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Losses without and with a·v·m [targets], ∂ΣL/∂h and how much a·v·m changes it, [batch, seq, hidden]."""
-        both = torch.cat([hidden, _added(hidden, size, mask, self.vector)]).requires_grad_()
+        both = torch.cat([hidden, hooks.plus(hidden, self.vector, size.view(-1, 1, 1), mask)]).requires_grad_()
         with contextlib.nullcontext() if settings.recompute else _without_checkpointing(self._module.blocks):
             losses, gradient = self._gradient(both, doubled(batch))
         natural, injected = gradient.float().chunk(2)
@@ -177,9 +177,8 @@ def score_rows(
     device = next(model.parameters()).device
     detector = Detector(model, layer, vector)
     alpha = settings.intervention.alpha
-    count = len(examples)
-    batches = StepBatches(examples, batch_size=count, micro_batch_size=settings.batch_size, pad_id=pad_id)
-    found: dict[int, dict[str, Any]] = {}
+    batches = StepBatches(examples, batch_size=len(examples), micro_batch_size=settings.batch_size, pad_id=pad_id)
+    rows: list[dict[str, Any]] = []
     for batch in batches.of_step(0):
         batch = batch.to(device)
         with torch.no_grad():
@@ -191,8 +190,8 @@ def score_rows(
         if references is not None:
             scores |= against(scores["p_cur"], references_of(batch, records, references))
         scores["alpha"] = torch.full((len(hidden),), alpha)
-        found |= {row["row_id"]: row for row in rows_of(batch, scores, records)}
-    return [found[number] for number in range(count)]
+        rows += rows_of(batch, scores, records)
+    return sorted(rows, key=lambda row: row["row_id"])
 
 
 def delta_scores(natural: Tensor, injected: Tensor, batch: Batch) -> Scores:
@@ -217,8 +216,8 @@ def curvature_scores(slope: Tensor, curvature: Tensor, mask: Tensor, vector: Ten
     counts = mask.sum(dim=1).clamp(min=1).unsqueeze(-1)
     of_slope, of_curvature = ((part * weights).sum(dim=1) / counts for part in (slope, curvature))  # now L is a mean
     mean = of_curvature / counts
-    norm, length = mean.norm(dim=1), vector.norm()
-    projection = mean @ vector / length
+    norm = mean.norm(dim=1)
+    projection = mean @ vector / vector.norm()
     return {
         "D1": of_slope @ vector,
         "D2": of_curvature @ vector,
@@ -232,12 +231,6 @@ def against(p_cur: Tensor, references: Tensor) -> Scores:
     """p_ref and dp = p_cur - p_ref, NaN where there is no reference, from both [batch]."""
     references = references.to(p_cur.device)
     return {"p_ref": references, "dp": p_cur - references}
-
-
-def mean_norm(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The mean of ‖h_t‖ over each row's tokens of `mask`, [batch] in fp32; 0 for a row without any."""
-    weights = mask.float()
-    return (hidden.float().norm(dim=-1) * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 def counts_of(batch: Batch) -> Tensor:
@@ -266,7 +259,3 @@ def doubled(batch: Batch) -> Batch:
     }
     positions = torch.cat([batch.target_positions, batch.target_positions + batch.labels.numel()])
     return replace(batch, **twice, target_positions=positions, rows=batch.rows * 2)
-
-
-def _added(hidden: Tensor, strength: Tensor, mask: Tensor, vector: Tensor) -> Tensor:
-    return hidden + (strength.view(-1, 1, 1) * mask.float().unsqueeze(-1) * vector).to(hidden.dtype)

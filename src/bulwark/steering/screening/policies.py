@@ -1,8 +1,8 @@
 """What the detecting steps do with a micro-batch: which passes in which order, and which rows or tokens are learned.
 
-Costs in units of one forward pass, where training with gradient checkpointing is 4 and blocks above l are the share q
-of all: each policy runs the trunk once, with its graph, decides from detached scores, and what is learned goes once
-through the blocks above with gradients.
+Each policy runs the trunk once, with its graph, decides from detached scores, and what is learned goes once through the
+blocks above with gradients. Costs in units of one forward pass, where training with gradient checkpointing is 4 and
+blocks above l are the share q of all:
 
 | policy | beside plain training's 4 | q = 0.3 |
 |---|---|---|
@@ -11,10 +11,9 @@ through the blocks above with gradients.
 | gradient probe, finite | 6q: two forward passes above l, recomputed, and their gradients of h | 1.45 × |
 | state-aware | nothing | 1 × |
 
-Where the decision precedes the last pass, flagged rows are not part of it; if none is left, a row of
-one token goes through with nothing to learn, so that all ranks run the same collectives whatever they find.
-
-All comparisons are strict, ties are safe, and a row without supervised tokens has scores of 0 and is never flagged.
+Where the decision precedes the last pass, flagged rows are not part of it; if none is left, a row of one token goes
+through with nothing to learn, so that all ranks run the same collectives. All comparisons are strict, and a row without
+supervised tokens is never flagged.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ class Verdict:
     """What became of a micro-batch.
 
     losses: [m] cross-entropies with their graph. kept: [m] bool, those to learn. scores: each [batch]. weight: [batch],
-    the share of each row's tokens that is learned. broken: [batch] bool, rows with something that is not finite; if
-    there is one, no gradient of this verdict can be used. decisions: one of `detections.DECISIONS` per row.
+    the share of each row's tokens that is learned. broken: [batch] bool, rows with something that is not finite, with
+    which no gradient can be used. decisions: one of `detections.DECISIONS` per row.
     """
 
     losses: Tensor
@@ -64,10 +63,9 @@ class Verdict:
 
 
 class Policy(ABC):
-    """Decides about the rows of micro-batches."""
+    """Decides about the rows of micro-batches. score: the one that the decision is about, for curves."""
 
     score: str
-    """The score that the decision is about, for curves."""
 
     @abstractmethod
     def judge(self, detector: Detector, batch: Batch, alpha: float) -> Verdict:
@@ -75,11 +73,7 @@ class Policy(ABC):
 
 
 class DeltaLoss(Policy):
-    """Rows, or tokens, to which the vector is of help: Δ < threshold.
-
-    mode: "mask" does not learn them, "inject" learns those rows with the vector added. granularity: "sample" or
-    "token". strategy: a row's Δ is the mean over its tokens or their least.
-    """
+    """Rows, or tokens, to which the vector is of help: Δ < threshold. See `bulwark.steps.delta_loss` for the modes."""
 
     def __init__(
         self,
@@ -188,17 +182,16 @@ def _learning_the_others(
     """Flagged rows go no further than the layer, the others are learned."""
     flagged = flagged & (counts_of(batch) > 0)
     rows = (~flagged).nonzero().squeeze(1)
+    means = torch.full((len(flagged),), torch.nan, device=hidden.device)
     if len(rows) == len(flagged):
-        learned = detector.split.token_losses(hidden, batch)
-        means = per_row_mean(learned.detach(), batch)
+        left, chosen = hidden, batch
     elif len(rows):
-        chosen = select_rows(batch, rows)
-        learned = detector.split.token_losses(hidden[rows], chosen)
-        means = torch.full((len(flagged),), torch.nan, device=hidden.device)
-        means[rows] = per_row_mean(learned.detach(), chosen)
+        left, chosen = hidden[rows], select_rows(batch, rows)
     else:
-        learned = detector.split.token_losses(hidden[:1, :1], filler(batch))
-        means = torch.full((len(flagged),), torch.nan, device=hidden.device)
+        left, chosen = hidden[:1, :1], filler(batch)
+    learned = detector.split.token_losses(left, chosen)
+    if len(rows):
+        means[rows] = per_row_mean(learned.detach(), chosen)
     finite = finite & (means.isfinite() | flagged)
     scores.setdefault("loss_nat", means)
     weight = (~flagged & (counts_of(batch) > 0)).float()

@@ -2,10 +2,8 @@
 
 The loss of a step is the mean cross-entropy over the tokens that are learned, of the whole optimizer step and over all
 ranks. How many these are is known only when every micro-batch has been judged, so gradients are accumulated as those
-of all tokens' mean and then scaled. With nothing flagged the factor is 1 and the training is the plain one, bit for
-bit. (The authors average per micro-batch, so that flagged rows shrink the step.) A step of which nothing is left to
-learn leaves the weights as they are.
-
+of all tokens' mean and then scaled. (The authors average per micro-batch, so that flagged rows shrink the step.) With
+nothing flagged the training is the plain one, bit for bit; a step of which nothing is left leaves the weights alone.
 Every decision, with the scores it was made from, goes into detections.jsonl.
 """
 
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.errors import ConfigurationError
-from bulwark.steering.screening.detections import FLAGGED, DetectionLog, rows_of
+from bulwark.steering.screening.detections import FLAGGED, DetectionLog, mean_of_known, rows_of
 from bulwark.steering.screening.detectors import Detector
 from bulwark.steering.screening.policies import Policy, Verdict, filler
 from bulwark.steering.screening.split import select_rows
@@ -118,7 +116,7 @@ class Screened(Objective):
         tokens = sum(row["n_resp"] for row in rows)
         flagged = [row["decision"] in FLAGGED for row in rows]
         means = {
-            name: _mean([row[score] for row in rows])
+            name: mean_of_known([row[score] for row in rows])
             for name, score in (_CURVES | {"Delta_Loss": self.policy.score}).items()
         }
         means["Blocked_Samples_Ratio"] = sum(flagged) / len(rows)
@@ -172,11 +170,10 @@ class Screened(Objective):
             decision=verdict.decisions,
             weight=verdict.weight.tolist(),
         )
-        if only is None:
-            self.rows += rows
-            return
-        chosen = {batch.rows[place][0] for place in only.nonzero().flatten().tolist()}
-        self.rows += [row | {"weight": 0.0} for row in rows if row["row_id"] in chosen]
+        if only is not None:
+            chosen = {batch.rows[place][0] for place in only.nonzero().flatten().tolist()}
+            rows = [row | {"weight": 0.0} for row in rows if row["row_id"] in chosen]
+        self.rows += rows
 
 
 def _refuse_dropout(model: nn.Module) -> None:
@@ -190,8 +187,3 @@ def _refuse_dropout(model: nn.Module) -> None:
             f"The model has dropout ({name}: {rate}), which differs between the passes with and without the vector, so "
             "that rows cannot be told by it. Set it to 0 in the base model's config.json."
         )
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

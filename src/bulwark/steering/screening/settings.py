@@ -19,9 +19,7 @@ class PerturbationSettings(Closed):
         The authors' a = 0.01 is for float32; in bfloat16 most elements of h do not change by it. (On the miniature the
         cosine in bfloat16 correlates with the exact one by 0.2 to 0.9 for a = 0.01, by 0.98 and more for 0.05 of ‖h‖.)
     diff_epsilon: b, by which the authors divide in place of a; it only scales the projection, by a/b.
-    recompute: whether the probe's own passes through the blocks above the layer save memory by gradient checkpointing,
-        where the training does. Without, they are faster by a forward pass and hold these blocks' activations of both
-        copies of the batch for a moment.
+    recompute: whether the probe's passes save memory by gradient checkpointing where the training does; slower.
     """
 
     derivative: Literal["finite", "exact"] = "finite"

@@ -1,8 +1,5 @@
 """A model in two parts: the trunk, blocks 1 … l, and the upper part above it, each run as often as needed.
 
-A detector compares what a sample's loss is with and without a vector at layer l. Everything below l is the same in
-both, so the trunk runs once and only the upper part is repeated; what is decided at l spares flagged rows the rest.
-
 The parts are run by calling the model itself with the other part's blocks skipped, so masks, positions, the final
 norm, soft caps and whatever else a family does stay its own, and an engine's hooks (ZeRO-3) see ordinary calls.
 """
@@ -105,7 +102,6 @@ def select_rows(batch: Batch, rows: Tensor) -> Batch:
     of_target = place[target_rows(batch)]
     chosen = of_target >= 0
     positions = of_target[chosen] * width + batch.target_positions[chosen] % width
-    numbers = rows.tolist()
     return replace(
         batch,
         input_ids=batch.input_ids[rows],
@@ -114,5 +110,5 @@ def select_rows(batch: Batch, rows: Tensor) -> Batch:
         position_ids=None if batch.position_ids is None else batch.position_ids[rows],
         target_positions=positions,
         targets=batch.targets[chosen],
-        rows=tuple(batch.rows[number] for number in numbers),
+        rows=tuple(batch.rows[number] for number in rows.tolist()),
     )

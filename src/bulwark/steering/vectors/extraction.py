@@ -1,11 +1,9 @@
 """Extraction: the difference between mean activations of answers that show a trait and of answers that do not.
 
 Persona vectors (Chen et al. 2025, arXiv 2507.21509), Sec. 2.2: v_l = mean over positive answers of the mean of h_l over
-the response's tokens, less the same over negative answers; every answer weighs the same. One forward pass per answer,
-longest first in batches within a token budget; hooks pool each layer's output at once and add it to running sums, so
-that neither all layers' hidden states nor any pooled one per answer are ever held. The response's tokens are those that
-a training on the answer would supervise, its end-of-turn token included, so that projections and injections mean the
-same.
+the response's tokens, less the same over negative answers; every answer weighs the same. The response's tokens are
+those that a training on the answer would supervise, its end-of-turn token included. One forward pass per answer; hooks
+pool each layer's output at once and add it to running sums, so that hidden states are never held.
 """
 
 from __future__ import annotations
@@ -63,7 +61,7 @@ def extract(
     sums, numbers = pooled_sums(subject.model, examples_of(pairs, subject.builder), subject.builder.pad_id)
     means = sums.sum(dim=2) / numbers.sum(dim=1)[None, :, None, None]  # [pools, sides, N+1, hidden]
     differences = dict(zip(POOLS, means[:, 0] - means[:, 1], strict=True))
-    told = {
+    description = {
         "trait": trait,
         "model": subject.description,
         "n_positive": int(numbers[0].sum()),
@@ -75,7 +73,7 @@ def extract(
         "source": {"judged_digest": files.digest(Path(judged))},
         "provenance": manifests.provenance(started),
     }
-    storage.write(output, differences.pop("vectors"), told, **differences)
+    storage.write(output, differences.pop("vectors"), description, **differences)
     log.info("%s: %d pairs; norms and split-half cosines by layer written to %s", trait, len(pairs), output)
 
 
@@ -105,9 +103,8 @@ def pooled_sums(
     token_budget: rows times longest row of a batch. Raises BulwarkError when memory does not suffice for one example.
     """
     layers, device = len(blocks_of(model)), next(model.parameters()).device
-    shape = (len(POOLS), _SIDES, _HALVES, layers + 1, hidden_size(model))
-    # MPS and some accelerators have no fp64; the sums are small, so they live on the CPU.
-    sums = torch.zeros(shape, dtype=torch.float64)
+    # On the CPU, because MPS and some accelerators have no fp64.
+    sums = torch.zeros(len(POOLS), _SIDES, _HALVES, layers + 1, hidden_size(model), dtype=torch.float64)
     numbers = torch.zeros((_SIDES, _HALVES), dtype=torch.float64)
 
     def work(batch: Batch) -> None:
@@ -155,7 +152,6 @@ def _sums_of(model: nn.Module, batch: Sequence[Example], ids: Tensor, layers: in
         found[:, :, row] = torch.einsum("gb,pbh->pgh", groups, pooled)
 
     with torch.inference_mode(), watching(model, pool):
-        # Without the head: its logits are the largest tensor of all, and nobody needs them. Padding stands on the
-        # right, where causal attention does not see it, so there is no mask.
+        # Without the head, whose logits are the largest tensor of all, and without a mask: padding is on the right.
         model.base_model(input_ids=ids, use_cache=False)
     return found.unflatten(1, (_SIDES, _HALVES))

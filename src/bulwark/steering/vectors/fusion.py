@@ -53,7 +53,13 @@ def fuse(vectors: Tensor, fusion: Fusion = "norm_aligned", weights: tuple[float,
     norms = exact.norm(dim=1)
     if fusion == "average":
         return exact.mean(dim=0).to(vectors.dtype)
-    shares = _shares(weights, len(vectors), fusion).to(exact.device)
+    if weights is None and fusion == "norm_weighted":
+        raise ConfigurationError('The fusion "norm_weighted" needs weights, one per trait.')
+    count = len(vectors)
+    given = torch.tensor([1.0] * count if weights is None else weights, dtype=torch.float64, device=exact.device)
+    if len(given) != count or not bool(torch.isfinite(given).all()) or abs(float(given.sum())) < 1e-12:
+        raise ConfigurationError(f"{list(weights)}: give {count} finite weights whose sum is not 0.")
+    shares = given / given.sum()
     total = shares @ exact
     if total.norm() <= 1e-6 * norms.mean():
         raise ConfigurationError("The weighted trait vectors cancel each other; their sum has no direction.")
@@ -126,14 +132,3 @@ def _geometry(rows: Mapping[str, Tensor], fused: Tensor) -> dict[str, Any]:
         "rho": sum(norms.values()) / len(norms) / float(mean) if mean > 0 else None,
         "fused_norm": float(fused.double().norm()),
     }
-
-
-def _shares(weights: tuple[float, ...] | None, count: int, fusion: str) -> Tensor:
-    if weights is None:
-        if fusion == "norm_weighted":
-            raise ConfigurationError('The fusion "norm_weighted" needs weights, one per trait.')
-        return torch.full((count,), 1 / count, dtype=torch.float64)
-    given = torch.tensor(weights, dtype=torch.float64)
-    if len(given) != count or not bool(torch.isfinite(given).all()) or abs(float(given.sum())) < 1e-12:
-        raise ConfigurationError(f"{list(weights)}: give {count} finite weights whose sum is not 0.")
-    return given / given.sum()

@@ -1,9 +1,8 @@
 """Which layer to steer at: every layer is tried on the questions that the vector was extracted from.
 
 Persona vectors (Chen et al. 2025, arXiv 2507.21509, App. B.4): answers without any system turn under
-h_l + coefficient·v_l, one layer at a time with the same coefficient; the layer whose answers a judge finds to show the
-trait most is taken. The steering paper (arXiv 2609.10142) fixes one layer at about 70 % of the depth for all traits
-instead, so the choice is a report for whoever writes `layers` into a step, and no step reads it.
+h_l + coefficient·v_l, one layer at a time; the layer whose answers a judge finds to show the trait most is taken. The
+choice is a report for whoever writes `layers` into a step: arXiv 2609.10142 fixes one at about 70 % of the depth.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Persona vectors (Chen et al. 2025, arXiv 2507.21509), Sec. 2.2 and the authors' code. Every question is answered under
 both instructions of a pair, several times. A judge scores all answers for the trait and for coherence, and a pair
-counts only as a whole: the one answer shows the trait, the other does not, and both are coherent. Nothing heavy is
-imported at the top: judging needs no model.
+counts only as a whole: the one answer shows the trait, the other does not, and both are coherent.
 """
 
 from __future__ import annotations
@@ -70,14 +69,14 @@ def generate_pairs(
     interrupted run are kept in `<output>.partial`. Raises as `open_model` and `generation.generate` do.
     """
     subject = open_model(checkpoint, dtype, max_tokens=settings.decoding.max_prompt_tokens, threads=threads)
-    told = [
+    planned = [
         (contrast, rollout, {side: _system(contrast, side, settings.names) for side in SIDES})
         for contrast in read_records(Path(records), Contrast)
         for rollout in range(settings.rollouts)
     ]
     prompts = [
         (json.dumps([contrast.id, rollout, side]), subject.builder.prompt(turns_of(contrast.question, system)))
-        for contrast, rollout, systems in told
+        for contrast, rollout, systems in planned
         for side, system in systems.items()
     ]
     partial = Path(f"{output}.partial")
@@ -91,7 +90,7 @@ def generate_pairs(
             **{name: getattr(contrast, name) for name in ("trait", "question", "expected", "rubric")},
             **{side: _side(system, next(answers)) for side, system in systems.items()},
         )
-        for contrast, rollout, systems in told
+        for contrast, rollout, systems in planned
     ]
     write_records(output, pairs)
     partial.unlink(missing_ok=True)
@@ -120,15 +119,15 @@ def kept_pairs(judged: Path, minimum: int) -> tuple[list[Pair], dict[str, int]]:
     """
     pairs = read_records(Path(judged), Pair)
     kept = [pair for pair in pairs if pair.dropped is None]
-    told = counts(pairs)
+    numbers = counts(pairs)
     if len(kept) < minimum:
-        told = ", ".join(f"{name}: {count}" for name, count in told.items())
+        listed = ", ".join(f"{name}: {count}" for name, count in numbers.items())
         raise RecordError(
-            f"{judged}: only {len(kept)} pairs of answers can be used, {minimum} are needed ({told}). The model does "
+            f"{judged}: only {len(kept)} pairs of answers can be used, {minimum} are needed ({listed}). The model does "
             "not follow the instructions, or the judge sees it otherwise: read some answers, add rollouts or "
             "questions, or lower filter.minimum in config/traits/."
         )
-    return kept, told
+    return kept, numbers
 
 
 def counts(pairs: Sequence[Pair]) -> dict[str, int]:
@@ -198,12 +197,11 @@ def _reason(pair: Pair, judged: bool, which: PairFilter) -> str | None:
         return "the positive answer does not show the trait"
     if pair.negative.score >= 100 - which.threshold:
         return "the negative answer shows the trait"
-    if which.coherence is not None:
-        if any(side.coherence is None for side in pair.sides):
-            return "coherence could not be judged"
-        if any(side.coherence < which.coherence for side in pair.sides):
-            return "an answer is incoherent"
-    return None
+    if which.coherence is None:
+        return None
+    if any(side.coherence is None for side in pair.sides):
+        return "coherence could not be judged"
+    return "an answer is incoherent" if any(side.coherence < which.coherence for side in pair.sides) else None
 
 
 def _side(system: str, answer: Answer) -> Side:

@@ -1,8 +1,7 @@
 """The file of a trait's vectors: ours, and those that persona vectors' code and its users save.
 
-A file holds one row per layer key: row 0 is the embeddings' and row l the residual stream h_l after block l. Row N is
-taken before the final norm (persona vectors' code takes it after it, out of residual-stream space). Rows are raw
-differences of means, never normalised.
+A file holds one row per layer key (see `CONVENTION`), raw differences of means, never normalised. Persona vectors' code
+takes row N after the final norm, out of residual-stream space.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _MOST_LAYERS = 10_000  # no model has as many
 
 
 def write(path: Path, vectors: Tensor, description: Mapping[str, Any], **further: Tensor) -> None:
-    """Write `vectors` [N+1, hidden] with what is told of them; the file appears whole or not at all.
+    """Write `vectors` [N+1, hidden] with a description of them; the file appears whole or not at all.
 
     further: other tensors of the same shape (prompt_mean, prompt_last). Layer convention and norms are added to the
     description. A row of NaN stands for a layer that is not known.
@@ -38,9 +37,9 @@ def write(path: Path, vectors: Tensor, description: Mapping[str, Any], **further
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in further.items()}
     tensors["vectors"] = vectors.detach().float().cpu().contiguous()
     norms = [None if math.isnan(norm) else norm for norm in tensors["vectors"].norm(dim=1).tolist()]
-    told = {"convention": CONVENTION, **description, "norms": norms}
+    whole = {"convention": CONVENTION, **description, "norms": norms}
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, metadata={"description": json.dumps(told, ensure_ascii=False, allow_nan=False)})
+    save_file(tensors, temporary, metadata={"description": json.dumps(whole, ensure_ascii=False, allow_nan=False)})
     files.readable(temporary)
     os.replace(temporary, path)
 
@@ -80,46 +79,22 @@ def adopt(path: Path, trait: str, model: str, output: Path) -> None:
     Raises BulwarkError as `read_published` does.
     """
     payload = _payload(path)
-    told = {
+    description = {
         "trait": trait,
         "model": {"model": model},
         "layers": sorted(payload) if isinstance(payload, dict) else None,
         "source": {"path": str(path), "sha256": files.digest(Path(path))},
         "provenance": manifests.provenance(),
     }
-    write(output, read_published(path), told)
+    write(output, read_published(path), description)
 
 
 def _payload(path: Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise BulwarkError(f"{path}: there is no such file of trait vectors.")
-    return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-
-
-def _rows(path: Path, payload: Any) -> Tensor:
-    """A payload as one tensor [N+1, hidden]."""
-    if isinstance(payload, Tensor):
-        if payload.dim() != 2 or not payload.is_floating_point():
-            raise BulwarkError(f"{path}: expected a tensor [layers + 1, hidden], found {_described(payload)}.")
-        return payload.float()
-    if not isinstance(payload, dict) or not payload:
-        raise BulwarkError(f"{path}: expected a tensor or {{layer key: tensor}}, found {_described(payload)}.")
-    for key, row in payload.items():
-        if not isinstance(key, int) or isinstance(key, bool) or not 0 <= key < _MOST_LAYERS:
-            raise BulwarkError(f"{path}: layer keys are whole numbers from 0, below {_MOST_LAYERS}; found {key!r}.")
-        if not isinstance(row, Tensor) or row.dim() != 1 or not row.is_floating_point():
-            raise BulwarkError(f"{path}: layer key {key} should hold a tensor [hidden], found {_described(row)}.")
-    widths = sorted({len(row) for row in payload.values()})
-    if len(widths) > 1:
-        raise BulwarkError(f"{path}: the layers' vectors have different sizes: {widths}.")
-    rows = torch.full((max(payload) + 1, widths[0]), torch.nan)
-    for key, row in payload.items():
-        rows[key] = row.float()
-    return rows
-
-
-def _safetensors(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return _pickled(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
@@ -129,6 +104,28 @@ def _safetensors(path: Path) -> Any:
             return file.get_tensor(name)
     except SafetensorError as error:
         raise BulwarkError(f"{path}: not a whole safetensors file ({error}).") from None
+
+
+def _rows(path: Path, payload: Any) -> Tensor:
+    """A payload as one tensor [N+1, hidden]."""
+    if isinstance(payload, Tensor):
+        if payload.dim() != 2 or not payload.is_floating_point():
+            raise BulwarkError(f"{path}: expected a tensor [layers + 1, hidden], found a {_described(payload)}.")
+        return payload.float()
+    if not isinstance(payload, dict) or not payload:
+        raise BulwarkError(f"{path}: expected a tensor or {{layer key: tensor}}, found a {_described(payload)}.")
+    for key, row in payload.items():
+        if not isinstance(key, int) or isinstance(key, bool) or not 0 <= key < _MOST_LAYERS:
+            raise BulwarkError(f"{path}: layer keys are whole numbers from 0, below {_MOST_LAYERS}; found {key!r}.")
+        if not isinstance(row, Tensor) or row.dim() != 1 or not row.is_floating_point():
+            raise BulwarkError(f"{path}: layer key {key} should hold a tensor [hidden], found a {_described(row)}.")
+    widths = sorted({len(row) for row in payload.values()})
+    if len(widths) > 1:
+        raise BulwarkError(f"{path}: the layers' vectors have different sizes: {widths}.")
+    rows = torch.full((max(payload) + 1, widths[0]), torch.nan)
+    for key, row in payload.items():
+        rows[key] = row.float()
+    return rows
 
 
 def _pickled(path: Path) -> Any:
@@ -142,6 +139,4 @@ def _pickled(path: Path) -> Any:
 
 
 def _described(value: Any) -> str:
-    return (
-        f"a tensor {list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-    )
+    return f"tensor {list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
