@@ -8,7 +8,7 @@ last block, so N is refused as well.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from bulwark.errors import BulwarkError, ConfigurationError
@@ -69,12 +69,16 @@ def site_module(model: nn.Module, layer: int, site: Site) -> nn.Module:
     block = blocks[layer - 1]
     if site == "block":
         return block
-    for name in PROJECTIONS[site]:
-        try:
-            return block.get_submodule(name)
-        except AttributeError:
-            continue
-    raise BulwarkError(f"{type(block).__name__} has no {site}; looked for {', '.join(PROJECTIONS[site])}.")
+    name = first_part(block, PROJECTIONS[site])
+    if name is None:
+        raise BulwarkError(f"{type(block).__name__} has no {site}; looked for {', '.join(PROJECTIONS[site])}.")
+    return block.get_submodule(name)
+
+
+def first_part(module: nn.Module, names: Iterable[str]) -> str | None:
+    """The first of `names` (dotted paths) that is a part of the module."""
+    parts = dict(module.named_modules(remove_duplicate=False))
+    return next((name for name in names if name in parts), None)
 
 
 @contextlib.contextmanager

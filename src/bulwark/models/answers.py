@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -38,16 +39,23 @@ class Answer:
 
 
 class Partial:
-    """Finished answers on disk: a line with the fingerprint, then one line per answer, appended as they come."""
+    """Finished answers on disk: a line with the fingerprint, then one line per answer, appended as they come.
 
-    def __init__(self, path: Path | None, fingerprint: str):
+    settled: all that decides the answers beside what is digested with each. path None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None, settled: str):
         self._path = path
-        self._fingerprint = fingerprint
+        self._fingerprint = hashlib.sha256(settled.encode()).hexdigest()
         self._file = None
         self.answers: dict[tuple[str, str], Answer] = {}
         self._good_bytes = 0
         if path is not None and path.exists():
             self._read(path)
+
+    def digest(self, question: Any) -> str:
+        """What tells whether the same was asked; empty where nothing is kept."""
+        return hashlib.sha256(repr(question).encode()).hexdigest()[:16] if self._path is not None else ""
 
     def __enter__(self) -> Partial:
         if self._path is not None:
@@ -77,7 +85,10 @@ class Partial:
         """Take the whole lines of a file with our fingerprint; a line that was cut off ends it."""
         with path.open("rb") as file:
             for number, line in enumerate(file):
-                row = _whole_row(line)
+                try:
+                    row = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    row = None
                 if number == 0 and (row is None or row.get("fingerprint") != self._fingerprint):
                     log.warning("%s holds answers made under other settings; they are discarded", path)
                     return
@@ -88,12 +99,3 @@ class Partial:
                     prompt = row.pop("prompt")
                     self.answers[row["id"], prompt] = Answer(**row)
                 self._good_bytes += len(line)
-
-
-def _whole_row(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None

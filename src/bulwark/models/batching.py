@@ -28,6 +28,10 @@ CPU_TOKEN_BUDGET = 2**14
 GPU_TOKEN_BUDGET = 2**15  # of passes without a cache, which gain little from more
 MOST_CACHED_TOKENS = 2**20
 _SECONDS_BETWEEN_LOG_LINES = 30
+NOT_NUMBERS = (
+    "The model's logits are not numbers (NaN). Its weights are broken, or the number type overflows: "
+    "try bfloat16 or float32."
+)
 
 
 @dataclass

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,7 +27,6 @@ from transformers.utils import logging as transformers_logging
 from bulwark import files
 from bulwark.errors import CheckpointError
 from bulwark.models import embeddings, manifests
-from bulwark.models.manifests import read_manifest
 
 transformers_logging.disable_progress_bar()  # its bars of reading and writing shards would fill the jobs' logs
 
@@ -129,7 +128,7 @@ def device_and_dtype(dtype: str) -> tuple[str, str]:
 def _weights(folder: Path) -> Path:
     """The folder itself or, after checking its manifest, the one that the manifest names."""
     if folder.is_dir() and manifests.manifest_path(folder).exists():
-        read_manifest(folder)
+        manifests.read_manifest(folder)
         return manifests.weights_folder(folder)
     return folder
 
@@ -182,19 +181,12 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _refuse_cut(file: Path) -> None:
-    """Compare the size of a safetensors file with what its header announces (8 bytes of length, JSON, tensors)."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        start = opened.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        header = opened.read(length) if length < size else b""
+    """Open a safetensors file, which compares its size with what its header announces."""
     try:
-        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{file}: not a whole safetensors file: its header cannot be read.") from None
-    announced = 8 + length + max(ends, default=0)
-    if announced != size:
-        raise CheckpointError(f"{file}: the file has {size} bytes where its header announces {announced}: it was cut.")
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: not a whole safetensors file, it was cut or changed: {error}.") from None
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

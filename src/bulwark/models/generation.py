@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from bulwark.errors import BulwarkError
 from bulwark.models.answers import Answer, Partial
-from bulwark.models.batching import Budget, cache_token_budget, in_batches, padded, progress
+from bulwark.models.batching import NOT_NUMBERS, Budget, cache_token_budget, in_batches, padded, progress
 from bulwark.models.decoding import Decoding
 from bulwark.prompts.builder import Prompt
 
@@ -73,9 +73,8 @@ def generate(
     memory does not suffice for a single record.
     """
     _check(prompts, decoding)
-    settled = json.dumps([fingerprint, decoding.model_dump(), seed, list(stop_ids)])
-    kept = Partial(partial, hashlib.sha256(settled.encode()).hexdigest())
-    digests = [_digest(prompt) if partial is not None else "" for _, prompt in prompts]
+    kept = Partial(partial, json.dumps([fingerprint, decoding.model_dump(), seed, list(stop_ids)]))
+    digests = [kept.digest(prompt.ids) for _, prompt in prompts]
     answers = {
         key: kept.answers[key, digest]
         for (key, _), digest in zip(prompts, digests, strict=True)
@@ -90,15 +89,14 @@ def generate(
 
     def work(batch: list[int]) -> None:
         numbers = [pending[item] for item in batch]
+        keys, asked = zip(*(prompts[number] for number in numbers), strict=True)
         rows = decode(
             model,
-            [prompts[number][1] for number in numbers],
+            asked,
             max_new_tokens=decoding.max_new_tokens,
             stop_ids=stop_ids,
             pad_id=pad_id,
-            choose=Sampler(decoding, [prompts[n][0] for n in numbers], seed, model.device)
-            if decoding.do_sample
-            else None,
+            choose=Sampler(decoding, keys, seed, model.device) if decoding.do_sample else None,
             stop_when=stop_when and (lambda rows: [stop_when(text) for text in texts(rows)]),
             on_rows=on_rows and (lambda rows: on_rows([numbers[row] for row in rows.tolist()])),
         )
@@ -183,10 +181,7 @@ def decode(
         cache = getattr(output, cache_name)
         logits = output.logits[:, -1]
         if bool(torch.isnan(logits).any()):  # the likeliest of NaNs would silently be token 0
-            raise BulwarkError(
-                "The model's logits are not numbers (NaN). Its weights are broken, or the number type overflows: "
-                "try bfloat16 or float32."
-            )
+            raise BulwarkError(NOT_NUMBERS)
         chosen = logits.argmax(-1) if choose is None else choose(logits, step, rows)
         tokens[rows, step] = chosen
         going = ~(ended[rows] | decided[rows])
@@ -234,7 +229,7 @@ class Sampler:
     The distribution is softmax(logits / temperature), cut to the smallest set of tokens with mass `top_p`.
     """
 
-    def __init__(self, decoding: Decoding, keys: list[str], seed: int, device: torch.device):
+    def __init__(self, decoding: Decoding, keys: Sequence[str], seed: int, device: torch.device):
         self._temperature, self._top_p = decoding.temperature, decoding.top_p
         rows = [self._numbers(seed, key, decoding.max_new_tokens) for key in keys]
         self._uniform = torch.stack(rows).to(device)  # [rows, new tokens]
@@ -268,7 +263,3 @@ def _check(prompts: Sequence[tuple[str, Prompt]], decoding: Decoding) -> None:
                 f'The prompt "{key}" has {len(prompt.ids)} tokens, above max_prompt_tokens = {limit}. '
                 "Give the prompt builder max_tokens, so that it cuts the data."
             )
-
-
-def _digest(prompt: Prompt) -> str:
-    return hashlib.sha256(repr(prompt.ids).encode()).hexdigest()[:16]

@@ -11,7 +11,8 @@ given them as its first argument or by keyword. `hidden_of`, `with_hidden` and `
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -47,13 +48,10 @@ def capture(
     first: before hooks that were there already, so that `hidden` is what the module itself computes.
     """
 
-    def register(name: Name, module: nn.Module) -> Any:
-        def hook(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
-            see(name, hidden_of(output))
+    def hook(name: Name, _: nn.Module, __: tuple, output: Tensor | tuple) -> None:
+        see(name, hidden_of(output))
 
-        return module.register_forward_hook(hook, prepend=first)
-
-    return _hooked(modules, register)
+    return _hooked(part.register_forward_hook(partial(hook, name), prepend=first) for name, part in modules.items())
 
 
 def capture_inputs(
@@ -61,13 +59,10 @@ def capture_inputs(
 ) -> contextlib.AbstractContextManager[None]:
     """Within it, `see(name, inputs)` is called with the hidden states that each module is given."""
 
-    def register(name: Name, module: nn.Module) -> Any:
-        def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            see(name, _given(args, kwargs))
+    def hook(name: Name, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        see(name, _given(args, kwargs))
 
-        return module.register_forward_pre_hook(hook, with_kwargs=True)
-
-    return _hooked(modules, register)
+    return _hooked_inputs(modules, hook)
 
 
 def add(
@@ -85,13 +80,10 @@ def replace(
 ) -> contextlib.AbstractContextManager[None]:
     """Within it each module puts out `change(name, hidden)` in the place of its hidden states."""
 
-    def register(name: Name, module: nn.Module) -> Any:
-        def hook(_: nn.Module, __: tuple, output: Tensor | tuple) -> Tensor | tuple:
-            return with_hidden(output, change(name, hidden_of(output)))
+    def hook(name: Name, _: nn.Module, __: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        return with_hidden(output, change(name, hidden_of(output)))
 
-        return module.register_forward_hook(hook)
-
-    return _hooked(modules, register)
+    return _hooked(part.register_forward_hook(partial(hook, name)) for name, part in modules.items())
 
 
 def replace_inputs(
@@ -99,22 +91,25 @@ def replace_inputs(
 ) -> contextlib.AbstractContextManager[None]:
     """Within it each module is given `change(name, inputs)` in the place of its hidden states."""
 
-    def register(name: Name, module: nn.Module) -> Any:
-        def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-            changed = change(name, _given(args, kwargs))
-            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+    def hook(name: Name, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        changed = change(name, _given(args, kwargs))
+        return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
 
-        return module.register_forward_pre_hook(hook, with_kwargs=True)
+    return _hooked_inputs(modules, hook)
 
-    return _hooked(modules, register)
+
+def _hooked_inputs(modules: Mapping[Name, nn.Module], hook: Callable) -> contextlib.AbstractContextManager[None]:
+    return _hooked(
+        part.register_forward_pre_hook(partial(hook, name), with_kwargs=True) for name, part in modules.items()
+    )
 
 
 @contextlib.contextmanager
-def _hooked(modules: Mapping[Name, nn.Module], register: Callable[[Name, nn.Module], Any]) -> Iterator[None]:
-    """Within it the hooks are there that `register(name, module)` puts in."""
+def _hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """Within it the hooks of these handles are in place; `handles` registers them as it is read."""
     with contextlib.ExitStack() as stack:
-        for name, module in modules.items():
-            stack.callback(register(name, module).remove)
+        for handle in handles:
+            stack.callback(handle.remove)
         yield
 
 

@@ -7,7 +7,6 @@ go through the output embedding.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import torch
 
 from bulwark.errors import BulwarkError
 from bulwark.models.answers import Answer, Partial
-from bulwark.models.batching import cache_token_budget, in_batches, padded, progress
+from bulwark.models.batching import NOT_NUMBERS, cache_token_budget, in_batches, padded, progress
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +58,8 @@ def log_likelihoods(
     """
     if len({request.key for request in requests}) < len(requests):
         raise BulwarkError("Two continuations have the same key. Give each its own.")
-    kept = Partial(partial, hashlib.sha256(f"log-likelihoods\n{fingerprint}".encode()).hexdigest())
-    digests = [_digest(request) for request in requests]
+    kept = Partial(partial, f"log-likelihoods\n{fingerprint}")
+    digests = [kept.digest((request.ids, request.targets)) for request in requests]
     found: dict[int, LogLikelihood] = {}
     rows: dict[tuple[int, ...], list[int]] = {}
     for number, request in enumerate(requests):
@@ -74,17 +73,13 @@ def log_likelihoods(
     pending = list(rows)
 
     def work(batch: list[int]) -> None:
-        numbers = [rows[pending[row]] for row in batch]
-        scored = _scored(
-            model, [pending[row] for row in batch], [[requests[n] for n in row] for row in numbers], pad_id
-        )
-        done = [number for row in numbers for number in row]
+        given = [pending[row] for row in batch]
+        scored = _scored(model, given, [[requests[n] for n in rows[row]] for row in given], pad_id)
+        done = [number for row in given for number in rows[row]]
         for number, result in zip(done, scored, strict=True):
             found[number] = result
-            told = json.dumps([result.value, result.greedy])
-            kept.append(
-                Answer(requests[number].key, told, len(requests[number].targets), "stop", False), digests[number]
-            )
+            request, line = requests[number], json.dumps([result.value, result.greedy])
+            kept.append(Answer(request.key, line, len(request.targets), "stop", False), digests[number])
         kept.flush()
         advance(len(done))
 
@@ -122,13 +117,6 @@ def _scored(
         results.append((value, (chosen.argmax(-1) == wanted).all()))
     values = torch.stack([value for value, _ in results]).tolist()
     if any(value != value for value in values):
-        raise BulwarkError(
-            "The model's logits are not numbers (NaN). Its weights are broken, or the number type overflows: "
-            "try bfloat16 or float32."
-        )
+        raise BulwarkError(NOT_NUMBERS)
     greedy = torch.stack([one for _, one in results]).tolist()
     return [LogLikelihood(*pair) for pair in zip(values, greedy, strict=True)]
-
-
-def _digest(request: Continuation) -> str:
-    return hashlib.sha256(repr((request.ids, request.targets)).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ modules which only name the type stay light.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,15 +68,12 @@ class LanguageModel:
         self,
         prompts: Sequence[tuple[str, Prompt]],
         decoding: Decoding,
-        *,
-        seed: int = 0,
-        partial: Path | None = None,
-        fingerprint: str = "",
-        stop_when: Callable[[str], bool] | None = None,
-        on_rows: Callable[[list[int]], None] | None = None,
-        shown: bool = True,
+        **options: Any,
     ) -> list[Answer]:
-        """One answer per (key, prompt), in the given order; see `generation.generate`."""
+        """One answer per (key, prompt), in the given order.
+
+        options: seed, partial, fingerprint, stop_when, on_rows and shown of `generation.generate`.
+        """
         from bulwark.models.batching import Budget, cache_token_budget
         from bulwark.models.generation import generate
 
@@ -89,34 +86,27 @@ class LanguageModel:
             tokenizer=self.tokenizer,
             stop_ids=self.builder.stop_ids,
             pad_id=self.builder.pad_id,
-            seed=seed,
-            partial=partial,
-            fingerprint=fingerprint,
             token_budget=self.budget,
-            stop_when=stop_when,
-            on_rows=on_rows,
-            shown=shown,
+            **options,
         )
 
-    def log_likelihoods(
-        self, requests: Sequence[Continuation], *, partial: Path | None = None, fingerprint: str = ""
-    ) -> list[LogLikelihood]:
-        """The log-likelihood of every continuation, in the given order; see `likelihoods.log_likelihoods`."""
+    def log_likelihoods(self, requests: Sequence[Continuation], **options: Any) -> list[LogLikelihood]:
+        """The log-likelihood of every continuation, in the given order.
+
+        options: partial and fingerprint of `likelihoods.log_likelihoods`.
+        """
         from bulwark.models.likelihoods import log_likelihoods
 
-        return log_likelihoods(
-            self.model, requests, pad_id=self.builder.pad_id, partial=partial, fingerprint=fingerprint
-        )
+        return log_likelihoods(self.model, requests, pad_id=self.builder.pad_id, **options)
 
-    def residuals(
-        self, prompts: Sequence[Prompt], *, winsorise: float = 1.0, final_norm: bool = False, keep: bool = False
-    ) -> Residuals:
-        """The residual stream at the last token of the prompts, by layer; see `residuals.last_token_residuals`."""
+    def residuals(self, prompts: Sequence[Prompt], **options: Any) -> Residuals:
+        """The residual stream at the last token of the prompts, by layer.
+
+        options: winsorise, final_norm and keep of `residuals.last_token_residuals`.
+        """
         from bulwark.models.residuals import last_token_residuals
 
-        return last_token_residuals(
-            self.model, prompts, self.builder.pad_id, winsorise=winsorise, final_norm=final_norm, keep=keep
-        )
+        return last_token_residuals(self.model, prompts, self.builder.pad_id, **options)
 
 
 def open_model(

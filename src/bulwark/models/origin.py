@@ -21,7 +21,7 @@ def fetch_model(source: dict[str, Any], template: str, output: str | Path) -> No
 
     source: `hub` and `revision` of the weights; `tokenizer` (None, or its own hub and revision) takes the place of the
     one beside the weights, as when a pretrained model is given the chat tokenizer of its family; `pad_token` (or None)
-    is set in it. template: name of the prompt template, told in the manifest.
+    is set in it. template: name of the prompt template, recorded in the manifest.
     Raises DownloadError as `fetch` does, and CheckpointError for a pad token that the tokenizer does not know.
     """
     output = Path(output)
@@ -32,8 +32,8 @@ def fetch_model(source: dict[str, Any], template: str, output: str | Path) -> No
         _replace_tokenizer(origin, folder, source.get("pad_token"))
     elif source.get("pad_token"):
         _replace_tokenizer(folder, folder, source["pad_token"])
-    told = {"template": template, "source": source, "weights": ".", "provenance": manifests.provenance()}
-    manifests.write_manifest(output, told)
+    content = {"template": template, "source": source, "weights": ".", "provenance": manifests.provenance()}
+    manifests.write_manifest(output, content)
 
 
 def adopt_model(path: str | Path, template: str, output: str | Path) -> None:
@@ -48,8 +48,9 @@ def adopt_model(path: str | Path, template: str, output: str | Path) -> None:
         raise CheckpointError(f"{path} has no tokenizer. Save it there with tokenizer.save_pretrained.")
     output.parent.mkdir(parents=True, exist_ok=True)
     weights = Path(os.path.relpath(path, output.parent)).as_posix()
-    told = {"template": template, "source": {"path": str(path)}, "weights": weights}
-    manifests.write_manifest(output, {**told, "provenance": manifests.provenance()})
+    source = {"path": str(path)}
+    content = {"template": template, "source": source, "weights": weights, "provenance": manifests.provenance()}
+    manifests.write_manifest(output, content)
 
 
 def _replace_tokenizer(origin: Path, folder: Path, pad_token: str | None) -> None:

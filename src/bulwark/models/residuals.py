@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.errors import BulwarkError
-from bulwark.models.anatomy import blocks_of, hidden_size, watching
+from bulwark.models.anatomy import blocks_of, first_part, hidden_size, watching
 from bulwark.models.batching import Batch, over_prompts
 from bulwark.prompts.builder import Prompt
 
@@ -122,12 +122,10 @@ def winsorised(rows: Tensor, quantile: float) -> Tensor:
 def final_norm_of(model: nn.Module) -> nn.Module:
     """The norm between the last block and the output embedding. Raises BulwarkError if no usual name fits."""
     inner = model.base_model
-    for name in _FINAL_NORMS:
-        try:
-            return inner.get_submodule(name)
-        except AttributeError:
-            continue
-    raise BulwarkError(
-        f"{type(inner).__name__} has no final norm called {', '.join(_FINAL_NORMS)}. Set directions.final_norm to "
-        "false."
-    )
+    name = first_part(inner, _FINAL_NORMS)
+    if name is None:
+        raise BulwarkError(
+            f"{type(inner).__name__} has no final norm called {', '.join(_FINAL_NORMS)}. Set directions.final_norm to "
+            "false."
+        )
+    return inner.get_submodule(name)
