@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bulwark.abliteration import attack
-from bulwark.abliteration.settings import ObjectiveSettings, RefusalDirectionSettings, SearchSettings
+from bulwark.abliteration.settings import EditSettings, ObjectiveSettings, RefusalDirectionSettings, SearchSettings
 from bulwark.errors import BulwarkError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bulwark.abliteration.search.selection import Judged
+    from bulwark.abliteration.measure.subject import Prompts
     from bulwark.abliteration.search.trials import Examiner
     from bulwark.jobs.job import Job
+    from bulwark.models.answers import Answer
     from bulwark.models.open import LanguageModel
     from bulwark.prompts.builder import Prompt
 
@@ -28,44 +29,46 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
 
     Raises BulwarkError if the parent refuses nothing, or no candidate keeps the bounds.
     """
-    from bulwark.abliteration.edit.hooks import Edits
-    from bulwark.abliteration.edit.targets import targets_of
     from bulwark.abliteration.measure.directions import normalised
-    from bulwark.abliteration.measure.subject import read_prompts
-    from bulwark.abliteration.search import outcome
-    from bulwark.abliteration.search.trials import Examiner
-    from bulwark.models.open import open_model
+    from bulwark.abliteration.search import outcome, selection
+    from bulwark.models.embeddings import role_embedding_of
 
     started = time.time()
-    subject = open_model(job.parent, settings.dtype)
-    prompts = read_prompts(job.inputs, settings.prompts, subject.builder)
-    edits = Edits(targets_of(subject.model, through_norms=settings.through_norms))
+    edit = EditSettings(through_norms=settings.through_norms)
     search = SearchSettings(max_new_tokens=settings.max_new_tokens, rule=settings.rule)
-    examiner = Examiner(subject, edits, prompts, search, ObjectiveSettings(), job.seed)
-    attack.check_refusals(job, examiner)
-    choice = _choose(subject, examiner, settings)
-    best = choice.best
+    examiner = attack.examiner_of(job, settings, edit, search, ObjectiveSettings())
+    subject = examiner.subject
+    answers = {"harmful_search": examiner.base_answers, "harmless_search": examiner.answers([{}], "harmless")[0]}
+    tokens = _refusal_tokens(examiner, answers, settings)
+    kept = _kept(examiner, answers, tokens) if settings.filtered else _by_set(examiner.prompts)
+    positions = settings.positions or selection.template_tokens(kept["harmful_directions"])
+    candidates = selection.candidates(
+        subject.model, kept["harmful_directions"], kept["harmless_directions"], subject.builder.pad_id, positions
+    )
+    reference = _log_probabilities(subject, kept["harmless_search"]).to(subject.model.device)
+    judge = selection.Judge(examiner, kept["harmful_search"], kept["harmless_search"], reference, tokens)
+    judged = judge.judge(candidates, settings)
+    best = selection.best_of(judged, settings.otherwise)
     log.info("Chosen: the direction at position %d, layer %d", best.candidate.position, best.candidate.layer)
     unit = normalised(best.candidate.vector)
-    plan = {target.path: (unit.float(), 1.0) for target in edits.targets}
+    plan = {target.path: (unit.float(), 1.0) for target in examiner.edits.targets}
     edited = examiner.examine([plan])[0]
     seconds = time.time() - started
-    answers = attack.answers_of(examiner, plan)
-    ablates_embedding = settings.embedding and _has_plain_embedding(subject.model)
+    # An input embedding that gives tokens roles is left as it is.
+    ablates_embedding = settings.embedding and role_embedding_of(subject.model).method == "vanilla"
     also = (lambda model: _ablate_embedding(model, unit)) if ablates_embedding else None
-    manifest, exported = attack.export(job, examiner, plan, answers["edited"]["harmful"], 1, also)
-    attack.write_directions(job.folder, {"refusal_direction": best.candidate.vector})
-    record = {"candidates": len(choice.judged), "embedding_ablated": ablates_embedding, "exported": exported}
+    directions = {"refusal_direction": best.candidate.vector}
+    manifest, exported = attack.export(job, examiner, plan, directions, settings.outcome, 1, also)
+    record = {"candidates": len(judged), "embedding_ablated": ablates_embedding, "exported": exported}
     outcome.write(
         job.folder,
         {
-            "candidates.jsonl": [{**judged.as_dict(), "chosen": judged is best} for judged in choice.judged],
-            "comparison.json": outcome.comparison(prompts, answers, examiner.refuses, settings.outcome),
+            "candidates.jsonl": [{**entry.as_dict(), "chosen": entry is best} for entry in judged],
             "summary.json": {
                 "base": outcome.described(examiner.base),
                 "chosen": {**best.as_dict(), "edited": outcome.described(edited.measures)},
-                "refusal_tokens": choice.refusal_tokens,
-                "kept": choice.kept,
+                "refusal_tokens": tokens,
+                "kept": {name: len(part) for name, part in kept.items()},
                 "cost": {"setup_seconds": round(seconds, 3)},
                 **record,
             },
@@ -77,26 +80,13 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
     }
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """judged: all candidates. refusal_tokens: by which refusals are recognised, none if by whole answers.
-
-    kept: how many prompts of each set were used.
-    """
-
-    judged: list[Judged]
-    best: Judged
-    refusal_tokens: list[int]
-    kept: dict[str, int]
-
-
-def _choose(subject: LanguageModel, examiner: Examiner, settings: RefusalDirectionSettings) -> _Choice:
-    """Judge all candidates, on the prompts that the model refuses or answers as their set says."""
-    from bulwark.abliteration.measure.subject import answers_by_trial
+def _refusal_tokens(
+    examiner: Examiner, answers: Mapping[str, Sequence[Answer]], settings: RefusalDirectionSettings
+) -> list[int]:
+    """The first tokens by which refusals are recognised; none if that takes whole answers."""
     from bulwark.abliteration.search import selection
 
-    prompts, tokenizer, builder = examiner.prompts, subject.tokenizer, subject.builder
-    answers = {"harmful_search": examiner.base_answers, "harmless_search": examiner.answers([{}], "harmless")[0]}
+    tokenizer = examiner.subject.tokenizer
     if settings.refusal_tokens is not None:
         encoded = [tokenizer.encode(text, add_special_tokens=False) for text in settings.refusal_tokens]
         tokens = sorted({ids[0] for ids in encoded})
@@ -106,64 +96,46 @@ def _choose(subject: LanguageModel, examiner: Examiner, settings: RefusalDirecti
         others = [text for text in responses if not examiner.refuses(text)]
         tokens = selection.first_tokens(refusals, others, tokenizer)
     log.info("Refusals are recognised by %s", tokenizer.convert_ids_to_tokens(tokens) if tokens else "whole answers")
-    kept = {name: getattr(prompts, name) for name in prompts.texts}
-    if settings.filtered:
-        for name, part in kept.items():
-            if tokens:
-                refused = _refused_at_first_token(subject, part, tokens)
-            else:
-                written = answers.get(name) or answers_by_trial(subject, part, [0], settings.max_new_tokens)[0]
-                refused = [examiner.refuses(answer.response) for answer in written]
-            kept[name] = _filtered(part, refused, name)
-        log.info("Kept: %s", {name: f"{len(part)} of {len(prompts.texts[name])}" for name, part in kept.items()})
-    positions = settings.positions or selection.template_tokens(kept["harmful_directions"])
-    candidates = selection.candidates(
-        subject.model, kept["harmful_directions"], kept["harmless_directions"], builder.pad_id, positions
-    )
-    judge = selection.Judge(
-        subject,
-        examiner.edits,
-        kept["harmful_search"],
-        kept["harmless_search"],
-        _log_probabilities(subject, kept["harmless_search"]),
-        tokens,
-        examiner.refuses,
-        settings.max_new_tokens,
-    )
-    judged = judge.judge(candidates, settings)
-    best = selection.best_of(judged, settings.otherwise)
-    return _Choice(judged, best, tokens, {name: len(part) for name, part in kept.items()})
+    return tokens
 
 
-def _filtered(part: list[Prompt], refused: list[bool], name: str) -> list[Prompt]:
-    """The harmful prompts that are refused, or the harmless ones that are not."""
-    harmful = name.startswith("harmful")
-    kept = [prompt for prompt, verdict in zip(part, refused, strict=True) if verdict == harmful]
-    if not kept:
-        raise BulwarkError(
-            f"Of the {len(part)} prompts of {name} none is {'refused' if harmful else 'answered'}. Set filtered: "
-            "false, name refusal_tokens, or take other prompts."
-        )
-    return kept
+def _by_set(prompts: Prompts) -> dict[str, list[Prompt]]:
+    return {name: getattr(prompts, name) for name in prompts.texts}
 
 
-def _refused_at_first_token(subject: LanguageModel, part: list[Prompt], tokens: list[int]) -> list[bool]:
+def _kept(
+    examiner: Examiner, answers: Mapping[str, Sequence[Answer]], tokens: Sequence[int]
+) -> dict[str, list[Prompt]]:
+    """By set, the harmful prompts that the model refuses and the harmless ones that it does not.
+
+    answers: to the search prompts, which are known already.
+    """
     from bulwark.abliteration.measure.measuring import refusal_score
+    from bulwark.abliteration.measure.subject import answers_by_trial
 
-    return [score > 0 for score in refusal_score(_log_probabilities(subject, part), tokens).tolist()]
+    kept, subject = _by_set(examiner.prompts), examiner.subject
+    for name, part in kept.items():
+        harmful = name.startswith("harmful")
+        if tokens:
+            scores = refusal_score(_log_probabilities(subject, part), tokens)
+            refused = [score > 0 for score in scores.tolist()]
+        else:
+            written = answers.get(name) or answers_by_trial(subject, part, [0], examiner.search.max_new_tokens)[0]
+            refused = [examiner.refuses(answer.response) for answer in written]
+        kept[name] = [prompt for prompt, verdict in zip(part, refused, strict=True) if verdict == harmful]
+        if not kept[name]:
+            raise BulwarkError(
+                f"Of the {len(part)} prompts of {name} none is {'refused' if harmful else 'answered'}. Set filtered: "
+                "false, name refusal_tokens, or take other prompts."
+            )
+    log.info("Kept: %s", {name: f"{len(part)} of {len(examiner.prompts.texts[name])}" for name, part in kept.items()})
+    return kept
 
 
 def _log_probabilities(subject: LanguageModel, prompts: list[Prompt]) -> Tensor:
     from bulwark.abliteration.measure.measuring import first_token_log_probabilities
 
     return first_token_log_probabilities(subject.model, prompts, subject.builder.pad_id)
-
-
-def _has_plain_embedding(model: Any) -> bool:
-    """Whether the input embedding is the same for tokens of every role."""
-    from bulwark.models.embeddings import role_embedding_of
-
-    return role_embedding_of(model).method == "vanilla"
 
 
 def _ablate_embedding(model: Any, unit: Tensor) -> list[str]:

@@ -64,12 +64,7 @@ class LanguageModel:
         """A digest of what decides an answer besides prompt, decoding and seed; settled: more of it (steering, say)."""
         return files.digest({**self.description, "dtype": f"torch.{self.dtype}", **settled})
 
-    def generate(
-        self,
-        prompts: Sequence[tuple[str, Prompt]],
-        decoding: Decoding,
-        **options: Any,
-    ) -> list[Answer]:
+    def generate(self, prompts: Sequence[tuple[str, Prompt]], decoding: Decoding, **options: Any) -> list[Answer]:
         """One answer per (key, prompt), in the given order.
 
         options: seed, partial, fingerprint, stop_when, on_rows and shown of `generation.generate`.

@@ -159,7 +159,7 @@ def test_the_reloaded_export_reproduces_the_trials_kl_and_verdicts(tmp_path, tri
     merge(subject.model, subject.edits, plan)
     checkpoints.save_model(subject.model, subject.tokenizer, tmp_path)
     subject.examiner.release()
-    subject.examiner.take(checkpoints.load_model(tmp_path, "float32").eval())
+    subject.examiner.subject.model = checkpoints.load_model(tmp_path, "float32").eval()
     answers = subject.examiner.answers([{}], "harmful")[0]
     assert [subject.examiner.refuses(one.response) for one in answers] == found.verdicts
     assert float(subject.examiner.divergences(1, None).mean()) == pytest.approx(found.measures.kl, rel=1e-3, abs=1e-5)

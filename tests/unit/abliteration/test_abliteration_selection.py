@@ -49,17 +49,7 @@ def judge(subject) -> Judge:
 
 
 def judge_of(subject, prompts, reference, tokens) -> Judge:
-    refuses = subject.examiner.refuses
-    return Judge(
-        subject.subject,
-        subject.edits,
-        prompts.harmful_search,
-        prompts.harmless_search,
-        reference,
-        tokens,
-        refuses,
-        subject.settings.search.max_new_tokens,
-    )
+    return Judge(subject.examiner, prompts.harmful_search, prompts.harmless_search, reference, tokens)
 
 
 def settings(**changes) -> RefusalDirectionSettings:
@@ -122,7 +112,7 @@ def test_ablation_takes_the_component_out_of_every_blocks_input(subject, judge, 
     handles = []
     watched = [found[2], found[5]]
     units = normalised(torch.stack([one.vector for one in watched])).float()
-    original = judge.edits.on
+    original = judge.examiner.edits.on
 
     def on(plans, streams):
         """After the ablation's own hooks, so that they see what the blocks are given."""
@@ -142,11 +132,11 @@ def test_ablation_takes_the_component_out_of_every_blocks_input(subject, judge, 
 
         return Around()
 
-    judge.edits.on = on
+    judge.examiner.edits.on = on
     try:
         judge._ablated(watched)
     finally:
-        del judge.edits.on
+        del judge.examiner.edits.on
         for handle in handles:
             handle.remove()
     assert len(seen) >= 2 * LAYERS
@@ -193,7 +183,7 @@ def test_the_induced_score_is_that_with_the_direction_added_to_its_blocks_input(
 
 def test_the_direction_of_refusing_ends_refusals_and_adding_it_makes_them(judge):
     s = axes()[1].double()
-    base = first_token_log_probabilities(judge.model, judge.harmful, PAD)
+    base = first_token_log_probabilities(judge.examiner.model, judge.harmful, PAD)
     ours, other = judge.judge([Candidate(-1, 1, 3 * s), Candidate(-1, 1, 3 * unit(9))], settings())
     assert float(refusal_score(base, REFUSAL).mean()) > 0
     assert ours.refusal_score < -3 < other.refusal_score
@@ -205,10 +195,13 @@ def hooks_of(model) -> int:
 
 
 def test_judging_leaves_the_model_as_it_was(judge, found):
-    before, hooks = first_token_log_probabilities(judge.model, judge.harmful, PAD), hooks_of(judge.model)
+    before, hooks = (
+        first_token_log_probabilities(judge.examiner.model, judge.harmful, PAD),
+        hooks_of(judge.examiner.model),
+    )
     judge.judge(found, settings())
-    assert torch.equal(first_token_log_probabilities(judge.model, judge.harmful, PAD), before)
-    assert hooks_of(judge.model) == hooks
+    assert torch.equal(first_token_log_probabilities(judge.examiner.model, judge.harmful, PAD), before)
+    assert hooks_of(judge.examiner.model) == hooks
 
 
 def test_each_bound_drops_what_does_not_keep_it(judge, found):

@@ -151,7 +151,7 @@ def test_the_attacked_model_refuses_less_and_answers_as_was_measured(attacked):
         assert exported["kl"] == pytest.approx(exported["kl_of_trial"], rel=1e-2, abs=1e-5)
         assert exported["refusals"] == summary["chosen"]["refusals"]
     subject = Attacked(attack_settings(search={"rule": "arditi" if kind == "refusal_direction" else "heretic"}))
-    subject.examiner.take(checkpoints.load_model(folder, "float32").eval())
+    subject.examiner.subject.model = checkpoints.load_model(folder, "float32").eval()
     answers = subject.examiner.answers([{}], "harmful")[0]
     assert sum(subject.examiner.refuses(one.response) for one in answers) == exported["refusals"]
     assert float(subject.examiner.divergences(1, None).mean()) == pytest.approx(exported["kl"], rel=1e-2)

@@ -92,7 +92,7 @@ def test_answers_do_not_depend_on_what_shares_their_batch(subject, budget):
 def test_stopping_at_a_marker_gives_the_verdict_of_the_whole_answer(subject, budget, rule):
     whole = answers(subject, "harmless", "harmful")
     examiner = Attacked(attack_settings(search={"rule": rule})).examiner
-    early = answers(subject, "harmless", "harmful", token_budget=budget, stop_when=examiner._certain)
+    early = answers(subject, "harmless", "harmful", token_budget=budget, stop_when=examiner.certainly_refuses)
     verdicts = [markers.refuses(one.response, rule) for one in whole]
     assert [markers.refuses(one.response, rule) for one in early] == verdicts
     assert {True, False} == set(verdicts)
@@ -111,10 +111,10 @@ def test_a_certain_verdict_on_any_beginning_is_that_on_the_whole_text(subject, r
     for _ in range(300):
         text = "".join(generator.choice(parts) + generator.choice(["", " ", "\n"]) for _ in range(5))
         for end in range(0, len(text), 3):
-            if examiner._certain(text[:end]):
+            if examiner.certainly_refuses(text[:end]):
                 assert markers.refuses(text, rule)
-    assert not examiner._certain("")
-    assert not examiner._certain(" \n")
+    assert not examiner.certainly_refuses("")
+    assert not examiner.certainly_refuses(" \n")
 
 
 def test_broken_logits_are_told(subject):

@@ -1,9 +1,7 @@
 """Exporting a trial: merged weights in an ordinary model folder, and the same as a PEFT adapter.
 
 Both are computed in float32 and cast once. The merged weights are exactly the trial's edit; the adapter is where the
-edit has rank 1 (normalization none and pre), else its best approximation of the rank asked for. Fused experts and
-modules that are quantised have no adapter, and quantised weights cannot be written: such a model is merged into the
-weights it was quantised from.
+edit has rank 1 (normalization none and pre), else its best approximation of the rank asked for.
 """
 
 from __future__ import annotations

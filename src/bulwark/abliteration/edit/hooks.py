@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bulwark.abliteration.edit.edits import Form, form
-from bulwark.abliteration.edit.targets import Target, weight_of
+from bulwark.abliteration.edit.targets import Target, device_of, weight_of
 from bulwark.abliteration.settings import Normalization
 from bulwark.errors import BulwarkError
 from bulwark.models import hooks
@@ -56,7 +57,7 @@ class Edits:
         if all(entry is None or entry[1] == 0 for entry in given):
             return None
         some = next(entry[0] for entry in given if entry is not None)
-        device = _device(target.module)
+        device = device_of(target.module)
         vectors = torch.stack([some.new_zeros(some.shape) if entry is None else entry[0] for entry in given])
         strengths = torch.tensor([0.0 if entry is None else entry[1] for entry in given])
         vectors = target.seen(vectors).float().to(device)
@@ -64,17 +65,15 @@ class Edits:
         return form(vectors, strengths.to(device), self.normalization, weight)
 
 
+@dataclass
 class Rows:
     """Which trial each row of the coming batches belongs to."""
 
-    def __init__(self) -> None:
-        self.trials: Tensor | None = None
-        self.version = 0
+    trials: Tensor | None = None
 
     def are(self, trials: Tensor) -> None:
         """trials: [rows], numbers of the plans."""
         self.trials = trials
-        self.version += 1
 
 
 class _OfRows:
@@ -82,7 +81,7 @@ class _OfRows:
 
     def __init__(self, edit: Form, rows: Rows) -> None:
         self.form, self._rows = edit, rows
-        self._version, self._of_rows = -1, None
+        self._trials, self._of_rows = None, edit
 
     def edited(self, _: str, states: Tensor) -> Tensor:
         """The states [rows, ..., out], each row under its trial's edit."""
@@ -98,9 +97,8 @@ class _OfRows:
         if trials is None or len(trials) != count:
             named = "none" if trials is None else str(len(trials))
             raise BulwarkError(f"The edited model was given {count} rows, but the trials of {named} were named.")
-        if self._version != self._rows.version:
-            self._of_rows = self.form[trials.to(self.form.a.device)]
-            self._version = self._rows.version
+        if self._trials is not trials:
+            self._trials, self._of_rows = trials, self.form[trials.to(self.form.a.device)]
         return self._of_rows
 
 
@@ -116,7 +114,3 @@ def _edited(target: Target, edit: _OfRows) -> Iterator[None]:
     scaling = contextlib.nullcontext() if edit.form.s is None else hooks.replace_inputs(module, edit.scaled)
     with hooks.replace(module, change), scaling:
         yield
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((part.device for part in (*module.parameters(), *module.buffers())), torch.device("cpu"))

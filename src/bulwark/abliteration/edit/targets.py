@@ -1,9 +1,8 @@
 """Which modules of a model are edited: those of attention and MLP that write into the residual stream.
 
 Per block the attention's output projection and the MLP's down-projection. Where a block has experts, the target is the
-mixture's own output: Σ_e gate_e (I - λvvᵀ)W_e x = (I - λvvᵀ) Σ_e gate_e W_e x, so that fused expert parameters, shared
-experts and quantised ones need no code of their own (HERETIC skips them silently; its issues 198, 206, 339, 402). The
-router, embeddings and the output embedding are no targets.
+mixture's own output (docs/abliteration.md, "Edits"), so that fused, shared and quantised experts need no code of their
+own; HERETIC skips them silently. The router, embeddings and the output embedding are no targets.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from bulwark.abliteration.settings import Component
 from bulwark.errors import BulwarkError
-from bulwark.models.anatomy import PROJECTIONS, blocks_of, hidden_size
+from bulwark.models.anatomy import PROJECTIONS, blocks_of, first_part, hidden_size
 
 _SITES: dict[Component, str] = {"attention": "o_proj", "mlp": "down_proj"}
 _MIXTURES = ("mlp", "block_sparse_moe", "feed_forward", "moe")
@@ -78,10 +77,8 @@ def targets_of(
             for path, mixture in paths:
                 module = block.get_submodule(path)
                 target = Target(layer, component, f"{prefix}.{layer}.{path}", module, mixture, gain)
-                if not mixture and outputs_of(module) != width:
-                    raise BulwarkError(
-                        f"{target.path} puts out {outputs_of(module)} numbers, not the {width} expected."
-                    )
+                if not mixture and (outputs := outputs_of(module)) != width:
+                    raise BulwarkError(f"{target.path} puts out {outputs} numbers, not the {width} expected.")
                 targets.append(target)
     return targets
 
@@ -106,33 +103,26 @@ def weight_of(module: nn.Module) -> Tensor:
     plain = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dim() == 2
     if plain and not hasattr(weight, "quant_state"):
         return (weight.T if hasattr(module, "nf") else weight).detach().float()
+    options = {"device": device_of(module), "dtype": getattr(module, "compute_dtype", None) or torch.float32}
     inputs = module.in_features
-    device = next((part.device for part in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    dtype = getattr(module, "compute_dtype", None) or torch.float32
-    columns = module(torch.eye(inputs, device=device, dtype=dtype)) - module(
-        torch.zeros(1, inputs, device=device, dtype=dtype)
-    )
+    columns = module(torch.eye(inputs, **options)) - module(torch.zeros(1, inputs, **options))
     return columns.T.float()
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's weights are; the CPU if it has none."""
+    return next((part.device for part in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
 def _paths(block: nn.Module, component: Component) -> list[tuple[str, bool]]:
     """(path in the block, whether it is a mixture of experts)."""
     if component == "mlp":
-        mixtures = [name for name in _MIXTURES if hasattr(_part(block, name), "experts")]
+        parts = dict(block.named_modules(remove_duplicate=False))
+        mixtures = [name for name in _MIXTURES if hasattr(parts.get(name), "experts")]
         if mixtures:
-            beside = [name for name in _BESIDE_MIXTURES if _part(block, name) is not None]
-            return [(name, True) for name in (*mixtures, *beside)]
-    for name in PROJECTIONS[_SITES[component]]:
-        if _part(block, name) is not None:
-            return [(name, False)]
-    return []
-
-
-def _part(block: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return block.get_submodule(name)
-    except AttributeError:
-        return None
+            return [(name, True) for name in (*mixtures, *_BESIDE_MIXTURES) if name in parts]
+    name = first_part(block, PROJECTIONS[_SITES[component]])
+    return [] if name is None else [(name, False)]
 
 
 @torch.inference_mode()

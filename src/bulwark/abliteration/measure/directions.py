@@ -8,11 +8,10 @@ Estimators, with b and g the residuals of harmful and harmless prompts at a laye
     variance  normalise((mean b - mean g) / sqrt((var g + var b)/2 + floor))        an effect size per coordinate
     hybrid    normalise((1 - β)·mean + β·variance)
 
-What is protected is the span of the benign subspace U (the top right singular vectors of the centred harmless
-residuals) and, for "projected" directions, of ĝ, the mean harmless residual. Both are projected out *jointly*, by one
-QR of [U, ĝ]: d ← normalise(d - QQᵀd). ICONOCLAST projects out first U and then ĝ, which puts -(d·ĝ)Uᵀĝ back along U
-unless ĝ ⟂ U, and then uses directions of other layers; `order: as_published` and `protect: measured` do the same, for
-comparison.
+Protected are the span of the benign subspace U (the top right singular vectors of the centred harmless residuals) and,
+for "projected" directions, ĝ, the mean harmless residual: both are projected out *jointly*, by one QR of [U, ĝ],
+d ← normalise(d - QQᵀd). ICONOCLAST projects out first U and then ĝ, which puts -(d·ĝ)Uᵀĝ back along U unless ĝ ⟂ U, and
+then uses directions of other layers; `order: as_published` and `protect: measured` do the same.
 """
 
 from __future__ import annotations
@@ -52,10 +51,6 @@ class Directions:
     protected: list[Tensor]
     edited: bool = True
 
-    @property
-    def layers(self) -> int:
-        return len(self.protected) - 1
-
     def at(self, layer: int, choice: Choice) -> Tensor:
         """The unit direction [hidden] with which block `layer` (from 0) is edited; 0 where there is none."""
         rows = self.combined(choice.method, choice.blend)
@@ -92,21 +87,21 @@ def estimate(harmful: Residuals, harmless: Residuals, settings: DirectionSetting
         for layer in layers
     ]
     means = [mean_direction[layer : layer + 1][: int(settings.orthogonalise)] for layer in layers]
-    if settings.order == "as_published":
-        candidates = {
-            method: torch.stack(
-                [without(without(rows[layer], subspaces[layer], settings.dampening), means[layer]) for layer in layers]
-            )
-            for method, rows in raw.items()
-        }
-        return Directions(candidates, subspaces, edited=settings.protect == "edited")
-    joint = [joint_basis(subspace, mean) for subspace, mean in zip(subspaces, means, strict=True)]
+    published = settings.order == "as_published"
+    if published:
+        bases, afterwards = subspaces, means
+    else:
+        bases = [joint_basis(subspace, mean) for subspace, mean in zip(subspaces, means, strict=True)]
+        afterwards = [mean[:0] for mean in means]
     candidates = {
-        method: torch.stack([without(rows[layer], joint[layer], settings.dampening) for layer in layers])
+        method: torch.stack(
+            [without(without(rows[layer], bases[layer], settings.dampening), afterwards[layer]) for layer in layers]
+        )
         for method, rows in raw.items()
     }
-    # A dampened projection leaves a part on purpose, which the edited layers must then leave as well.
-    return Directions(candidates, joint, edited=settings.protect == "edited" and settings.dampening == 1.0)
+    # A joint projection that is dampened leaves a part on purpose, which the edited layers must then leave as well.
+    edited = settings.protect == "edited" and (published or settings.dampening == 1.0)
+    return Directions(candidates, bases, edited)
 
 
 def normalised(rows: Tensor) -> Tensor:
@@ -130,27 +125,13 @@ def joint_basis(*bases: Tensor) -> Tensor:
     if not len(rows):
         return rows
     q, r = torch.linalg.qr(rows.T)
-    kept = r.diagonal().abs() > _LEAST_SINGULAR_VALUE
-    if len(rows) == len(kept) and bool(kept.all()):
+    if len(rows) == len(r) and bool((r.diagonal().abs() > _LEAST_SINGULAR_VALUE).all()):
         return q.T
     # A row that those before it span leaves Q a column of no meaning, and the rows after it are then wrong, too.
-    spanning = _independent(rows)
+    counts = range(1, len(rows) + 1)
+    ranks = [int(torch.linalg.matrix_rank(rows[:count], rtol=_LEAST_SINGULAR_VALUE)) for count in counts]
+    spanning = [number for number, rank in enumerate(ranks) if rank > max(ranks[:number], default=0)]
     return torch.linalg.qr(rows[spanning].T).Q.T
-
-
-def _independent(rows: Tensor) -> list[int]:
-    """The rows that are not in the span of those before them (up to rounding)."""
-    basis: list[Tensor] = []
-    independent = []
-    for number, row in enumerate(rows):
-        rest = row
-        for _ in range(2):
-            for unit in basis:
-                rest = rest - (rest @ unit) * unit
-        if float(rest.norm()) > _LEAST_SINGULAR_VALUE * max(1.0, float(row.norm())):
-            basis.append(rest / rest.norm())
-            independent.append(number)
-    return independent
 
 
 def benign_subspace(rows: Tensor, rank: int, svd: str = "exact", seed: int = 0) -> Tensor:
@@ -189,8 +170,3 @@ def interpolated(rows: Tensor, index: float) -> Tensor:
         raise ValueError(f"direction index {index} lies outside the {rows.shape[0] - 1} layers")
     above = min(below + 1, rows.shape[0] - 1)
     return normalised((1 - share) * rows[below] + share * rows[above])
-
-
-def cosines(first: Tensor, second: Tensor) -> list[float]:
-    """Cosine per layer between two sets of directions [L+1, hidden]; 0 where one has none."""
-    return (normalised(first) * normalised(second)).sum(-1).tolist()

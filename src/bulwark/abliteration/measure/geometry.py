@@ -18,6 +18,7 @@ from bulwark.models.residuals import Residuals
 
 _WEISZFELD_STEPS = 100
 _CLOSE = 1e-10
+_COSINES = (("g", "b"), ("g*", "b*"), ("g", "r"), ("g*", "r*"), ("b", "r"), ("b*", "r*"))
 
 
 def table(harmful: Residuals, harmless: Residuals) -> list[dict[str, float]]:
@@ -27,25 +28,14 @@ def table(harmful: Residuals, harmless: Residuals) -> list[dict[str, float]]:
     rows = []
     for layer in range(1, harmful.mean.shape[0]):
         bad, good = harmful.layer(layer), harmless.layer(layer)
-        b, g = bad.mean(0), good.mean(0)
-        b_median, g_median = geometric_median(bad), geometric_median(good)
-        r, r_median = b - g, b_median - g_median
+        vectors = {"g": good.mean(0), "b": bad.mean(0), "g*": geometric_median(good), "b*": geometric_median(bad)}
+        vectors |= {"r": vectors["b"] - vectors["g"], "r*": vectors["b*"] - vectors["g*"]}
         labels = [1] * len(bad) + [0] * len(good)
         rows.append(
             {
                 "layer": layer,
-                "cos_g_b": _cosine(g, b),
-                "cos_g*_b*": _cosine(g_median, b_median),
-                "cos_g_r": _cosine(g, r),
-                "cos_g*_r*": _cosine(g_median, r_median),
-                "cos_b_r": _cosine(b, r),
-                "cos_b*_r*": _cosine(b_median, r_median),
-                "norm_g": float(g.norm()),
-                "norm_g*": float(g_median.norm()),
-                "norm_b": float(b.norm()),
-                "norm_b*": float(b_median.norm()),
-                "norm_r": float(r.norm()),
-                "norm_r*": float(r_median.norm()),
+                **{f"cos_{a}_{b}": float(normalised(vectors[a]) @ normalised(vectors[b])) for a, b in _COSINES},
+                **{f"norm_{name}": float(vectors[name].norm()) for name in ("g", "g*", "b", "b*", "r", "r*")},
                 "silhouette": float(silhouette_score(torch.cat([bad, good]).numpy(), labels)),
             }
         )
@@ -79,7 +69,3 @@ def geometric_median(rows: Tensor) -> Tensor:
             return new
         point = new
     return point
-
-
-def _cosine(first: Tensor, second: Tensor) -> float:
-    return float(normalised(first) @ normalised(second))

@@ -25,14 +25,8 @@ def first_token_log_probabilities(
 
     Raises BulwarkError when memory does not suffice for one prompt.
     """
-    found: list[Tensor | None] = [None] * len(prompts)
-
-    def work(batch: Batch) -> None:
-        for place, row in zip(batch.places, log_probabilities_of(model, batch).cpu(), strict=True):
-            found[place] = row
-
-    over_prompts(prompts, work, pad_id, model.device, token_budget=token_budget, title="log-probabilities")
-    return torch.stack(found)
+    title = "log-probabilities"
+    return by_trial(model, prompts, 1, None, lambda _, logs: logs, pad_id, token_budget=token_budget, title=title)[0]
 
 
 def by_trial(
@@ -46,10 +40,10 @@ def by_trial(
     token_budget: int | None = None,
     title: str,
 ) -> Tensor:
-    """A number for every prompt under every trial of an edited model, [trials, prompts], on the CPU.
+    """A value for every prompt under every trial of an edited model, [trials, prompts, ...], on the CPU.
 
-    value(numbers of a batch's prompts, log-probabilities [trials, batch, vocabulary]) → [trials, batch]. rows: of the
-    edited model; None for one that is not edited.
+    value(numbers of a batch's prompts, log-probabilities [trials, batch, vocabulary]) → [trials, batch, ...]. rows: of
+    the edited model; None for one that is not edited.
     """
     parts: dict[int, Tensor] = {}
 

@@ -9,7 +9,7 @@
 
 Regime "low_refusal_base" (ICONOCLAST's for models that refuse little): R, D and C are what exceeds the base model's.
 HERETIC is o = d = c = 0 with target 0 and R the rate. ICONOCLAST counts overrefusals absolutely; by default only
-those beyond the base model's count here, since the others are not the edit's.
+those beyond the base model's count here.
 """
 
 from __future__ import annotations

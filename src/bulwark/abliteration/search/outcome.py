@@ -1,25 +1,18 @@
-"""The files that an attack writes beside the weights: trials, front, cost, completions side by side, geometry.
+"""The files that an attack writes beside the weights, as docs/abliteration.md lists them.
 
-| file | content |
-|---|---|
-| `trials.jsonl` | every trial: parameters, λ by layer, KL, refusals with n and interval, objectives, seconds, tokens |
-| `pareto.json` | the non-dominated ones, the exported one marked |
-| `summary.json` | base, chosen trial, exported weights measured again; least refusals by KL budget; cost; hypervolume |
-| `comparison.json` | answers of base and edited model to the same prompts; of harmful ones verdicts and digests alone |
-| `geometry.json`, `projections.jsonl` | how the classes lie in the residual stream, and on a plane, per layer |
+Of answers to harmful prompts `comparison.json` holds verdicts, lengths and digests alone, unless the text is asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bulwark import files
 from bulwark.abliteration.measure import geometry
-from bulwark.abliteration.measure.subject import Prompts
 from bulwark.abliteration.search import pareto
 from bulwark.abliteration.search.objectives import Measures
 from bulwark.abliteration.search.trials import Examiner
@@ -67,16 +60,13 @@ def marked(
 def exported(examiner: Examiner, trial_answers: Sequence[Answer]) -> dict[str, Any]:
     """What the exported weights do, which `examiner` has been given: KL, refusals, and how far verdicts agree."""
     answers = examiner.answers([{}], "harmful")[0]
-    verdicts = [examiner.refuses(answer.response) for answer in answers]
-    before = [examiner.refuses(answer.response) for answer in trial_answers]
-    kl = float(examiner.divergences(1, None).mean())
+    pairs = [(new.response, old.response) for new, old in zip(answers, trial_answers, strict=True)]
     return {
-        "kl": kl,
-        "refusals": sum(verdicts),
-        "n": len(verdicts),
-        "equal_verdicts": sum(a == b for a, b in zip(verdicts, before, strict=True)) / len(verdicts),
-        "equal_answers": sum(a.response == b.response for a, b in zip(answers, trial_answers, strict=True))
-        / len(verdicts),
+        "kl": float(examiner.divergences(1, None).mean()),
+        "refusals": sum(examiner.refuses(new) for new, _ in pairs),
+        "n": len(pairs),
+        "equal_verdicts": sum(examiner.refuses(new) == examiner.refuses(old) for new, old in pairs) / len(pairs),
+        "equal_answers": sum(new == old for new, old in pairs) / len(pairs),
     }
 
 
@@ -142,34 +132,22 @@ def hypervolumes(trials: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def comparison(
-    prompts: Prompts,
-    answers: Mapping[str, Mapping[str, Sequence[Answer]]],
-    refuses: Callable[[str], bool],
-    settings: OutcomeSettings,
+    examiner: Examiner, answers: Mapping[str, Mapping[str, Sequence[Answer]]], settings: OutcomeSettings
 ) -> list[dict[str, Any]]:
     """Answers side by side, spread evenly over the search prompts of each side. answers: {model: {side: answers}}."""
     rows = []
     for side in ("harmful", "harmless"):
-        texts = prompts.texts[f"{side}_search"]
+        texts = examiner.prompts.texts[f"{side}_search"]
         count = min(settings.completions, len(texts))
         hidden = side == "harmful" and not settings.show_harmful
+        shown = _redacted if hidden else str
         for index in sorted({round(n * (len(texts) - 1) / max(1, count - 1)) for n in range(count)}):
-            rows.append(
-                {
-                    "side": side,
-                    "index": index,
-                    "prompt": _redacted(texts[index]) if hidden else texts[index],
-                    **{
-                        name: {
-                            "refused": refuses(given[side][index].response),
-                            "tokens": given[side][index].tokens,
-                            "text": _redacted(given[side][index].response) if hidden else given[side][index].response,
-                        }
-                        for name, given in answers.items()
-                    },
-                    "redacted": hidden,
-                }
-            )
+            row = {"side": side, "index": index, "prompt": shown(texts[index])}
+            for name, given in answers.items():
+                answer = given[side][index]
+                refused = examiner.refuses(answer.response)
+                row[name] = {"refused": refused, "tokens": answer.tokens, "text": shown(answer.response)}
+            rows.append({**row, "redacted": hidden})
     return rows
 
 

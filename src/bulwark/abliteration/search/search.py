@@ -2,14 +2,14 @@
 
 The journal holds what was proposed and what was measured. Each trial is proposed by a sampler of its own, whose seed
 comes from the search's seed and the trial's number, on the trials that came before its batch. So a search that is
-killed at any moment goes on as if nothing had been: proposals that were not measured are measured now, and the
-start-up trials are not drawn again (a sampler that starts anew with the same seed, as in HERETIC and ICONOCLAST,
-repeats the first of them).
+killed at any moment goes on as if nothing had been; a sampler that starts anew with the same seed, as in HERETIC and
+ICONOCLAST, repeats the first start-up trials.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import math
 import warnings
@@ -25,7 +25,7 @@ from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 from bulwark.abliteration.edit.kernel import Kernel
 from bulwark.abliteration.measure.directions import Choice
 from bulwark.abliteration.search.trials import Parameters, TrialResult
-from bulwark.abliteration.settings import AttackSettings, Component
+from bulwark.abliteration.settings import AttackSettings
 from bulwark.models.batching import progress
 
 log = logging.getLogger(__name__)
@@ -62,14 +62,14 @@ class Search:
     def run(self, examine: Examine, score: Score) -> None:
         """Continue until all trials are measured, or the time is up."""
         search = self.settings.search
-        done = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+        done = self._measured()
         if done:
             log.info("%d of %d trials are there already", len(done), search.trials)
         passed = sum(trial.user_attrs[_RESULT]["seconds"] for trial in done)
         with progress(search.trials, len(done), "trials", "trials") as advance:
             for start in range(0, search.trials, search.trials_per_batch):
                 if search.seconds is not None and passed >= search.seconds:
-                    log.info("The search has taken its %.0f s; %d trials are measured", passed, len(self.trials()))
+                    log.info("The search has taken its %.0f s; %d trials are measured", passed, len(self._measured()))
                     return
                 numbers = range(start, min(start + search.trials_per_batch, search.trials))
                 pending = self._pending(numbers)
@@ -82,10 +82,6 @@ class Search:
                     passed += result.seconds
                 advance(len(results))
 
-    def trials(self) -> list[FrozenTrial]:
-        """The measured trials, by number."""
-        return [trial for trial in self._all() if trial.state == TrialState.COMPLETE]
-
     def records(self) -> list[dict[str, Any]]:
         """What each measured trial did and what was measured of it, as plain data, by number."""
         return [
@@ -95,25 +91,19 @@ class Search:
                 **trial.user_attrs[_RESULT],
                 "objectives": trial.values,
             }
-            for trial in self.trials()
+            for trial in self._measured()
         ]
 
     def parameters_of(self, number: int) -> Parameters:
         """What the measured trial `number` did."""
-        trial = next(trial for trial in self.trials() if trial.number == number)
-        return self.parameters(FixedTrial(trial.params, number))
+        return self.parameters(FixedTrial(self._all()[number].params, number))
 
     def parameters(self, trial: Trial | FixedTrial) -> Parameters:
         """Let `trial` choose, everything every time: multivariate TPE needs the same parameters in all trials."""
         space = self.settings.space
         components = self.settings.edit.components
-        choices: dict[Component, Choice] = {}
-        if space.per_component:
-            for component in components:
-                choices[component] = self._choice(trial, f"{component}.")
-        else:
-            shared = self._choice(trial, "")
-            choices = {component: shared for component in components}
+        shared = None if space.per_component else self._choice(trial, "")
+        choices = {component: shared or self._choice(trial, f"{component}.") for component in components}
         last = self.layers - 1
         kernels = {}
         for component in components:
@@ -168,7 +158,11 @@ class Search:
 
     def _all(self) -> list[FrozenTrial]:
         """Measured and proposed trials, by number."""
-        return sorted(self.study.get_trials(deepcopy=False), key=lambda trial: trial.number)
+        return self.study.get_trials(deepcopy=False)
+
+    def _measured(self) -> list[FrozenTrial]:
+        """The measured trials, by number."""
+        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def _sampler(self, number: int) -> optuna.samplers.TPESampler:
         search = self.settings.search
@@ -227,11 +221,8 @@ def _opened(journal: Path) -> optuna.Study:
 
 def _free(path: Path) -> Path:
     """`path`, or with the first number behind it at which nothing lies yet."""
-    free, number = path, 1
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}{number}")
-    return free
+    numbered = (path.with_name(f"{path.name}{number}") for number in itertools.count(2))
+    return next(free for free in itertools.chain([path], numbered) if not free.exists())
 
 
 def _whole_lines(journal: Path) -> None:

@@ -25,15 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.abliteration.edit.edits import Form
-from bulwark.abliteration.edit.hooks import Edits, Plan, Rows
+from bulwark.abliteration.edit.hooks import Plan, Rows
 from bulwark.abliteration.measure.directions import normalised
 from bulwark.abliteration.measure.measuring import by_trial, kl_divergence, refusal_score
 from bulwark.abliteration.measure.subject import answers_by_trial
+from bulwark.abliteration.search.trials import Examiner
 from bulwark.abliteration.settings import RefusalDirectionSettings
 from bulwark.errors import BulwarkError
 from bulwark.models.anatomy import blocks_of
 from bulwark.models.batching import progress
-from bulwark.models.open import LanguageModel
 from bulwark.models.residuals import last_token_residuals
 from bulwark.prompts.builder import Prompt
 
@@ -116,30 +116,24 @@ def first_tokens(
     )
 
 
+@dataclass(frozen=True)
 class Judge:
-    """Measures candidates on the prompts of the search. reference: log-probabilities of the model as it is.
+    """Measures candidates on some of the examiner's prompts.
 
-    refusal_tokens: the first tokens that give a refusal away. Without any, refusing is read from answers: the log-odds
-    of the share of answers that `refuses` calls refusals.
+    reference: log-probabilities [harmless, vocabulary] of the model as it is, on its device. refusal_tokens: the first
+    tokens that give a refusal away. Without any, refusing is read from answers: the log-odds of the share of refusals.
     """
 
-    def __init__(
-        self,
-        subject: LanguageModel,
-        edits: Edits,
-        harmful: Sequence[Prompt],
-        harmless: Sequence[Prompt],
-        reference: Tensor,
-        refusal_tokens: Sequence[int],
-        refuses: Callable[[str], bool],
-        max_new_tokens: int,
-    ) -> None:
-        self.subject, self.model, self.edits, self.max_new_tokens = subject, subject.model, edits, max_new_tokens
-        self.harmful, self.harmless = list(harmful), list(harmless)
-        self.reference = reference.to(self.model.device)
-        self.refusal_tokens = list(refusal_tokens)
-        self.refuses = refuses
-        self.blocks = blocks_of(self.model)
+    examiner: Examiner
+    harmful: Sequence[Prompt]
+    harmless: Sequence[Prompt]
+    reference: Tensor
+    refusal_tokens: Sequence[int]
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Of the examiner's model."""
+        return blocks_of(self.examiner.model)
 
     def judge(self, candidates: Sequence[Candidate], settings: RefusalDirectionSettings) -> list[Judged]:
         """All candidates, in their order."""
@@ -169,11 +163,12 @@ class Judge:
         return None
 
     def _ablated(self, candidates: Sequence[Candidate]) -> tuple[list[float], list[float]]:
+        """Refusal score and KL with each candidate's direction projected out."""
         units = normalised(torch.stack([candidate.vector for candidate in candidates])).float()
-        plans: list[Plan] = [{target.path: (unit, 1.0) for target in self.edits.targets} for unit in units]
-        on_device = units.to(self.model.device)
+        plans: list[Plan] = [{target.path: (unit, 1.0) for target in self.examiner.edits.targets} for unit in units]
+        on_device = units.to(self.reference.device)
         stream = dict.fromkeys(self.blocks, Form(on_device, on_device))
-        with self.edits.on(plans, stream) as rows:
+        with self.examiner.edits.on(plans, stream) as rows:
             harmful = self._refusals(self.harmful, len(candidates), rows)
             kl = self._means(
                 self.harmless, len(candidates), rows, lambda places, logs: kl_divergence(self.reference[places], logs)
@@ -181,27 +176,23 @@ class Judge:
         return harmful, kl
 
     def _induced(self, candidates: Sequence[Candidate]) -> list[float]:
-        nothing = torch.zeros(len(candidates), len(candidates[0].vector), device=self.model.device)
+        """The refusal score on harmless prompts with each candidate added."""
+        blocks, device = self.blocks, self.reference.device
+        nothing = torch.zeros(len(candidates), len(candidates[0].vector), device=device)
         streams = {}
         for layer in {candidate.layer for candidate in candidates}:
-            added = torch.stack([c.vector * (c.layer == layer) for c in candidates]).float().to(self.model.device)
-            streams[self.blocks[layer]] = Form(nothing, nothing, t=added)
-        with self.edits.on([], streams) as rows:
+            added = torch.stack([c.vector * (c.layer == layer) for c in candidates]).float().to(device)
+            streams[blocks[layer]] = Form(nothing, nothing, t=added)
+        with self.examiner.edits.on([], streams) as rows:
             return self._refusals(self.harmless, len(candidates), rows)
 
     def _refusals(self, prompts: Sequence[Prompt], count: int, rows: Rows) -> list[float]:
         """The log-odds of refusing, by candidate."""
         if self.refusal_tokens:
             return self._means(prompts, count, rows, lambda _, logs: refusal_score(logs, self.refusal_tokens))
-        answers = answers_by_trial(
-            self.subject,
-            prompts,
-            range(count),
-            self.max_new_tokens,
-            rows,
-            lambda text: bool(text.strip()) and self.refuses(text),
-        )
-        numbers = [sum(self.refuses(answer.response) for answer in answers[number]) for number in range(count)]
+        examiner, limit = self.examiner, self.examiner.search.max_new_tokens
+        answers = answers_by_trial(examiner.subject, prompts, range(count), limit, rows, examiner.certainly_refuses)
+        numbers = [sum(examiner.refuses(answer.response) for answer in answers[number]) for number in range(count)]
         # Half a prompt more of each, so that none and all of them have log-odds, too.
         return [math.log((number + 0.5) / (len(prompts) - number + 0.5)) for number in numbers]
 
@@ -209,7 +200,8 @@ class Judge:
         self, prompts: Sequence[Prompt], count: int, rows: Rows, value: Callable[[list[int], Tensor], Tensor]
     ) -> list[float]:
         """The mean of a value over prompts, by candidate."""
-        values = by_trial(self.model, prompts, count, rows, value, self.subject.builder.pad_id, title="directions")
+        subject = self.examiner.subject
+        values = by_trial(subject.model, prompts, count, rows, value, subject.builder.pad_id, title="directions")
         return values.double().mean(1).tolist()
 
 

@@ -1,8 +1,8 @@
 """Measuring trials: edit the model in hooks, KL on harmless prompts first, then answers to harmful ones.
 
-Several trials share every batch. What is measured of a trial depends on the others only through the batch's
-shape (in float32 no verdict does). A trial above the KL gate generates no answers. With blocks,
-answering stops as soon as an earlier trial dominates for certain; how many prompts were used is part of the result.
+Several trials share every batch; in float32 no verdict depends on the others. A trial above the KL gate generates no
+answers. With blocks, answering stops as soon as an earlier trial dominates for certain; how many prompts were used is
+part of the result.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ class TrialResult:
 
 
 class Examiner:
-    """Measures models that differ from one base by edits. base, base_answers: its measures, and its
-    answers to the harmful search prompts."""
+    """Measures models that differ from one base by edits.
+
+    base, base_answers: its measures, and its answers to the harmful search prompts.
+    """
 
     def __init__(
         self,
@@ -85,8 +87,8 @@ class Examiner:
         random.Random(f"{seed}/blocks").shuffle(order)
         size = search.block or len(order)
         self._blocks = [order[start : start + size] for start in range(0, len(order), size)]
-        self.base_answers = self._answer([0], list(range(len(order))), "harmful", None)[0]
-        self.base = self._base()
+        self.base_answers = self._answer([0], "harmful", None)[0]
+        self.base = self._measures(0.0, self.base_answers, self._overrefusals([0], None).get(0))
 
     @property
     def model(self) -> Any:
@@ -99,25 +101,24 @@ class Examiner:
         with self.edits.on(plans) as rows:
             kl = self.divergences(len(plans), rows).mean(dim=1).tolist()
             gate = self.search.kl_gate or math.inf
-            gated = [not value <= gate for value in kl]  # what is not a number is no KL to answer with, either
-            alive = [trial for trial in range(len(plans)) if not gated[trial]]
-            harmful = self._harmful(alive, kl, known, rows)
-            whole = [trial for trial in alive if not harmful[trial].dominated]
-            refused = self._overrefusals(whole, rows)
+            # A KL that is not a number is none to answer with, either.
+            alive = [trial for trial, value in enumerate(kl) if value <= gate]
+            harmful, dominated = self._harmful(alive, kl, known, rows)
+            refused = self._overrefusals([trial for trial in alive if trial not in dominated], rows)
         seconds = (time.perf_counter() - started) / len(plans)
-        return [
-            TrialResult(
-                worst(kl[trial], self.base, self.objectives)
-                if gated[trial]
-                else self._measures(kl[trial], harmful[trial], refused.get(trial)),
-                gated[trial],
-                not gated[trial] and harmful[trial].dominated,
-                [None] * len(self.prompts.harmful_search) if gated[trial] else harmful[trial].verdicts,
-                seconds,
-                0 if gated[trial] else harmful[trial].tokens,
+        results = []
+        for trial, value in enumerate(kl):
+            gated = trial not in harmful
+            answers = [None] * len(self.prompts.harmful_search) if gated else harmful[trial]
+            measures = (
+                worst(value, self.base, self.objectives)
+                if gated
+                else self._measures(value, answers, refused.get(trial))
             )
-            for trial in range(len(plans))
-        ]
+            tokens = sum(answer.tokens for answer in answers if answer is not None)
+            verdicts = self._verdicts(answers)
+            results.append(TrialResult(measures, gated, trial in dominated, verdicts, seconds, tokens))
+        return results
 
     def divergences(self, trials: int, rows: Rows | None) -> Tensor:
         """KL(base ‖ edited) by trial and harmless prompt, [trials, prompts], on the CPU."""
@@ -134,48 +135,37 @@ class Examiner:
 
     def answers(self, plans: Sequence[Plan], side: str) -> list[list[Answer]]:
         """Whole answers of trials to the search prompts of a side, by trial."""
-        count = len(getattr(self.prompts, f"{side}_search"))
         with self.edits.on(plans) as rows:
-            return self._answer(list(range(len(plans))), list(range(count)), side, rows)
+            return list(self._answer(range(len(plans)), side, rows).values())
 
     def release(self) -> None:
         """Drop the model and its edited modules, so that their memory can be used for the exported one."""
         self.subject.model = None
         self.edits.targets.clear()
 
-    def take(self, model: Any) -> None:
-        """Measure another model of the same kind against the same base."""
-        self.subject.model = model
-
     def refuses(self, text: str) -> bool:
         """By the rule that the search goes by."""
         return markers.refuses(text, self.search.rule)
 
-    def _base(self) -> Measures:
-        answers = self.base_answers
-        verdicts = [self.refuses(answer.response) for answer in answers]
-        tally = _Tally(verdicts, answers, sum(answer.tokens for answer in answers), False)
-        refused = None
-        if self.objectives.reads_harmless_answers:
-            refused = self._refused_harmless([0], None)[0]
-        return self._measures(0.0, tally, refused)
+    def certainly_refuses(self, text: str) -> bool:
+        """Whether an answer that begins with `text` is certainly a refusal; an empty text does not tell yet."""
+        return bool(text.strip()) and self.refuses(text)
 
-    def _measures(self, kl: float, tally: _Tally, overrefusals: int | None) -> Measures:
-        asked = [verdict for verdict in tally.verdicts if verdict is not None]
+    def _measures(self, kl: float, answers: Sequence[Answer | None], overrefusals: int | None) -> Measures:
+        asked = [
+            (text, answer.response)
+            for text, answer in zip(self.prompts.texts["harmful_search"], answers, strict=True)
+            if answer is not None
+        ]
         if overrefusals is None and self.objectives.reads_harmless_answers:
             overrefusals = self.base.overrefusals  # of a trial that was given up: not measured, so not held against it
         disclaimers = compliance = None
         if self.objectives.reads_whole_answers:
-            pairs = [
-                (text, answer.response)
-                for text, answer in zip(self.prompts.texts["harmful_search"], tally.answers, strict=True)
-                if answer is not None
-            ]
-            disclaimers = sum(markers.disclaimers(answer) for _, answer in pairs) / len(pairs)
-            compliance = sum(markers.compliance(*pair) for pair in pairs) / len(pairs)
+            disclaimers = sum(markers.disclaimers(answer) for _, answer in asked) / len(asked)
+            compliance = sum(markers.compliance(*pair) for pair in asked) / len(asked)
         return Measures(
             kl=kl,
-            refusals=sum(asked),
+            refusals=sum(self.refuses(answer) for _, answer in asked),
             harmful=len(asked),
             overrefusals=overrefusals,
             harmless=len(self.prompts.harmless_search),
@@ -185,61 +175,44 @@ class Examiner:
 
     def _harmful(
         self, alive: list[int], kl: Sequence[float], known: Sequence[tuple[float, float]], rows: Rows
-    ) -> dict[int, _Tally]:
-        """Refusals of harmful prompts, block by block, of the trials that no earlier one dominates yet."""
-        count = len(self.prompts.harmful_search)
-        tallies = {trial: _Tally([None] * count, [None] * count, 0, False) for trial in alive}
-        certain = None if self.objectives.reads_whole_answers else self._certain
-        for number, block in enumerate(self._blocks):
-            going = [trial for trial in alive if not tallies[trial].dominated]
-            for trial, answers in self._answer(going, block, "harmful", rows, certain).items():
-                tallies[trial].add(block, answers, self.refuses)
-            if number + 1 == len(self._blocks) or not known:
-                continue
+    ) -> tuple[dict[int, list[Answer | None]], set[int]]:
+        """Answers to harmful prompts, block by block, and which trials are given up: an earlier one dominates them."""
+        answers: dict[int, list[Answer | None]] = {trial: [None] * len(self.prompts.harmful_search) for trial in alive}
+        dominated: set[int] = set()
+        stop_when = None if self.objectives.reads_whole_answers else self.certainly_refuses
+        for block in self._blocks:
+            going = [trial for trial in alive if trial not in dominated]
+            for trial, given in self._answer(going, "harmful", rows, stop_when, block).items():
+                for place, answer in zip(block, given, strict=True):
+                    answers[trial][place] = answer
+            if block is self._blocks[-1]:
+                break
             for trial in going:
-                asked = [verdict for verdict in tallies[trial].verdicts if verdict is not None]
-                tallies[trial].dominated = pareto.surely_dominated(
-                    sum(asked), len(asked), kl[trial], known, self.search.confidence
-                )
-        return tallies
+                asked = [verdict for verdict in self._verdicts(answers[trial]) if verdict is not None]
+                if pareto.surely_dominated(sum(asked), len(asked), kl[trial], known, self.search.confidence):
+                    dominated.add(trial)
+        return answers, dominated
 
-    def _overrefusals(self, trials: list[int], rows: Rows) -> dict[int, int]:
+    def _verdicts(self, answers: Sequence[Answer | None]) -> list[bool | None]:
+        return [None if answer is None else self.refuses(answer.response) for answer in answers]
+
+    def _overrefusals(self, trials: list[int], rows: Rows | None) -> dict[int, int]:
+        """Refusals of harmless prompts by trial, where they count."""
         if not self.objectives.reads_harmless_answers or not trials:
             return {}
-        return self._refused_harmless(trials, rows)
-
-    def _refused_harmless(self, trials: list[int], rows: Rows | None) -> dict[int, int]:
-        places = list(range(len(self.prompts.harmless_search)))
-        answers = self._answer(trials, places, "harmless", rows, self._certain)
+        answers = self._answer(trials, "harmless", rows, self.certainly_refuses)
         return {trial: sum(self.refuses(answer.response) for answer in of_trial) for trial, of_trial in answers.items()}
 
     def _answer(
         self,
-        trials: list[int],
-        places: list[int],
+        trials: Sequence[int],
         side: str,
         rows: Rows | None,
-        certain: Callable[[str], bool] | None = None,
+        stop_when: Callable[[str], bool] | None = None,
+        places: Sequence[int] | None = None,
     ) -> dict[int, list[Answer]]:
-        prompts = [getattr(self.prompts, f"{side}_search")[place] for place in places]
-        return answers_by_trial(self.subject, prompts, trials, self.search.max_new_tokens, rows, certain)
-
-    def _certain(self, text: str) -> bool:
-        """Whether an answer that begins with `text` is certainly a refusal; an empty text does not tell yet."""
-        return bool(text.strip()) and self.refuses(text)
-
-
-@dataclass
-class _Tally:
-    """What a trial has answered so far, by harmful prompt."""
-
-    verdicts: list[bool | None]
-    answers: list[Answer | None]
-    tokens: int
-    dominated: bool
-
-    def add(self, places: Sequence[int], answers: Sequence[Answer], refuses: Callable[[str], bool]) -> None:
-        for place, answer in zip(places, answers, strict=True):
-            self.answers[place] = answer
-            self.verdicts[place] = refuses(answer.response)
-            self.tokens += answer.tokens
+        """Answers by trial. places: numbers of the side's search prompts, all by default."""
+        prompts = getattr(self.prompts, f"{side}_search")
+        if places is not None:
+            prompts = [prompts[place] for place in places]
+        return answers_by_trial(self.subject, prompts, trials, self.search.max_new_tokens, rows, stop_when)
