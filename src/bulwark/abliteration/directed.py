@@ -14,7 +14,6 @@ from bulwark.errors import BulwarkError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bulwark.abliteration.measure.subject import Prompts
     from bulwark.abliteration.search.trials import Examiner
     from bulwark.jobs.job import Job
     from bulwark.models.answers import Answer
@@ -40,7 +39,7 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
     subject = examiner.subject
     answers = {"harmful_search": examiner.base_answers, "harmless_search": examiner.answers([{}], "harmless")[0]}
     tokens = _refusal_tokens(examiner, answers, settings)
-    kept = _kept(examiner, answers, tokens) if settings.filtered else _by_set(examiner.prompts)
+    kept = _kept(examiner, answers, tokens, settings.filtered)
     positions = settings.positions or selection.template_tokens(kept["harmful_directions"])
     candidates = selection.candidates(
         subject.model, kept["harmful_directions"], kept["harmless_directions"], subject.builder.pad_id, positions
@@ -99,21 +98,20 @@ def _refusal_tokens(
     return tokens
 
 
-def _by_set(prompts: Prompts) -> dict[str, list[Prompt]]:
-    return {name: getattr(prompts, name) for name in prompts.texts}
-
-
 def _kept(
-    examiner: Examiner, answers: Mapping[str, Sequence[Answer]], tokens: Sequence[int]
+    examiner: Examiner, answers: Mapping[str, Sequence[Answer]], tokens: Sequence[int], filtered: bool
 ) -> dict[str, list[Prompt]]:
-    """By set, the harmful prompts that the model refuses and the harmless ones that it does not.
+    """The prompts by set; if filtered, the harmful ones that the model refuses and the harmless ones that it does not.
 
     answers: to the search prompts, which are known already.
     """
     from bulwark.abliteration.measure.measuring import refusal_score
     from bulwark.abliteration.measure.subject import answers_by_trial
 
-    kept, subject = _by_set(examiner.prompts), examiner.subject
+    prompts, subject = examiner.prompts, examiner.subject
+    kept = {name: getattr(prompts, name) for name in prompts.texts}
+    if not filtered:
+        return kept
     for name, part in kept.items():
         harmful = name.startswith("harmful")
         if tokens:
@@ -128,7 +126,7 @@ def _kept(
                 f"Of the {len(part)} prompts of {name} none is {'refused' if harmful else 'answered'}. Set filtered: "
                 "false, name refusal_tokens, or take other prompts."
             )
-    log.info("Kept: %s", {name: f"{len(part)} of {len(examiner.prompts.texts[name])}" for name, part in kept.items()})
+    log.info("Kept: %s", {name: f"{len(part)} of {len(prompts.texts[name])}" for name, part in kept.items()})
     return kept
 
 

@@ -100,17 +100,17 @@ def _scored(
 ) -> list[LogLikelihood]:
     """One pass over `rows`, padded on the right where causal attention cannot see it; the results row by row."""
     ids = padded(rows, pad_id)
-    places = [
-        [(number, range(len(row) - len(request.targets), len(row)), request.targets) for request in requests[number]]
+    spans = [
+        (number, range(len(row) - len(request.targets), len(row)), request.targets)
         for number, row in enumerate(rows)
+        for request in requests[number]
     ]
-    flat = [place for row in places for place in row]
-    positions = sorted({position for _, span, _ in flat for position in span})
+    positions = sorted({position for _, span, _ in spans for position in span})
     column = {position: index for index, position in enumerate(positions)}
     kept = torch.tensor(positions, device=model.device)
     logits = model(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=kept).logits  # [rows, positions, V]
     results = []
-    for number, span, targets in flat:
+    for number, span, targets in spans:
         chosen = logits[number, [column[position] for position in span]].float()  # [targets, V]
         wanted = torch.tensor(targets, device=chosen.device)
         value = chosen.log_softmax(-1).gather(1, wanted[:, None]).sum()
