@@ -14,6 +14,7 @@ from bulwark.abliteration.measure.directions import (
     Choice,
     Directions,
     benign_subspace,
+    cosines,
     estimate,
     interpolated,
     joint_basis,
@@ -340,3 +341,9 @@ def test_where_everything_is_protected_no_direction_is_left():
     for layer in range(LAYERS):
         for choice in (Choice(), Choice(index=1.3)):
             assert float(found.at(layer, choice).norm()) < 1e-3
+
+
+def test_cosines_are_per_layer():
+    first, second = rows(3)[0].double(), rows(4)[0].double()
+    expected = torch.nn.functional.cosine_similarity(first, second, dim=1)
+    assert cosines(first, second) == pytest.approx(expected.tolist())

@@ -170,3 +170,8 @@ def interpolated(rows: Tensor, index: float) -> Tensor:
         raise ValueError(f"direction index {index} lies outside the {rows.shape[0] - 1} layers")
     above = min(below + 1, rows.shape[0] - 1)
     return normalised((1 - share) * rows[below] + share * rows[above])
+
+
+def cosines(first: Tensor, second: Tensor) -> list[float]:
+    """Cosine per layer between two sets of directions [L+1, hidden]; 0 where one has none."""
+    return (normalised(first) * normalised(second)).sum(-1).tolist()
