@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -203,44 +203,33 @@ class StepBatches:
 
 
 def training_batches(
-    examples: Sequence[Prompt],
-    settings: TrainingSettings,
-    *,
-    seed: int,
-    pad_id: int,
-    rank: int,
-    ranks: int,
-    flatten: bool,
+    examples: Sequence[Prompt], settings: TrainingSettings, *, seed: int, ranks: int, **layout: Any
 ) -> StepBatches:
-    """The batches that `settings` asks for. Raises ConfigurationError when batch_size does not divide evenly."""
+    """The batches that `settings` asks for; layout: pad_id, rank, flatten.
+
+    Raises ConfigurationError when batch_size does not divide evenly.
+    """
     settings.accumulation(ranks)
     return StepBatches(
         examples,
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
-        pad_id=pad_id,
         seed=seed,
-        rank=rank,
         ranks=ranks,
         packed_length=_packed_length(examples, settings),
         group_by_length=settings.group_by_length,
-        flatten=flatten,
+        **layout,
     )
 
 
-def evaluation_batches(
-    examples: Sequence[Prompt], settings: TrainingSettings, *, pad_id: int, rank: int, ranks: int, flatten: bool
-) -> StepBatches:
+def evaluation_batches(examples: Sequence[Prompt], settings: TrainingSettings, **layout: Any) -> StepBatches:
     """All examples as one step, so that the shares of its micro-batches add up to the mean loss per token."""
     return StepBatches(
         examples,
         batch_size=max(1, len(examples)),
         micro_batch_size=settings.micro_batch_size,
-        pad_id=pad_id,
-        rank=rank,
-        ranks=ranks,
         packed_length=_packed_length(examples, settings),
-        flatten=flatten,
+        **layout,
     )
 
 

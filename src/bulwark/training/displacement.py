@@ -8,9 +8,10 @@ preservation (Guan et al., arXiv 2609.10142, Sec. 4.1) and its continuation (Sec
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -122,20 +123,12 @@ def added_up(parts: Sequence[Tensor], replicated: bool, device: torch.device) ->
 
     replicated: every rank has the whole already. device: where the ranks meet.
     """
-    if replicated or torch.distributed.get_world_size() == 1 or not parts:
-        return list(parts)
-    bucket = torch.cat([part.reshape(-1) for part in parts]).to(device)
-    torch.distributed.all_reduce(bucket)
-    return _unpacked(bucket, parts)
+    return list(parts) if replicated else _exchanged(parts, device, torch.distributed.all_reduce)
 
 
 def same_everywhere(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """The main process's tensors on all ranks, in one broadcast; all ranks must call it."""
-    if torch.distributed.get_world_size() == 1 or not parts:
-        return list(parts)
-    bucket = torch.cat([part.reshape(-1) for part in parts]).to(device)
-    torch.distributed.broadcast(bucket, src=0)
-    return _unpacked(bucket, parts)
+    return _exchanged(parts, device, partial(torch.distributed.broadcast, src=0))
 
 
 def norms_of(displacements: Sequence[Displacement], device: torch.device) -> list[float]:
@@ -190,10 +183,10 @@ def main_subspaces(
         )
         for displacement in displacements
     ]
-    bases = [_orthonormal(product) for product in products(sketches, across=True)]
+    bases = [torch.linalg.qr(product).Q for product in products(sketches, across=True)]
     for _ in range(0 if qr_slice else power_iterations):
-        others = [_orthonormal(product) for product in products(bases, across=False)]
-        bases = [_orthonormal(product) for product in products(others, across=True)]
+        others = [torch.linalg.qr(product).Q for product in products(bases, across=False)]
+        bases = [torch.linalg.qr(product).Q for product in products(others, across=True)]
     bases = [basis[:, :width] for basis in bases]
     found = []
     for basis, coordinates in zip(bases, products(bases, across=False), strict=True):
@@ -208,7 +201,12 @@ def main_subspaces(
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _unpacked(bucket: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+def _exchanged(parts: Sequence[Tensor], device: torch.device, exchange: Callable[[Tensor], Any]) -> list[Tensor]:
+    """The tensors after an operation of all ranks on them, in one piece."""
+    if torch.distributed.get_world_size() == 1 or not parts:
+        return list(parts)
+    bucket = torch.cat([part.reshape(-1) for part in parts]).to(device)
+    exchange(bucket)
     pieces = bucket.split([part.numel() for part in parts])
     return [piece.view_as(part).to(part.device) for piece, part in zip(pieces, parts, strict=True)]
 
@@ -217,10 +215,6 @@ def _gaussian(name: str, rows: int, columns: int, device: torch.device) -> Tenso
     """A random matrix that is the same for a name on every rank and machine."""
     seed = int(hashlib.sha1(name.encode()).hexdigest()[:8], 16)  # as in the authors' code
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(device)
-
-
-def _orthonormal(matrix: Tensor) -> Tensor:
-    return torch.linalg.qr(matrix).Q
 
 
 def _other(side: Side) -> Side:

@@ -47,7 +47,8 @@ def start_processes() -> Processes:
     NCCL where there are GPUs, gloo otherwise. May be called again; the group stays until the process ends.
     """
     environment = os.environ
-    rank, local_rank, count = (int(environment.get(key, default)) for key, default in _LAUNCHED.items())
+    rank, local_rank = (int(environment.get(key, 0)) for key in ("RANK", "LOCAL_RANK"))
+    count = int(environment.get("WORLD_SIZE", 1))
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
     if gpu:
@@ -58,17 +59,6 @@ def start_processes() -> Processes:
         alone = {"store": torch.distributed.HashStore()} if count == 1 else {}
         torch.distributed.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=count, **alone)
     return Processes(rank, local_rank, count, device)
-
-
-def stop_processes() -> None:
-    """Leave the process group; for the end of a program."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def parameter_dtype(settings: TrainingSettings) -> str:
-    """The dtype to load the model in; with "bfloat16" the engine makes the fp32 masters."""
-    return settings.precision
 
 
 def deepspeed_config(settings: TrainingSettings, ranks: int) -> dict[str, Any]:
@@ -108,13 +98,13 @@ def sharded_loading(settings: TrainingSettings) -> Iterator[None]:
 
     So no rank ever holds the whole model. Otherwise it does nothing.
     """
-    if settings.zero_stage != 3 or start_processes().count == 1:
+    processes = start_processes()
+    if settings.zero_stage != 3 or processes.count == 1:
         yield
         return
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
     _deepspeed()
-    processes = start_processes()
     kept = HfDeepSpeedConfig(deepspeed_config(settings, processes.count))  # transformers holds it by a weak reference
     try:
         yield
@@ -334,9 +324,6 @@ def release(engine: DeepSpeedEngine) -> nn.Module:
     if getattr(module, "is_activation_checkpointing", False):
         module.activation_checkpointing_disable()
     return module.eval()
-
-
-_LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 
 def _deepspeed() -> ModuleType:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from bulwark.errors import BulwarkError
 from bulwark.training import engine as engines
 from bulwark.training.batches import StepBatches, evaluation_batches, training_batches
-from bulwark.training.lora import attach_lora, merge_lora
+from bulwark.training.lora import attach_lora
 from bulwark.training.objectives import Objective
 from bulwark.training.observers import Observer
 from bulwark.training.progress import Progress
@@ -110,16 +110,15 @@ def train(
     pad_id: int,
     objective: Objective | None = None,
     observers: Sequence[Observer] = (),
-    events: Path | None = None,
 ) -> Trained:
     """Train `model` on `examples` and return it with a report.
 
-    state: folder for the state of an unfinished training; the caller removes it when the result is safe.
+    state: folder for the state of an unfinished training; the caller removes it when the result is safe. TensorBoard's
+        events go to tensorboard/ beside it.
     fingerprint: plain data that identifies the training besides settings, seed and examples, which are added here;
         state with another one is deleted.
     objective: what to optimise; next-token prediction if left out. observers: what else is called around every step,
         after the objective, in this order.
-    events: folder for TensorBoard, by default tensorboard/ beside `state`.
 
     Raises BulwarkError for an empty data set, a batch size that does not divide, and a loss that is not finite.
     """
@@ -157,7 +156,7 @@ def train(
         position = _Position(**saved) if saved else _Position()
         if saved:
             position.resumed_at.append(position.step)
-        events = events or Path(state).parent / "tensorboard"
+        events = Path(state).parent / "tensorboard"
         name = "/".join(Path(state).resolve().parent.parts[-3:])  # model, recipe and seed, where the workflow trains
         with Progress(name, position.step, total, visible=processes.main, events=events) as progress:
             run = _Run(engine, objective, observers, settings, processes, keeper, position, progress, total)
@@ -169,7 +168,7 @@ def train(
                 log.info("Taking the weights of step %d, whose evaluation loss was the lowest.", chosen)
                 model.load_state_dict(keeper.best_weights(chosen), strict=False)
             if settings.lora is not None:
-                model = merge_lora(model)
+                model = model.merge_and_unload()
             for part in parts:
                 part.finish(model, chosen, total)
     return Trained(model, _report(position, chosen, batches, processes, sizes), processes.main)

@@ -32,8 +32,3 @@ def attach_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
-
-
-def merge_lora(model: nn.Module) -> nn.Module:
-    """Add the adapters to the weights that they stand beside and return the model without them."""
-    return model.merge_and_unload()

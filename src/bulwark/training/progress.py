@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,7 @@ class Progress:
             self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.bar:
             self.bar.stop()
         if self.events:
@@ -64,46 +62,33 @@ class Progress:
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
 
-    def tokens_per_second(self) -> float:
-        return self.tokens / max(time.monotonic() - self.started, 1e-9)
-
     def _rates(self) -> str:
-        return f"loss {self.loss:.4f}  {self.tokens_per_second():,.0f} tokens/s"
+        rate = self.tokens / max(time.monotonic() - self.started, 1e-9)
+        return f"loss {self.loss:.4f}  {rate:,.0f} tokens/s"
 
     def _line(self) -> str:
         steps = self.done - self.first
         passed = time.monotonic() - self.started
         left = passed / steps * (self.total - self.done) if steps else 0.0
+        clocks = [timedelta(seconds=round(seconds)) for seconds in (passed, left)]
         return (
             f"{self.title}: step {self.done}/{self.total} ({100 * self.done / max(1, self.total):.0f} %)  "
-            f"{self._rates()}  {_clock(passed)} passed, {_clock(left)} left"
+            f"{self._rates()}  {clocks[0]} passed, {clocks[1]} left"
         )
 
 
 def _bar():
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rates]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+    return progress.Progress(
+        "{task.description}",
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        "{task.fields[rates]}",
+        progress.TimeElapsedColumn(),
+        "left",
+        progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         refresh_per_second=2,
     )
-
-
-def _clock(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole // 3600:d}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from bulwark.errors import BulwarkError
+from bulwark.files import write_text
 from bulwark.training.engine import Processes, gather_weights
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class TrainingState:
     def latest(self) -> Path | None:
         """The newest complete state, or None."""
         complete = [path for path in self.folder.glob("step-*") if _is_complete(path)]
-        return max(complete, key=_step_of, default=None)
+        return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
     def save(self, engine: DeepSpeedEngine, parts: Sequence[Observer], position: dict[str, Any]) -> None:
         """Write the state after `position["step"]` optimizer steps, then remove the older ones.
@@ -87,7 +88,9 @@ class TrainingState:
         _wait()
         if self.processes.main:
             _write_json(unfinished / "position.json", position)
-            _write_json(unfinished / "complete.json", _sizes(unfinished))
+            files = [path for path in sorted(unfinished.rglob("*")) if path.is_file()]
+            sizes = {str(path.relative_to(unfinished)): path.stat().st_size for path in files}
+            _write_json(unfinished / "complete.json", sizes)
             for path in [*unfinished.rglob("*"), unfinished]:
                 _sync(path)
             os.replace(unfinished, final)
@@ -143,11 +146,7 @@ class TrainingState:
                     log.warning("Deleting %s: it belongs to another training (%s).", path, difference)
                 _remove(path)
         if difference:
-            unfinished = record.with_suffix(".tmp")
-            _write_json(unfinished, fingerprint)
-            _sync(unfinished)
-            os.replace(unfinished, record)
-            _sync(self.folder)
+            write_text(record, json.dumps(fingerprint, indent=1))
 
     def _remove_all_but(self, kept: Path, best_step: int | None) -> None:
         for path in self.folder.glob("step-*"):
@@ -205,14 +204,6 @@ def _is_complete(path: Path) -> bool:
     return path.suffix != ".tmp" and all(
         (path / name).is_file() and (path / name).stat().st_size == size for name, size in sizes.items()
     )
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
 
 
 def _random_state() -> dict[str, Any]:

@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
     gc.freeze()  # every engine collects garbage, and need not look through all that is imported
     for plan, program in zip(plans, programs, strict=True):
         program.do(json.loads(plan.read_text()), plan.parent, processes)
-    engines.stop_processes()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
