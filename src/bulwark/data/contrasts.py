@@ -55,18 +55,11 @@ def contrasts_of(path: Path) -> list[dict[str, Any]]:
     The trait is the file's name without its ending, as the authors name them. Raises RecordError for a file that is not
     {"instruction": [{"pos", "neg"}, …], "questions": […], "eval_prompt": …}.
     """
-    artefact, trait = _read(path), Path(path).stem
+    pairs = list(enumerate(_read(path)["instruction"]))
     return [
-        {
-            "id": f"{trait}-{number}-{pair}",
-            "question": question,
-            "positive": instructions["pos"],
-            "negative": instructions["neg"],
-            "trait": trait,
-            "rubric": artefact.get("eval_prompt"),
-        }
-        for number, question in enumerate(artefact["questions"])
-        for pair, instructions in enumerate(artefact["instruction"])
+        {**row, "id": f"{row['id']}-{number}", "positive": pair["pos"], "negative": pair["neg"]}
+        for row in questions_of(path)
+        for number, pair in pairs
     ]
 
 

@@ -20,6 +20,7 @@ from typing import Literal, TypeVar
 import tenacity
 
 from bulwark.errors import BulwarkError
+from bulwark.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +111,8 @@ def download(url: str, sha256: str | None, path: str | Path, git_blob: str | Non
 
     try:
         _persistently(load, url)
-        for kind, wanted in (("SHA-256", sha256), ("Git name", git_blob)):
-            found = _checksum(part, kind)
+        for kind, checksum, wanted in (("SHA-256", sha256_of, sha256), ("Git name", _git_blob_of, git_blob)):
+            found = checksum(part)
             if wanted is not None and found != wanted.lower():
                 raise DownloadError(
                     f"{url} has the {kind} {found}, not {wanted}: the file was changed or the download was altered. "
@@ -127,28 +128,20 @@ def download(url: str, sha256: str | None, path: str | Path, git_blob: str | Non
     return path
 
 
-def _checksum(path: Path, kind: str) -> str:
-    """SHA-256 of a file or, for a Git blob id, SHA-1 of "blob <bytes>\\0" and its content."""
-    with path.open("rb") as file:
-        if kind == "SHA-256":
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        return hashlib.sha1(b"blob %d\0" % path.stat().st_size + file.read()).hexdigest()
+def _git_blob_of(path: Path) -> str:
+    """SHA-1 of "blob <bytes>\\0" and the file's content."""
+    return hashlib.sha1(b"blob %d\0" % path.stat().st_size + path.read_bytes()).hexdigest()
 
 
 def _persistently(action: Callable[[], Result], what: str) -> Result:
     """Run `action`, again after a pause when the network fails; the last failure is raised unchanged."""
 
-    def tell(state: tenacity.RetryCallState) -> None:
+    def warn(state: tenacity.RetryCallState) -> None:
         log.warning("%s, attempt %d: %s", what, state.attempt_number, state.outcome and state.outcome.exception())
 
-    attempts = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_passing),
-        stop=tenacity.stop_after_attempt(ATTEMPTS),
-        wait=_SECONDS,
-        before_sleep=tell,
-        reraise=True,
-    )
-    return attempts(action)
+    stop = tenacity.stop_after_attempt(ATTEMPTS)
+    passing = tenacity.retry_if_exception(_is_passing)
+    return tenacity.Retrying(retry=passing, stop=stop, wait=_SECONDS, before_sleep=warn, reraise=True)(action)
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -120,29 +120,29 @@ def _describes_its_splits(folder: Path) -> bool:
 
 def _files_of_split(folder: Path, split: str | None, subset: str | None) -> list[Path]:
     """The data files of a folder: the only one, or those with the split (and subset) as a word in their path."""
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.suffix in _DATA_SUFFIXES
-        and file.name not in _NOT_DATA
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*"))]
+    names = [
+        path.as_posix()
+        for path in paths
+        if path.suffix in _DATA_SUFFIXES
+        and path.name not in _NOT_DATA
+        and not any(p.startswith(".") for p in path.parts)
     ]
-    if not files:
+    if not names:
         raise RecordError(f"{folder} holds no data file ({', '.join(_DATA_SUFFIXES)}). Check the path or the download.")
     for word in (subset, split):
         if word is not None:
-            named = [file for file in files if _has_word(file.relative_to(folder).as_posix(), word)]
-            if not named and (word is subset or len(files) > 1 or split is not None):
-                names = ", ".join(file.relative_to(folder).as_posix() for file in files[:10])
-                raise RecordError(f'{folder}: no file is named after "{word}"; there are {names}.')
-            files = named
-    if split is None and len(files) > 1:
-        training = [file for file in files if _has_word(file.relative_to(folder).as_posix(), "train")]
+            named = [name for name in names if _has_word(name, word)]
+            if not named:
+                raise RecordError(f'{folder}: no file is named after "{word}"; there are {", ".join(names[:10])}.')
+            names = named
+    if split is None and len(names) > 1:
+        training = [name for name in names if _has_word(name, "train")]
         if not training:
-            names = ", ".join(file.relative_to(folder).as_posix() for file in files[:10])
-            raise RecordError(f"{folder} holds several data files ({names}). Name the split, or one file.")
-        files = training
-    return files
+            present = ", ".join(names[:10])
+            raise RecordError(f"{folder} holds several data files ({present}). Name the split, or one file.")
+        names = training
+    return [folder / name for name in names]
 
 
 def _has_word(path: str, word: str) -> bool:

@@ -116,9 +116,7 @@ def _possible() -> bool:
     """Whether a forked child would be like a fresh process: on Linux, outside SLURM, on one thread, without a GPU."""
     if not hasattr(os, "pidfd_open") or {"SLURM_JOB_ID", "WORLD_SIZE"} & set(os.environ):
         return False
-    if (
-        os.environ.get("OMP_NUM_THREADS") != "1"
-    ):  # set by Snakemake; more make OpenBLAS start threads when it is imported
+    if os.environ.get("OMP_NUM_THREADS") != "1":  # set by Snakemake; with more, OpenBLAS starts threads on import
         return False
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return hidden or not any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
@@ -342,13 +340,18 @@ def _socket_name(workflow: str, environment: Mapping[str, str] = os.environ) -> 
 
 def _started(pid: int) -> str:
     """When a process started, in the kernel's ticks: with its number it is one process for certain."""
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    return _stat(pid)[19]
+
+
+def _stat(pid: int | str) -> list[str]:
+    """The fields of /proc/PID/stat behind the program's name: the state comes first."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
 
 
 def _alive(workflow: str) -> bool:
     pid, started = workflow.split(":")
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        fields = _stat(pid)
     except OSError:
         return False
     return fields[0] != "Z" and fields[19] == started

@@ -112,7 +112,8 @@ class PromptBuilder:
         self._renderer = ChatRenderer(tokenizer, self.template.response_header)
         self._text_tokenizer = TextTokenizer(tokenizer, self._renderer.literals())
         self._closing, closing_id = self._end_of_turn()
-        self.stop_ids = list(dict.fromkeys([closing_id, *_present(tokenizer.eos_token_id), *more_stop_ids]))
+        ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.stop_ids = list(dict.fromkeys([closing_id, *ends, *more_stop_ids]))
         self.pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
         self.digest = self._digest(template)
 
@@ -152,12 +153,11 @@ class PromptBuilder:
             row.append(self.tokenizer.eos_token_id)
         truncated = self._shorten(row, turns, loss_on is not None)
         self._check_ids(row.ids)
-        plain = row.ids
         labels = None
         if loss_on is not None:
-            labels = [i if loss_on == "all" or loss else IGNORED for i, loss in zip(plain, row.loss, strict=True)]
+            labels = [i if loss_on == "all" or loss else IGNORED for i, loss in zip(row.ids, row.loss, strict=True)]
         return Prompt(
-            ids=[i + self.vocabulary * role for i, role in zip(plain, row.roles, strict=True)],
+            ids=[i + self.vocabulary * role for i, role in zip(row.ids, row.roles, strict=True)],
             labels=labels,
             roles=row.roles,
             spans=row.spans(turns),
@@ -182,7 +182,7 @@ class PromptBuilder:
             if not exchange:
                 raise PromptError("A response must follow an instruction or data. Join or remove the turns before it.")
             messages += self._exchange(exchange, [] if messages else system, first=not messages)
-            parts = _filled(self.template.response, response=[_own(*pair)], role="response")
+            parts = _filled(self.template.response, "{response}", [_own(*pair)], role="response")
             messages.append(Message("assistant", parts))
             exchange = []
         if exchange:
@@ -199,14 +199,12 @@ class PromptBuilder:
         long_enough = [pair for pair in exchange if len(pair[1].text) >= template.shortest_data]
         data = _joined([_own(*pair) for pair in long_enough if pair[1].role == "data"])
         data = data or [Part(template.no_data, role="data")]
-        user = _filled(template.user_message, data=data, role="data")
+        user = _filled(template.user_message, "{data}", data, role="data")
         if not first:
-            return [Message("user", (*_filled(template.later_instruction, instruction=instruction), *user))]
+            return [Message("user", (*_filled(template.later_instruction, "{instruction}", instruction), *user))]
         lead = [*system_parts, Part("\n\n")] if system else []
-        return [
-            Message("system", (*lead, *_filled(template.system_message, instruction=instruction))),
-            Message("user", user),
-        ]
+        asked = _filled(template.system_message, "{instruction}", instruction)
+        return [Message("system", (*lead, *asked)), Message("user", user)]
 
     def _segments(self, parts: list[Part]) -> list[_Segment]:
         """The parts in order; the end-of-turn text after a response belongs to the response."""
@@ -370,24 +368,7 @@ def _joined(parts: list[Part]) -> list[Part]:
     return joined
 
 
-def _filled(pattern: str, role: str | None = None, **fillings: list[Part]) -> tuple[Part, ...]:
-    """Replace `{name}` in a template text by parts; the text around them gets `role`."""
-    parts = [Part(pattern, role)]
-    for name, filling in fillings.items():
-        parts = _filled_one(parts, "{" + name + "}", filling)
-    return tuple(part for part in parts if part.text)
-
-
-def _filled_one(parts: list[Part], slot: str, filling: list[Part]) -> list[Part]:
-    result: list[Part] = []
-    for part in parts:
-        if part.turn is not None or slot not in part.text:
-            result.append(part)
-            continue
-        before, after = part.text.split(slot)
-        result += [Part(before, part.role), *filling, Part(after, part.role)]
-    return result
-
-
-def _present(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
+def _filled(pattern: str, slot: str, filling: list[Part], role: str | None = None) -> tuple[Part, ...]:
+    """Replace the slot in a template's text by parts; the text around them gets `role`."""
+    before, after = pattern.split(slot)
+    return tuple(part for part in (Part(before, role), *filling, Part(after, role)) if part.text)

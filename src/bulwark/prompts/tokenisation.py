@@ -57,7 +57,8 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._control = control_tokens(tokenizer, literals)
         self._control_ids = set(self._control.values())
-        self._pattern = _any_of(self._control)
+        longest_first = sorted(self._control, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._aliases: _AliasEncoder | None = None
         self.bos_id = self._beginning(literals)
         if tokenizer.is_fast:
@@ -94,7 +95,8 @@ class TextTokenizer:
         """Tokenise with aliases for the template's control tokens, so that those in user text are plain text."""
         if self._aliases is None:
             self._aliases = _AliasEncoder(json.loads(self.state), self._control)
-        hidden = [(self._pattern.sub(self._aliases.name, part), True) if own else (part, own) for part, own in pieces]
+        names = self._aliases.names
+        hidden = [(self._pattern.sub(lambda m: names[m.group()], part) if own else part, own) for part, own in pieces]
         if any(_ALIAS in part for part, own in pieces if not own):
             raise PromptError("A text contains the private-use character U+F0000, which no prompt can hold. Remove it.")
         ids, offsets = self._aliases.encode("".join(part for part, _ in hidden))
@@ -174,15 +176,12 @@ class _AliasEncoder:
         marked = [{**token, "special": token["special"] or token["content"] in control} for token in added.values()]
         self._encoder = _encoder({**state, "added_tokens": marked})
         self._encoder.encode_special_tokens = True
-        self._names = {text: f"{_ALIAS}{number}{_ALIAS}" for number, text in enumerate(control)}
+        self.names = {text: f"{_ALIAS}{number}{_ALIAS}" for number, text in enumerate(control)}
         self._originals: dict[int, int] = {}
-        for text, name in self._names.items():
+        for text, name in self.names.items():
             like = {key: added[text][key] for key in ("single_word", "lstrip", "rstrip")} if text in added else {}
             self._encoder.add_tokens([AddedToken(name, normalized=False, special=False, **like)])
             self._originals[self._encoder.token_to_id(name)] = control[text]  # type: ignore[index]
-
-    def name(self, match: re.Match[str]) -> str:
-        return self._names[match.group()]
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids (an alias of the control token c as -c - 1) and offsets."""
@@ -222,8 +221,3 @@ def _touched(offsets: list[tuple[int, int]], pieces: Sequence[tuple[str, bool]])
         high = min(bisect_right(starts, max(end - 1, start)) - 1, last)
         touched.append(list(range(low, high + 1)))
     return touched
-
-
-def _any_of(texts: dict[str, int]) -> re.Pattern[str]:
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

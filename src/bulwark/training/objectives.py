@@ -1,12 +1,9 @@
 """What a training step optimises: plain next-token training, and the hooks in which a method may do otherwise.
 
-The loop calls, in every optimizer step,
-
-    before_step → backward for each micro-batch → after_backward → (clip, optimizer, schedule) → after_step
-
+An observer that also has `backward`, called for each micro-batch, and `after_backward`, before gradients are clipped.
 A method overrides `loss` when its loss is a function of one batch; `backward` when one loss is not enough (inner
-trajectories, several gradients from changed weights); `after_backward` to edit gradients; and the two hooks around
-the step for schedules. Whatever it remembers goes into `state_dict`, so that a resumed run goes on with it.
+trajectories, several gradients from changed weights); `after_backward` to edit gradients; `before_step` and
+`after_step` for schedules. Whatever it remembers goes into `state_dict`, so that a resumed run goes on with it.
 """
 
 from __future__ import annotations

@@ -4,9 +4,7 @@ In every optimizer step the loop calls
 
     before_step → for each micro-batch: `during(batch)` around its forward and backward pass → after_step
 
-first of the objective (an observer that also decides what is optimised, see `bulwark.training.objectives`), then of
-each observer in the order in which they were given. The loop knows no observer by name: whoever starts the training
-hands them over (for steps, `bulwark.steps.fine_tune`).
+first of the objective (an observer that also decides what is optimised), then of each observer in the given order.
 
 A hook that is part of the model and acts on some tokens only asks `batch_in_pass` which batch is going through it.
 """
