@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bulwark import files
-from bulwark.abliteration.settings import (
-    AttackSettings,
-    EditSettings,
-    ObjectiveSettings,
-    OutcomeSettings,
-    RefusalDirectionSettings,
-    SearchSettings,
-)
+from bulwark.abliteration.settings import AttackSettings, OutcomeSettings, RefusalDirectionSettings
 from bulwark.errors import BulwarkError
 from bulwark.models import manifests
 
@@ -55,7 +48,7 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
     from bulwark.models.anatomy import blocks_of
 
     started = time.time()
-    examiner = examiner_of(job, settings, settings.edit, settings.search, settings.objectives)
+    examiner = examiner_of(job, settings)
     edits, base = examiner.edits, examiner.base
     residuals = {
         side: examiner.subject.residuals(
@@ -103,13 +96,7 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
     }
 
 
-def examiner_of(
-    job: Job,
-    settings: AttackSettings | RefusalDirectionSettings,
-    edit: EditSettings,
-    search: SearchSettings,
-    objectives: ObjectiveSettings,
-) -> Examiner:
+def examiner_of(job: Job, settings: AttackSettings | RefusalDirectionSettings) -> Examiner:
     """The parent of `job`, open, with the prompts that it is measured on.
 
     Raises BulwarkError if it refuses nothing, so that there is nothing to remove.
@@ -122,8 +109,9 @@ def examiner_of(
 
     subject = open_model(job.parent, settings.dtype)
     prompts = read_prompts(job.inputs, settings.prompts, subject.builder)
+    edit = settings.edit
     edits = Edits(targets_of(subject.model, edit.components, edit.through_norms), edit.normalization)
-    examiner = Examiner(subject, edits, prompts, search, objectives, job.seed)
+    examiner = Examiner(subject, edits, prompts, settings.search, settings.objectives, job.seed)
     base = examiner.base
     log.info("%d of %d harmful search prompts are refused", base.refusals, base.harmful)
     if not base.refusals:

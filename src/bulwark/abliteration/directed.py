@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bulwark.abliteration import attack
-from bulwark.abliteration.settings import EditSettings, ObjectiveSettings, RefusalDirectionSettings, SearchSettings
+from bulwark.abliteration.settings import RefusalDirectionSettings
 from bulwark.errors import BulwarkError
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
     from bulwark.models.embeddings import role_embedding_of
 
     started = time.time()
-    edit = EditSettings(through_norms=settings.through_norms)
-    search = SearchSettings(max_new_tokens=settings.max_new_tokens, rule=settings.rule)
-    examiner = attack.examiner_of(job, settings, edit, search, ObjectiveSettings())
+    examiner = attack.examiner_of(job, settings)
     subject = examiner.subject
     answers = {"harmful_search": examiner.base_answers, "harmless_search": examiner.answers([{}], "harmless")[0]}
     tokens = _refusal_tokens(examiner, answers, settings)

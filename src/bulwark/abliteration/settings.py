@@ -218,3 +218,15 @@ class RefusalDirectionSettings(Closed):
     max_new_tokens: int = Field(100, ge=1)
     rule: Literal["heretic", "iconoclast", "arditi"] = "arditi"
     outcome: OutcomeSettings = OutcomeSettings()
+
+    @property
+    def edit(self) -> EditSettings:
+        return EditSettings(through_norms=self.through_norms)
+
+    @property
+    def search(self) -> SearchSettings:
+        return SearchSettings(max_new_tokens=self.max_new_tokens, rule=self.rule)
+
+    @property
+    def objectives(self) -> ObjectiveSettings:
+        return ObjectiveSettings()

@@ -14,7 +14,7 @@ those beyond the base model's count here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bulwark.abliteration.settings import ObjectiveSettings
 
@@ -83,12 +83,11 @@ def scores(measures: Measures, base: Measures, settings: ObjectiveSettings) -> t
 
 def worst(kl: float, base: Measures, settings: ObjectiveSettings) -> Measures:
     """What a trial counts as that the KL gate has stopped: it refuses everything, harmless prompts included."""
-    return Measures(
+    return replace(
+        base,
         kl=kl,
         refusals=base.harmful,
-        harmful=base.harmful,
         overrefusals=base.harmless if settings.reads_harmless_answers else None,
-        harmless=base.harmless,
         disclaimers=None if base.disclaimers is None else max(1.0, base.disclaimers),
         compliance=None if base.compliance is None else 0.0,
     )

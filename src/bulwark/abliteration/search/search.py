@@ -228,9 +228,7 @@ def _free(path: Path) -> Path:
 def _whole_lines(journal: Path) -> None:
     """Cut off what a killed process left of its last line, and its lock."""
     Path(f"{journal}.lock").unlink(missing_ok=True)
-    if not journal.is_file():
-        return
-    content = journal.read_bytes()
+    content = journal.read_bytes() if journal.is_file() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         journal.write_bytes(whole)
