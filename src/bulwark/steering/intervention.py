@@ -60,16 +60,13 @@ class Intervention(_Hooked):
         """
 
         def strength(layer: int, hidden: Tensor) -> Tensor:
-            return self._strength(layer, hidden, _fitting(mask, hidden), alpha)
+            scale = torch.as_tensor(alpha, dtype=torch.float32, device=hidden.device).reshape(-1, 1, 1)
+            if not self.adaptive:
+                return scale
+            mean = mean_norm(hidden, _fitting(mask, hidden))
+            return scale * (mean / (self.at[layer].norm() + _EPSILON)).reshape(-1, 1, 1)
 
         return hooks.add(self.modules, self.at, strength, lambda hidden: _fitting(mask, hidden))
-
-    def _strength(self, layer: int, hidden: Tensor, mask: Tensor, alpha: float | Tensor) -> Tensor:
-        """s per row, [batch, 1, 1] in fp32, for hidden states [batch, seq, hidden]."""
-        alpha = torch.as_tensor(alpha, dtype=torch.float32, device=hidden.device).reshape(-1, 1, 1)
-        if not self.adaptive:
-            return alpha
-        return alpha * (mean_norm(hidden, mask) / (self.at[layer].norm() + _EPSILON)).reshape(-1, 1, 1)
 
 
 class Ablation(_Hooked):

@@ -115,7 +115,11 @@ class Steering(Objective):
 
     def backward(self, engine: DeepSpeedEngine, batch: Batch) -> Tensor:
         measuring = self._gradient.norms() if self._step == 0 else contextlib.nullcontext()
-        with measuring, self._intervened(batch), self._gradient.of(batch):
+        acting = contextlib.nullcontext()
+        if self._acting is not None and self.schedule.is_on(self._step):
+            strength = () if self.ablate else (self.schedule.alpha_at(self._step),)
+            acting = self._acting.on(token_mask(batch, self.settings.tokens), *strength)
+        with measuring, acting, self._gradient.of(batch):
             return super().backward(engine, batch)
 
     def after_backward(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
@@ -161,15 +165,6 @@ class Steering(Objective):
             "steps_without_gradient": sum(cosine is None for cosine in cosines),
         }
         return {"steering": described | self.further}
-
-    def _intervened(self, batch: Batch) -> contextlib.AbstractContextManager[Any]:
-        """What surrounds forward and backward pass."""
-        if self._acting is None or not self.schedule.is_on(self._step):
-            return contextlib.nullcontext()
-        mask = token_mask(batch, self.settings.tokens)
-        if isinstance(self._acting, Ablation):
-            return self._acting.on(mask)
-        return self._acting.on(mask, self.schedule.alpha_at(self._step))
 
 
 def steering(

@@ -2,9 +2,9 @@
 
 A module of this package defines
 
-* `Settings`, a closed settings class. What a job of the step reads is collected from it and the settings inside it:
-  `inputs()` gives the files under results/, by name, as path templates in which `{model}`, `{parent}` (the recipe
-  before this step), `{seed}` and `{prefix}` (so that `{prefix}x` is what step x makes of the same parent) may stand;
+* `Settings`, a closed settings class. Its `inputs()` gives the files under results/ that a job reads, by name, as path
+  templates in which `{model}`, `{parent}` (the recipe before this step), `{seed}` and `{prefix}` (so that `{prefix}x`
+  is what step x makes of the same parent) may stand;
 * optionally `STAGE`: whose resources of config/models/ a job of it takes, "train" (the default) or "generate".
 
 A step that fine-tunes derives `Settings` from `training.finetuning.FineTuningSettings` (or from
@@ -22,8 +22,7 @@ Any other step defines
 * `run(job, settings)`: does the work, writes the weights into `job.folder` and returns what the manifest records of it.
 
 Modules import nothing heavy at the top, because the workflow reads their settings when it plans: torch, and whatever
-imports it, such as `training.objectives`, is imported inside the functions. `execute` frames every step in the same
-way.
+imports it, such as `training.objectives`, is imported inside the functions.
 """
 
 from __future__ import annotations
@@ -88,10 +87,11 @@ def fine_tune(job: Job, settings: FineTuningSettings, step: Any) -> dict[str, An
     from bulwark.training.objectives import Objective
 
     def parts(course: Course) -> tuple[Objective, list[Observer]]:
-        carried = embedded.carried(course, settings)  # before the objective, which may embed a vector of its own
+        observers: list[Observer] = [embedded.carried(course, settings)]  # before an objective that embeds a vector
         objective = step.objective(course, settings) if hasattr(step, "objective") else Objective()
-        analysed = getattr(settings, "analysis", None) is not None
-        return objective, [*([analyser_of(course, settings, objective.phase)] if analysed else []), carried]
+        if getattr(settings, "analysis", None) is not None:
+            observers.insert(0, analyser_of(course, settings, objective.phase))
+        return objective, observers
 
     embedding = step.embedding(settings) if hasattr(step, "embedding") else None
     return finetune(job, settings, embedding, parts)

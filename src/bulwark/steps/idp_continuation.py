@@ -2,8 +2,7 @@
 
 Guan et al., arXiv 2609.10142, Sec. 4.2 and Table 3: traits (of 9) 1.77 / 1.95 / 6.38 for steering to the end, 7.44 /
 8.77 / 8.99 for the continuation as it is, 5.01 / 8.13 / 8.89 scaled by the ratio, 4.75 / 8.29 / 8.94 in equal shares.
-There every rank injected another vector, and on attention's projection with gradients that did not fit the forward
-pass; neither is repeated here.
+There every rank injected another vector, and attention's projection had gradients that did not fit the forward pass.
 """
 
 from __future__ import annotations

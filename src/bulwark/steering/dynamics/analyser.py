@@ -192,8 +192,7 @@ class Analyser(Observer):
         layer, watch, sites = self.layer, self._watch, self._at_start
         sums: diagnostics.Sums = {}
         if watch is not None:
-            width = {site: watch.modules[f"{site}/{layer}"].in_features for site in diagnostics.SITES}
-            sums |= self._norms | diagnostics.complete(watch.sums, watch, len(self.vector), width, engine.device)
+            sums |= self._norms | watch.complete(len(self.vector))
             sums |= diagnostics.states(engine, self._batches, layer, self.keys, self.vector, self.intervention)
         for site, before in sites.items():
             if watch is not None:

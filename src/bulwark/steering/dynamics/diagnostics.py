@@ -124,28 +124,26 @@ class GradientWatch:
 
         hidden.register_hook(backward)
 
+    def complete(self, hidden: int) -> Sums:
+        """`sums` with zeros for what is not there, so that all ranks have the same names; hidden: of the residuals."""
+        places = {}
+        for name, module in self.modules.items():
+            places |= {f"{name}/unknown": (), f"{name}/gradient": (hidden,)}
+            if name.endswith(f"/{self.layer}"):
+                places[f"{name}/output"] = (hidden,)
+                if not name.startswith("residual"):
+                    places[f"{name}/input"] = (module.in_features,)
+        device = self.engine.device
+        return {
+            name: self.sums.get(name, torch.zeros(shape, device=device)).to(device) for name, shape in places.items()
+        }
+
 
 def _places(engine: DeepSpeedEngine, layer: int, keys: Sequence[int]) -> dict[str, nn.Module]:
     """What is looked at, by "module/layer key": the blocks `keys`, and both projections of block `layer`."""
     blocks = blocks_of(engine.module)
     residual = {f"residual/{key}": blocks[key - 1] for key in keys}
     return residual | {f"{site}/{layer}": site_module(engine.module, layer, site) for site in SITES}
-
-
-def complete(sums: Sums, watch: GradientWatch, hidden: int, width: Mapping[str, int], device: torch.device) -> Sums:
-    """`sums` with a place for everything, so that all ranks have the same names, also one whose batches were empty.
-
-    hidden: the size of the residual stream; width: of the inputs of o_proj and down_proj.
-    """
-    places = {}
-    for name in watch.modules:
-        places[f"{name}/unknown"] = ()
-        places[f"{name}/gradient"] = (hidden,)
-        if name.endswith(f"/{watch.layer}"):
-            places[f"{name}/output"] = (hidden,)
-            if not name.startswith("residual"):
-                places[f"{name}/input"] = (width[name.split("/")[0]],)
-    return {name: sums.get(name, torch.zeros(shape, device=device)).to(device) for name, shape in places.items()}
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ class SteeredUntil(Objective, ABC):
         """What surrounds forward and backward pass of a micro-batch after the boundary."""
 
     def start(self, engine: DeepSpeedEngine, total: int) -> None:
-        self._engine_device = engine.device
+        self._model, self._engine_device = engine.module, engine.device
         at = {layer: vector.to(engine.device) for layer, vector in self.vectors.at.items()}
         self._steering = Intervention(
             engine.module, at, site=self.intervention.site, adaptive=self.intervention.adaptive

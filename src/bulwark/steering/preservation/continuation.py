@@ -91,10 +91,6 @@ class Continuation(SteeredUntil):
     def watched(self, model: nn.Module) -> list[tuple[nn.Parameter, Side]]:
         return [(site_module(model, layer, name).weight, "output") for layer, name in self.modules]
 
-    def start(self, engine: DeepSpeedEngine, total: int) -> None:
-        super().start(engine, total)
-        self._model = engine.module
-
     def second_phase(self, batch: Batch) -> AbstractContextManager[Any]:
         stack = ExitStack()
         for steering in self._continuing:

@@ -166,7 +166,7 @@ def project(
     from bulwark.models.anatomy import blocks_of, hidden_size
     from bulwark.steering.vectors.fusion import load_fused
     from bulwark.steering.vectors.storage import read
-    from bulwark.training.finetuning import examples_of
+    from bulwark.training.finetuning import Examples, examples_of
 
     started = time.time()
     parsed = validated(ProjectionSettings, settings, "settings of the projection")
@@ -189,24 +189,19 @@ def project(
         decoding = Decoding(max_new_tokens=parsed.max_new_tokens)
         generated = subject.generate(asked, decoding, seed=seed, partial=kept, fingerprint=subject.fingerprint())
         answers = {answer.id: answer for answer in generated}
-    answered = [
-        with_response(c, answers[c.id].response) for c in conversations if c.id in answers and answers[c.id].response
-    ]
+    responses = {key: answer.response for key, answer in answers.items() if answer.response}
+    answered = [with_response(c, responses[c.id]) for c in conversations if c.id in responses]
     own_examples = examples_of(answered, builder)
-    current, own = (
-        dict(
-            zip(
-                (record.id for record in part.records),
-                project_texts(model, part.prompts, directions, layer=layer, pad_id=builder.pad_id),
-                strict=True,
-            )
-        )
-        for part in (examples, own_examples)
-    )
+
+    def projected(part: Examples) -> dict[str, Projected]:
+        found = project_texts(model, part.prompts, directions, layer=layer, pad_id=builder.pad_id)
+        return {record.id: row for record, row in zip(part.records, found, strict=True)}
+
+    current, own = projected(examples), projected(own_examples)
     truncated = {c.id: prompt.truncated for c, prompt in zip(conversations, examples.prompts, strict=True)}
     rows = rows_of(conversations, current, own, answers, truncated, parsed)
     _refuse_undefined(rows, f"{checkpoint}, layer {layer}")
-    made_from = {
+    description = {
         "checkpoint": subject.description,
         "records": files.digest(records),
         "vectors": fused.report,
@@ -214,7 +209,7 @@ def project(
         "dtype": str(model.dtype),
         "seed": seed,
     }
-    _write_table(output, rows, made_from)
+    _write_table(output, rows, description)
     counts = {
         "conversations": len(rows),
         "excluded": dict(Counter(row["excluded"] for row in rows if row["excluded"])),
@@ -223,7 +218,7 @@ def project(
         "baseline_truncated": own_examples.truncated,
     }
     summary = {
-        **made_from,
+        **description,
         "counts": counts,
         **screened(rows, parsed.columns(), directions.norm(dim=1).tolist(), parsed.subset),
         "provenance": manifests.provenance(started),
@@ -346,7 +341,7 @@ def rows_of(
 
 
 def _refuse_undefined(rows: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Raise BulwarkError naming the conversations whose projections are not finite."""
+    """Raise BulwarkError if projections are not finite."""
     broken = [
         row["id"]
         for row in rows
@@ -364,18 +359,17 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], description: Map
     from pyarrow import parquet
 
     numbers = all(isinstance(row["level"], int | None) for row in rows)
-    columns = {
-        name: [str(row[name]) if name == "level" and not numbers else row[name] for row in rows] for name in rows[0]
-    }
+    if not numbers:
+        rows = [{**row, "level": str(row["level"])} for row in rows]
     kinds = {
         "level": pyarrow.int64() if numbers else pyarrow.string(),
         "truncated": pyarrow.bool_(),
         **dict.fromkeys(("id", "baseline_answer", "baseline_finish", "excluded"), pyarrow.string()),
         **dict.fromkeys(("n_prompt", "n_response", "n_baseline"), pyarrow.int64()),
     }
-    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in columns])
-    schema = schema.with_metadata({"description": json.dumps(description)})
+    fields = [(name, kinds.get(name, pyarrow.float64())) for name in rows[0]]
+    schema = pyarrow.schema(fields, metadata={"description": json.dumps(description)})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    parquet.write_table(pyarrow.table(columns, schema=schema), temporary)
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), temporary)
     os.replace(temporary, path)
