@@ -112,7 +112,7 @@ def embedded_in(model: nn.Module) -> EmbeddedIntervention | None:
 class Carried(Observer):
     """Counts the response tokens that the intervention in `model`, if any, acts on; keeps it in the checkpoint.
 
-    Give it to the loop last: what else looks at the model after a step looks at it with the strength of that step.
+    Give it to the loop last, so that other observers see the model with the strength of the step.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -146,8 +146,7 @@ class Carried(Observer):
 def carried(course: Course, settings: FineTuningSettings) -> Carried:
     """Make what the parent's folder carries part of the course's model, unless the settings ignore it; its observer.
 
-    Raises ConfigurationError if there is something, but the loss is not on responses only; BulwarkError for another
-    model's.
+    Raises ConfigurationError if the loss is not on responses only, BulwarkError for another model's.
     """
     job = course.job
     intervention = None if settings.ignore_embedded else read_embedded(manifests.weights_folder(job.parent))

@@ -19,7 +19,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,7 @@ def analyser_of(course: Course, settings: Any, phase: Callable[[int], str]) -> A
     )
 
 
+@dataclass(eq=False)
 class Analyser(Observer):
     """Looks at a training's steps. What is trained is not changed by a bit.
 
@@ -101,18 +102,14 @@ class Analyser(Observer):
     Raises ConfigurationError for layer keys outside 1 … N-1.
     """
 
-    def __init__(
-        self,
-        settings: AnalysisSettings,
-        *,
-        layer: int,
-        vector: Tensor,
-        intervention: InterventionSettings,
-        folder: Path,
-        phase: Callable[[int], str],
-    ) -> None:
-        self.settings, self.layer, self.vector = settings, layer, vector.detach().float()
-        self.intervention, self.folder, self.phase = intervention, Path(folder), phase
+    settings: AnalysisSettings
+    layer: int
+    vector: Tensor
+    intervention: InterventionSettings
+    folder: Path
+    phase: Callable[[int], str]
+
+    def __post_init__(self) -> None:
         self._watch: diagnostics.GradientWatch | None = None
         self._batches: list[Batch] = []
         self._at_start: dict[str, Displacement] = {}
@@ -120,7 +117,7 @@ class Analyser(Observer):
         self._events, self._opened = None, False
 
     def start(self, engine: DeepSpeedEngine, total: int) -> None:
-        self.vector = self.vector.to(engine.device)
+        self.vector = self.vector.detach().float().to(engine.device)
         self.unit = self.vector / self.vector.norm()
         self.keys = diagnostics.monitored(self.layer, len(blocks_of(engine.module)), self.settings.layers)
         self.windows = {
@@ -210,12 +207,12 @@ class Analyser(Observer):
             quantities |= diagnostics.chain_quantities(sums, layer, tokens, self.unit, norms, self._biases)
             quantities |= diagnostics.state_quantities(sums, layer, self.keys, tokens, self.unit)
             for site in sites:
-                columns = sums[f"start/{site}/along"], sums[f"start/{site}/squares"]
-                quantities |= diagnostics.update_quantities(*columns, layer, site, size)
+                along, squares = sums[f"start/{site}/along"], sums[f"start/{site}/squares"]
+                quantities |= diagnostics.update_quantities(along, squares, layer, site, size)
         for name in ended:
             for site in sites:
-                columns = sums[f"{name}/{site}/along"], sums[f"{name}/{site}/squares"]
-                quantities[layer, site, f"energy_parallel_{name}"] = diagnostics.parallel_energy(*columns, size)
+                along, squares = sums[f"{name}/{site}/along"], sums[f"{name}/{site}/squares"]
+                quantities[layer, site, f"energy_parallel_{name}"] = diagnostics.parallel_energy(along, squares, size)
         values = torch.stack([value.float() for value in quantities.values()]).tolist()
         return dict(zip(quantities, values, strict=True))
 

@@ -177,8 +177,7 @@ def refuse_missing(
     references: Mapping[str, Any], records: Sequence[Conversation] | Sequence[Tokenised], where: str
 ) -> None:
     """Raise RecordError naming the records that have no row among the references."""
-    missing = [record.id for record in records if record.id not in references]
-    if missing:
+    if missing := [record.id for record in records if record.id not in references]:
         shown = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")
         raise RecordError(
             f"{where}: {len(missing)} of {len(records)} training records have no row in it ({shown}). "

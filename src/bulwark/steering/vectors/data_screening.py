@@ -40,12 +40,13 @@ def screened(rows: Sequence[Row], names: Sequence[str], norms: Sequence[float], 
         result["proxy_correlation"][name] = _correlation(pairs)
         traited = {level: scores[level] for level in levels if level not in normal}
         untraited = [row for level in normal for row in scores[level]]
+        traited["any"] = [row for part in traited.values() for row in part]
         result["separation"][name] = {
             level: {
                 score: _auroc([row[score] for row in untraited], [row[score] for row in part])
                 for score in ("delta", "delta_prompt_last", "response", "prompt")
             }
-            for level, part in {**traited, "any": [row for part in traited.values() for row in part]}.items()
+            for level, part in traited.items()
             if normal
         }
     return result

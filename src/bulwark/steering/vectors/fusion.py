@@ -111,7 +111,7 @@ def load_fused(
 
 
 def _row(rows: Tensor, layer: int, path: Path) -> Tensor:
-    known = [key for key in range(len(rows)) if bool(torch.isfinite(rows[key]).all())]
+    known = torch.isfinite(rows).all(dim=1).nonzero().flatten().tolist()
     if layer not in known:
         raise ConfigurationError(f"{path}: has no finite vector at layer key {layer}; it has {known}.")
     if rows[layer].norm() <= SMALLEST_NORM:

@@ -80,17 +80,15 @@ def steer(
     for layer in (None, *candidates):
         name = layer or "unsteered"
         partials.append(Path(f"{output}.{name}.partial"))
-        log.info("%s", name if layer is None else f"layer {layer} of {layers}")
+        log.info("layer %s of %d", name, layers)
         steering = contextlib.nullcontext()
         if layer is not None:
             steering = steer_generation(subject.model, layer, at[layer], choice.coefficient, choice.positions)
-        fingerprint = subject.fingerprint(
+        settled = subject.fingerprint(
             layer=layer, choice=choice.model_dump(mode="json"), vector=files.digest(Path(vector))
         )
         with steering:
-            answers = subject.generate(
-                prompts, choice.decoding, seed=seed, partial=partials[-1], fingerprint=fingerprint
-            )
+            answers = subject.generate(prompts, choice.decoding, seed=seed, partial=partials[-1], fingerprint=settled)
         rows += [
             Steered(
                 id=f"{contrast.id}@{name}",
