@@ -135,7 +135,7 @@ class Benchmark(benchmark.Benchmark):
         examples = examples_of(records, builder, "response", embedding.method)
         layers, layer = len(anatomy.blocks_of(model)), settings.vectors.layer
         files = {trait: inputs[f"vector_{trait}"] for trait in settings.vectors.traits}
-        fused = fusion.load_fused(settings.vectors, files, layers=layers, hidden=anatomy.hidden_size(model))
+        fused = fusion.load_fused(settings.vectors, files, model)
         references = _references(inputs["projections"], records, settings, fused) if settings.projections else None
         scored = detectors.score_rows(
             model,

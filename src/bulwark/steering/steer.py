@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bulwark import files
 from bulwark.errors import ConfigurationError
 from bulwark.models import hooks, manifests
-from bulwark.models.anatomy import blocks_of, hidden_size
+from bulwark.models.anatomy import blocks_of
 from bulwark.steering.embedded import EmbeddedIntervention
 from bulwark.steering.intervention import Ablation, Intervention, token_mask
 from bulwark.steering.schedules import DetectedOnset, Schedule, ScheduleSettings, Strength, detect_onset
@@ -51,9 +51,8 @@ def begin(course: Course, settings: VectorSettings, increments: bool = False) ->
     vectors = load_fused(
         settings,
         {trait: Path(course.job.inputs[f"vector_{trait}"]) for trait in settings.traits},
-        layers=len(blocks_of(course.model)),
-        hidden=hidden_size(course.model),
-        model_digest=files.digest(manifests.manifest_path(course.job.parent)),
+        course.model,
+        files.digest(manifests.manifest_path(course.job.parent)),
     )
     if not increments:
         return vectors

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import PreTrainedConfig
 
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.files import digest
@@ -29,8 +30,11 @@ def files(tmp_path):
 
 
 def load(settings, paths, layers=N, hidden=H, **more):
+    model = torch.nn.Module()
+    model.config = PreTrainedConfig(num_hidden_layers=layers, hidden_size=hidden)
+    model.blocks = torch.nn.ModuleList(torch.nn.Identity() for _ in range(layers))
     settings = {"traits": ("rude", "vain"), "layers": (2,), **settings}
-    return load_fused(VectorSettings(**settings), paths, layers=layers, hidden=hidden, **more)
+    return load_fused(VectorSettings(**settings), paths, model, **more)
 
 
 # Acceptance test 1: fusion

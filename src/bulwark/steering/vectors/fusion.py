@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bulwark import files
 from bulwark.errors import ConfigurationError
-from bulwark.models.anatomy import check_layer
+from bulwark.models.anatomy import blocks_of, check_layer, hidden_size
 from bulwark.steering.settings import Fusion, VectorSettings
 from bulwark.steering.vectors.storage import read
 
@@ -68,15 +68,16 @@ def fuse(vectors: Tensor, fusion: Fusion = "norm_aligned", weights: tuple[float,
 
 
 def load_fused(
-    settings: VectorSettings, paths: Mapping[str, Path], *, layers: int, hidden: int, model_digest: str | None = None
+    settings: VectorSettings, paths: Mapping[str, Path], model: nn.Module, model_digest: str | None = None
 ) -> FusedVectors:
     """Read the file of every trait and fuse them at every layer that `settings` names.
 
-    paths: {trait: file}. layers, hidden: N and H of the model to be steered. model_digest: `files.digest` of the
-    checkpoint.json that is steered; a file that was made from another checkpoint is refused.
+    paths: {trait: file}. model: the one to be steered. model_digest: `files.digest` of its checkpoint.json; a file that
+    was made from another checkpoint is refused.
     Raises ConfigurationError for a layer key outside 1 … N-1, a file of a model of another shape or of another
     checkpoint, a missing layer, and a vector without a direction (norm up to 1e-10).
     """
+    layers, hidden = len(blocks_of(model)), hidden_size(model)
     stored = {trait: read(paths[trait]) for trait in settings.traits}
     for trait, (rows, told) in stored.items():
         too_few = len(rows) < layers + 1 and not told.get("layers")  # a published file may hold some layers only

@@ -58,7 +58,7 @@ def steer(
     Finished answers of an interrupted run are kept beside `output`. Raises ConfigurationError for a candidate outside
     1 … N-1 or a vector of another model.
     """
-    from bulwark.models.anatomy import blocks_of, hidden_size
+    from bulwark.models.anatomy import blocks_of
     from bulwark.steering.intervention import steer_generation
     from bulwark.steering.settings import VectorSettings
     from bulwark.steering.vectors.fusion import load_fused
@@ -71,9 +71,8 @@ def steer(
     at = load_fused(
         VectorSettings(traits=(trait,), layers=candidates),
         {trait: Path(vector)},
-        layers=layers,
-        hidden=hidden_size(subject.model),
-        model_digest=files.digest(subject.manifest),
+        subject.model,
+        files.digest(subject.manifest),
     ).at
     prompts = [(contrast.id, subject.builder.prompt(turns_of(contrast.question))) for contrast in questions]
     rows, partials = [], []

@@ -163,7 +163,6 @@ def project(
     """
     import torch
 
-    from bulwark.models.anatomy import blocks_of, hidden_size
     from bulwark.steering.vectors.fusion import load_fused
     from bulwark.steering.vectors.storage import read
     from bulwark.training.finetuning import Examples, examples_of
@@ -172,13 +171,7 @@ def project(
     parsed = validated(ProjectionSettings, settings, "settings of the projection")
     subject = open_model(checkpoint, dtype, max_tokens=parsed.max_tokens, threads=threads)
     model, builder, layer = subject.model, subject.builder, parsed.vectors.layer
-    fused = load_fused(
-        parsed.vectors,
-        vectors,
-        layers=len(blocks_of(model)),
-        hidden=hidden_size(model),
-        model_digest=subject.description["digest"],
-    )
+    fused = load_fused(parsed.vectors, vectors, model, subject.description["digest"])
     directions = torch.stack([fused.at[layer], *(read(vectors[trait])[0][layer] for trait in parsed.vectors.traits)])
     conversations = read_records(records, Conversation)
     examples = examples_of(conversations, builder)
