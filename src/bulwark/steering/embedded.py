@@ -29,12 +29,11 @@ from bulwark.errors import BulwarkError, CheckpointError, ConfigurationError
 from bulwark.models import hooks, manifests
 from bulwark.steering.schedules import Strength
 from bulwark.training.batches import IGNORED, Batch
+from bulwark.training.finetuning import Course, FineTuningSettings
 from bulwark.training.observers import Observer, batch_in_pass
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-    from bulwark.training.finetuning import Course, FineTuningSettings
 
 FILE = "intervention.safetensors"
 _ATTRIBUTE = "embedded_intervention"

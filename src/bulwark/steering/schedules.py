@@ -9,15 +9,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.settings import Closed
-
-if TYPE_CHECKING:
-    from bulwark.training.settings import TrainingSettings
+from bulwark.training.settings import TrainingSettings
 
 _WINDOW, _SHARE_OF_TAIL, _SMALLEST_TAIL, _WIDTH, _STAYING = 10, 0.2, 10, 2.5, 0.9  # see `detect_onset`
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -11,9 +11,7 @@ from bulwark.errors import ConfigurationError
 from bulwark.models.anatomy import Site, check_layer
 from bulwark.settings import Closed
 from bulwark.training.finetuning import FineTuningSettings
-
-if TYPE_CHECKING:
-    from bulwark.training.settings import TrainingSettings
+from bulwark.training.settings import TrainingSettings
 
 Fusion = Literal["norm_aligned", "average", "norm_weighted"]
 Tokens = Literal["response", "predicting", "all"]

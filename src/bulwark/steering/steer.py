@@ -14,6 +14,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +28,15 @@ from bulwark.models.anatomy import blocks_of
 from bulwark.steering.embedded import EmbeddedIntervention
 from bulwark.steering.intervention import Ablation, Intervention, token_mask
 from bulwark.steering.schedules import DetectedOnset, Schedule, ScheduleSettings, Strength, detect_onset
+from bulwark.steering.settings import InterventionSettings, VectorSettings
 from bulwark.steering.vectors.fusion import FusedVectors, load_fused
 from bulwark.training import engine as engines
 from bulwark.training.batches import IGNORED, Batch
+from bulwark.training.finetuning import Course
 from bulwark.training.objectives import Objective
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-    from bulwark.steering.settings import InterventionSettings, VectorSettings
-    from bulwark.training.finetuning import Course
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ def schedule_of(settings: ScheduleSettings, alpha: float, course: Course) -> Sch
     return _scheduled(settings, alpha, course)[0]
 
 
+@dataclass(eq=False)
 class Steering(Objective):
     """Next-token training under an intervention, with a record of how the gradient aligns with the vector.
 
@@ -82,23 +83,18 @@ class Steering(Objective):
     Evaluation losses are those of the model without any intervention, as it answers later.
     """
 
-    def __init__(
-        self,
-        vectors: FusedVectors,
-        settings: InterventionSettings,
-        schedule: Schedule,
-        *,
-        ablate: bool = False,
-        embedded: bool = False,
-        further: dict[str, Any] | None = None,
-    ) -> None:
-        self.vectors, self.settings, self.schedule = vectors, settings, schedule
-        self.ablate, self.embedded = ablate, embedded
-        self.further = further or {}
+    vectors: FusedVectors
+    settings: InterventionSettings
+    schedule: Schedule
+    _: KW_ONLY
+    ablate: bool = False
+    embedded: bool = False
+    further: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         self._step = 0
         self._hidden_norm: float | None = None
         self._acting: Intervention | Ablation | None = None
-        self._gradient: PooledGradient
 
     def start(self, engine: DeepSpeedEngine, total: int) -> None:
         at = {layer: vector.to(engine.device) for layer, vector in self.vectors.at.items()}

@@ -33,12 +33,11 @@ from bulwark.steering.steer import begin
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
 from bulwark.training.displacement import Displacement
+from bulwark.training.finetuning import Course
 from bulwark.training.observers import Observer
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-    from bulwark.training.finetuning import Course
 
 FILE = "analysis.jsonl"
 

@@ -34,14 +34,13 @@ from bulwark.models import hooks
 from bulwark.models.anatomy import blocks_of, check_layer, site_module
 from bulwark.steering.intervention import Intervention, token_mask
 from bulwark.steering.screening.split import SplitModel
+from bulwark.steering.settings import InterventionSettings
 from bulwark.training.batches import Batch
 from bulwark.training.displacement import Displacement, Piece, added_up, snapshot
 from bulwark.training.shards import local_master
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-    from bulwark.steering.settings import InterventionSettings
 
 Sums = dict[str, Tensor]
 Quantities = dict[tuple[int, str, str], Tensor]

@@ -17,18 +17,17 @@ from torch import Tensor, nn
 
 from bulwark.errors import ConfigurationError
 from bulwark.steering.intervention import Intervention, token_mask
+from bulwark.steering.preservation.settings import BoundarySettings
+from bulwark.steering.settings import InterventionSettings
+from bulwark.steering.vectors.fusion import FusedVectors
 from bulwark.training.batches import Batch
 from bulwark.training.displacement import Displacement, Side, snapshot
+from bulwark.training.finetuning import Course
 from bulwark.training.objectives import Objective
 from bulwark.training.shards import local_master
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-    from bulwark.steering.preservation.settings import BoundarySettings
-    from bulwark.steering.settings import InterventionSettings
-    from bulwark.steering.vectors.fusion import FusedVectors
-    from bulwark.training.finetuning import Course
 
 
 class SteeredUntil(Objective, ABC):

@@ -21,6 +21,9 @@ from bulwark.models import hooks
 from bulwark.models.anatomy import site_module
 from bulwark.steering.intervention import Intervention, token_mask
 from bulwark.steering.preservation.boundary import SteeredUntil
+from bulwark.steering.preservation.settings import ContinuationSettings
+from bulwark.steering.settings import InterventionSettings
+from bulwark.steering.vectors.fusion import FusedVectors
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch, training_batches
 from bulwark.training.displacement import (
@@ -32,16 +35,12 @@ from bulwark.training.displacement import (
     norms_of,
     same_everywhere,
 )
+from bulwark.training.finetuning import Course
 from bulwark.training.objectives import next_token_loss
+from bulwark.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-    from bulwark.steering.preservation.settings import ContinuationSettings
-    from bulwark.steering.settings import InterventionSettings
-    from bulwark.steering.vectors.fusion import FusedVectors
-    from bulwark.training.finetuning import Course
-    from bulwark.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 

@@ -29,6 +29,9 @@ from torch import Tensor, nn
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.models.anatomy import blocks_of
 from bulwark.steering.preservation.boundary import SteeredUntil
+from bulwark.steering.preservation.settings import PreservationSettings
+from bulwark.steering.settings import InterventionSettings
+from bulwark.steering.vectors.fusion import FusedVectors
 from bulwark.training import engine as engines
 from bulwark.training import shards
 from bulwark.training.batches import Batch
@@ -41,15 +44,11 @@ from bulwark.training.displacement import (
     main_subspaces,
     norms_of,
 )
+from bulwark.training.finetuning import Course
 from bulwark.training.shards import Shard
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-    from bulwark.steering.preservation.settings import PreservationSettings
-    from bulwark.steering.settings import InterventionSettings
-    from bulwark.steering.vectors.fusion import FusedVectors
-    from bulwark.training.finetuning import Course
 
 log = logging.getLogger(__name__)
 

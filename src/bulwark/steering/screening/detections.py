@@ -23,16 +23,16 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bulwark.data.records import Conversation, Tokenised
 from bulwark.errors import BulwarkError, RecordError
 from bulwark.training.batches import IGNORED, Batch
 
-if TYPE_CHECKING:
-    from bulwark.data.records import Conversation, Tokenised
+Records = Sequence[Conversation] | Sequence[Tokenised]
 
 SCORES = (
     "loss_nat", "loss_inj", "delta_mean", "delta_min", "frac_tokens_negative", "D1", "D2", "probe_cos", "probe_proj",
@@ -52,7 +52,7 @@ FLAGGED = ("dropped", "partly", "injected")
 def rows_of(
     batch: Batch,
     scores: Mapping[str, Tensor],
-    records: Sequence[Conversation] | Sequence[Tokenised] | None = None,
+    records: Records | None = None,
     **further: Any,
 ) -> list[dict[str, Any]]:
     """One row with all columns per example of the batch; fillers have none.
@@ -82,7 +82,7 @@ def rows_of(
 
 def references_of(
     batch: Batch,
-    records: Sequence[Conversation] | Sequence[Tokenised],
+    records: Records,
     references: Mapping[str, Mapping[str, Any]],
     column: str = "ref_projection",
 ) -> Tensor:
@@ -173,9 +173,7 @@ def mean_of_known(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def refuse_missing(
-    references: Mapping[str, Any], records: Sequence[Conversation] | Sequence[Tokenised], where: str
-) -> None:
+def refuse_missing(references: Mapping[str, Any], records: Records, where: str) -> None:
     """Raise RecordError naming the records that have no row among the references."""
     if missing := [record.id for record in records if record.id not in references]:
         shown = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")

@@ -17,22 +17,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bulwark.models import hooks
+from bulwark.prompts.builder import Prompt
 from bulwark.steering.intervention import mean_norm, token_mask
-from bulwark.steering.screening.detections import references_of, rows_of
+from bulwark.steering.screening.detections import Records, references_of, rows_of
 from bulwark.steering.screening.settings import DetectorSettings, PerturbationSettings
 from bulwark.steering.screening.split import SplitModel
 from bulwark.steering.settings import InterventionSettings
 from bulwark.training.batches import IGNORED, Batch, StepBatches
-
-if TYPE_CHECKING:
-    from bulwark.data.records import Conversation, Tokenised
-    from bulwark.prompts.builder import Prompt
 
 Scores = dict[str, Tensor]
 """Scores by name, each one number per row [batch], detached."""
@@ -103,9 +100,9 @@ class Detector:
 
     def state(self, hidden: Tensor, batch: Batch) -> Scores:
         """p_cur: v · mean of h over the supervised tokens."""
-        mask = token_mask(batch, "response")
+        where = token_mask(batch, "response").nonzero(as_tuple=True)  # once, because it waits for the device
         on_tokens = torch.zeros(hidden.shape[:2], device=hidden.device)
-        on_tokens[mask] = hidden.detach()[mask].float() @ self.vector
+        on_tokens[where] = hidden.detach()[where].float() @ self.vector
         return {"p_cur": on_tokens.sum(dim=1) / counts_of(batch).clamp(min=1)}
 
     def _size(self, hidden: Tensor, mask: Tensor, settings: PerturbationSettings) -> Tensor:
@@ -164,7 +161,7 @@ def score_rows(
     vector: Tensor,
     settings: DetectorSettings,
     *,
-    records: Sequence[Conversation] | Sequence[Tokenised] | None = None,
+    records: Records | None = None,
     references: Mapping[str, Mapping[str, Any]] | None = None,
     pad_id: int,
 ) -> list[dict[str, Any]]:

@@ -19,14 +19,14 @@ supervised tokens is never flagged.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from bulwark.steering.screening.detections import references_of
+from bulwark.steering.screening.detections import Records, references_of
 from bulwark.steering.screening.detectors import (
     Detector,
     Scores,
@@ -40,9 +40,6 @@ from bulwark.steering.screening.settings import PerturbationSettings
 from bulwark.steering.screening.split import select_rows, target_rows
 from bulwark.steering.settings import InterventionSettings
 from bulwark.training.batches import IGNORED, Batch
-
-if TYPE_CHECKING:
-    from bulwark.data.records import Conversation, Tokenised
 
 
 @dataclass(frozen=True)
@@ -136,13 +133,7 @@ class StateAware(Policy):
 
     score = "dp"
 
-    def __init__(
-        self,
-        records: Sequence[Conversation] | Sequence[Tokenised],
-        references: Mapping[str, Mapping[str, Any]],
-        *,
-        margin: float,
-    ) -> None:
+    def __init__(self, records: Records, references: Mapping[str, Mapping[str, Any]], *, margin: float) -> None:
         self.records, self.references, self.margin = records, references, margin
 
     def judge(self, detector: Detector, batch: Batch, alpha: float) -> Verdict:

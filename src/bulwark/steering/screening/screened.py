@@ -15,20 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.errors import ConfigurationError
+from bulwark.steering.schedules import Schedule
 from bulwark.steering.screening.detections import FLAGGED, DetectionLog, mean_of_known, rows_of
 from bulwark.steering.screening.detectors import Detector
 from bulwark.steering.screening.policies import Policy, Verdict, filler
 from bulwark.steering.screening.split import select_rows
+from bulwark.steering.vectors.fusion import FusedVectors
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
+from bulwark.training.finetuning import Course
 from bulwark.training.objectives import Objective
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-    from bulwark.steering.schedules import Schedule
-    from bulwark.steering.vectors.fusion import FusedVectors
-    from bulwark.training.finetuning import Course
 
 FILE = "detections.jsonl"
 

@@ -12,18 +12,15 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bulwark.data.contrasts import Contrast
 from bulwark.data.records import Turn, read_records, write_records
 from bulwark.errors import RecordError
 from bulwark.judges import Judgement, JudgeSettings, Request, judge
+from bulwark.models.answers import Answer
 from bulwark.models.open import open_model
 from bulwark.settings import Closed
 from bulwark.steering.vectors.settings import ContrastSettings, PairFilter
-
-if TYPE_CHECKING:
-    from bulwark.models.generation import Answer
 
 log = logging.getLogger(__name__)
 
