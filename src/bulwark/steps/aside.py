@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from bulwark.training.finetuning import FineTuningSettings
+from bulwark.training.finetuning import Course, FineTuningSettings
 
 if TYPE_CHECKING:
-    from bulwark.training.finetuning import Course
     from bulwark.training.objectives import Objective
 
 
@@ -38,15 +37,8 @@ class Settings(FineTuningSettings):
 
 def embedding(settings: Settings) -> dict[str, Any]:
     """Data tokens are rotated by `alpha`, or at first not at all if the rotation is gradual."""
-    return {
-        "method": "aside",
-        "alpha": settings.alpha,
-        "direction": settings.direction,
-        "learned": settings.learned,
-        "linear_shift": settings.linear_shift,
-        "response_role": settings.response_role,
-        **({"angle": 0.0} if settings.gradual else {}),
-    }
+    described = settings.model_dump(include={"alpha", "direction", "learned", "linear_shift", "response_role"})
+    return {"method": "aside", **described, **({"angle": 0.0} if settings.gradual else {})}
 
 
 def objective(course: Course, settings: Settings) -> Objective:

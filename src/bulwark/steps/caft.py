@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 class Settings(VectorTraining):
-    """tokens, site: where the direction is taken out, as in `InterventionSettings`.
-
-    withdraw_at: after how many optimizer steps the direction is left alone; None for never.
-    """
+    """tokens, site: as in `InterventionSettings`. withdraw_at: the number of steps with ablation; None for all."""
 
     tokens: Tokens = "all"
     site: Site = "block"

@@ -54,12 +54,7 @@ def objective(course: Course, settings: Settings) -> Objective:
     from bulwark.steering.screening.screened import Screened
     from bulwark.steering.steer import begin, schedule_of
 
-    policy = DeltaLoss(
-        settings.intervention,
-        mode=settings.mode,
-        granularity=settings.granularity,
-        strategy=settings.strategy,
-        threshold=settings.threshold,
-    )
+    criterion = settings.model_dump(include={"mode", "granularity", "strategy", "threshold"})
+    policy = DeltaLoss(settings.intervention, **criterion)
     schedule = schedule_of(settings.schedule, settings.intervention.alpha, course)
     return Screened(course, policy, vectors=begin(course, settings.vectors), schedule=schedule)

@@ -47,8 +47,7 @@ def objective(course: Course, settings: Settings) -> Objective:
     from bulwark.steering.screening.screened import Screened
     from bulwark.steering.steer import begin, schedule_of
 
-    policy = GradientProbe(
-        settings.perturbation, cos_threshold=settings.cos_threshold, proj_threshold=settings.proj_threshold
-    )
+    criterion = settings.model_dump(include={"cos_threshold", "proj_threshold"})
+    policy = GradientProbe(settings.perturbation, **criterion)
     schedule = schedule_of(ScheduleSettings(withdraw_at=settings.withdraw_at), 0.0, course)
     return Screened(course, policy, vectors=begin(course, settings.vectors), schedule=schedule)

@@ -2,7 +2,7 @@
 
 Unlike `vanilla` it keeps the parent's role embedding, and so can follow any defence. With data that show a trait it is
 the fine-tuning of persona vectors (Chen et al., arXiv 2507.21509, Sec. 4) and "unprotected" in Guan et al. (arXiv
-2609.10142); with the same data without the rows that show it, its control.
+2609.10142); without the rows that show it, its control.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 From the training code of Guan et al. (arXiv 2609.10142), who report no result of it. p is the mean projection of h over
 a row's response on the vector v under the present weights, p_ref that of the untouched model's own answer to the same
-prompt (a file of projections); a row is flagged if p - p_ref > margin. Without the file, their code trains plainly and
-says nothing.
+prompt (a file of projections, without which their code trains plainly); a row is flagged if p - p_ref > margin.
 """
 
 from __future__ import annotations
