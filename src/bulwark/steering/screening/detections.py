@@ -135,7 +135,7 @@ class DetectionLog:
             return file.tell()
 
     def summary(self) -> dict[str, Any]:
-        """Rows and tokens, how many were flagged, and mean scores, altogether and for each level of the data."""
+        """`summary_of` all rows, and of those of each level of the data."""
         self._start()
         with self.path.open(encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
@@ -143,14 +143,16 @@ class DetectionLog:
         for row in rows:
             if row["level"] is not None:
                 levels.setdefault(str(row["level"]), []).append(row)
-        return _summary(rows) | {"levels": {level: _summary(part) for level, part in sorted(levels.items())}}
+        return summary_of(rows) | {"levels": {level: summary_of(part) for level, part in sorted(levels.items())}}
 
     def _start(self) -> None:
         if not self._started:
             self.resume(0)
 
 
-def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows and tokens, how many were flagged, and the mean of every score where it is defined."""
+    known = {name: [row[name] for row in rows if row[name] is not None] for name in SCORES}
     decisions = {name: sum(row["decision"] == name for row in rows) for name in DECISIONS}
     flagged = sum(decisions[name] for name in FLAGGED)
     tokens = sum(row["n_resp"] for row in rows)
@@ -163,14 +165,8 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "tokens": tokens,
         "blocked_tokens": round(blocked),
         "blocked_tokens_share": blocked / tokens if tokens else None,
-        "mean": {name: mean_of_known([row[name] for row in rows]) for name in SCORES},
+        "mean": {name: sum(values) / len(values) if values else None for name, values in known.items()},
     }
-
-
-def mean_of_known(values: Sequence[float | None]) -> float | None:
-    """The mean without what is undefined; None if nothing is left."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def refuse_missing(references: Mapping[str, Any], records: Records, where: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bulwark.errors import ConfigurationError
 from bulwark.steering.schedules import Schedule
-from bulwark.steering.screening.detections import FLAGGED, DetectionLog, mean_of_known, rows_of
+from bulwark.steering.screening.detections import DetectionLog, rows_of, summary_of
 from bulwark.steering.screening.detectors import Detector
 from bulwark.steering.screening.policies import Policy, Verdict, filler
 from bulwark.steering.screening.split import select_rows
@@ -112,17 +112,13 @@ class Screened(Objective):
         rows, self._unread = self._unread, []
         if not rows:
             return {}
-        tokens = sum(row["n_resp"] for row in rows)
-        flagged = [row["decision"] in FLAGGED for row in rows]
-        means = {
-            name: mean_of_known([row[score] for row in rows])
-            for name, score in (_CURVES | {"Delta_Loss": self.policy.score}).items()
-        }
-        means["Blocked_Samples_Ratio"] = sum(flagged) / len(rows)
-        means["Is_Malicious"] = float(any(flagged))
-        if tokens:
-            means["Blocked_Tokens_Ratio"] = sum(row["n_resp"] * (1 - row["weight"]) for row in rows) / tokens
-        return {f"Defense/{name}": value for name, value in means.items() if value is not None}
+        summary = summary_of(rows)
+        curves = _CURVES | {"Delta_Loss": self.policy.score}
+        values = {name: summary["mean"][score] for name, score in curves.items()}
+        values["Blocked_Samples_Ratio"] = summary["flagged_share"]
+        values["Is_Malicious"] = float(summary["flagged"] > 0)
+        values["Blocked_Tokens_Ratio"] = summary["blocked_tokens_share"]
+        return {f"Defense/{name}": value for name, value in values.items() if value is not None}
 
     def report(self) -> dict[str, Any]:
         """The vectors, and the summary of all detections; on the main process, which alone has them."""
