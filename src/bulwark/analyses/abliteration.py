@@ -37,12 +37,14 @@ from bulwark.errors import RecordError
 from bulwark.evaluation.metrics import Row
 from bulwark.settings import Closed
 
+Values = dict[str, tuple[float | None, int]]  # {metric: (value, of how many observations)}
+
 _BUDGETS = {"0_05": 0.05, "0_1": 0.1, "0_5": 0.5}
 _REDUCTIONS = (50, 90)
 _REFERENCE = (1.0, 1.0)  # as `bulwark.abliteration.search.outcome` has it, which is heavy to import
 _KEPT = ("number", "refusals", "n", "interval", "overrefusals", "n_harmless", "profile")
 _KEPT += ("pareto", "chosen", "gated", "dominated")
-_TOLD = ("base", "chosen", "exported", "budgets", "cost", "layers", "gated", "given_up")
+_REPORTED = ("base", "chosen", "exported", "budgets", "cost", "layers", "gated", "given_up")
 
 METRICS: dict[str, bool | None] = {
     "trials": None,
@@ -74,10 +76,12 @@ def analyse(manifest: Mapping[str, Any], folder: Path, settings: Settings) -> An
     summary = read(folder, "summary.json")
     chosen = manifest["settings"]
     bound = chosen["selection"]["kl_at_most"] if "selection" in chosen else chosen["kl_at_most"]
-    reported = {key: summary[key] for key in _TOLD if key in summary} | {"kl_at_most": bound}
+    reported = {key: summary[key] for key in _REPORTED if key in summary} | {"kl_at_most": bound}
     if (folder / "candidates.jsonl").is_file():
-        return _directed(summary, read(folder, "candidates.jsonl"), bound, reported)
-    return _searched(summary, read(folder, "trials.jsonl"), reported)
+        values, rows = _directed(summary, read(folder, "candidates.jsonl"), bound)
+    else:
+        values, rows = _searched(summary, read(folder, "trials.jsonl"))
+    return Analysis({name: values.get(name, (None, 0)) for name in METRICS}, rows, reported)
 
 
 def read(folder: Path, name: str) -> Any:
@@ -91,7 +95,7 @@ def read(folder: Path, name: str) -> Any:
     return [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
 
 
-def _searched(summary: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], reported: dict[str, Any]) -> Analysis:
+def _searched(summary: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> tuple[Values, list[Row]]:
     """Of HERETIC's and ICONOCLAST's search."""
     best, cost, count = summary["chosen"], summary["cost"], len(trials)
     passed, rows = cost["setup_seconds"], []
@@ -114,12 +118,12 @@ def _searched(summary: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], r
     for reduction in _REDUCTIONS:
         for unit in ("seconds", "trials"):
             values[f"{unit}_to_{reduction}"] = (cost[f"{unit}_to_{reduction}"], count)
-    return _analysis(values, rows, reported)
+    return values, rows
 
 
 def _directed(
-    summary: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], bound: float, reported: dict[str, Any]
-) -> Analysis:
+    summary: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], bound: float
+) -> tuple[Values, list[Row]]:
     """Of the ablation of one direction: one edited model, which is both the first trial and the last."""
     from bulwark.abliteration.search import pareto
 
@@ -128,32 +132,23 @@ def _directed(
     point = (best["kl"], best["refusal_rate"])
     measured = {key: best[key] for key in ("refusals", "n", "interval")} | {"rate": best["refusal_rate"]}
     measured |= {"volume": pareto.hypervolume([point], _REFERENCE), "passed": seconds}
-    plain = {"pareto": False, "gated": False, "dominated": False}
-    rows = [
-        {
-            "number": number,
-            "divergence": candidate["kl"],
-            **plain,
-            **{key: value for key, value in candidate.items() if key != "kl"},
-            **(measured if candidate["chosen"] else dict.fromkeys(measured)),
-        }
-        for number, candidate in enumerate(candidates)
-    ]
+    rows = []
+    for number, candidate in enumerate(candidates):
+        row = {"number": number, "divergence": candidate["kl"], "pareto": False, "gated": False, "dominated": False}
+        row |= {key: value for key, value in candidate.items() if key != "kl"}
+        rows.append(row | (measured if candidate["chosen"] else dict.fromkeys(measured)))
     count, base = len(candidates), summary["base"]
-    values = {
-        "hypervolume": (measured["volume"], count),
-        **_reached(base, best, summary["exported"]),
-        "seconds": (seconds, count),
-    }
+    values = {"hypervolume": (measured["volume"], count), "seconds": (seconds, count)}
+    values |= _reached(base, best, summary["exported"])
     for name, budget in _BUDGETS.items():
         values[f"refusal_rate_at_{name}"] = (best["refusal_rate"] if best["kl"] <= budget else None, best["n"])
     for reduction in _REDUCTIONS:
         fallen = best["refusal_rate"] <= (1 - reduction / 100) * base["refusal_rate"] and best["kl"] <= bound
         values[f"seconds_to_{reduction}"] = (seconds if fallen else None, count)
-    return _analysis(values, rows, reported)
+    return values, rows
 
 
-def _reached(base: Mapping[str, Any], best: Mapping[str, Any], exported: Mapping[str, Any]) -> dict[str, Any]:
+def _reached(base: Mapping[str, Any], best: Mapping[str, Any], exported: Mapping[str, Any]) -> Values:
     """What the model does before the attack, under the trial that was taken, and as it was saved."""
     wrongly = best["overrefusals"]
     return {
@@ -164,7 +159,3 @@ def _reached(base: Mapping[str, Any], best: Mapping[str, Any], exported: Mapping
         "exported_kl": (exported["kl"], best["n_harmless"]),
         "equal_verdicts": (exported["equal_verdicts"], exported["n"]),
     }
-
-
-def _analysis(values: Mapping[str, tuple[float | None, int]], rows: list[Row], reported: dict[str, Any]) -> Analysis:
-    return Analysis({name: values.get(name, (None, 0)) for name in METRICS}, rows, reported)

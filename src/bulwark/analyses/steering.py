@@ -74,14 +74,9 @@ def analyse(manifest: Mapping[str, Any], folder: Path, settings: Settings) -> An
     rows = [json.loads(line) for line in (folder / written["file"]).read_text(encoding="utf-8").splitlines()]
     layer = written["layer"]
 
-    def mean(module: str, quantity: str, where: Any) -> tuple[float | None, int]:
-        values = [
-            row["value"]
-            for row in rows
-            if (row["layer"], row["module"], row["quantity"]) == (layer, module, quantity)
-            and row["value"] is not None
-            and where(row)
-        ]
+    def mean(module: str, quantity: str, where: Any, of: Any = lambda value: value) -> tuple[float | None, int]:
+        taken = [row for row in _rows_of(rows, layer, module, quantity) if row["value"] is not None and where(row)]
+        values = [of(row["value"]) for row in taken]
         return (sum(values) / len(values) if values else None), len(values)
 
     def within(window: str) -> Any:
@@ -95,10 +90,10 @@ def analyse(manifest: Mapping[str, Any], folder: Path, settings: Settings) -> An
     ratio = _over(values["retention_parallel"][0], values["retention_orthogonal"][0])
     values["retention_ratio"] = ratio, values["retention_parallel"][1]
     for window in _WINDOWS:
-        values[f"aligned_share_{window}"] = _magnitude(rows, layer, within(window))
+        values[f"aligned_share_{window}"] = mean("residual", "gradient_cosine", within(window), of=abs)
         for module in _WEIGHTS:
-            taken = mean(module, f"energy_parallel_{window}", lambda row: True)
-            values[f"energy_parallel_{module}_{window}"] = taken
+            energy = f"energy_parallel_{window}"
+            values[f"energy_parallel_{module}_{window}"] = mean(module, energy, lambda row: True)
     for phase in ("injection", "after"):
         values[f"x_{phase}"] = mean("residual", "x", lambda row, phase=phase: row["phase"] == phase)
     for module in _MODULES:
@@ -111,16 +106,9 @@ def analyse(manifest: Mapping[str, Any], folder: Path, settings: Settings) -> An
     return Analysis({name: values[name] for name in METRICS}, rows, reported)
 
 
-def _magnitude(rows: Sequence[Row], layer: int, where: Any) -> tuple[float | None, int]:
-    """The mean of ‖g∥‖/‖g‖, which is |cos(g, v)|."""
-    values = [
-        abs(row["value"])
-        for row in rows
-        if (row["layer"], row["module"], row["quantity"]) == (layer, "residual", "gradient_cosine")
-        and row["value"] is not None
-        and where(row)
-    ]
-    return (sum(values) / len(values) if values else None), len(values)
+def _rows_of(rows: Sequence[Row], layer: int, module: str, quantity: str) -> list[Row]:
+    key = (layer, module, quantity)
+    return [row for row in rows if (row["layer"], row["module"], row["quantity"]) == key]
 
 
 def _cosines(manifest: Mapping[str, Any], rows: Sequence[Row], layer: int) -> tuple[list[int], list[float | None]]:
@@ -129,8 +117,7 @@ def _cosines(manifest: Mapping[str, Any], rows: Sequence[Row], layer: int) -> tu
     if steering.get("gradient_layer") == layer and steering.get("gradient_cosine"):
         cosines = steering["gradient_cosine"]
         return list(range(len(cosines))), cosines
-    key = (layer, "residual", "gradient_cosine")
-    taken = [row for row in rows if (row["layer"], row["module"], row["quantity"]) == key]
+    taken = _rows_of(rows, layer, "residual", "gradient_cosine")
     return [row["step"] for row in taken], [row["value"] for row in taken]
 
 

@@ -147,12 +147,12 @@ class Benchmark(benchmark.Benchmark):
             references=references,
             pad_id=builder.pad_id,
         )
-        of_record = {
-            record.id: _told(row, record.id, prompt.truncated, layer / layers, references)
-            for record, prompt, row in zip(examples.records, examples.prompts, scored, strict=True)
-        }
         nothing = {"n_resp": 0, "truncated": True, "depth": layer / layers}  # max_tokens left nothing to supervise
-        results = {record.id: of_record.get(record.id, nothing) for record in records}
+        results = {record.id: nothing for record in records}
+        for record, prompt, row in zip(examples.records, examples.prompts, scored, strict=True):
+            below = references[record.id]["prompt_projection"] if references is not None else None
+            dp_prompt = None if below is None or row["p_cur"] is None else row["p_cur"] - below
+            results[record.id] = {**row, "dp_prompt": dp_prompt, "truncated": prompt.truncated, "depth": layer / layers}
         return [
             benchmark.measured(key, json.dumps(row, allow_nan=False), tokens=row["n_resp"], truncated=row["truncated"])
             for key, row in results.items()
@@ -175,19 +175,11 @@ class Benchmark(benchmark.Benchmark):
 
     def breakdowns(self, rows: Sequence[Row]) -> dict[str, Groups]:
         """Each level that is to be detected against all normal rows, and each trait's rows by themselves."""
-        normal = [row for row in rows if row["level"] in self.settings.scoring.normal]
-        levels = sorted({row["level"] for row in rows} - set(self.settings.scoring.normal))
-        traits = sorted({row["trait"] for row in rows})
+        traits = _grouped(rows, "trait")
+        groups = {"level": _levels(rows, self.settings), "trait": traits if len(traits) > 1 else {}}
         return {
-            "level": {
-                level: _measured([*normal, *(row for row in rows if row["level"] == level)], self.settings)
-                for level in levels
-            },
-            "trait": {
-                trait: _measured([row for row in rows if row["trait"] == trait], self.settings)
-                for trait in traits
-                if len(traits) > 1
-            },
+            name: {group: _measured(part, self.settings) for group, part in parts.items()}
+            for name, parts in groups.items()
         }
 
     def reported(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -198,21 +190,13 @@ class Benchmark(benchmark.Benchmark):
         detectors, {detector: {detector: value}}. cost_forward_units: the cost of each detector by itself, in forward
         passes.
         """
-        normal = self.settings.scoring.normal
-        by_level = {
-            level: [row for row in rows if row["level"] == level] for level in sorted({r["level"] for r in rows})
-        }
-        harmless = [row for row in rows if row["level"] in normal]
+        levels = _levels(rows, self.settings)
         return {
-            "rows_by_level": {level: len(of_level) for level, of_level in by_level.items()},
+            "rows_by_level": {level: len(of_level) for level, of_level in _grouped(rows, "level").items()},
             "rows_without_supervised_token": sum(not row["n_resp"] for row in rows),
             "rows_undefined": {name: sum(row["n_resp"] > 0 and row[name] is None for row in rows) for name in SIGNS},
             "roc": _curves(rows, self.settings),
-            "roc_by_level": {
-                level: _curves([*harmless, *of_level], self.settings)
-                for level, of_level in by_level.items()
-                if level not in normal
-            },
+            "roc_by_level": {level: _curves(part, self.settings) for level, part in levels.items()},
             "flagged": _flagged(rows, self.settings),
             "correlation": _correlation(rows),
             "cost_forward_units": costs(rows[0]["depth"]),
@@ -238,14 +222,6 @@ def suspicion(row: Row, name: str) -> float | None:
     return None if not row["n_resp"] or row[name] is None else SIGNS[name] * row[name]
 
 
-def _told(
-    row: Mapping[str, Any], key: str, truncated: bool, depth: float, references: Mapping[str, Mapping[str, Any]] | None
-) -> dict[str, Any]:
-    prompt = references[key]["prompt_projection"] if references is not None else None
-    undefined = prompt is None or row["p_cur"] is None
-    return {**row, "dp_prompt": None if undefined else row["p_cur"] - prompt, "truncated": truncated, "depth": depth}
-
-
 def _references(
     path: Path, records: Sequence[Conversation | Tokenised], settings: Settings, fused: FusedVectors
 ) -> dict[str, dict[str, Any]]:
@@ -262,6 +238,17 @@ def _references(
     needed = projections.comparable(settings.vectors, settings.max_tokens, vector_files=fused.report["files"])
     projections.check_projections(settings.projections, projections.made_from(path), needed, str(path))
     return found
+
+
+def _grouped(rows: Sequence[Row], column: str) -> dict[str, list[Row]]:
+    return {value: [row for row in rows if row[column] == value] for value in sorted({row[column] for row in rows})}
+
+
+def _levels(rows: Sequence[Row], settings: Settings) -> dict[str, list[Row]]:
+    """Each level that is to be detected: all normal rows, then its own."""
+    by_level, normal = _grouped(rows, "level"), settings.scoring.normal
+    harmless = [row for row in rows if row["level"] in normal]
+    return {level: [*harmless, *own] for level, own in by_level.items() if level not in normal}
 
 
 def _taken(rows: Sequence[Row], name: str, settings: Settings) -> tuple[list[float], list[bool]]:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from bulwark.evaluation.statistics import CONFIDENCE, wilson
+from bulwark.evaluation.statistics import CONFIDENCE, chunks, wilson
 
 RESAMPLES = 2000
 FALSE_ALARMS = 0.01
-_CHUNK = 4_000_000  # numbers held at once while resampling
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,12 @@ def discrimination(
     estimates = (
         float(roc_auc_score(labels, values)),
         float(average_precision_score(labels, values)),
-        _at_few_false_alarms(values, labels),
+        float(resampled(values, labels, np.ones((1, len(values)), dtype=int))[2, 0]),
     )
     rng = np.random.default_rng(seed)
     drawn = [
         resampled(values, labels, rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=count))
-        for count in _chunks(resamples, len(values))
+        for count in chunks(resamples, len(values))
     ]
     draws = np.concatenate(drawn, axis=1)
     draws = draws[:, np.isfinite(draws).all(axis=0)]
@@ -103,11 +102,6 @@ def resampled(scores: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> n
     return np.stack([auroc, (steps * precision).sum(axis=1), few])
 
 
-def _at_few_false_alarms(scores: np.ndarray, positive: np.ndarray) -> float:
-    false, true, _ = roc_curve(positive, scores, drop_intermediate=False)
-    return float(true[false <= FALSE_ALARMS].max())
-
-
 def _measured(value: float, draws: np.ndarray, room: int, confidence: float) -> Measured:
     if draws.size < 2:
         return Measured(value, None, None)
@@ -116,8 +110,3 @@ def _measured(value: float, draws: np.ndarray, room: int, confidence: float) -> 
     else:
         low, high = np.quantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return Measured(value, float(draws.std(ddof=1)), (float(low), float(high)))
-
-
-def _chunks(total: int, width: int) -> list[int]:
-    step = max(1, _CHUNK // max(1, width))
-    return [min(step, total - start) for start in range(0, total, step)]

@@ -14,7 +14,7 @@ p-value with the added one, Phipson and Smyth (2010).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,9 +65,10 @@ class Comparison:
     p_value: float | None
     n: int
     by_seed: dict[int, float | None]
-    draws: np.ndarray  # [resamples] bootstrap differences
-    swaps: np.ndarray  # [resamples] differences after random swaps
-    influences: np.ndarray  # [records] leave-one-out differences about their mean, sign reversed
+    draws: np.ndarray = field(default_factory=lambda: np.empty(0))  # [resamples] bootstrap differences
+    swaps: np.ndarray = field(default_factory=lambda: np.empty(0))  # [resamples] differences after random swaps
+    # [records] leave-one-out differences about their mean, sign reversed
+    influences: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 # --- one recipe ----------------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tu
     array = np.asarray(values, dtype=float)
     if array.size == 0:
         return None
-    if _is_rate(array):
+    if is_rate(array):
         return wilson(float(array.mean()), array.size, confidence)
     if array.size < 2:
         return None
@@ -127,18 +128,21 @@ def estimate(sample: Sample, confidence: float = CONFIDENCE) -> Estimate:
     counted = ~np.isnan(sample.values)
     totals = counted.sum(axis=1)
     n = int(counted.any(axis=0).sum())
-    by_seed = _by_seed(sample)
+    by_seed = {
+        seed: float(row[here].mean()) if here.any() else None
+        for seed, row, here in zip(sample.seeds, sample.values, counted, strict=True)
+    }
     if not len(totals) or not totals.all():
         return Estimate(None, None, None, n, by_seed, None)
     means = np.array(list(by_seed.values()))
     value = float(means.mean())
     spread = float(means.std(ddof=1)) if len(means) > 1 else None
     if n < 2:
-        interval = wilson(value, n, confidence) if _is_rate(sample.values[counted]) else None
+        interval = wilson(value, n, confidence) if is_rate(sample.values) else None
         return Estimate(value, None, interval, n, by_seed, spread)
     influence = np.where(counted, sample.values - means[:, None], 0.0) / totals[:, None]
     stderr = float(np.sqrt(n / (n - 1) * np.square(influence.mean(axis=0)).sum()))
-    if _is_rate(sample.values[counted]):
+    if is_rate(sample.values):
         interval = wilson(value, _effective_n(value, stderr, n), confidence)
     else:
         interval = _student(value, stderr, n, confidence)
@@ -183,8 +187,7 @@ def compare(
     values = np.where(counted, np.stack([a, b]), 0.0)
     n = int(counted.any(axis=1).all(axis=0).sum()) if a.size else 0
     if not counted.sum(axis=2).all():
-        empty = np.empty(0)
-        return Comparison(None, None, None, n, dict.fromkeys(seeds), empty, empty, empty)
+        return Comparison(None, None, None, n, dict.fromkeys(seeds))
 
     patterns, counts = _patterns(values, counted)
     size = len(seeds)
@@ -202,12 +205,10 @@ def compare(
     influences = np.repeat(np.average(left_out, weights=counts) - left_out, counts)
     smallest = int(counted.sum(axis=2).min())
     interval = _bca(difference, draws, influences, confidence)
-    if _is_rate(values[counted]):
+    if is_rate(values[counted]):
         interval = _widened(difference, interval, draws, smallest, confidence)
-    return Comparison(
-        difference, interval, _p_value(difference, swaps), n,
-        {s: float(d) for s, d in zip(seeds, per_seed, strict=True)}, draws, swaps, influences,
-    )  # fmt: skip
+    by_seed = dict(zip(seeds, per_seed.tolist(), strict=True))
+    return Comparison(difference, interval, _p_value(difference, swaps), n, by_seed, draws, swaps, influences)
 
 
 def mean_comparison(parts: Sequence[Comparison], confidence: float = CONFIDENCE) -> Comparison:
@@ -218,9 +219,8 @@ def mean_comparison(parts: Sequence[Comparison], confidence: float = CONFIDENCE)
     if len(parts) == 1:
         return parts[0]
     n = sum(part.n for part in parts)
-    empty = np.empty(0)
     if any(part.difference is None for part in parts):
-        return Comparison(None, None, None, n, {}, empty, empty, empty)
+        return Comparison(None, None, None, n, {})
     difference = float(np.mean([part.difference for part in parts]))
     shortest = min(len(part.draws) for part in parts)
     draws = np.mean([part.draws[:shortest] for part in parts], axis=0)
@@ -233,13 +233,9 @@ def mean_comparison(parts: Sequence[Comparison], confidence: float = CONFIDENCE)
 # --- helpers -------------------------------------------------------------------------------------------------------
 
 
-def _is_rate(values: np.ndarray) -> bool:
-    return bool(np.isin(values, (0.0, 1.0)).all())
-
-
-def is_rate(sample: Sample) -> bool:
-    """Whether every counted value is 0 or 1."""
-    return _is_rate(sample.values[~np.isnan(sample.values)])
+def is_rate(values: np.ndarray) -> bool:
+    """Whether every value that is not NaN is 0 or 1."""
+    return bool(np.isin(values[~np.isnan(values)], (0.0, 1.0)).all())
 
 
 def _student(value: float, stderr: float, n: int, confidence: float) -> tuple[float, float]:
@@ -250,14 +246,6 @@ def _student(value: float, stderr: float, n: int, confidence: float) -> tuple[fl
 def _effective_n(rate: float, stderr: float, n: int) -> float:
     """The number of independent records with the same standard error; `n` where the rate is 0 or 1 throughout."""
     return rate * (1 - rate) / stderr**2 * n / (n - 1) if stderr > 0 and 0 < rate < 1 else float(n)
-
-
-def _by_seed(sample: Sample) -> dict[int, float | None]:
-    counted = ~np.isnan(sample.values)
-    return {
-        seed: float(row[here].mean()) if here.any() else None
-        for seed, row, here in zip(sample.seeds, sample.values, counted, strict=True)
-    }
 
 
 def _same_records(ids: Sequence[str], others: Any, what: str) -> None:
@@ -301,7 +289,7 @@ def _difference(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
 def _bootstrap(rng, numerators, denominators, counts, resamples) -> np.ndarray:
     n = counts.sum()
     draws = []
-    for size in _chunks(resamples, len(counts)):
+    for size in chunks(resamples, len(counts)):
         weights = rng.multinomial(n, counts / n, size=size)
         with np.errstate(divide="ignore", invalid="ignore"):
             draws.append(_difference(weights @ numerators, weights @ denominators))
@@ -313,7 +301,7 @@ def _permutations(rng, numerators, denominators, counts, resamples) -> np.ndarra
         np.roll(array, array.shape[1] // 2, axis=1) for array in (numerators, denominators)
     )
     results = []
-    for size in _chunks(resamples, len(counts)):
+    for size in chunks(resamples, len(counts)):
         swapped = rng.binomial(counts, 0.5, size=(size, len(counts)))
         kept = counts - swapped
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -322,7 +310,8 @@ def _permutations(rng, numerators, denominators, counts, resamples) -> np.ndarra
     return np.concatenate(results)
 
 
-def _chunks(total: int, width: int) -> list[int]:
+def chunks(total: int, width: int) -> list[int]:
+    """Numbers of resamples to draw at once, `total` in all, each of `width` numbers."""
     step = max(1, _CHUNK // max(1, width))
     return [min(step, total - start) for start in range(0, total, step)]
 

@@ -8,7 +8,7 @@ counted, and no value is guessed.
 A kind's module has
     Settings                                  what can be set
     judge(requests, settings, scale)          yields (index of the request, Judgement), in any order
-    identity(request, settings, scale)        all that decides a judgement, as plain data; None: do not cache it
+    identity(request, settings, scale)        all that decides a judgement, as plain data; without it none is cached
 
     >>> settings = JudgeSettings(kind="exact")
     >>> judge([Request("a", "2 + 2?", "4", "answer", expected="4")], settings)
@@ -120,8 +120,10 @@ def judge(requests: Sequence[Request], settings: JudgeSettings, cache: str | Pat
     from bulwark import files
 
     module, own = module_of(settings.kind), settings.own
-    keys = [module.identity(request, own, settings.scale) for request in requests]
-    digests = [None if key is None else files.digest({"kind": settings.kind, **key}) for key in keys]
+    digests: list[str | None] = [None] * len(requests)
+    if hasattr(module, "identity"):
+        keys = (module.identity(request, own, settings.scale) for request in requests)
+        digests = [files.digest({"kind": settings.kind, **key}) for key in keys]
     kept = _kept(Path(cache)) if cache is not None and any(digests) else {}
     judgements: list[Judgement | None] = [kept.get(digest) for digest in digests]
     # Equal requests are judged once.

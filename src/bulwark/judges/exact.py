@@ -17,10 +17,6 @@ class Settings(Closed):
     ignore_case: bool = False
 
 
-def identity(request: Request, settings: Settings, scale: int) -> None:
-    """Not cached: comparing costs nothing."""
-
-
 def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:
     """Raises ConfigurationError for a request without an expected answer."""
     for index, request in enumerate(requests):

@@ -27,10 +27,6 @@ class Settings(Closed):
     within: int | None = None
 
 
-def identity(request: Request, settings: Settings, scale: int) -> None:
-    """Not cached: looking for phrases costs nothing."""
-
-
 def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:
     """Raises ConfigurationError for a criterion without markers."""
     for index, request in enumerate(requests):

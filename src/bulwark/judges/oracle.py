@@ -25,10 +25,6 @@ class Settings(Closed):
     """Nothing to set."""
 
 
-def identity(request: Request, settings: Settings, scale: int) -> None:
-    """Not cached: the oracle costs nothing."""
-
-
 def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:
     """Raises ConfigurationError for a criterion that the world does not know, or `answer` without an expected one."""
     for index, request in enumerate(requests):

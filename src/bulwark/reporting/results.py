@@ -127,7 +127,7 @@ class Results:
         """
         taken = self.sample(model, recipe, benchmark, metric)
         if taken is not None:
-            return estimate(taken, confidence), is_rate(taken)
+            return estimate(taken, confidence), is_rate(taken.values)
         return _from_files(self.seeds(model, recipe, benchmark), metric), False
 
 
