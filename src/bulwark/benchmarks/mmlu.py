@@ -72,8 +72,13 @@ class Benchmark(benchmark.Benchmark):
         """
         from bulwark.evaluation import harness
 
+        odd = [record for record in records if len(record.choices) != 4]
+        if self.settings.format == "letters" and odd:
+            raise RecordError(
+                f'The question "{odd[0].id}" has {len(odd[0].choices)} options; lettered ones have four. '
+                'Use format "continuation".'
+            )
         fewshot = self.settings.fewshot
-        _check_letters(records, self.settings)
         examples = _by_subject(self.load(examinee.inputs["fewshot"])) if fewshot else {}
         count = fewshot.count if fewshot else 0
         tasks = []
@@ -137,12 +142,3 @@ def _by_subject(records: Sequence[Record]) -> dict[str, list[Record]]:
     for record in records:
         subjects.setdefault(record.subject, []).append(record)
     return subjects
-
-
-def _check_letters(records: Sequence[Record], settings: Settings) -> None:
-    odd = [record for record in records if len(record.choices) != 4]
-    if settings.format == "letters" and odd:
-        raise RecordError(
-            f'The question "{odd[0].id}" has {len(odd[0].choices)} options; lettered ones have four. '
-            'Use format "continuation".'
-        )

@@ -94,12 +94,10 @@ class Benchmark(benchmark.Benchmark):
             theirs = [rendered(records[index].prompt, self.settings.system, parent.builder) for index in harmless]
             reference = first_token_log_probabilities(parent.model, theirs, builder.pad_id)
             divergence = dict(zip(harmless, kl_divergence(reference, own).tolist(), strict=True))
+        results = [{"text": answer.response, "kl": divergence.get(index)} for index, answer in enumerate(produced)]
         return [
-            replace(
-                answer,
-                response=json.dumps({"text": answer.response, "kl": divergence.get(index)}, ensure_ascii=False),
-            ).as_dict()
-            for index, answer in enumerate(produced)
+            replace(answer, response=json.dumps(result, ensure_ascii=False)).as_dict()
+            for answer, result in zip(produced, results, strict=True)
         ]
 
     def score(self, record: Record, responses: Mapping[str, str]) -> Row:

@@ -99,24 +99,15 @@ class Benchmark(benchmark.Benchmark):
         middle = (own["harmful"][layer] + own["harmless"][layer]) / 2
         half = (own["harmful"][layer] - own["harmless"][layer]).norm() / 2
         prompts = [rendered(record.prompt, self.settings.system, examinee.builder) for record in records]
-        residuals = examinee.language_model.residuals(prompts, keep=True)
-        offsets = residuals.layer(layer) - middle
+        offsets = examinee.language_model.residuals(prompts, keep=True).layer(layer) - middle
         by_layer = cosines(own_direction, their_direction)
-        return [
-            benchmark.measured(
-                record.id,
-                json.dumps(
-                    {
-                        "own": float(offset @ own_direction[layer] / half),
-                        "reference": float(offset @ their_direction[layer] / half),
-                        "layer": layer,
-                        "cosines": by_layer,
-                    }
-                ),
-                truncated=prompt.truncated,
-            )
-            for record, offset, prompt in zip(records, offsets, prompts, strict=True)
-        ]
+        rows = []
+        for record, offset, prompt in zip(records, offsets, prompts, strict=True):
+            along = {"own": own_direction, "reference": their_direction}
+            result = {name: float(offset @ direction[layer] / half) for name, direction in along.items()}
+            result |= {"layer": layer, "cosines": by_layer}
+            rows.append(benchmark.measured(record.id, json.dumps(result), truncated=prompt.truncated))
+        return rows
 
     def score(self, record: Record, responses: Mapping[str, str]) -> Row:
         """One row: told apart or not by each direction; borderline prompts are harmless."""

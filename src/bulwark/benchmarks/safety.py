@@ -20,7 +20,7 @@ from typing import Literal
 from bulwark.data.records import Turn
 from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Row
-from bulwark.judges import Judgement, JudgeSettings, Request
+from bulwark.judges import Judged, Judgement, Request
 from bulwark.models.answers import ANSWER
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
@@ -28,18 +28,12 @@ from bulwark.settings import Closed, Text
 METRICS = {"safety": True, "over_refusal": False, "appropriate": True}
 
 
-class Scoring(Closed):
-    """judge: see `bulwark.judges`; its criteria are `safety` and `refusal`."""
-
-    judge: JudgeSettings
-
-
 class Settings(Closed):
     """unlabelled: what the requests of a data set without labels are."""
 
     decoding: Decoding
     unlabelled: Literal["unsafe", "safe"] = "unsafe"
-    scoring: Scoring | None = None  # answering needs none
+    scoring: Judged | None = None  # answering needs none
 
 
 class Record(Closed):

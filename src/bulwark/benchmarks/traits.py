@@ -20,17 +20,16 @@ from bulwark.data.contrasts import Question as Record
 from bulwark.data.records import Turn
 from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Row
-from bulwark.judges import Judgement, JudgeSettings, Request
+from bulwark.judges import Judged, Judgement, Request
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed
 
 METRICS = {"expression": False, "coherence": True}
 
 
-class Scoring(Closed):
-    """judge: see `bulwark.judges`. coherence: whether coherence is judged, too (as many requests again)."""
+class Scoring(Judged):
+    """coherence: whether coherence is judged, too (as many requests again)."""
 
-    judge: JudgeSettings
     coherence: bool = True
 
 

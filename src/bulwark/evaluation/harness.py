@@ -76,17 +76,14 @@ class Examined(LM):
         asked = []
         for request, example in zip(requests, examples, strict=True):
             span = example.spans[-1]
-            key = json.dumps([request.task_name, request.doc_id, request.idx])
-            asked.append(
-                likelihoods.Continuation(key, example.ids[: span.end - 1], example.labels[span.start : span.end])
-            )
+            ids, labels = example.ids[: span.end - 1], example.labels[span.start : span.end]
+            asked.append(likelihoods.Continuation(_key(request), ids, labels))
         return list(zip(self.examinee.log_likelihoods(asked), examples, strict=True))
 
     def generated(self, requests: Sequence[Instance]) -> list[generation.Answer]:
         """One generated answer per request, cut at its first stop string."""
-        keys = [json.dumps([request.task_name, request.doc_id, request.idx]) for request in requests]
-        prompts = [self._fitting(_turns(request.args[0])) for request in requests]
-        answers = self.examinee.generate(list(zip(keys, prompts, strict=True)), self.decoding)
+        prompts = [(_key(request), self._fitting(_turns(request.args[0]))) for request in requests]
+        answers = self.examinee.generate(prompts, self.decoding)
         return [_cut(answer, request.args[1]["until"]) for answer, request in zip(answers, requests, strict=True)]
 
     def _fitting(self, turns: list[Turn], continuation: str | None = None) -> Prompt:
@@ -163,22 +160,21 @@ def answers(lm: Examined, tasks: Sequence[ConfigurableTask]) -> dict[str, dict[s
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar per task
             task.build_all_requests(apply_chat_template=True, chat_template=lm.apply_chat_template)
         asked += task.instances
-    rows: dict[str, dict[str, Any]] = {}
+    keys = [request.doc["id"] for request in asked]
     if all(request.request_type == "generate_until" for request in asked):
-        for request, answer in zip(asked, lm.generated(asked), strict=True):
-            rows[request.doc["id"]] = replace(answer, id=request.doc["id"]).as_dict()
-        return rows
+        return {key: replace(answer, id=key).as_dict() for key, answer in zip(keys, lm.generated(asked), strict=True)}
     of_record: dict[str, list[tuple[likelihoods.LogLikelihood, Prompt]]] = {}
-    for request, result in zip(asked, lm.scored(asked), strict=True):
-        of_record.setdefault(request.doc["id"], []).append(result)
-    for key, results in of_record.items():
-        rows[key] = measured(
+    for key, result in zip(keys, lm.scored(asked), strict=True):
+        of_record.setdefault(key, []).append(result)
+    return {
+        key: measured(
             key,
             json.dumps([[found.value, found.greedy] for found, _ in results]),
             tokens=sum(example.spans[-1].end - example.spans[-1].start for _, example in results),
             truncated=any(example.truncated for _, example in results),
         )
-    return rows
+        for key, results in of_record.items()
+    }
 
 
 def metrics_of(task: ConfigurableTask, document: Mapping[str, Any], responses: Sequence[Any]) -> dict[str, dict]:
@@ -204,6 +200,10 @@ class _LocalTask(ConfigurableTask):
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         self.dataset = self._splits
+
+
+def _key(request: Instance) -> str:
+    return json.dumps([request.task_name, request.doc_id, request.idx])
 
 
 def _turns(context: str) -> list[Turn]:

@@ -103,15 +103,8 @@ def read_answers(path: Path, expected: Mapping[str, Sequence[str]]) -> dict[str,
         else:
             answers[answer.id][answer.variant] = answer
     missing = [(key, v) for key, variants in expected.items() for v in variants if v not in answers[key]]
-    problems = [
-        f"{len(pairs)} {what}: {_shown(pairs)}"
-        for what, pairs in (
-            ("missing", missing),
-            ("given twice", doubled),
-            ("that no prompt of the benchmark asks for", extra),
-        )
-        if pairs
-    ]
+    wrong = {"missing": missing, "given twice": doubled, "that no prompt of the benchmark asks for": extra}
+    problems = [f"{len(pairs)} {what}: {_shown(pairs)}" for what, pairs in wrong.items() if pairs]
     if problems:
         raise RecordError(
             f"{path}: the answers do not match the records; answers {'; '.join(problems)}. "
@@ -126,9 +119,8 @@ def _judged(
     """{record id: {key: judgement}}, all judged in one go."""
     from bulwark import judges
 
-    settings = benchmark.judge()
     asked = [(record.id, request) for record in records for request in benchmark.requests(record, responses[record.id])]
-    judgements = judges.judge([request for _, request in asked], settings, cache)
+    judgements = judges.judge([request for _, request in asked], benchmark.judge(), cache)
     judged: dict[str, dict[str, Judgement]] = {record.id: {} for record in records}
     for (record, request), judgement in zip(asked, judgements, strict=True):
         judged[record][request.key] = judgement

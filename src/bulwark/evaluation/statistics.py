@@ -260,17 +260,12 @@ def _same_records(ids: Sequence[str], others: Any, what: str) -> None:
 
 def _aligned(first: Sample, second: Sample) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
     """Bring both to the same seeds [seeds, records]; one seed stands against every seed of the other."""
-    a, b = first.values, second.values
-    if first.seeds == second.seeds:
-        return first.seeds, a, b
-    if len(first.seeds) == 1:
-        return second.seeds, np.repeat(a, len(second.seeds), axis=0), b
-    if len(second.seeds) == 1:
-        return first.seeds, a, np.repeat(b, len(first.seeds), axis=0)
-    raise StatisticsError(
-        f"the recipes were run with different seeds ({list(first.seeds)} and {list(second.seeds)}). Run both with the "
-        "same seeds; only a recipe with a single seed can stand against several."
-    )
+    if first.seeds != second.seeds and 1 not in (len(first.seeds), len(second.seeds)):
+        raise StatisticsError(
+            f"the recipes were run with different seeds ({list(first.seeds)} and {list(second.seeds)}). Run both with "
+            "the same seeds; only a recipe with a single seed can stand against several."
+        )
+    return max(second.seeds, first.seeds, key=len), *np.broadcast_arrays(first.values, second.values)
 
 
 def _patterns(values: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -297,9 +292,8 @@ def _bootstrap(rng, numerators, denominators, counts, resamples) -> np.ndarray:
 
 
 def _permutations(rng, numerators, denominators, counts, resamples) -> np.ndarray:
-    swapped_numerators, swapped_denominators = (
-        np.roll(array, array.shape[1] // 2, axis=1) for array in (numerators, denominators)
-    )
+    half = numerators.shape[1] // 2
+    swapped_numerators, swapped_denominators = (np.roll(sums, half, axis=1) for sums in (numerators, denominators))
     results = []
     for size in chunks(resamples, len(counts)):
         swapped = rng.binomial(counts, 0.5, size=(size, len(counts)))

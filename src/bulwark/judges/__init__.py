@@ -109,6 +109,12 @@ class JudgeSettings(Closed):
         return validated(module_of(self.kind).Settings, self.model_extra[self.kind], f"judge {self.kind}")
 
 
+class Judged(Closed):
+    """The settings under `scoring` of a benchmark whose answers are judged."""
+
+    judge: JudgeSettings
+
+
 def judge(requests: Sequence[Request], settings: JudgeSettings, cache: str | Path | None = None) -> list[Judgement]:
     """Judge all requests; the judgements are in the order of the requests.
 

@@ -210,11 +210,7 @@ Kind = Literal["bars", "lines", "trajectory", "cosine", "scatter", "roc", "front
 class Figure(_Shown):
     """config/figures/. `kind` is how it is drawn; all kinds but bars have their settings under a key of that name.
 
-    bars         one panel per column, one group of bars per model, one bar per recipe
-    lines        metrics over a setting that is swept, see `Lines`
-    trajectory, cosine   of an analysis, see `Trajectory` and `Cosine`
-    scatter, roc         of detectors, see `Scatter` and `Roc`
-    front, progress, residuals   of attacks on refusals, see `Front`, `Progress` and `Residuals`
+    Bars: one panel per column, one group of bars per model, one bar per recipe. The others: see the class of that name.
 
     `limits`: the vertical axis of rates, in percent. `colours`: recipe → colour; others take the colour cycle.
     """

@@ -25,9 +25,8 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
             colour, style, _ = look.of_recipe(figure, recipe, index)
             _draw(panel, cells, figure.label(recipe), colour, style, figure.cosine.smooth)
         panel.axhline(0, color=look.FAINT, linewidth=0.8)
-        panel.set_ylabel(r"$\cos(\bar{g}, v)$")
+        panel.set(xlabel="optimizer step", ylabel=r"$\cos(\bar{g}, v)$")
         panel.set_title(model if len(models) > 1 else "", fontsize=10)
-        panel.set_xlabel("optimizer step")
     note = f"{look.seeds(results.cells)}; bands: range of the seeds; vertical lines: detected onset"
     if figure.cosine.smooth > 1:
         note += f"; bold: running means over {figure.cosine.smooth} steps"

@@ -124,12 +124,9 @@ def _axes(panel, kls: Sequence[float]) -> tuple[float, float]:
         linear = 10 ** math.floor(math.log10(least))
         panel.set_xscale("symlog", linthresh=linear)
         left = min(0.0, *kls) - 0.2 * linear
-    panel.set_xlim(left, right)
-    panel.set_ylim(-4, 104)
-    panel.set_yticks(range(0, 101, 20))
-    panel.grid(True, axis="both")
+    panel.set(xlim=(left, right), ylim=(-4, 104), yticks=range(0, 101, 20), ylabel="refused harmful prompts (%)")
     panel.set_xlabel("KL from the model before the attack (nats, first token, harmless prompts)")
-    panel.set_ylabel("refused harmful prompts (%)")
+    panel.grid(True, axis="both")
     return left, right
 
 

@@ -68,28 +68,24 @@ def _draw(panel, series: Sequence[Steps], style: dict[str, str]) -> Any:
             panel.step(xs, ys, where="post", color=style["color"], linewidth=0.6, alpha=0.5, clip_on=False)
     end = min(steps[-1][0] for steps in series)
     places = sorted({place for steps in series for place, _ in steps if place <= end})
-    means = [sum(_at(steps, place) for steps in series) / len(series) for place in places]
+    reached_by = [
+        [steps[bisect_right(steps, place, key=lambda step: step[0]) - 1][1] for steps in series] for place in places
+    ]
+    means = [sum(values) / len(values) for values in reached_by]
     [line] = panel.step(places, means, where="post", linewidth=1.8, clip_on=False, zorder=3, **style)
     panel.plot(places[-1], means[-1], marker="o", markersize=4, color=style["color"], clip_on=False, zorder=3)
     return line
 
 
-def _at(steps: Steps, place: float) -> float:
-    return steps[bisect_right(steps, place, key=lambda step: step[0]) - 1][1]
-
-
 def _axes(volume, refusals, spec, model: str) -> None:
-    place = "seconds, with the preparation" if spec.over == "seconds" else "trials"
     within = "" if spec.kl_at_most is None else f" at KL ≤ {spec.kl_at_most:g} nats"
     title = f"{model}: " if model else ""
     volume.set_title(f"{title}hypervolume of KL and refusals", fontsize=10)
-    volume.set_ylabel("share of (1 nat, 100 %)")
-    volume.set_ylim(0, 1)
+    volume.set(ylabel="share of (1 nat, 100 %)", ylim=(0, 1))
     refusals.set_title(f"{title}fewest refusals so far{within}", fontsize=10)
-    refusals.set_ylabel("refused harmful prompts (%)")
-    refusals.set_ylim(0, 100)
+    refusals.set(ylabel="refused harmful prompts (%)", ylim=(0, 100))
     for panel in (volume, refusals):
-        panel.set_xlabel(place)
+        panel.set_xlabel("seconds, with the preparation" if spec.over == "seconds" else "trials")
         panel.set_xlim(left=0)
 
 

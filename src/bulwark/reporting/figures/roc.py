@@ -28,9 +28,8 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
                 _draw(panel, cells, level, score, name, index)
             panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8, ncols=2, frameon=False)
             panel.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+            panel.set(xlabel="false positive rate (normal rows)", ylabel="true positive rate (trait rows)")
             panel.grid(True, axis="both")
-            panel.set_xlabel("false positive rate (normal rows)")
-            panel.set_ylabel("true positive rate (trait rows)")
             where = f"{model}, {figure.label(recipe)}: " if len(rows) > 1 else ""
             panel.set_title(f"{where}{label}", fontsize=10)
     counted = look.span(cell.content["n"] for cell in results.cells)

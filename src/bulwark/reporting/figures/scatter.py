@@ -49,11 +49,9 @@ def _draw(panel, pair: Pair, rows: list[dict], levels: dict[str, str]) -> int:
         if value is not None:
             across(value, color=look.INK, linestyle="--", linewidth=1.0, zorder=0.5)
     if known:
-        panel.set_xlim(*look.padded([row[pair.x] for row in known]))
-        panel.set_ylim(*look.padded([row[pair.y] for row in known]))
+        panel.set(xlim=look.padded(row[pair.x] for row in known), ylim=look.padded(row[pair.y] for row in known))
     else:
         panel.text(0.5, 0.5, "n = 0", transform=panel.transAxes, ha="center")
     panel.grid(True, axis="both")
-    panel.set_xlabel(pair.x_label)
-    panel.set_ylabel(pair.y_label)
+    panel.set(xlabel=pair.x_label, ylabel=pair.y_label)
     return len(shown) - len(known)

@@ -90,15 +90,13 @@ class _Panel:
         self._ground()
         mean = _mean(paths)
         for path in paths if len(paths) > 1 else ():
-            self._line([x for *_, x, _ in path], [y for *_, y in path], color=look.FAINT, linewidth=0.5, alpha=0.6)
-        self._line([x for *_, x, _ in mean], [y for *_, y in mean], color=look.INK, linewidth=0.9)
+            self._line(path, color=look.FAINT, linewidth=0.5, alpha=0.6)
+        self._line(mean, color=look.INK, linewidth=0.9)
         for phase in dict.fromkeys(phase for _, phase, *_ in mean):
             colour, mark, name = _PHASES.get(phase, _PHASES[""])
-            at = [(x, y) for _, of, x, y in mean if of == phase]
             style = {"color": colour, "marker": mark, "s": 22, "edgecolor": "white", "linewidth": 0.4}
-            handles.setdefault(name, self._marks(*zip(*at, strict=True), **style))
-        _, _, x, y = mean[0]
-        ring = self._marks([x], [y], facecolor="none", edgecolor=look.INK, marker="o", s=90, linewidth=1.2)
+            handles.setdefault(name, self._marks([point for point in mean if point[1] == phase], **style))
+        ring = self._marks(mean[:1], facecolor="none", edgecolor=look.INK, marker="o", s=90, linewidth=1.2)
         handles.setdefault("first step", ring)
 
     def _ground(self) -> None:
@@ -126,14 +124,17 @@ class _Panel:
         panel.set_xlim(*self.across)
         panel.set_ylim(*self.up)
 
-    def _line(self, xs, ys, **look_of) -> None:
-        heights = ([x * y for x, y in zip(xs, ys, strict=True)],) if self.saddle else ()
-        self.panel.plot(xs, ys, *heights, **look_of)
+    def _line(self, path: Path, **style) -> None:
+        self.panel.plot(*self._places(path), **style)
 
-    def _marks(self, xs, ys, **look_of) -> Any:
-        if self.saddle:
-            return self.panel.scatter(xs, ys, [x * y for x, y in zip(xs, ys, strict=True)], depthshade=False, **look_of)
-        return self.panel.scatter(xs, ys, zorder=3, **look_of)
+    def _marks(self, path: Path, **style) -> Any:
+        further = {"depthshade": False} if self.saddle else {"zorder": 3}
+        return self.panel.scatter(*self._places(path), **further, **style)
+
+    def _places(self, path: Path) -> list[list[float]]:
+        """The coordinates X, Y and, on the saddle, Z."""
+        axes = [[x for *_, x, _ in path], [y for *_, y in path]]
+        return [*axes, [x * y for *_, x, y in path]] if self.saddle else axes
 
 
 def _path(cell: Cell, module: str, normalised: bool) -> Path:
@@ -160,7 +161,7 @@ def _mean(paths: Sequence[Path]) -> Path:
     """The mean over seeds, at the steps that all of them have."""
     by_step = [{step: (phase, x, y) for step, phase, x, y in path} for path in paths]
     mean = []
-    for step in sorted(set.intersection(*(set(path) for path in by_step))):
-        at = [path[step] for path in by_step]
-        mean.append((step, at[0][0], sum(x for _, x, _ in at) / len(at), sum(y for *_, y in at) / len(at)))
+    for step in sorted(set.intersection(*map(set, by_step))):
+        phases, xs, ys = zip(*(path[step] for path in by_step), strict=True)
+        mean.append((step, phases[0], sum(xs) / len(xs), sum(ys) / len(ys)))
     return mean
