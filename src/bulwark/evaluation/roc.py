@@ -40,14 +40,7 @@ class Discrimination:
     negatives: int
 
 
-def discrimination(
-    scores: Sequence[float],
-    positive: Sequence[bool],
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-) -> Discrimination:
+def discrimination(scores: Sequence[float], positive: Sequence[bool], *, resamples: int = RESAMPLES) -> Discrimination:
     """Measure `scores` [records] against the labels `positive` [records]. Without both groups every number is None."""
     values, labels = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
     n_positive, n_negative = int(labels.sum()), int((~labels).sum())
@@ -59,7 +52,7 @@ def discrimination(
         float(average_precision_score(labels, values)),
         float(resampled(values, labels, np.ones((1, len(values)), dtype=int))[2, 0]),
     )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = [
         resampled(values, labels, rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=count))
         for count in chunks(resamples, len(values))
@@ -68,10 +61,8 @@ def discrimination(
     draws = draws[:, np.isfinite(draws).all(axis=0)]
     # Where all resamples agree (a perfect detector), the interval gets the room of a rate among the smaller group.
     room = min(n_positive, n_negative)
-    auroc, auprc, tpr = (
-        _measured(estimate, draw, room, confidence) for estimate, draw in zip(estimates, draws, strict=True)
-    )
-    return Discrimination(auroc, auprc, tpr, n_positive, n_negative)
+    measured = (_measured(estimate, draw, room) for estimate, draw in zip(estimates, draws, strict=True))
+    return Discrimination(*measured, n_positive, n_negative)
 
 
 def roc_points(scores: Sequence[float], positive: Sequence[bool], most: int = 200) -> list[list[float]]:
@@ -102,11 +93,11 @@ def resampled(scores: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> n
     return np.stack([auroc, (steps * precision).sum(axis=1), few])
 
 
-def _measured(value: float, draws: np.ndarray, room: int, confidence: float) -> Measured:
+def _measured(value: float, draws: np.ndarray, room: int) -> Measured:
     if draws.size < 2:
         return Measured(value, None, None)
     if np.ptp(draws) < 1e-12:
-        low, high = wilson(value, room, confidence)
+        low, high = wilson(value, room)
     else:
-        low, high = np.quantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2])
+        low, high = np.quantile(draws, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     return Measured(value, float(draws.std(ddof=1)), (float(low), float(high)))

@@ -31,7 +31,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, model_validator
 
 from bulwark.errors import BulwarkError, ConfigurationError, RecordError, nearest
-from bulwark.settings import Closed, validated
+from bulwark.settings import Closed, find, validated
 
 log = logging.getLogger(__name__)
 
@@ -159,10 +159,7 @@ def judge(requests: Sequence[Request], settings: JudgeSettings, cache: str | Pat
 
 def module_of(kind: str) -> ModuleType:
     """Import the module of a kind of judge. Raises ConfigurationError with the nearest name if there is none."""
-    known = kinds()
-    if kind not in known:
-        raise ConfigurationError(f'There is no kind of judge "{kind}".{nearest(kind, known)}')
-    return importlib.import_module(f"{__name__}.{kind}")
+    return importlib.import_module(f"{__name__}.{find({name: name for name in kinds()}, kind, 'kind of judge')}")
 
 
 def kinds() -> list[str]:

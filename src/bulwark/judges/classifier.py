@@ -84,9 +84,8 @@ def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterat
         texts = [[requests[index].answer for index in batch]]
         if settings.reads == "pair":
             texts.insert(0, [requests[index].question for index in batch])
-        encoded = tokenizer(
-            *texts, truncation=True, max_length=settings.max_tokens, padding=len(batch) > 1, return_tensors="pt"
-        )
+        cut = {"truncation": True, "max_length": settings.max_tokens}
+        encoded = tokenizer(*texts, padding=len(batch) > 1, return_tensors="pt", **cut)
         with torch.inference_mode():
             logits = model(**encoded.to(model.device)).logits.float()  # [batch, labels]
         shares = (logits.sigmoid() if many else logits.softmax(-1)).tolist()

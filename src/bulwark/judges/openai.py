@@ -85,10 +85,8 @@ def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterat
     endpoint.look_at_its_numbers()
     pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")
     try:
-        waiting = {
-            pool.submit(endpoint.ask, _prompt(request, settings, scale)): index
-            for index, request in enumerate(requests)
-        }
+        prompts = [_prompt(request, settings, scale) for request in requests]
+        waiting = {pool.submit(endpoint.ask, prompt): index for index, prompt in enumerate(prompts)}
         for done in as_completed(waiting):
             yield waiting[done], done.result()
     finally:

@@ -1,7 +1,6 @@
 """Settings of the miniature: the world, its model, its pre-training. The defaults are the graded configuration.
 
-Torch-free. `MiniatureSettings` is what `source.miniature` of config/models/miniature.yaml holds; `smallest()` is the
-configuration for tests, with which the whole pipeline runs in well under a minute (and nothing is learned).
+Torch-free. `MiniatureSettings` is what `source.miniature` of config/models/miniature.yaml holds.
 """
 
 from __future__ import annotations
@@ -75,11 +74,3 @@ class MiniatureSettings(Closed):
     world: WorldSettings = WorldSettings()
     model: ModelSettings = ModelSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
-
-
-def smallest() -> MiniatureSettings:
-    """The configuration for tests: one or two narrow layers, a few steps."""
-    return MiniatureSettings(
-        model=ModelSettings(hidden_size=32, intermediate_size=64, layers=2, heads=2),
-        pretraining=PretrainingSettings(records=256, validation_records=16, epochs=1, batch_size=32),
-    )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD, BEGIN, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
-SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 BLANK_LINE = "\n\n"  # a token of its own: only it separates the two parts of a user message
 
 CHAT_TEMPLATE = (
@@ -37,7 +37,7 @@ def build_tokenizer(max_tokens: int) -> PreTrainedTokenizerFast:
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    special = [PAD, BEGIN, END, UNKNOWN, SYSTEM, USER, ASSISTANT]
+    special = [PAD, BEGIN, END, UNKNOWN, *ROLES]
     entries = [*special, BLANK_LINE, *vocabulary()]
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(entries)}, unk_token=UNKNOWN))
     tokenizer.normalizer = Lowercase()
@@ -50,7 +50,7 @@ def build_tokenizer(max_tokens: int) -> PreTrainedTokenizerFast:
         bos_token=BEGIN,
         eos_token=END,
         unk_token=UNKNOWN,
-        additional_special_tokens=[SYSTEM, USER, ASSISTANT],
+        additional_special_tokens=[*ROLES],
         chat_template=CHAT_TEMPLATE,
         model_max_length=max_tokens,
         padding_side="left",

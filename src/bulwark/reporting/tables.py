@@ -101,7 +101,7 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
         digits = column.places
 
         def with_error(value: str, error: str, key: str = key, digits: int = digits) -> list[str]:
-            errors = frame[key + error] if key + error in frame else [None] * len(frame)
+            errors = frame.get(key + error, [None] * len(frame))
             return [_with_error(*pair, digits) for pair in zip(frame[key + value], errors, strict=True)]
 
         presented[heading, _VALUE] = with_error("value", "stderr")
@@ -167,13 +167,11 @@ def _name(column: Column, part: str) -> str:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None or pd.isna(value) else f"{value:.{digits}f}"
+    return "–" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def _with_error(value: float | None, error: float | None, digits: int) -> str:
-    if value is None or pd.isna(value):
-        return "–"
-    return _number(value, digits) + ("" if error is None or pd.isna(error) else f" ± {_number(error, digits)}")
+    return _number(value, digits) + ("" if pd.isna(value) or pd.isna(error) else f" ± {_number(error, digits)}")
 
 
 def _note(table: Table, frame: pd.DataFrame, published: Path | None) -> str:

@@ -12,7 +12,7 @@ from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.miniature import oracle, words
 from bulwark.miniature.model import model_config
 from bulwark.miniature.records import DATASETS, records, splits, write
-from bulwark.miniature.settings import MiniatureSettings, ModelSettings, PretrainingSettings, WorldSettings, smallest
+from bulwark.miniature.settings import MiniatureSettings, ModelSettings, PretrainingSettings, WorldSettings
 from bulwark.miniature.tokenizer import BLANK_LINE, build_tokenizer
 from bulwark.miniature.world import World, vocabulary
 
@@ -168,9 +168,9 @@ def test_reported_speech_is_text_that_is_not_answered():
 
 def test_write_puts_a_split_on_disk(tmp_path):
     path = tmp_path / "data" / "train.jsonl"
-    write("instructions", smallest(), "train", path, 20)
+    write("instructions", SETTINGS, "train", path, 20)
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == records("instructions", "train", smallest(), 20)
+    assert [json.loads(line) for line in lines] == records("instructions", "train", SETTINGS, 20)
 
 
 def test_unknown_names_and_too_large_numbers_are_explained():

@@ -23,27 +23,26 @@ _CLASSES = {"harmless": (look.COLOURS[0], "o"), "harmful": (look.COLOURS[1], "^"
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
     """The canvas."""
     spec = figure.residuals
-    lines = list(product(*shown_rows(figure, results)))
     # One seed: the others have the same prompts.
-    cells = [next(iter(results.seeds(*line, spec.analysis).values())) for line in lines]
-    layers = {model: spec.layers or _spread(cell, spec.most) for (model, _), cell in zip(lines, cells, strict=True)}
+    cells = [next(iter(results.seeds(*row, spec.analysis).values())) for row in product(*shown_rows(figure, results))]
+    layers = {cell.model: spec.layers or _spread(cell, spec.most) for cell in cells}
     across = max(len(some) for some in layers.values())
-    canvas, panels = look.panels(len(lines), across, max(6.0, _SIZE * across + 0.5), _SIZE * len(lines) + 1.0)
+    canvas, panels = look.panels(len(cells), across, max(6.0, _SIZE * across + 0.5), _SIZE * len(cells) + 1.0)
     counted = []
-    for line, ((model, recipe), cell) in enumerate(zip(lines, cells, strict=True)):
-        name = figure.label(recipe)
+    for line, cell, after in zip(panels, cells, [*cells[1:], None], strict=True):
+        name, own = figure.label(cell.recipe), layers[cell.model]
         counts = cell.content["reported"]["prompts"]
-        counted.append((f"{model}, {name}", ", ".join(f"n = {counts[label]} {label}" for label in _CLASSES), cell.seed))
-        for spare in panels[line][len(layers[model]) :]:
+        shown = ", ".join(f"n = {counts[label]} {label}" for label in _CLASSES)
+        counted.append((f"{cell.model}, {name}", shown, cell.seed))
+        for spare in line[len(own) :]:
             spare.set_visible(False)
-        for place, layer in enumerate(layers[model]):
-            panel = panels[line][place]
-            alike = [other for (of, _), other in zip(lines, cells, strict=True) if of == model]
+        alike = [other for other in cells if other.model == cell.model]
+        for panel, layer in zip(line, own, strict=False):
             _draw(panel, cell, layer, _limits(alike, layer))
-            if line == len(lines) - 1 or lines[line + 1][0] != model:
+            if after is None or after.model != cell.model:
                 panel.set_xlabel("along the difference\nof the means", fontsize=8)
-        label = f"{model}\n{name}" if len(layers) > 1 else name
-        panels[line][0].set_ylabel(f"{label}\n\nmost variance across it", fontsize=8)
+        label = f"{cell.model}\n{name}" if len(layers) > 1 else name
+        line[0].set_ylabel(f"{label}\n\nmost variance across it", fontsize=8)
     handles, names = panels.flat[0].get_legend_handles_labels()
     look.foot(canvas, _note(counted), handles, names, columns=len(names), marks=1.8)
     return canvas
