@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 
 def checkpoint(model: str, recipe: str, seed: int | str) -> str:
     """The manifest of a checkpoint."""
@@ -18,11 +16,6 @@ def scores(model: str, recipe: str, seed: int | str, benchmark: str) -> str:
 def analysis(model: str, recipe: str, seed: int | str, analysis: str) -> str:
     """An analysis of a checkpoint, in the form of scores."""
     return f"results/analyses/{model}/{recipe}/seed{seed}/{analysis}.json"
-
-
-def rows_beside(scores: Iterable[str]) -> list[str]:
-    """The files with one row per record that lie beside scores."""
-    return [path.removesuffix(".json") + ".records.jsonl" for path in scores]
 
 
 def records(dataset: str, split: str) -> str:

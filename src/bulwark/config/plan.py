@@ -16,10 +16,9 @@ from typing import Any
 
 from bulwark import benchmarks
 from bulwark.config import digests, paths, recipes
-from bulwark.config.catalogue import Catalogue, Resolved
-from bulwark.errors import ConfigurationError, nearest
+from bulwark.config.catalogue import Catalogue, Resolved, Section
 from bulwark.miniature.settings import MiniatureSettings
-from bulwark.settings import validated
+from bulwark.settings import find, validated
 from bulwark.steering.settings import check_layers
 
 
@@ -62,8 +61,7 @@ def records_files(catalogue: Catalogue, dataset: str) -> list[str]:
 def records_recipe(catalogue: Catalogue, dataset: str, split: str) -> dict[str, Any]:
     """Everything that decides the content of a split."""
     entity = catalogue.dataset(dataset)
-    if split not in entity.splits:
-        raise ConfigurationError(f'The data set "{dataset}" has no split "{split}".{nearest(split, entity.splits)}')
+    find(entity.splits, split, f'split of the data set "{dataset}"', "results/data/")
     world = catalogue.model(entity.source.world).source.miniature if entity.source.miniature else None
     return {
         "dataset": entity.model_dump(mode="json", exclude={"description", "licence"}),
@@ -127,13 +125,9 @@ def blocks_of(catalogue: Catalogue, model: str) -> int | None:
 # --- steps ---
 
 
-@cache
 def _step(catalogue: Catalogue, model: str, recipe: str) -> Resolved:
     """The last step of a recipe as it is applied to a model."""
-    where = f"results/checkpoints/{model}/{recipe}"
-    recipes.check(recipe, catalogue.steps, where)
-    name = recipes.last_step(recipe)
-    return with_layers(catalogue, model, catalogue.step(model, name, where), f"{where}: config/steps/{name}.yaml")
+    return resolve(catalogue, "steps", model, recipe, None, f"results/checkpoints/{model}/{recipe}")
 
 
 def step_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str) -> dict[str, str]:
@@ -159,13 +153,10 @@ def step(catalogue: Catalogue, model: str, recipe: str) -> Work:
 # --- answers and scores ---
 
 
-@cache
 def _benchmark(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> Resolved:
     """A benchmark as it is run on the checkpoints of a recipe."""
     where = f"results/scores/{model}/{recipe}/…/{benchmark}.json"
-    recipes.check(recipe, catalogue.steps, where)
-    resolved = catalogue.benchmark(model, benchmark, where)
-    return with_layers(catalogue, model, resolved, f"{where}: config/benchmarks/{benchmark}.yaml")
+    return resolve(catalogue, "benchmarks", model, recipe, benchmark, where)
 
 
 def answer_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, benchmark: str) -> dict[str, str]:
@@ -260,8 +251,15 @@ def filled(templates: dict[str, str], **names: str) -> dict[str, str]:
     return {name: f"results/{path.format(**names)}" for name, path in templates.items()}
 
 
-def with_layers(catalogue: Catalogue, model: str, resolved: Resolved, where: str) -> Resolved:
-    """`resolved`, if the model has the layers that its settings name. Raises ConfigurationError."""
+@cache
+def resolve(catalogue: Catalogue, section: Section, model: str, recipe: str, name: str | None, where: str) -> Resolved:
+    """An entity as it is on the checkpoints of a recipe; None: the recipe's last step.
+
+    Raises ConfigurationError for unknown names, and if the settings name layers that the model does not have.
+    """
+    recipes.check(recipe, catalogue.steps, where)
+    name = name or recipes.last_step(recipe)
+    resolved = catalogue.resolve(section, model, name, where)
     if blocks := blocks_of(catalogue, model):
-        check_layers(resolved.settings, blocks, where)
+        check_layers(resolved.settings, blocks, f"{where}: config/{section}/{name}.yaml")
     return resolved

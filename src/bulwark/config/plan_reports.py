@@ -13,6 +13,7 @@ from typing import Any
 
 from bulwark.config import checks, digests, paths, recipes
 from bulwark.config.catalogue import Catalogue
+from bulwark.evaluation.metrics import records_beside
 from bulwark.reporting.settings import Figure, Table
 from bulwark.settings import find
 
@@ -75,7 +76,7 @@ def _cells_of(catalogue: Catalogue, study: str) -> list[Cell]:
 
 def _files_of(cells: Iterable[Cell]) -> list[str]:
     scores = [cell["scores"] for cell in cells]
-    return scores + paths.rows_beside(scores)
+    return scores + [str(records_beside(Path(path))) for path in scores]
 
 
 # --- claims and the report ---

@@ -9,7 +9,7 @@ from typing import Any
 from bulwark.config import digests, paths, recipes
 from bulwark.config.catalogue import Catalogue, Resolved
 from bulwark.config.entities import Trait
-from bulwark.config.plan import Work, blocks_of, filled, with_layers, work
+from bulwark.config.plan import Work, blocks_of, filled, resolve, work
 from bulwark.errors import ConfigurationError
 from bulwark.models.anatomy import check_layer
 
@@ -111,12 +111,9 @@ def _judging_code(catalogue: Catalogue, trait: str, function: str) -> str:
 # --- projections ---
 
 
-@cache
 def _projection(catalogue: Catalogue, model: str, recipe: str, projection: str) -> Resolved:
     where = f"results/projections/{model}/{recipe}/…/{projection}.parquet"
-    recipes.check(recipe, catalogue.steps, where)
-    resolved = catalogue.projection(model, projection, where)
-    return with_layers(catalogue, model, resolved, f"{where}: config/projections/{projection}.yaml")
+    return resolve(catalogue, "projections", model, recipe, projection, where)
 
 
 def projection_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, projection: str) -> dict[str, str]:

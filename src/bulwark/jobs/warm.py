@@ -58,8 +58,6 @@ _IMPORTING = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "DS_ACCELERATOR
 # Variables that differ between jobs or shells but decide nothing at import.
 _VOLATILE = {"_", "PWD", "OLDPWD", "SHLVL", "TMPDIR", "TMP", "TEMP", "TEMPDIR"}
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-_LENGTH = struct.Struct("!Q")
-_STATUS = struct.Struct("!i")
 _SECONDS_BETWEEN_CHECKS = 30
 _SECONDS_TO_DIE = 10
 _SECONDS_TO_START = 120
@@ -96,13 +94,12 @@ def hand_over(call: Mapping[str, Any], *, start: bool = True) -> None:
     before = _forward_signals(child)
     try:
         socket.send_fds(parent, [b"\0"], [0, 1, 2])
-        message = pickle.dumps({**call, **_surroundings()})
-        parent.sendall(_LENGTH.pack(len(message)) + message)
+        parent.sendall(pickle.dumps({**call, **_surroundings()}))
     except OSError:  # the child has crashed; the parent says how
         pass
-    status = _received(parent, _STATUS.size)
+    status = _received(parent)
     if status is not None:
-        _exit_like(_STATUS.unpack(status)[0])
+        _exit_like(status)
     # The parent was killed, and its child with it.
     select.select([child], [], [], _SECONDS_TO_DIE)
     if not _alive(workflow):
@@ -250,7 +247,7 @@ def serve(listener: socket.socket, workflow: str) -> Callable[[], NoReturn] | No
                     poll.unregister(connection)
                 _, status = os.waitpid(pid, 0)
                 with suppress(OSError), connection:
-                    connection.sendall(_STATUS.pack(status))
+                    connection.sendall(pickle.dumps(status))
 
 
 def _warm_up() -> dict[str, str]:
@@ -279,11 +276,9 @@ def _be_child(connection: socket.socket, imports: Mapping[str, str]) -> NoReturn
     os.setsid()  # with what it starts it is one group, which the parent can kill
     with connection:
         _, streams, _, _ = socket.recv_fds(connection, 1, 3)
-        length = _received(connection, _LENGTH.size)
-        message = None if length is None else _received(connection, _LENGTH.unpack(length)[0])
-    if len(streams) != 3 or message is None:
+        call = _received(connection)
+    if len(streams) != 3 or call is None:
         os._exit(1)
-    call = pickle.loads(message)
     os.environ.clear()
     os.environ.update({**call.pop("environment"), **imports})
     os.chdir(call.pop("folder"))
@@ -362,18 +357,13 @@ def _same_user(connection: socket.socket) -> bool:
     return struct.unpack("3i", credentials)[1] == os.getuid()
 
 
-def _received(connection: socket.socket, size: int) -> bytes | None:
-    """Exactly `size` bytes, or None if the other side has gone."""
-    parts = b""
-    while len(parts) < size:
+def _received(connection: socket.socket) -> Any:
+    """The object that the other side has sent, or None if it has gone."""
+    with connection.makefile("rb") as file:
         try:
-            part = connection.recv(size - len(parts))
-        except ConnectionError:
+            return pickle.load(file)
+        except (EOFError, ConnectionError, pickle.UnpicklingError):
             return None
-        if not part:
-            return None
-        parts += part
-    return parts
 
 
 def _main() -> None:

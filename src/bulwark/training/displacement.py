@@ -174,15 +174,10 @@ def main_subspaces(
         return added_up(shares, replicated, device)
 
     width = rank if qr_slice else rank + oversample
-    sketches = [
-        _gaussian(
-            displacement.name,
-            _size(displacement, _other(displacement.side)),
-            min(rank + oversample, *(_size(displacement, side) for side in ("output", "input"))),
-            device,
-        )
-        for displacement in displacements
-    ]
+    sketches = []
+    for moved in displacements:
+        across = moved.shape[1 if moved.side == "output" else 0]
+        sketches.append(_gaussian(moved.name, across, min(rank + oversample, *moved.shape), device))
     bases = [torch.linalg.qr(product).Q for product in products(sketches, across=True)]
     for _ in range(0 if qr_slice else power_iterations):
         others = [torch.linalg.qr(product).Q for product in products(bases, across=False)]
@@ -219,8 +214,3 @@ def _gaussian(name: str, rows: int, columns: int, device: torch.device) -> Tenso
 
 def _other(side: Side) -> Side:
     return "input" if side == "output" else "output"
-
-
-def _size(displacement: Displacement, side: Side) -> int:
-    rows, columns = displacement.shape
-    return rows if side == "output" else columns

@@ -174,27 +174,22 @@ def examples_of(
     Raises RecordError naming the record that cannot be used, BulwarkError for tokenised ones with another method.
     """
     from bulwark.data.records import Tokenised
+    from bulwark.prompts.builder import PromptError
 
     kept: list[Any] = []
     prompts: list[Prompt] = []
     for record in records:
-        if isinstance(record, Tokenised):
-            prompt = _as_it_is(record, builder, loss_on, method)
-        else:
-            prompt = _conversed(record, builder, loss_on)
+        try:
+            if isinstance(record, Tokenised):
+                prompt = _as_it_is(record, builder, loss_on, method)
+            else:
+                prompt = builder.example(record.turns, loss_on)
+        except PromptError as error:
+            raise RecordError(f'The record "{record.id}" makes no example: {error}') from error
         if prompt is not None:
             kept.append(record)
             prompts.append(prompt)
     return Examples(kept, prompts, sum(prompt.truncated for prompt in prompts), len(records) - len(kept))
-
-
-def _conversed(record: Conversation, builder: PromptBuilder, loss_on: str) -> Prompt:
-    from bulwark.prompts.builder import PromptError
-
-    try:
-        return builder.example(record.turns, loss_on)
-    except PromptError as error:
-        raise RecordError(f'The record "{record.id}" makes no example: {error}') from error
 
 
 def _as_it_is(record: Tokenised, builder: PromptBuilder, loss_on: str, method: str) -> Prompt | None:

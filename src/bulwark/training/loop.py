@@ -13,6 +13,7 @@ import importlib.metadata
 import logging
 import math
 import random
+import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -355,6 +356,4 @@ def _peak_memory(device: torch.device) -> int:
     """Bytes: the most that was allocated on the GPU, or that this process held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
