@@ -36,8 +36,9 @@ def make_report(
     import jinja2
 
     beside = jinja2.FileSystemLoader(Path(__file__).parent)
-    compact = {"trim_blocks": True, "lstrip_blocks": True}
-    templates = jinja2.Environment(loader=beside, autoescape=True, undefined=jinja2.StrictUndefined, **compact)
+    templates = jinja2.Environment(
+        loader=beside, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     templates.filters.update(number=number, span=span, seeds_of=seeds_of)
     contents = [json.loads(_text(path)) for path in scores]
     html = templates.get_template("report.html.jinja").render(
