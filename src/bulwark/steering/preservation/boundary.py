@@ -100,5 +100,5 @@ class SteeredUntil(Objective, ABC):
             self._snapshots = []
 
     def told(self) -> dict[str, Any]:
-        """What the manifest tells of both phases."""
+        """What the manifest records of both phases."""
         return {"vectors": self.vectors.report, "boundary": self.boundary}

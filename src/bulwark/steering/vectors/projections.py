@@ -87,10 +87,7 @@ class Projected:
 
 
 def read_projections(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of a projections file by id. See `rows_of` for the columns; what is undefined is None.
-
-    Raises BulwarkError for anything else than such a file.
-    """
+    """The rows of a projections file by id, with the columns of `rows_of`. Raises BulwarkError for any other file."""
     import pyarrow
     from pyarrow import parquet
 
@@ -112,10 +109,7 @@ def comparable(
 
 
 def made_from(path: Path) -> dict[str, Any]:
-    """What a file of projections records of how it was made, as `comparable` names it.
-
-    Raises BulwarkError if the file does not record it.
-    """
+    """What a file of projections records of how it was made, as `comparable` names it. Raises BulwarkError for none."""
     import pyarrow
     from pyarrow import parquet
 
