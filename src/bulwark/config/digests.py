@@ -142,7 +142,7 @@ class Package:
         """Every (module, definition) that `roots` reach; the definition "" is what runs when the module is imported."""
         without = frozenset(without)
         reached: set[tuple[str, str]] = set()
-        ahead = [found for root in roots for found in self._root(root)]
+        ahead = [part for root in roots for part in self._root(root)]
         while ahead:
             part = ahead.pop()
             if part in reached:

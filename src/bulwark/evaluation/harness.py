@@ -169,7 +169,7 @@ def answers(lm: Examined, tasks: Sequence[ConfigurableTask]) -> dict[str, dict[s
     return {
         key: measured(
             key,
-            json.dumps([[found.value, found.greedy] for found, _ in results]),
+            json.dumps([[result.value, result.greedy] for result, _ in results]),
             tokens=sum(example.spans[-1].end - example.spans[-1].start for _, example in results),
             truncated=any(example.truncated for _, example in results),
         )

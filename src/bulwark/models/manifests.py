@@ -87,9 +87,9 @@ def read_manifest(path: str | Path, verify: bool = True, hashes: bool = False) -
         file = _beside(path, name)
         if not file.is_file():
             raise CheckpointError(f"{path}: {name} is listed but missing; delete the manifest to make it again.")
-        found = file.stat().st_size
-        if found != size:
-            raise CheckpointError(f"{path}: {name} has {found} bytes, {size} are listed: it was changed or cut.")
+        size_now = file.stat().st_size
+        if size_now != size:
+            raise CheckpointError(f"{path}: {name} has {size_now} bytes, {size} are listed: it was changed or cut.")
         if hashes and sha256_of(file) != sha256:
             raise CheckpointError(f"{path}: the content of {name} is not what the manifest lists: it was changed.")
     return content

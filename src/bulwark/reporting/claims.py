@@ -69,20 +69,22 @@ def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapp
         model: [_judged(condition, model, index, results, claim.confidence) for condition in conditions]
         for index, model in enumerate(results.models)
     }
-    verdicts = {model: _verdict([finding.entry["outcome"] for finding in found]) for model, found in findings.items()}
+    verdicts = {
+        model: _verdict([finding.entry["outcome"] for finding in of_model]) for model, of_model in findings.items()
+    }
     return {
         "id": name,
         "statement": claim.statement,
         "source": claim.source,
         "verdict": min(verdicts.values(), key=_VERDICTS.index),
-        **_headline([found[0] for found in findings.values()], claim.confidence),
+        **_headline([of_model[0] for of_model in findings.values()], claim.confidence),
         "seeds": sorted({cell.seed for cell in results.cells if cell.recipe in claim.recipes()}),
         "confidence": claim.confidence,
         "conditions": [{"text": described(c), **c.model_dump(exclude_none=True)} for c in conditions],
         "not_measured": [described(c) for c in claim.conditions if c not in conditions],
         "models": {
-            model: {"verdict": verdicts[model], "conditions": [finding.entry for finding in found]}
-            for model, found in findings.items()
+            model: {"verdict": verdicts[model], "conditions": [finding.entry for finding in of_model]}
+            for model, of_model in findings.items()
         },
     }
 

@@ -183,7 +183,7 @@ def main_subspaces(
         others = [torch.linalg.qr(product).Q for product in products(bases, across=False)]
         bases = [torch.linalg.qr(product).Q for product in products(others, across=True)]
     bases = [basis[:, :width] for basis in bases]
-    found = []
+    subspaces = []
     for basis, coordinates in zip(bases, products(bases, across=False), strict=True):
         if not qr_slice:
             _, values, directions = torch.linalg.svd(coordinates, full_matrices=False)
@@ -191,8 +191,8 @@ def main_subspaces(
             carrying = values > values[0] * max(coordinates.shape) ** 0.5 * torch.finfo(values.dtype).eps
             turn = (directions.T * carrying)[:, :rank]
             basis, coordinates = basis @ turn, coordinates @ turn
-        found.append((basis, coordinates))
-    flat = same_everywhere([part for pair in found for part in pair], device)
+        subspaces.append((basis, coordinates))
+    flat = same_everywhere([part for pair in subspaces for part in pair], device)
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 

@@ -183,7 +183,7 @@ def weights_of(engine: DeepSpeedEngine, layer: int) -> dict[str, Displacement]:
     """Copies of this rank's pieces of the block's o_proj and down_proj. Raises BulwarkError if they are no matrices
     [out, in] that train."""
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    found = {}
+    snapshots = {}
     for site in SITES:
         module = site_module(engine.module, layer, site)
         if not isinstance(module, nn.Linear) or not module.weight.requires_grad:
@@ -191,8 +191,8 @@ def weights_of(engine: DeepSpeedEngine, layer: int) -> dict[str, Displacement]:
                 f"{site} of layer {layer} is a {type(module).__name__} whose own weights do not train, so that "
                 "they have no update to look at. Set analysis.weights: false."
             )
-        found[site] = snapshot(engine, names[id(module.weight)], module.weight, "output")
-    return found
+        snapshots[site] = snapshot(engine, names[id(module.weight)], module.weight, "output")
+    return snapshots
 
 
 @torch.no_grad()
@@ -230,11 +230,11 @@ def gradient_quantities(sums: Sums, layer: int, keys: Sequence[int], tokens: int
 
     sums: of `GradientWatch`, reduced. tokens: of the step. unit: v̂ [hidden].
     """
-    found: Quantities = {}
+    quantities: Quantities = {}
     for key in keys:
         gradient = _known(sums, f"residual/{key}")
         norm = gradient.norm()
-        found[key, "residual", "gradient_norm"] = norm
+        quantities[key, "residual", "gradient_norm"] = norm
         if key != layer:
             continue
         along = gradient @ unit
@@ -246,10 +246,10 @@ def gradient_quantities(sums: Sums, layer: int, keys: Sequence[int], tokens: int
             "gradient_orthogonal": across,
             "gradient_orthogonal_share": _ratio(across, norm),
         }
-        found |= {(key, "residual", name): value for name, value in values.items()}
+        quantities |= {(key, "residual", name): value for name, value in values.items()}
         state = sums[f"residual/{key}/output"] / tokens
-        found |= _chain((key, "residual"), -along, state @ unit, norm, state.norm())
-    return found
+        quantities |= _chain((key, "residual"), -along, state @ unit, norm, state.norm())
+    return quantities
 
 
 def chain_quantities(
@@ -259,7 +259,7 @@ def chain_quantities(
 
     norms: ‖W‖ by site, if known; biases: b [hidden] by site, if there are any.
     """
-    found: Quantities = {}
+    quantities: Quantities = {}
     for site in SITES:
         name = f"{site}/{layer}"
         gradient = _known(sums, name)
@@ -267,13 +267,13 @@ def chain_quantities(
         if site in biases:
             output = output - biases[site]
         size = norms[site] * given.norm() if site in norms else torch.full_like(gradient[0], torch.nan)
-        found |= _chain((layer, site), -(gradient @ unit), output @ unit, gradient.norm(), size)
-    return found
+        quantities |= _chain((layer, site), -(gradient @ unit), output @ unit, gradient.norm(), size)
+    return quantities
 
 
 def state_quantities(sums: Sums, layer: int, keys: Sequence[int], tokens: int, unit: Tensor) -> Quantities:
     """Of hidden states with the vector added against those without. sums: of `states`, reduced."""
-    found: Quantities = {}
+    quantities: Quantities = {}
     for key in keys:
         natural = sums[f"natural/residual/{key}"] / tokens
         change = sums[f"added/residual/{key}"] / tokens - natural
@@ -290,10 +290,10 @@ def state_quantities(sums: Sums, layer: int, keys: Sequence[int], tokens: int, u
                 "state_change_projection": along,
                 "state_change_projection_share": _ratio(along, change.norm()),
             }
-        found |= {(key, "residual", name): value for name, value in values.items()}
+        quantities |= {(key, "residual", name): value for name, value in values.items()}
     for site in SITES:
-        found[layer, site, "output_projection"] = sums[f"natural/{site}/{layer}"] @ unit / tokens
-    return found
+        quantities[layer, site, "output_projection"] = sums[f"natural/{site}/{layer}"] @ unit / tokens
+    return quantities
 
 
 def update_quantities(along: Tensor, squares: Tensor, layer: int, site: str, norm: Tensor) -> Quantities:

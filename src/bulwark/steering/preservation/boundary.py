@@ -99,6 +99,6 @@ class SteeredUntil(Objective, ABC):
         if self.crossed:
             self._snapshots = []
 
-    def told(self) -> dict[str, Any]:
+    def steering_record(self) -> dict[str, Any]:
         """What the manifest records of both phases."""
         return {"vectors": self.vectors.report, "boundary": self.boundary}

@@ -124,7 +124,7 @@ class Continuation(SteeredUntil):
         return {f"continuation/{module}/{key}": row[key] for module, row in rows.items() for key in ("cos_v", "norm")}
 
     def report(self) -> dict[str, Any]:
-        return {"steering": self.told() | self._record}
+        return {"steering": self.steering_record() | self._record}
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"at": self.at, "told": self._record}
@@ -177,11 +177,11 @@ class Continuation(SteeredUntil):
         self, snapshots: list[Displacement], norms: list[float], device: torch.device
     ) -> tuple[list[Tensor], dict[str, float]]:
         """Σ σ_i u_i over the main left singular vectors of each ΔW, turned to v's side; what share of ‖ΔW‖² that is."""
-        found = main_subspaces(
+        subspaces = main_subspaces(
             snapshots, device, rank=self.settings.rank, oversample=_OVERSAMPLE, power_iterations=_ITERATIONS
         )
         raw, captured = [], {}
-        for (layer, name), norm, (basis, coordinates) in zip(self.modules, norms, found, strict=True):
+        for (layer, name), norm, (basis, coordinates) in zip(self.modules, norms, subspaces, strict=True):
             strengths = coordinates.norm(dim=0)
             along = basis.T @ self.vectors.at[layer].to(device)
             raw.append(basis @ torch.where(along < 0, -strengths, strengths))

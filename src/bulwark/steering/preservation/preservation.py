@@ -69,7 +69,7 @@ def protected_weights(
     chosen = range(1, len(blocks) + 1) if layers == "all" else sorted(set(layers))
     if wrong := [layer for layer in chosen if not 1 <= layer <= len(blocks)]:
         raise ConfigurationError(f"preservation.layers: {wrong} are no blocks of a model with {len(blocks)} (from 1).")
-    found: list[tuple[nn.Parameter, Side]] = []
+    weights: list[tuple[nn.Parameter, Side]] = []
     seen: list[str] = []
     for layer in chosen:
         for name, part in blocks[layer - 1].named_modules():
@@ -77,13 +77,13 @@ def protected_weights(
                 seen.append(name)
                 writes = name.rpartition(".")[2] in _WRITERS
                 if part.weight.requires_grad and (writes or scope == "all_linear"):
-                    found.append((part.weight, "output" if writes else "input"))
-    if not found:
+                    weights.append((part.weight, "output" if writes else "input"))
+    if not weights:
         raise BulwarkError(
             f"There is nothing to preserve: of the blocks' linear modules {sorted(set(seen)) or '(none)'}, none is "
             f"trained and of the scope {scope}, whose names are {', '.join(sorted(_WRITERS))}."
         )
-    return found
+    return weights
 
 
 @dataclass
@@ -257,7 +257,7 @@ class Preservation(SteeredUntil):
                 [step, *(round(value, 6) for value in measured.tolist())] for step, measured in self._history
             ],
         }
-        return {"steering": self.told() | described}
+        return {"steering": self.steering_record() | described}
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
@@ -335,21 +335,25 @@ class Preservation(SteeredUntil):
         pairs = [(guard, shard) for guard, shard in zip(self.guards, held, strict=True) if shard is not None]
         guards, present = [guard for guard, _ in pairs], [shard for _, shard in pairs]
         squares = [guard.own(shard).values.square().sum() for guard, shard in pairs]
-        found = self._along(guards, present, squares)
+        coordinates_of = self._along(guards, present, squares)
         removed = torch.zeros((), device=self._engine_device)
-        for guard, shard, coordinates in zip(guards, present, found, strict=False):
+        for guard, shard, coordinates in zip(guards, present, coordinates_of, strict=False):
             against, _ = self._surplus(-coordinates, guard.delta)  # descent moves against the gradient
             guard.remove(shard, -against)
             removed += against.square().sum().to(removed.device)
-        whole = torch.stack([square.to(removed.device) for square in found[len(pairs) :]]).sum() if pairs else removed
+        whole = (
+            torch.stack([square.to(removed.device) for square in coordinates_of[len(pairs) :]]).sum()
+            if pairs
+            else removed
+        )
         return removed, whole
 
     def _restore(self, engine: DeepSpeedEngine) -> None:
         """Take back what the optimizer step has done along the directions."""
         removed, eroding = (torch.zeros((), device=self._engine_device) for _ in range(2))
         masters = [shards.local_master(engine, guard.parameter) for guard in self.guards]
-        found = self._along(self.guards, masters)
-        for number, (guard, shard, now) in enumerate(zip(self.guards, masters, found, strict=True)):
+        coordinates_of = self._along(self.guards, masters)
+        for number, (guard, shard, now) in enumerate(zip(self.guards, masters, coordinates_of, strict=True)):
             surplus, against = self._surplus(now - self._held[number], guard.delta)
             guard.remove(shard, surplus)
             if self._partial:

@@ -145,13 +145,13 @@ def _sums_of(model: nn.Module, batch: Sequence[Example], ids: Tensor, layers: in
         weights[2, row, start - 1] = 1
         groups[example.side * _HALVES + example.half, row] = 1
     weights = weights.to(ids.device)
-    found = torch.zeros(len(POOLS), _SIDES * _HALVES, layers + 1, hidden_size(model), dtype=torch.float64)
+    sums = torch.zeros(len(POOLS), _SIDES * _HALVES, layers + 1, hidden_size(model), dtype=torch.float64)
 
     def pool(row: int, hidden: Tensor) -> None:
         pooled = torch.einsum("pbs,bsh->pbh", weights, hidden.float()).to("cpu", torch.float64)
-        found[:, :, row] = torch.einsum("gb,pbh->pgh", groups, pooled)
+        sums[:, :, row] = torch.einsum("gb,pbh->pgh", groups, pooled)
 
     with torch.inference_mode(), watching(model, pool):
         # Without the head, whose logits are the largest tensor of all, and without a mask: padding is on the right.
         model.base_model(input_ids=ids, use_cache=False)
-    return found.unflatten(1, (_SIDES, _HALVES))
+    return sums.unflatten(1, (_SIDES, _HALVES))

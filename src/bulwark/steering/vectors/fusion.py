@@ -79,14 +79,14 @@ def load_fused(
     """
     layers, hidden = len(blocks_of(model)), hidden_size(model)
     stored = {trait: read(paths[trait]) for trait in settings.traits}
-    for trait, (rows, told) in stored.items():
-        too_few = len(rows) < layers + 1 and not told.get("layers")  # a published file may hold some layers only
+    for trait, (rows, description) in stored.items():
+        too_few = len(rows) < layers + 1 and not description.get("layers")  # a published file may hold some layers only
         if rows.shape[1] != hidden or len(rows) > layers + 1 or too_few:
             raise ConfigurationError(
                 f"{paths[trait]}: holds vectors [{len(rows)}, {rows.shape[1]}] (layers + 1, hidden), but the model has "
                 f"{layers} blocks of width {hidden}. They belong to another model."
             )
-        made_from = (told.get("model") or {}).get("digest")
+        made_from = (description.get("model") or {}).get("digest")
         if model_digest and made_from and made_from != model_digest:
             raise ConfigurationError(
                 f"{paths[trait]}: the vectors were made from another checkpoint than the one to be steered. "

@@ -117,16 +117,16 @@ def choose(
     coherence = judgements_of(asked, "coherence", settings, cache)
     values = [(row.layer, s.value, c.value) for row, s, c in zip(rows, score, coherence, strict=True)]
     table = {layer: _means([v for v in values if v[0] == layer]) for layer in dict.fromkeys(row.layer for row in rows)}
-    usable = {layer: told for layer, told in table.items() if layer is not None and told["score"] is not None}
+    usable = {layer: row for layer, row in table.items() if layer is not None and row["score"] is not None}
     unsteered = table[None]["score"]
     if not usable or unsteered is None:
         whose = "of any layer" if not usable else "of the unsteered model"
         raise BulwarkError(f"{steered}: no answer {whose} could be judged, so no layer can be chosen.")
     best = max(usable, key=lambda layer: (usable[layer]["score"], usable[layer]["coherence"] or 0, -layer))
-    found = usable[best]["score"] > unsteered
+    better = usable[best]["score"] > unsteered
     result = {
         "trait": rows[0].trait,
-        "layer": best if found else None,
+        "layer": best if better else None,
         "choice": choice.model_dump(mode="json"),
         "judge": settings.model_dump(mode="json"),
         "unsteered": table[None],
@@ -135,7 +135,7 @@ def choose(
     }
     files.write_text(output, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     summary = f"{rows[0].trait}: layer {best} scores {usable[best]['score']:.1f}, the unsteered model {unsteered:.1f}"
-    if found:
+    if better:
         log.info("%s", summary)
     else:
         log.warning("%s: no layer shows more of the trait. Try another choice.coefficient.", summary)

@@ -154,12 +154,12 @@ def judgements_of(
         Request(key, question, answer, criterion, expected, rubric if own else None)
         for key, question, answer, expected, rubric in asked
     ]
-    found = judge(requests, settings, cache)
-    for judgement in found:
+    judgements = judge(requests, settings, cache)
+    for judgement in judgements:
         if judgement.value is None:
             log.info("not judged (%s): %s", criterion, judgement.reason)
     scale = settings.scale / 100
-    return [j if j.value is None else Judgement(j.value / scale, j.reason, j.method, j.lasting) for j in found]
+    return [j if j.value is None else Judgement(j.value / scale, j.reason, j.method, j.lasting) for j in judgements]
 
 
 def _judged(pairs: Sequence[Pair], settings: JudgeSettings, coherence: bool, cache: Path | None) -> list[Pair]:
@@ -173,8 +173,8 @@ def _judged(pairs: Sequence[Pair], settings: JudgeSettings, coherence: bool, cac
             if pair.trait == trait and (response := getattr(pair, side).response).strip()
         }
         for name, criterion in {"score": trait, **({"coherence": "coherence"} if coherence else {})}.items():
-            found = judgements_of(list(asked.values()), criterion, settings, cache)
-            for place, judgement in zip(asked, found, strict=True):
+            judgements = judgements_of(list(asked.values()), criterion, settings, cache)
+            for place, judgement in zip(asked, judgements, strict=True):
                 scores[place][name] = judgement.value
     return [
         pair.model_copy(update={side: getattr(pair, side).model_copy(update=scores[pair.id, side]) for side in SIDES})

@@ -181,8 +181,8 @@ def project(
     own_examples = examples_of(answered, builder)
 
     def projected(part: Examples) -> dict[str, Projected]:
-        found = project_texts(model, part.prompts, directions, layer=layer, pad_id=builder.pad_id)
-        return {record.id: row for record, row in zip(part.records, found, strict=True)}
+        projected = project_texts(model, part.prompts, directions, layer=layer, pad_id=builder.pad_id)
+        return {record.id: row for record, row in zip(part.records, projected, strict=True)}
 
     current, own = projected(examples), projected(own_examples)
     truncated = {c.id: prompt.truncated for c, prompt in zip(conversations, examples.prompts, strict=True)}
@@ -241,11 +241,11 @@ def project_texts(
 
     split = SplitModel(model, layer)
     directions = directions.float().to(model.device)
-    found: dict[int, Projected] = {}
+    by_number: dict[int, Projected] = {}
 
     def work(batch: list[int]) -> None:
         projected = _batch_projected(split, [prompts[number] for number in batch], directions, pad_id)
-        found.update(zip(batch, projected, strict=True))
+        by_number.update(zip(batch, projected, strict=True))
         advance(len(batch))
 
     with torch.inference_mode(), progress(len(prompts), 0) as advance:
@@ -256,7 +256,7 @@ def project_texts(
             lambda number: f"text of {len(prompts[number].ids)} tokens",
             "Lower max_tokens. ",
         )
-    return [found[number] for number in range(len(prompts))]
+    return [by_number[number] for number in range(len(prompts))]
 
 
 def _batch_projected(split: SplitModel, prompts: list[Prompt], directions: Tensor, pad_id: int) -> list[Projected]:
