@@ -15,6 +15,7 @@ and writes in `Benchmark` what is its own: as a rule `prompts` and `score`.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ def measured(record_id: str, response: str, *, tokens: int = 0, truncated: bool 
     return {**line, "finish": "stop", "truncated": truncated}
 
 
-class Benchmark:
+class Benchmark(ABC):
     """A benchmark with its settings.
 
     schema, metrics: the module's `Record` and `METRICS`. groups: columns by which the metrics are broken down.
@@ -86,12 +87,12 @@ class Benchmark:
             for ((record_id, variant), _), answer in zip(prompts, produced, strict=True)
         ]
 
+    @abstractmethod
     def score(self, record: Any, responses: Mapping[str, str]) -> Row:
         """One flat row of a record, from {variant: response}.
 
         With `requests` it takes the record's judgements, {key of the request: Judgement}, as a third argument.
         """
-        raise NotImplementedError
 
     def aggregate(self, rows: Sequence[Row]) -> dict[str, Metric]:
         """All metrics; one that no record counts for is null, n 0."""

@@ -6,6 +6,7 @@ except benchmarks marked `if_measured`, which may be absent (the miniature's tas
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Literal, get_args
 
@@ -46,9 +47,9 @@ class _OfStudy(Closed):
 
     study: str
 
+    @abstractmethod
     def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
         """(benchmark, metric, whether the study must measure it); the metric is None if all of the result is meant."""
-        raise NotImplementedError
 
     def benchmarks(self) -> tuple[str, ...]:
         """All benchmarks (and analyses) that it names."""
