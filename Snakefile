@@ -35,5 +35,6 @@ rule all:
 
 
 onstart:
+    collect_garbage_again()
     refuse_what_this_machine_lacks(workflow)
     warm.offer(local=workflow.local_exec)  # local jobs fork from one process that has torch imported

@@ -9,15 +9,20 @@ from bulwark.config import loading, machine, plan as plan_jobs, plan_reports, pl
 from bulwark.errors import BulwarkError
 from bulwark.jobs import warm
 
+from snakemake.common import overwrite_function_params
 from snakemake.exceptions import WorkflowError
 
 # Downloads happen in local rules with pinned revisions, whose scripts lift this; all other jobs read what is on disk.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
-# A plan is some millions of objects that live to its end: looking for garbage among them took a seventh of its time.
-gc.set_threshold(200_000, 50, 100)
+# A plan is some millions of objects that live to its end: looking for garbage among them took up to a fifth of its time.
+gc.disable()
 
-ONLY_WILDCARDS = inspect.Signature([inspect.Parameter("wildcards", inspect.Parameter.POSITIONAL_OR_KEYWORD)])
+
+def of_wildcards_only(directive):
+    """State a directive's parameters: Snakemake asks for them several times per job and would inspect it each time."""
+    overwrite_function_params(directive, inspect.signature(directive).parameters)
+    return directive
 
 
 def explained(function, *arguments):
@@ -37,8 +42,7 @@ def planned(module):
         def directive(wildcards):
             return explained(function, catalogue, *(getattr(wildcards, name) for name in names))
 
-        directive.__signature__ = ONLY_WILDCARDS  # read for every job; stated, it need not be worked out
-        return directive
+        return of_wildcards_only(directive)
 
     functions = inspect.getmembers(module, inspect.isroutine)  # cached ones, too
     return SimpleNamespace(**{name: of_wildcards(function) for name, function in functions})
@@ -51,8 +55,7 @@ def of(function, attribute, *keys):
         value = getattr(function(wildcards), attribute)
         return value[keys[0]] if keys else value
 
-    directive.__signature__ = ONLY_WILDCARDS
-    return directive
+    return of_wildcards_only(directive)
 
 
 def needs(work):
@@ -78,6 +81,12 @@ wildcard_constraints:
     table=r"[^/.]+",
     figure=r"[^/.]+",
     claim=r"[^/.]+",
+
+
+def collect_garbage_again():
+    """For a run, which may take days: of what the plan has not made."""
+    gc.freeze()
+    gc.enable()
 
 
 def judge_of(job):

@@ -85,14 +85,14 @@ def _map(value: Any, where: str) -> Mapping[str, Any]:
 
 def _entity(cls: type[Closed], data: Any, name: str, folder: Path, section: str, over: Mapping) -> Closed:
     """One entity; if an overlay names one that has no file and is not whole either, the name may be the mistake."""
-    files = [path.stem for path in folder.glob("*.yaml")]
-    file = [f"{folder.parent.name}/{section}/{name}.yaml"] if name in files else []
+    file = [f"{folder.parent.name}/{section}/{name}.yaml"] if (folder / f"{name}.yaml").exists() else []
     overlay = [f"{section}.{name} of the overlay"] if name in over else []
     try:
         return validated(cls, data, " with ".join(file + overlay))
     except ConfigurationError as error:
         if file:
             raise
+        files = [path.stem for path in folder.glob("*.yaml")]
         raise ConfigurationError(
             f"{error}\nThere is no {section}/{name}.yaml to change.{nearest(name, files)}"
         ) from None
