@@ -189,7 +189,7 @@ def decode(
         ended[rows[stopping]] = True
         lengths[rows[stopping]] = step + 1
         going &= ~stopping
-        if stop_when is not None and (step + 1) % LOOK_EVERY == 0:
+        if stop_when is not None and (step + 1) % LOOK_EVERY == 0 and bool(going.any()):
             candidates = rows[going]
             known = torch.tensor(stop_when(tokens[candidates, : step + 1].tolist()), dtype=torch.bool, device=device)
             decided[candidates[known]] = True

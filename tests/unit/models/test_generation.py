@@ -381,3 +381,13 @@ def test_stopping_early_leaves_the_beginning_of_the_whole_answer(answer, prompts
     for one, other in zip(early, whole, strict=True):
         assert other.response.startswith(one.response)
         assert one.tokens in (generation.LOOK_EVERY, 2 * generation.LOOK_EVERY, 12)
+
+
+def test_rows_that_all_end_in_the_step_of_a_look_are_not_looked_at(answer, model, prompts):
+    """A decoder makes one text of no rows at all, which would be a verdict too many."""
+    key, prompt = prompts[0]
+    (whole,) = generation.decode(model, [prompt], max_new_tokens=generation.LOOK_EVERY, stop_ids=[], pad_id=0)
+    last = whole.ids[-1]
+    assert last not in whole.ids[:-1]
+    (ended,) = answer(prompts=[(key, prompt)], stop_ids=[last], stop_when=lambda text: pytest.fail("looked at"))
+    assert (ended.finish, ended.tokens) == ("stop", generation.LOOK_EVERY)
