@@ -61,8 +61,8 @@ def discrimination(scores: Sequence[float], positive: Sequence[bool], *, resampl
     draws = draws[:, np.isfinite(draws).all(axis=0)]
     # Where all resamples agree (a perfect detector), the interval gets the room of a rate among the smaller group.
     room = min(n_positive, n_negative)
-    measured = (_measured(estimate, draw, room) for estimate, draw in zip(estimates, draws, strict=True))
-    return Discrimination(*measured, n_positive, n_negative)
+    auroc, auprc, tpr = (_measured(estimate, draw, room) for estimate, draw in zip(estimates, draws, strict=True))
+    return Discrimination(auroc, auprc, tpr, n_positive, n_negative)
 
 
 def roc_points(scores: Sequence[float], positive: Sequence[bool], most: int = 200) -> list[list[float]]:

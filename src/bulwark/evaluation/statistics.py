@@ -265,7 +265,8 @@ def _aligned(first: Sample, second: Sample) -> tuple[tuple[int, ...], np.ndarray
             f"the recipes were run with different seeds ({list(first.seeds)} and {list(second.seeds)}). Run both with "
             "the same seeds; only a recipe with a single seed can stand against several."
         )
-    return max(second.seeds, first.seeds, key=len), *np.broadcast_arrays(first.values, second.values)
+    a, b = np.broadcast_arrays(first.values, second.values)
+    return max(second.seeds, first.seeds, key=len), a, b
 
 
 def _patterns(values: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
