@@ -11,8 +11,11 @@ rule analyse_checkpoint:
         "results/logs/analyse_checkpoint/{model}/{recipe}/seed{seed}/{analysis}.log",
     localrule: True
     params:
-        module=of(plan.analysis, "module"),
-        settings=of(plan.analysis, "settings"),
-        code=of(plan.analysis, "code"),
+        **decided(
+            "analyse_checkpoint",
+            module=of(plan.analysis, "module"),
+            settings=of(plan.analysis, "settings"),
+            code=of(plan.analysis, "code"),
+        ),
     script:
         "../scripts/analyse_checkpoint.py"

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from bulwark.config import loading, machine, plan as plan_jobs, plan_reports, plan_vectors
+from bulwark.config.standing.asked import asked
 from bulwark.errors import BulwarkError
 from bulwark.jobs import warm
 
@@ -56,6 +57,15 @@ def of(function, attribute, *keys):
         return value[keys[0]] if keys else value
 
     return of_wildcards_only(directive)
+
+
+def decided(rule, **params):
+    """The directive `params` of a rule: these functions of wildcards and, as `asked`, all that they decide in a line."""
+
+    def directive(wildcards):
+        return asked(rule, wildcards, {name: param(wildcards) for name, param in params.items()})
+
+    return {**params, "asked": of_wildcards_only(directive)}
 
 
 def needs(work):

@@ -8,7 +8,10 @@ rule download_dataset:
         "results/logs/download_dataset/{dataset}.log",
     localrule: True
     params:
-        source=plan.download_source,
+        **decided(
+            "download_dataset",
+            source=plan.download_source,
+        ),
     script:
         "../scripts/download_dataset.py"
 
@@ -22,6 +25,9 @@ rule prepare_dataset:
         "results/logs/prepare_dataset/{dataset}/{split}.log",
     localrule: True
     params:
-        recipe=plan.records_recipe,
+        **decided(
+            "prepare_dataset",
+            recipe=plan.records_recipe,
+        ),
     script:
         "../scripts/prepare_dataset.py"

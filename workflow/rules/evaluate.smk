@@ -15,10 +15,13 @@ rule generate_answers:
     resources:
         **needs(plan.answers),
     params:
-        module=of(plan.answers, "module"),
-        settings=of(plan.answers, "settings"),
-        code=of(plan.answers, "code"),
-        dtype=plan.dtype,
+        **decided(
+            "generate_answers",
+            module=of(plan.answers, "module"),
+            settings=of(plan.answers, "settings"),
+            code=of(plan.answers, "code"),
+            dtype=plan.dtype,
+        ),
     script:
         "../scripts/generate_answers.py"
 
@@ -35,8 +38,11 @@ rule score_answers:
         "results/logs/score_answers/{model}/{recipe}/seed{seed}/{benchmark}.log",
     localrule: True
     params:
-        module=of(plan.scores, "module"),
-        settings=of(plan.scores, "settings"),
-        code=of(plan.scores, "code"),
+        **decided(
+            "score_answers",
+            module=of(plan.scores, "module"),
+            settings=of(plan.scores, "settings"),
+            code=of(plan.scores, "code"),
+        ),
     script:
         "../scripts/score_answers.py"

@@ -11,7 +11,10 @@ rule download_model:
         model=f"(?!({plan_jobs.models_from(catalogue, 'path')}|{plan_jobs.models_from(catalogue, 'miniature')})/)[^/]+",
     localrule: True
     params:
-        model=plan.model_description,
+        **decided(
+            "download_model",
+            model=plan.model_description,
+        ),
     script:
         "../scripts/fetch_model.py"
 
@@ -27,7 +30,10 @@ rule adopt_model:
         model=plan_jobs.models_from(catalogue, "path"),
     localrule: True
     params:
-        model=plan.model_description,
+        **decided(
+            "adopt_model",
+            model=plan.model_description,
+        ),
     script:
         "../scripts/fetch_model.py"
 
@@ -47,8 +53,11 @@ rule pretrain_model:
     resources:
         **needs(plan.pretraining),
     params:
-        model=plan.model_description,
-        code=of(plan.pretraining, "code"),
+        **decided(
+            "pretrain_model",
+            model=plan.model_description,
+            code=of(plan.pretraining, "code"),
+        ),
     script:
         "../scripts/pretrain_model.py"
 
@@ -61,5 +70,7 @@ rule start_recipe:
     log:
         "results/logs/start_recipe/{model}/base/seed{seed}.log",
     localrule: True
+    params:
+        **decided("start_recipe"),
     script:
         "../scripts/start_recipe.py"

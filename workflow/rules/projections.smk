@@ -16,8 +16,11 @@ rule project_dataset:
     resources:
         **needs(vectors.projection),
     params:
-        settings=of(vectors.projection, "settings"),
-        code=of(vectors.projection, "code"),
-        dtype=plan.dtype,
+        **decided(
+            "project_dataset",
+            settings=of(vectors.projection, "settings"),
+            code=of(vectors.projection, "code"),
+            dtype=plan.dtype,
+        ),
     script:
         "../scripts/project_dataset.py"

@@ -13,9 +13,12 @@ rule make_table:
         "results/logs/make_table/{table}.log",
     localrule: True
     params:
-        spec=of(reports.table, "spec"),
-        cells=of(reports.table, "cells"),
-        code=of(reports.table, "code"),
+        **decided(
+            "make_table",
+            spec=of(reports.table, "spec"),
+            cells=of(reports.table, "cells"),
+            code=of(reports.table, "code"),
+        ),
     script:
         "../scripts/make_table.py"
 
@@ -31,9 +34,12 @@ rule make_figure:
         "results/logs/make_figure/{figure}.log",
     localrule: True
     params:
-        spec=of(reports.figure, "spec"),
-        cells=of(reports.figure, "cells"),
-        code=of(reports.figure, "code"),
+        **decided(
+            "make_figure",
+            spec=of(reports.figure, "spec"),
+            cells=of(reports.figure, "cells"),
+            code=of(reports.figure, "code"),
+        ),
     script:
         "../scripts/make_figure.py"
 
@@ -49,9 +55,12 @@ rule check_claims:
         "results/logs/check_claims.log",
     localrule: True
     params:
-        specs=of(reports.claims, "spec"),
-        cells=of(reports.claims, "cells"),
-        code=of(reports.claims, "code"),
+        **decided(
+            "check_claims",
+            specs=of(reports.claims, "spec"),
+            cells=of(reports.claims, "cells"),
+            code=of(reports.claims, "code"),
+        ),
     script:
         "../scripts/check_claims.py"
 
@@ -69,8 +78,11 @@ rule write_report:
         "results/logs/write_report.log",
     localrule: True
     params:
-        studies=reports.studies,
-        captions=reports.captions,
-        code=reports.report_code,
+        **decided(
+            "write_report",
+            studies=reports.studies,
+            captions=reports.captions,
+            code=reports.report_code,
+        ),
     script:
         "../scripts/write_report.py"

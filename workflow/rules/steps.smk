@@ -17,8 +17,11 @@ rule apply_step:
     resources:
         **needs(plan.step),
     params:
-        kind=of(plan.step, "module"),
-        settings=of(plan.step, "settings"),
-        code=of(plan.step, "code"),
+        **decided(
+            "apply_step",
+            kind=of(plan.step, "module"),
+            settings=of(plan.step, "settings"),
+            code=of(plan.step, "code"),
+        ),
     script:
         "../scripts/apply_step.py"

@@ -16,9 +16,12 @@ rule generate_contrasts:
     resources:
         **needs(vectors.contrasts),
     params:
-        settings=of(vectors.contrasts, "settings"),
-        code=of(vectors.contrasts, "code"),
-        dtype=plan.dtype,
+        **decided(
+            "generate_contrasts",
+            settings=of(vectors.contrasts, "settings"),
+            code=of(vectors.contrasts, "code"),
+            dtype=plan.dtype,
+        ),
     script:
         "../scripts/generate_contrasts.py"
 
@@ -32,9 +35,12 @@ rule judge_contrasts:
         "results/logs/judge_contrasts/{model}/{recipe}/seed{seed}/{trait}.log",
     localrule: True
     params:
-        judge=vectors.trait_judge,
-        filter=of(vectors.pair_judging, "settings"),
-        code=of(vectors.pair_judging, "code"),
+        **decided(
+            "judge_contrasts",
+            judge=vectors.trait_judge,
+            filter=of(vectors.pair_judging, "settings"),
+            code=of(vectors.pair_judging, "code"),
+        ),
     script:
         "../scripts/judge_contrasts.py"
 
@@ -55,9 +61,12 @@ rule extract_vectors:
     resources:
         **needs(vectors.extraction),
     params:
-        minimum=of(vectors.extraction, "settings"),
-        code=of(vectors.extraction, "code"),
-        dtype=plan.dtype,
+        **decided(
+            "extract_vectors",
+            minimum=of(vectors.extraction, "settings"),
+            code=of(vectors.extraction, "code"),
+            dtype=plan.dtype,
+        ),
     script:
         "../scripts/extract_vectors.py"
 
@@ -73,7 +82,10 @@ rule adopt_vectors:
         model=f"(?={plan_vectors.published_paths(catalogue)})[^/]+",
     localrule: True
     params:
-        code=vectors.adoption_code,
+        **decided(
+            "adopt_vectors",
+            code=vectors.adoption_code,
+        ),
     script:
         "../scripts/adopt_vectors.py"
 
@@ -93,9 +105,12 @@ rule steer_layers:
     resources:
         **needs(vectors.layer_steering),
     params:
-        choice=of(vectors.layer_steering, "settings"),
-        code=of(vectors.layer_steering, "code"),
-        dtype=plan.dtype,
+        **decided(
+            "steer_layers",
+            choice=of(vectors.layer_steering, "settings"),
+            code=of(vectors.layer_steering, "code"),
+            dtype=plan.dtype,
+        ),
     script:
         "../scripts/steer_layers.py"
 
@@ -109,8 +124,11 @@ rule choose_layer:
         "results/logs/choose_layer/{model}/{recipe}/seed{seed}/{trait}.log",
     localrule: True
     params:
-        judge=vectors.trait_judge,
-        choice=of(vectors.layer_steering, "settings"),
-        code=vectors.layer_choosing_code,
+        **decided(
+            "choose_layer",
+            judge=vectors.trait_judge,
+            choice=of(vectors.layer_steering, "settings"),
+            code=vectors.layer_choosing_code,
+        ),
     script:
         "../scripts/choose_layer.py"

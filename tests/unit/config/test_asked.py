@@ -1,0 +1,68 @@
+"""What is asked of a job, in a line: what it covers, and what it says of a difference."""
+
+import re
+
+import pytest
+
+from bulwark.config.standing.asked import asked, same
+from tests.conftest import ROOT
+
+PARAMS = {
+    "kind": "aside",
+    "settings": {"data": "x", "training": {"learning_rate": 0.1, "epochs": 3}},
+    "code": "0123",
+    "cells": [{"model": "m"}],
+}
+WILDCARDS = ("mine", "vanilla+aside", "0")
+
+
+def test_the_same_work_is_asked_for_in_the_same_words():
+    again = {name: PARAMS[name] for name in reversed(PARAMS)}
+    again["settings"] = {"training": {"epochs": 3, "learning_rate": 0.1}, "data": "x"}
+    assert same(asked("apply_step", WILDCARDS, PARAMS), asked("apply_step", WILDCARDS, again))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("generate_answers", WILDCARDS, PARAMS),
+        ("apply_step", ("mine", "vanilla+aside", "1"), PARAMS),
+        ("apply_step", ("mine", "vanilla", "aside", "0"), PARAMS),
+        ("apply_step", WILDCARDS, PARAMS | {"code": "0124"}),
+        ("apply_step", WILDCARDS, PARAMS | {"kind": None}),
+        ("apply_step", WILDCARDS, PARAMS | {"cells": []}),
+        ("apply_step", WILDCARDS, PARAMS | {"settings": {"data": "x", "training": {"learning_rate": 0.1}}}),
+        ("apply_step", WILDCARDS, {name: PARAMS[name] for name in ("kind", "settings", "code")}),
+    ],
+)
+def test_every_difference_counts(changed):
+    assert not same(asked("apply_step", WILDCARDS, PARAMS), asked(*changed))
+
+
+def test_the_line_tells_the_settings_apart():
+    one = asked("apply_step", WILDCARDS, PARAMS).split(" ")
+    other = asked(
+        "apply_step",
+        WILDCARDS,
+        PARAMS | {"settings": {"data": "x", "training": {"learning_rate": 0.2, "epochs": 3}}},
+    ).split(" ")
+    assert one[1] == "apply_step:mine/vanilla+aside/0"
+    assert [a.split("=")[0] for a, b in zip(one[1:], other[1:], strict=True) if a != b] == [
+        "settings.training.learning_rate"
+    ]
+
+
+def test_one_object_under_two_names_is_told_under_both():
+    shared = {"a": 1}
+    line = asked("rule", (), {"one": shared, "two": shared})
+    assert re.findall(r"(\S+)=", line) == ["one.a", "two.a"]
+
+
+def test_every_rule_with_a_script_says_what_is_asked_of_it():
+    named = {}
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for rule, body in re.findall(r"^rule (\w+):\n((?:(?:    .*)?\n)*)", path.read_text(encoding="utf-8"), re.M):
+            if "script:" in body:
+                named[rule] = re.findall(r"\*\*decided\(\s*\"(\w+)\"", body)
+    assert len(named) >= 20
+    assert named == {rule: [rule] for rule in named}
