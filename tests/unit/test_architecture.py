@@ -17,6 +17,7 @@ ROOMS = [
     "settings",
     "logs",
     "files",
+    "seals",
     "data",
     "prompts",
     "models",

@@ -26,6 +26,7 @@ UNTRACKED = {
     "bulwark.jobs": "describes jobs and starts processes",
     "bulwark.logs": "where messages go",
     "bulwark.models.manifests": "records what a checkpoint is made of, and finds it again",
+    "bulwark.seals": "records what a result is made of and holds, and refuses what was changed since",
     "bulwark.settings": "checks a configuration; the settings that come out are a parameter of the job themselves",
     "bulwark.training.progress": "shows a training while it runs",
 }

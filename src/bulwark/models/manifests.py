@@ -7,7 +7,6 @@ the reports read manifests too.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -18,8 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bulwark import seals
 from bulwark.errors import CheckpointError
-from bulwark.files import digest, files_below, sha256_of, write_text
+from bulwark.files import digest, files_below
 
 MANIFEST = "checkpoint.json"
 BASE_MANIFEST = "model.json"
@@ -57,48 +57,33 @@ def write_manifest(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
     if not names:
         raise CheckpointError(f"{path}: no files to list beside it or in its weights folder {content['weights']!r}.")
     with ThreadPoolExecutor(max_workers=min(8, len(names), os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(lambda name: sha256_of(_beside(path, name)), names))
+        digests = list(pool.map(lambda name: seals.hashed(seals.beside(path, name)), names))
     files = [
-        {"name": name, "bytes": _beside(path, name).stat().st_size, "sha256": sha256}
+        {"name": name, "bytes": seals.beside(path, name).stat().st_size, "sha256": sha256}
         for name, sha256 in zip(names, digests, strict=True)
     ]
-    whole = content | {"files": files}
-    write_text(path, _as_json(whole))
-    return whole
+    return seals.write_manifest(path, content | {"files": files})
 
 
-def read_manifest(path: str | Path, verify: bool = True, hashes: bool = False) -> dict[str, Any]:
+def read_manifest(path: str | Path, verify: bool = True) -> dict[str, Any]:
     """Read the manifest at `path` (or of the folder `path`).
 
-    `verify` checks that every listed file is there with its size (milliseconds), `hashes` also its SHA-256 (reads
-    everything). Raises CheckpointError naming the file that is missing or changed.
+    `verify` compares every listed file's size and SHA-256 with it (each file is read once per change and machine).
+    Raises CheckpointError naming the file that is missing or changed, and if the manifest itself was changed.
     """
     path = manifest_path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no manifest, so what lies beside it is not a finished checkpoint.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        files = [(entry["name"], entry["bytes"], entry["sha256"]) for entry in content["files"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a manifest ({type(error).__name__}: {error}).") from None
-    if not verify and not hashes:
-        return content
-    for name, size, sha256 in files:
-        file = _beside(path, name)
-        if not file.is_file():
-            raise CheckpointError(f"{path}: {name} is listed but missing; delete the manifest to make it again.")
-        size_now = file.stat().st_size
-        if size_now != size:
-            raise CheckpointError(f"{path}: {name} has {size_now} bytes, {size} are listed: it was changed or cut.")
-        if hashes and sha256_of(file) != sha256:
-            raise CheckpointError(f"{path}: the content of {name} is not what the manifest lists: it was changed.")
+    content = seals.read_manifest(path)
+    if verify:
+        seals.verify_files(path, content["files"])
     return content
 
 
 def weights_folder(path: str | Path) -> Path:
     """Return the folder of the weights that the manifest at `path` (or of the folder `path`) belongs to."""
     path = manifest_path(path)
-    return _beside(path, read_manifest(path, verify=False).get("weights", "."))
+    return seals.beside(path, read_manifest(path, verify=False).get("weights", "."))
 
 
 def manifest_path(path: str | Path) -> Path:
@@ -124,8 +109,8 @@ def open_manifest(path: str | Path) -> tuple[Path, Path, str]:
 def start_recipe(model: Path, output: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """Write the manifest of a recipe's start, `output`: a checkpoint whose weights are those of the base model `model`.
 
-    `model` is the base model's manifest; its hashes are taken over, so nothing is read but the file sizes. `identity`
-    says for whom: model, recipe, seed. Returns what was written.
+    `model` is the base model's manifest; its hashes are taken over. `identity` says for whom: model, recipe, seed.
+    Returns what was written.
     """
     base, folder, template = open_manifest(model)
     weights = Path(os.path.relpath(folder, output.parent)).as_posix()
@@ -142,8 +127,7 @@ def start_recipe(model: Path, output: Path, identity: dict[str, Any]) -> dict[st
             for entry in read_manifest(base)["files"]
         ],
     }
-    write_text(output, _as_json(content))
-    return content
+    return seals.write_manifest(output, content)
 
 
 def provenance(started: float | None = None) -> dict[str, Any]:
@@ -166,21 +150,12 @@ def provenance(started: float | None = None) -> dict[str, Any]:
 
 def _listed(path: Path, weights: str) -> list[str]:
     names = [name for name in files_below(path.parent) if name != path.name and Path(name).parts[0] not in PASSING]
-    folder = _beside(path, weights)
+    folder = seals.beside(path, weights)
     if not folder.is_dir():
         raise CheckpointError(f'{path}: its weights folder "{weights}" does not exist.')
     if not folder.resolve().is_relative_to(path.parent.resolve()):
         names += [os.path.join(weights, name) for name in files_below(folder)]
     return names
-
-
-def _beside(manifest: Path, name: str) -> Path:
-    """The place of a listed name; by its words, so that "../" stays right where results/ is made of links."""
-    return Path(os.path.normpath(manifest.parent / name))
-
-
-def _as_json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _versions() -> dict[str, str]:

@@ -123,7 +123,7 @@ def test_everything_is_written(attacked):
     kind, folder, _ = attacked
     wanted = COMMON | ({"candidates.jsonl"} if kind == "refusal_direction" else SEARCHED)
     assert wanted <= set(files_of(folder))
-    listed = {entry["name"] for entry in manifests.read_manifest(folder, hashes=True)["files"]}
+    listed = {entry["name"] for entry in manifests.read_manifest(folder)["files"]}
     assert wanted <= listed
 
 
@@ -158,7 +158,7 @@ def test_the_attacked_model_refuses_less_and_answers_as_was_measured(attacked):
 
 
 def test_the_parent_is_as_it_was(attacked, parent):
-    manifests.read_manifest(parent, hashes=True)
+    manifests.read_manifest(parent)
     model = checkpoints.load_model(parent.parent, "float32")
     assert checksum(model) == checksum(refusing_model())
 
