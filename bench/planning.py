@@ -75,8 +75,9 @@ def _ours(folder: Path, seeds: int) -> Callable[[], subprocess.CompletedProcess]
     folder.mkdir()
     studies = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))["studies"]
     overlay = folder / "seeds.yaml"
-    overlay.write_text(yaml.safe_dump({"studies": {name: {"seeds": list(range(seeds))} for name in studies}}))
-    return _dry_run(ROOT / "Snakefile", folder, "--configfile", str(ROOT / "config" / "config.yaml"), str(overlay))
+    lists = {name: {"seeds": list(range(seeds))} for name in studies}
+    overlay.write_text(yaml.safe_dump({"name": "seeds", "studies": lists}), encoding="utf-8")
+    return _dry_run(ROOT / "Snakefile", folder, "--configfile", str(overlay))
 
 
 def _skeleton(folder: Path, jobs: int) -> Callable[[], subprocess.CompletedProcess]:

@@ -60,15 +60,12 @@ def _status(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from bulwark.config import loading, paths
-    from bulwark.settings import merged, read_yaml
+    from bulwark.config import loading, overlays, paths
 
-    config: dict = {}
     for path in [Path("config/config.yaml"), *map(Path, options.configfile)]:
         if not path.is_file():
             raise BulwarkError(f"{path} does not exist. Run this in the top folder of the repository.")
-        config = merged(config, read_yaml(path))
-    catalogue = loading.load(config, Path("config"))
+    catalogue = loading.load(overlays.read(options.configfile, Path("config")), Path("config"))
     console = Console()
 
     table = Table("study", "checkpoints", "scores", "tables", "figures", title="done / asked for")

@@ -17,6 +17,7 @@ pytestmark = [
 
 # Only what makes the README's overlay fit a test: no GPU, few and short steps.
 SMALL = {
+    "name": "mine",
     "models": {
         "mine": {
             "dtype": "float32",

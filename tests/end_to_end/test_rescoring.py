@@ -27,7 +27,7 @@ def judged_by(copy, **judge):
     """Arguments for both scores files, with this judge in the place of the oracle."""
     own = {"models": {"miniature": {"settings": {"scoring": {"judge": judge}}}}}
     small = {f"miniature_{name}": {"splits": {"test": 8}} for name in ("harmful", "questions_rude")}
-    changes = {"benchmarks": {"strongreject": own, "trait_evil": own}, "datasets": small}
+    changes = {"name": "judged", "benchmarks": {"strongreject": own, "trait_evil": own}, "datasets": small}
     (copy.folder / "judge.yaml").write_text(yaml.safe_dump(changes))
     return ("--cores", "1", "--configfile", SMALLEST, "judge.yaml", "--", *SCORES)
 

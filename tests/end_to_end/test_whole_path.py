@@ -33,7 +33,7 @@ def edited(path, old, new):
 @contextlib.contextmanager
 def overlay(checkout, changes):
     path = checkout.folder / "changes.yaml"
-    path.write_text(yaml.safe_dump(changes))
+    path.write_text(yaml.safe_dump({"name": "smallest", **changes}))
     try:
         yield ("--configfile", SMALLEST, "changes.yaml", "--", "all")
     finally:

@@ -75,7 +75,7 @@ def test_an_unknown_name_ends_the_workflow_with_the_nearest_one(checkout):
 
 
 def test_a_mistake_in_an_overlay_ends_the_workflow_before_any_job(checkout):
-    (checkout.folder / "overlay.yaml").write_text("stuides: {}")
+    (checkout.folder / "overlay.yaml").write_text("name: mine\nstuides: {}")
     done = checkout.snakemake("--dry-run", "--configfile", "overlay.yaml", "--", "all", check=False)
     assert done.returncode != 0
     assert '"stuides"' in done.stdout
@@ -94,7 +94,7 @@ def test_without_the_gpus_it_needs_a_run_stops_before_its_first_job(checkout, mo
 def test_a_method_added_to_the_list_adds_its_own_jobs_only(checkout):
     before = checkout.plan(*MINIATURE, "--", "paper_aside")
     (checkout.folder / "overlay.yaml").write_text(
-        "studies: {aside: {recipes: [base, vanilla, ise, aside, vanilla+aside]}}"
+        "name: mine\nstudies: {aside: {recipes: [base, vanilla, ise, aside, vanilla+aside]}}"
     )
     after = checkout.plan("--configfile", "config/miniature.yaml", "overlay.yaml", "--", "paper_aside")
     added = {rule: after[rule] - before[rule] for rule in after if after[rule] != before[rule]}

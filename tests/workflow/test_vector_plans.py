@@ -25,7 +25,7 @@ def test_a_vector_of_a_trained_checkpoint_can_be_asked_for(checkout):
 
 def test_a_published_file_is_adopted_on_its_model_only(checkout):
     (checkout.folder / "evil.pt").touch()
-    (checkout.folder / "overlay.yaml").write_text("traits: {evil: {files: {qwen2.5-7b: evil.pt}}}")
+    (checkout.folder / "overlay.yaml").write_text("name: mine\ntraits: {evil: {files: {qwen2.5-7b: evil.pt}}}")
     overlay = ("--configfile", "overlay.yaml", "--")
     assert checkout.plan(*overlay, "results/vectors/qwen2.5-7b/base/seed0/evil.safetensors") == {"adopt_vectors": 1}
     for other in ("qwen2.5-7b/base/seed0/sycophantic", "qwen3-8b/base/seed0/evil"):
@@ -36,8 +36,8 @@ def test_a_published_file_is_adopted_on_its_model_only(checkout):
 
 def test_the_files_behind_vectors_are_part_of_the_data(checkout):
     (checkout.folder / "overlay.yaml").write_text(
-        "{studies: {aside: {models: [miniature], recipes: [vanilla, steer], seeds: [0], tables: [], figures: [],"
-        " claims: []}}}"
+        "name: mine\nstudies: {aside: {models: [miniature], recipes: [vanilla, steer], seeds: [0], tables: [], "
+        "figures: [], claims: []}}"
     )
     made = checkout.planned_outputs("--configfile", "overlay.yaml", "--", "data")
     assert "results/data/miniature_contrast_rude/train.jsonl" in made

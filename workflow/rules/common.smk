@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-from bulwark.config import loading, machine, plan as plan_jobs, plan_reports, plan_vectors
+from bulwark.config import loading, machine, overlays, plan as plan_jobs, plan_reports, plan_vectors
 from bulwark.config.standing.asked import asked
 from bulwark.errors import BulwarkError
 from bulwark.jobs import warm
@@ -73,7 +73,10 @@ def needs(work):
     return {name: of(work, "resources", name) for name in ("gpu", "nodes", "mem_mb", "runtime")}
 
 
-catalogue = explained(loading.load, config, Path(workflow.basedir) / "config")
+# What stands in the files, with the files' own names: Snakemake's `config` is merged, and has lost duplicate keys.
+folder = Path(workflow.basedir) / "config"
+settings = workflow.config_settings
+catalogue = explained(loading.load, explained(overlays.read, settings.configfiles, folder, settings.config), folder)
 plan, vectors, reports = planned(plan_jobs), planned(plan_vectors), planned(plan_reports)
 
 

@@ -67,7 +67,7 @@ class Resolved:
 class Catalogue:
     """Every entity by name. Look-ups of unknown names raise ConfigurationError with the nearest valid name.
 
-    folder: where the entity files are.
+    folder: where the entity files are. name: of the configuration, under which its reports are kept.
     """
 
     models: dict[str, Model]
@@ -82,6 +82,7 @@ class Catalogue:
     claims: dict[str, Claim]
     studies: dict[str, Study]
     folder: Path
+    name: str
     _resolved: dict[tuple[Section, str | None, str], Resolved] = field(default_factory=dict, repr=False)
 
     def model(self, name: str, where: str = "") -> Model:

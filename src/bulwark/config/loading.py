@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bulwark.config import checks
+from bulwark.config import checks, overlays
 from bulwark.config.catalogue import Catalogue
 from bulwark.config.entities import (
     Analysis,
@@ -36,11 +36,15 @@ _FOLDERS: dict[str, type[Closed]] = {
 }
 
 
-def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
-    """Join the entity files under `folder` with the sections of `config`, and check the whole.
+def load(configuration: overlays.Configuration | Mapping[str, Any], folder: Path) -> Catalogue:
+    """Join the entity files under `folder` with the sections of a configuration, and check the whole.
 
-    Raises ConfigurationError that names file or section, key and the nearest valid name.
+    A plain map stands for a configuration of one file. Raises ConfigurationError that names file or section, key and
+    the nearest valid name.
     """
+    if not isinstance(configuration, overlays.Configuration):
+        configuration = overlays.Configuration((overlays.File("the configuration", configuration),))
+    config = configuration.sections
     sections = {*_FOLDERS, "studies"}
     for key in config:
         if key not in sections:
@@ -61,7 +65,7 @@ def load(config: Mapping[str, Any], folder: Path) -> Catalogue:
         name: validated(Study, data, f"studies.{name}")
         for name, data in _map(config.get("studies") or {}, "studies").items()
     }
-    catalogue = Catalogue(**entities, studies=studies, folder=folder)
+    catalogue = Catalogue(**entities, studies=studies, folder=folder, name=configuration.name)
     checks.check(catalogue)
     published = {path.stem: path for path in (folder / "published").glob("*.yaml")}
     for section in ("tables", "figures"):
