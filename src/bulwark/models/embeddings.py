@@ -28,6 +28,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 ROLES = {"response": 0, "instruction": 1, "data": 2}
 MODEL_TYPE = "bulwark_role_embedding"  # unknown to transformers, so that config.json cannot be read as a plain model
+ARCHITECTURE = "BulwarkRoleEmbeddingForCausalLM"  # likewise: whoever goes by the architecture's name finds no class
 CODE_FILE = "role_embedding.py"
 DEFAULTS = {
     "method": "vanilla",
@@ -37,11 +38,8 @@ DEFAULTS = {
     "linear_shift": False,
     "response_role": "data",
 }
-_CHOICES = {
-    "method": ("vanilla", "ise", "aside"),
-    "direction": ("right", "left"),
-    "response_role": ("data", "instruction"),
-}
+_RESPONSE_ROLES = ("data", "instruction")
+_CHOICES = {"method": ("vanilla", "ise", "aside"), "direction": ("right", "left"), "response_role": _RESPONSE_ROLES}
 _QUARTER_TURN_TOLERANCE = 1e-6  # radians; the published commands write pi/2 with nine digits
 
 Direction = Literal["right", "left"]
@@ -109,6 +107,7 @@ class RoleEmbedding(nn.Embedding):
                 f"The method aside rotates pairs of coordinates, but the hidden size of this model is odd ({hidden}). "
                 "Use a model with an even hidden size, or the method ise or vanilla."
             )
+        self.known_rows = self.num_embeddings
         self.register_parameter("role_shift", None)
         self.register_parameter("rotation", None)
         if self.method == "ise" or description["linear_shift"]:
@@ -149,10 +148,17 @@ class RoleEmbedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         """Embed `ids` [...], each id + V * role, as [..., hidden].
 
-        Raises IndexError for an id outside [0, 3 V) on the CPU; on a GPU the look-up's own device assertion fails.
+        Raises IndexError for an id outside [0, 3 V) on the CPU; on a GPU, and compiled, the look-up itself fails.
+        Raises ValueError after `resize_token_embeddings` until `install` is called: ids made before mean other roles.
         """
         rows = self.num_embeddings
-        if ids.device.type == "cpu" and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < 3 * rows:
+        if rows != self.known_rows:
+            raise ValueError(
+                f"The vocabulary was resized from {self.known_rows} to {rows} rows, and a role is carried as "
+                f"id + rows * role. Make a new PromptBuilder for {rows} rows, then call install(model)."
+            )
+        known = ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling()
+        if known and not 0 <= int(ids.min()) <= int(ids.max()) < 3 * rows:
             raise IndexError(
                 f"Token ids must lie in [0, {3 * rows}): a plain id below {rows} plus {rows} times a role of 0 to 2. "
                 f"Found ids from {int(ids.min())} to {int(ids.max())}."
@@ -161,7 +167,7 @@ class RoleEmbedding(nn.Embedding):
         roles = torch.div(ids, rows, rounding_mode="floor").clamp(0, 2)
         embedded = super().forward(ids - roles * rows)
         if self.scale is not None:
-            embedded = embedded * _rounded(self.scale, self.weight.dtype)
+            embedded = embedded * torch.tensor(self.scale, dtype=self.weight.dtype, device="cpu")  # rounded, as Gemma's
         return self.with_roles(embedded, roles)
 
     def with_roles(self, embedded: Tensor, roles: Tensor) -> Tensor:
@@ -219,11 +225,13 @@ def install(model: PreTrainedModel, description: dict[str, Any] | None = None) -
     """Replace the input embedding of a causal LM, in place, by a role embedding, and describe it in its config.
 
     The weight stays the same Parameter (tied output layers stay tied). `None`, and a description equal to the present
-    one, keep an installed role embedding with its learned parts; another description starts them anew.
+    one, keep an installed role embedding with its learned parts, and take note of a resized vocabulary; another
+    description starts them anew.
     Raises ValueError when the model cannot carry a role embedding; the text says why.
     """
     present = model.get_input_embeddings()
     if isinstance(present, RoleEmbedding) and (description is None or described(description) == present.description):
+        present.known_rows = present.num_embeddings
         return present
     _refuse_unsuitable(model, present)
     embedding = RoleEmbedding(present, description or DEFAULTS, _initializer_range(model.config))
@@ -249,8 +257,8 @@ def describe_in(config: PreTrainedConfig, embedding: RoleEmbedding) -> None:
     family = getattr(type(config), "family", type(config))
     if embedding.method == "vanilla":
         if type(config) is not family:
-            config.__dict__.pop("role_embedding", None)
-            config.__dict__.pop("auto_map", None)
+            for key in ("role_embedding", "auto_map", "base_architectures"):
+                config.__dict__.pop(key, None)
         config.__class__ = family
     else:
         if family.model_type not in CONFIG_MAPPING:
@@ -276,6 +284,9 @@ class RoleEmbeddingConfig:
                 f'transformers {transformers.__version__} knows; found "{content.get("model_type")}", "{family_type}".'
             )
         content["role_embedding"] = described(content.get("role_embedding", {}))
+        # In memory too it stays the unknown name: a serving engine chooses its own class by it, without the roles.
+        content.setdefault("base_architectures", content.get("architectures"))
+        content["architectures"] = [ARCHITECTURE]
         result = CONFIG_MAPPING[family_type].from_dict(content | {"model_type": family_type}, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
         config.__class__ = _role_config(type(config))
@@ -365,12 +376,6 @@ def _scale_of(plain: nn.Embedding) -> float | None:
     )
 
 
-@functools.cache
-def _rounded(scale: float, dtype: torch.dtype) -> float:
-    """Round as Gemma does, whose scale is a tensor of the weights' dtype."""
-    return torch.tensor(scale, dtype=dtype, device="cpu").item()
-
-
 def _refuse_unsuitable(model: PreTrainedModel, present: nn.Module) -> None:
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel) or getattr(model.config, "is_encoder_decoder", False):
@@ -378,9 +383,7 @@ def _refuse_unsuitable(model: PreTrainedModel, present: nn.Module) -> None:
     if not isinstance(present, nn.Embedding):
         raise ValueError(f"The input embedding of {name} is a {type(present).__name__}, not an nn.Embedding.")
     if present._forward_hooks or present._forward_pre_hooks or hasattr(present, "_hf_hook"):
-        raise ValueError(
-            f"The input embedding of {name} carries hooks, which would be lost: install before adding them."
-        )
+        raise ValueError(f"The input embedding of {name} carries hooks, which would be lost: install before them.")
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding) and path.endswith("embed_tokens_per_layer"):
             raise ValueError(f"{name} looks token ids up in a second table, {path}, which knows no roles.")
@@ -394,8 +397,12 @@ def _role_config(family: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
         family.to_json_file(self, json_file_path, use_diff)
         file = Path(json_file_path)
         module = Path(CODE_FILE).stem
-        content = json.loads(file.read_text(encoding="utf-8")) | {
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.get("architectures") != [ARCHITECTURE]:  # of a model, not of a config that was read
+            content["base_architectures"] = content.get("architectures")
+        content |= {
             "model_type": MODEL_TYPE,
+            "architectures": [ARCHITECTURE],
             "base_model_type": family.model_type,
             "auto_map": {
                 "AutoConfig": f"{module}.{RoleEmbeddingConfig.__name__}",
@@ -420,7 +427,7 @@ def _restored_config(family: type[PreTrainedConfig], state: dict[str, Any]) -> P
 
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    names = config.architectures or ["(none)"]
+    names = getattr(config, "base_architectures", None) or config.architectures or ["(none)"]
     found = getattr(transformers, names[0], None)
     if found is None or not hasattr(config, "role_embedding"):
         raise ValueError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bulwark import files
+from bulwark.errors import BulwarkError
 from bulwark.models import manifests
 
 if TYPE_CHECKING:
@@ -64,6 +65,17 @@ class LanguageModel:
         """A digest of what decides an answer besides prompt, decoding and seed; settled: more of it (steering, say)."""
         return files.digest({**self.description, "dtype": f"torch.{self.dtype}", **settled})
 
+    def _refuse_resized(self) -> None:
+        """Raise BulwarkError if the builder's ids mean other roles to the model: its vocabulary has changed since."""
+        from bulwark.models.embeddings import role_embedding_of
+
+        rows = role_embedding_of(self.model).num_embeddings
+        if rows != self.builder.vocabulary:
+            raise BulwarkError(
+                f"The prompt builder encodes roles for {self.builder.vocabulary} rows, but the model's embedding has "
+                f"{rows}: it was resized. Make a new PromptBuilder for {rows} rows and put it in `builder`."
+            )
+
     def generate(self, prompts: Sequence[tuple[str, Prompt]], decoding: Decoding, **options: Any) -> list[Answer]:
         """One answer per (key, prompt), in the given order.
 
@@ -72,6 +84,7 @@ class LanguageModel:
         from bulwark.models.batching import Budget, cache_token_budget
         from bulwark.models.generation import generate
 
+        self._refuse_resized()
         if self.budget is None:
             self.budget = Budget(cache_token_budget(self.model))
         return generate(
@@ -92,6 +105,7 @@ class LanguageModel:
         """
         from bulwark.models.likelihoods import log_likelihoods
 
+        self._refuse_resized()
         return log_likelihoods(self.model, requests, pad_id=self.builder.pad_id, **options)
 
     def residuals(self, prompts: Sequence[Prompt], **options: Any) -> Residuals:
@@ -101,6 +115,7 @@ class LanguageModel:
         """
         from bulwark.models.residuals import last_token_residuals
 
+        self._refuse_resized()
         return last_token_residuals(self.model, prompts, self.builder.pad_id, **options)
 
 

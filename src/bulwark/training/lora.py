@@ -1,29 +1,33 @@
-"""Low-rank adapters around a model (Hu et al. 2021), by way of peft."""
+"""Low-rank adapters around a model (Hu et al. 2021), by way of peft.
+
+The parameters of a method (the vectors of ISE, a learned rotation, a learned shift) are no matrices of the model: they
+are trained whole, beside the adapters. The rows of the embedding stay as they are.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import nn
 
 from bulwark.errors import BulwarkError
+from bulwark.models.embeddings import RoleEmbedding
 from bulwark.training.settings import LoraSettings
 
 
 def attach_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
-    """Freeze `model` and put trainable adapters on its linear modules.
+    """Freeze `model`, put trainable adapters on its linear modules, and leave the parameters of its method trainable.
 
-    Raises BulwarkError naming modules that the model does not have.
+    Raises BulwarkError naming modules that the model does not have, that are not linear, or that share their weight
+    with another module, which merging would change too.
     """
     from peft import LoraConfig, get_peft_model
 
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     targets = settings.target_modules
     if not isinstance(targets, str):
-        if unknown := [target for target in targets if target not in names]:
-            linear = sorted({n.rsplit(".", 1)[-1] for n, part in model.named_modules() if isinstance(part, nn.Linear)})
-            raise BulwarkError(
-                f"lora.target_modules: the model has no {', '.join(unknown)}; it has {', '.join(linear)}."
-            )
+        _refuse_unsuitable(model, targets)
         targets = list(targets)
+    methods = [parameter for parameter in _method_parameters(model) if parameter.requires_grad]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -31,4 +35,47 @@ def attach_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    for parameter in methods:
+        parameter.requires_grad_(True)
+    return adapted
+
+
+def _method_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What a role embedding has beside the rows that it shares with the plain embedding."""
+    embeddings = [module for module in model.modules() if isinstance(module, RoleEmbedding)]
+    return [parameter for module in embeddings for name, parameter in module.named_parameters() if name != "weight"]
+
+
+def _refuse_unsuitable(model: nn.Module, targets: Sequence[str]) -> None:
+    """Raise BulwarkError unless every target is the end of the names of linear modules with weights of their own."""
+    modules = dict(model.named_modules())
+    linear = sorted({name.rsplit(".", 1)[-1] for name, module in modules.items() if _is_linear(module)})
+    instead = f"Adapters go on linear modules; this model has {', '.join(linear)}."
+    holders: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        if isinstance(weight := getattr(module, "weight", None), nn.Parameter):
+            holders.setdefault(id(weight), []).append(name)
+    for target in targets:
+        matched = {name: module for name, module in modules.items() if name == target or name.endswith(f".{target}")}
+        if not matched:
+            raise BulwarkError(f"lora.target_modules: the model has no {target}. {instead}")
+        for name, module in matched.items():
+            if not _is_linear(module):
+                raise BulwarkError(
+                    f"lora.target_modules: {target} is no linear module ({name} is a {type(module).__name__}). "
+                    f"{instead} To train it, leave lora out."
+                )
+            others = [other for other in holders.get(id(module.weight), []) if other != name]
+            if others:
+                raise BulwarkError(
+                    f"lora.target_modules: {target} shares its weight with {', '.join(others)}, the input embedding of "
+                    "a model with tied embeddings, say. Merging an adapter of the one would change the other too. "
+                    f"Leave {target} out of lora.target_modules, or train without lora."
+                )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D  # the linear module of GPT-2
+
+    return isinstance(module, nn.Linear | Conv1D)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny_causal_models import FAMILIES, V, tiny_model, tokens
@@ -110,10 +111,30 @@ def test_config_tells_the_role_embedding(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["role_embedding"] == embeddings.described(METHODS["aside"])
     assert (config["model_type"], config["base_model_type"]) == (embeddings.MODEL_TYPE, "llama")
-    assert (config["architectures"], config["hidden_size"], config["vocab_size"]) == (["LlamaForCausalLM"], 16, V)
+    assert (config["base_architectures"], config["hidden_size"], config["vocab_size"]) == (["LlamaForCausalLM"], 16, V)
     assert (folder / embeddings.CODE_FILE).read_text() == Path(embeddings.__file__).read_text()
     assert str(tmp_path) not in (folder / "config.json").read_text()
     assert "model.embed_tokens.weight" in load_file(folder / "model.safetensors")
+
+
+def test_the_architecture_is_one_that_nothing_knows(tmp_path, monkeypatch):
+    """A serving engine that maps `architectures` to its own class finds none, neither in the file nor in memory."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder, logits = saved(tmp_path / "model")
+    named = json.loads((folder / "config.json").read_text())["architectures"]
+    read = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert named == read.architectures == [embeddings.ARCHITECTURE]
+    assert not hasattr(transformers, embeddings.ARCHITECTURE)
+    read.save_pretrained(folder)  # the config alone, as tools do: it still leads to the model
+    assert json.loads((folder / "config.json").read_text())["base_architectures"] == ["LlamaForCausalLM"]
+    assert torch.equal(load_model(folder)(ENCODED).logits, logits)
+
+
+def test_folders_written_before_name_the_family_s_architecture(tmp_path):
+    folder, logits = saved(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": config.pop("base_architectures")}))
+    assert torch.equal(load_model(folder)(ENCODED).logits, logits)
 
 
 def test_an_unfinished_gradual_rotation_keeps_its_angle(tmp_path):

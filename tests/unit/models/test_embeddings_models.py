@@ -6,9 +6,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_causal_models import FAMILIES, HIDDEN, V, tiny_model, tokens
+from tiny_tokenizers import tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
+from bulwark.models.checkpoints import load_model, save_model
 from bulwark.models.embeddings import RoleEmbedding, install, role_embedding_of, rotate
 
 ASIDE = {"method": "aside"}
@@ -135,12 +137,43 @@ def test_a_resized_vocabulary_keeps_its_roles(tied):
     ids, roles = tokens(1, 6)
     before = model(ids + V * roles).logits
     model.resize_token_embeddings(V + 3)
-    embedding = role_embedding_of(model)
+    with pytest.raises(ValueError, match=rf"resized from {V} to {V + 3} rows.* new PromptBuilder for {V + 3} rows"):
+        model(ids + V * roles)  # roles would shift silently: data at V rows is no data at V + 3
+    embedding = install(model)
     assert embedding.num_embeddings == V + 3
     assert embedding(torch.tensor([V + 2])).shape == (1, HIDDEN)
     after = model(ids + (V + 3) * roles).logits
     assert after.shape[-1] == V + 3
     assert torch.allclose(after[..., :V], before, atol=1e-6)
+
+
+def test_a_model_resized_before_it_is_saved_needs_no_more_than_a_new_builder(tmp_path):
+    model = _installed(tiny_model(), ASIDE)
+    model.resize_token_embeddings(V - 2)
+    save_model(model, tiny_tokenizer("chatml"), tmp_path)
+    assert load_model(tmp_path)(torch.tensor([[V - 3, 4]])).logits.shape[-1] == V - 2
+    model.resize_token_embeddings(V)
+    model(torch.tensor([[3 * V - 1]]))  # back at the rows that the roles were made for
+
+
+@EVERY_MODEL
+@pytest.mark.parametrize(
+    "description", [ASIDE, ASIDE | {"alpha": 0.7, "linear_shift": True}, ASIDE | {"learned": True}]
+)
+def test_it_is_compiled_without_a_break(family, description):
+    embedding = install(tiny_model(family), description)
+    ids, roles = tokens(2, 9)
+    expected = embedding(ids + V * roles)
+    torch._dynamo.reset()
+    compiled = torch.compile(embedding, fullgraph=True, backend="eager")
+    found = compiled(ids + V * roles)
+    assert torch.equal(found, expected)
+    (gradient,) = torch.autograd.grad(found.square().sum(), embedding.weight)
+    (other,) = torch.autograd.grad(expected.square().sum(), embedding.weight)
+    assert torch.equal(gradient, other)
+    for bad in (3 * V, -1):
+        with pytest.raises((IndexError, RuntimeError)):
+            compiled(torch.tensor([[bad]]))
 
 
 def test_installing_again():

@@ -9,9 +9,10 @@ from tiny_tokenizers import tiny_tokenizer
 
 from bulwark import files
 from bulwark.data.records import Turn
-from bulwark.errors import CheckpointError
+from bulwark.errors import BulwarkError, CheckpointError
 from bulwark.models import checkpoints, manifests
 from bulwark.models.decoding import Decoding
+from bulwark.models.embeddings import install
 from bulwark.models.open import open_model
 
 QUESTION = [Turn(role="instruction", text="Name the tree."), Turn(role="data", text="The committee met. " * 20)]
@@ -82,3 +83,16 @@ def test_threads_are_set_where_they_are_named(folder):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_builder_for_another_vocabulary_is_told(folder):
+    subject = open_model(folder, "float32", device="cpu")
+    prompt = subject.builder.prompt(QUESTION)
+    subject.model.resize_token_embeddings(V + 8)
+    install(subject.model)
+    for ask in (
+        lambda: subject.generate([("x", prompt)], Decoding(max_new_tokens=1)),
+        lambda: subject.residuals([prompt]),
+    ):
+        with pytest.raises(BulwarkError, match=f"roles for {V} rows, but the model's embedding has {V + 8}"):
+            ask()

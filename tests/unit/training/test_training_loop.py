@@ -158,9 +158,9 @@ def test_sgd(tmp_path):
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_adapters_are_trained_alone_and_merged(stage, tmp_path):
-    before = model_of("ise")
+    before = model_of("aside")
     result = trained(
-        model_of("ise"), tmp_path, zero_stage=stage, lora={"rank": 2, "target_modules": ("q_proj", "down_proj")}
+        model_of("aside"), tmp_path, zero_stage=stage, lora={"rank": 2, "target_modules": ("q_proj", "down_proj")}
     )
     assert type(result.model) is type(before)
     changed = {
@@ -173,7 +173,7 @@ def test_adapters_are_trained_alone_and_merged(stage, tmp_path):
 
 
 def test_adapters_on_modules_that_are_not_there(tmp_path):
-    with pytest.raises(BulwarkError, match=r"no c_attn; it has .*q_proj"):
+    with pytest.raises(BulwarkError, match=r"no c_attn\..* this model has .*q_proj"):
         trained(model_of(), tmp_path, lora={"target_modules": ("c_attn",)})
 
 
