@@ -22,11 +22,12 @@ include: "workflow/rules/targets.smk"
 
 
 rule all:
-    """Everything the configured studies ask for: tables, figures, claims and the report."""
+    """Everything the configured studies ask for: tables, figures, claims, the report, and all numbers."""
     default_target: True
     input:
         plan_reports.shown(catalogue),
         rules.check_claims.output,
+        rules.write_results.output,
         rules.write_report.output,
     localrule: True
 

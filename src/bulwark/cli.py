@@ -76,8 +76,8 @@ def _status(options: argparse.Namespace) -> int:
             continue
         scores = [Path(paths.scores(*cell)) for cell in cells]
         checkpoints = {Path(paths.checkpoint(*cell[:3])) for cell in cells}
-        tables = [Path(f"results/tables/{table}.md") for table in study.tables]
-        figures = [Path(f"results/figures/{figure}.png") for figure in study.figures]
+        tables = [Path(paths.table(catalogue.name, table)[1]) for table in study.tables]
+        figures = [Path(paths.figure(catalogue.name, figure)[1]) for figure in study.figures]
         asked = (checkpoints, scores, tables, figures)
         table.add_row(name, *(f"{sum(path.exists() for path in files)} / {len(files)}" for files in asked))
         shown += [path for path in [*tables, *figures] if path.exists()]
@@ -86,13 +86,13 @@ def _status(options: argparse.Namespace) -> int:
         if path.suffix == ".md":
             console.print(f"\n[bold]{path}[/bold]")
             console.print(path.read_text(encoding="utf-8").strip(), markup=False, soft_wrap=True)
-    claims = Path("results/claims.json")
+    claims, readable = map(Path, paths.claims(catalogue.name))
     if claims.exists():
         console.print("\n[bold]claims[/bold]")
         for claim in json.loads(claims.read_text(encoding="utf-8")):
             console.print(f"  {claim['verdict'].upper()}: {claim['statement']} ({claim['source']})", markup=False)
     console.print()
-    for path in [*shown, Path("results/claims.md"), Path("results/report.html")]:
+    for path in [*shown, readable, Path(paths.page(catalogue.name))]:
         if path.exists():
             console.print(f"{path}", markup=False)
     return 0

@@ -51,6 +51,6 @@ def test_the_worked_example_works_as_written(checkout):
     scores = json.loads((results / "scores/adding/confidence_penalty/seed0/brevity.json").read_text())
     assert scores["metrics"]["brevity"]["n"] == 40
     assert scores["reported"]["mean_words"] > 0
-    kept = ("answers", "checkpoints", "data", "models", "scores", "tables")
+    kept = ("answers", "checkpoints", "data", "models", "scores", "reports")
     made = {path.name for folder in kept for path in (results / folder).iterdir()}
     assert all(name.startswith("adding") for name in made), "the demo's results lie in the same folders"

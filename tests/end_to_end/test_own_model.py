@@ -107,5 +107,5 @@ def test_the_readme_overlay_takes_them_through_the_whole_pipeline(checkout):
         scores = json.loads((checkout.folder / f"results/scores/mine/{recipe}/seed0/sep.json").read_text())
         assert scores["n"] == 892
         assert set(scores["breakdowns"]["appended_type"]) == {"ll", "lr", "rl", "rr"}
-    assert "| mine |" in (checkout.folder / "results/tables/sep.md").read_text()
+    assert "| mine |" in (checkout.folder / "results/reports/mine/tables/sep.md").read_text()
     assert len((checkout.folder / "results/data/my_instructions/train.jsonl").read_text().splitlines()) == 54

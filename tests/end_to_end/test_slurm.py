@@ -126,9 +126,10 @@ def test_a_killed_training_job_resumes_and_the_table_is_made(checkout, cluster):
     assert resumed, log
     assert int(resumed[1]) == saved[-1] > 0
 
-    table = (results / "tables" / "sep.csv").read_text().splitlines()
+    report = next((results / "reports").iterdir())
+    table = (report / "tables" / "sep.csv").read_text().splitlines()
     assert any("aside" in row.lower() for row in table[1:])
-    claims = json.loads((results / "claims.json").read_text())
+    claims = json.loads((report / "claims.json").read_text())
     assert claims
     assert all(claim["verdict"] for claim in claims)
     assert "Nothing to be done" in checkout.snakemake(*COMMAND[1:], "--dry-run").stdout

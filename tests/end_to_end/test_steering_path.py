@@ -62,9 +62,9 @@ def test_what_was_trained_without_steering_has_no_vectors(steered):
 
 
 def test_the_table_and_the_claim_are_there(steered):
-    table = (steered.folder / "results/tables/steering_prevention.md").read_text(encoding="utf-8")
+    table = (steered.folder / "results/reports/steering/tables/steering_prevention.md").read_text(encoding="utf-8")
     assert all(label in table for label in ("static steering", "fine-tuning on clean data", "trait"))
-    (claim,) = json.loads((steered.folder / "results/claims.json").read_text())
+    (claim,) = json.loads((steered.folder / "results/reports/steering/claims.json").read_text())
     assert claim["id"] == "steering_prevents"
     assert claim["verdict"] in ("reproduced", "not reproduced", "contradicted", "undecided")
 

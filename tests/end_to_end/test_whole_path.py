@@ -11,6 +11,7 @@ import yaml
 from tests.conftest import SMALLEST
 
 pytestmark = pytest.mark.slow
+REPORT = "results/reports/smallest"
 RUN = ("--configfile", SMALLEST, "--", "all")
 
 
@@ -49,8 +50,10 @@ def test_everything_that_was_asked_for_is_there(finished):
         "figures/sep.png",
         "claims.md",
         "report.html",
+        "results.csv",
+        "results.parquet",
     ):
-        assert (finished.folder / "results" / path).stat().st_size > 0
+        assert (finished.folder / REPORT / path).stat().st_size > 0
 
 
 def test_scores_have_the_agreed_shape(finished):
@@ -71,7 +74,7 @@ def test_scores_have_the_agreed_shape(finished):
 
 
 def test_claims_have_the_agreed_shape(finished):
-    (claim,) = read(finished, "results/claims.json")
+    (claim,) = read(finished, f"{REPORT}/claims.json")
     assert claim["id"] == "aside_separates"
     assert claim["verdict"] in ("reproduced", "not reproduced", "contradicted", "undecided")
     assert {"statement", "source", "effect", "interval", "n", "seeds", "p_value"} <= set(claim)
@@ -223,6 +226,6 @@ def test_the_command_line_answers_plans_and_tells(finished):
     )
     assert "results/nowhere" in bulwark("ask", "results/nowhere", "--instruction", "x", code=1)
     status = bulwark("status", "--configfile", SMALLEST)
-    assert "results/tables/sep.md" in status
+    assert f"{REPORT}/tables/sep.md" in status
     assert "ASIDE separates better than vanilla" in status
     assert "apply_step" in bulwark("plan", "table_sep")

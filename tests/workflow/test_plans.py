@@ -74,6 +74,13 @@ def test_an_unknown_name_ends_the_workflow_with_the_nearest_one(checkout):
     assert 'Did you mean "aside"?' in done.stdout
 
 
+def test_the_path_of_another_configurations_report_is_refused(checkout):
+    done = checkout.snakemake("--dry-run", *MINIATURE, "--", "results/reports/papers/tables/sep.md", check=False)
+    assert done.returncode != 0
+    assert 'belongs to the configuration "papers", and this one is "miniature"' in done.stdout
+    assert "results/reports/miniature/tables/sep.md" in checkout.planned_outputs(*MINIATURE, "--", "table_sep")
+
+
 def test_a_mistake_in_an_overlay_ends_the_workflow_before_any_job(checkout):
     (checkout.folder / "overlay.yaml").write_text("name: mine\nstuides: {}")
     done = checkout.snakemake("--dry-run", "--configfile", "overlay.yaml", "--", "all", check=False)

@@ -1,4 +1,9 @@
-# Stage 5, reports: scores become tables, figures, claims and one page.
+# Stage 5, reports: scores become tables, figures, claims and one page, in a folder of the configuration's own.
+import re
+
+from bulwark.config import paths
+
+REPORT = paths.report(catalogue.name)
 
 
 rule make_table:
@@ -6,11 +11,11 @@ rule make_table:
         scores=of(reports.table, "scores"),
         published=of(reports.table, "published"),
     output:
-        csv="results/tables/{table}.csv",
-        markdown="results/tables/{table}.md",
-        latex="results/tables/{table}.tex",
+        csv=f"{REPORT}/tables/{{table}}.csv",
+        markdown=f"{REPORT}/tables/{{table}}.md",
+        latex=f"{REPORT}/tables/{{table}}.tex",
     log:
-        "results/logs/make_table/{table}.log",
+        f"results/logs/make_table/{catalogue.name}/{{table}}.log",
     localrule: True
     params:
         **decided(
@@ -28,10 +33,10 @@ rule make_figure:
         scores=of(reports.figure, "scores"),
         published=of(reports.figure, "published"),
     output:
-        pdf="results/figures/{figure}.pdf",
-        png="results/figures/{figure}.png",
+        pdf=f"{REPORT}/figures/{{figure}}.pdf",
+        png=f"{REPORT}/figures/{{figure}}.png",
     log:
-        "results/logs/make_figure/{figure}.log",
+        f"results/logs/make_figure/{catalogue.name}/{{figure}}.log",
     localrule: True
     params:
         **decided(
@@ -49,10 +54,10 @@ rule check_claims:
     input:
         scores=of(reports.claims, "scores"),
     output:
-        json="results/claims.json",
-        markdown="results/claims.md",
+        json=f"{REPORT}/claims.json",
+        markdown=f"{REPORT}/claims.md",
     log:
-        "results/logs/check_claims.log",
+        f"results/logs/check_claims/{catalogue.name}.log",
     localrule: True
     params:
         **decided(
@@ -65,17 +70,34 @@ rule check_claims:
         "../scripts/check_claims.py"
 
 
-rule write_report:
-    """One page with the tables, figures and claims: results/report.html."""
+rule write_results:
+    """Everything measured as one tidy table: results.csv, results.parquet."""
     input:
-        claims="results/claims.json",
+        scores=of(reports.measured, "scores"),
+    output:
+        csv=f"{REPORT}/results.csv",
+        parquet=f"{REPORT}/results.parquet",
+    log:
+        f"results/logs/write_results/{catalogue.name}.log",
+    localrule: True
+    params:
+        cells=of(reports.measured, "cells"),
+        code=of(reports.measured, "code"),
+    script:
+        "../scripts/write_results.py"
+
+
+rule write_report:
+    """One page with the tables, figures and claims: report.html."""
+    input:
+        claims=f"{REPORT}/claims.json",
         tables=reports.report_tables,
         figures=reports.report_figures,
         scores=reports.scores,
     output:
-        "results/report.html",
+        paths.page(catalogue.name),
     log:
-        "results/logs/write_report.log",
+        f"results/logs/write_report/{catalogue.name}.log",
     localrule: True
     params:
         **decided(
@@ -86,3 +108,14 @@ rule write_report:
         ),
     script:
         "../scripts/write_report.py"
+
+
+rule other_report:
+    # Reached only by the path of a report that is not this configuration's: it says which is.
+    input:
+        reports.refuse_report,
+    output:
+        "results/reports/{report}/{shown}",
+    wildcard_constraints:
+        report=rf"(?!{re.escape(catalogue.name)}/)[^/]+",
+        shown=".+",

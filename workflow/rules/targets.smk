@@ -1,6 +1,4 @@
 # The menu: what one asks for by name (snakemake --list-target-rules).
-from bulwark.config import paths
-
 
 rule data:
     """All records, downloaded and prepared."""
@@ -31,10 +29,9 @@ rule analyses:
 
 
 rule claims:
-    """Every headline claim, checked: results/claims.md."""
+    """Every headline claim, checked: claims.md in the folder of the configuration, results/reports/<name>/."""
     input:
-        "results/claims.json",
-        "results/claims.md",
+        rules.check_claims.output,
     localrule: True
 
 
@@ -44,7 +41,7 @@ for _name, _entity in catalogue.tables.items():
         name:
             f"table_{_name}"
         input:
-            paths.table(_name),
+            paths.table(catalogue.name, _name),
         localrule: True
 
     workflow.get_rule(f"table_{_name}").docstring = f"Table: {_entity.title}."
@@ -56,7 +53,7 @@ for _name, _entity in catalogue.figures.items():
         name:
             f"figure_{_name}"
         input:
-            paths.figure(_name),
+            paths.figure(catalogue.name, _name),
         localrule: True
 
     workflow.get_rule(f"figure_{_name}").docstring = f"Figure: {_entity.title}."

@@ -23,9 +23,29 @@ def records(dataset: str, split: str) -> str:
     return f"results/data/{dataset}/{split}.jsonl"
 
 
-def table(name: str) -> list[str]:
-    return [f"results/tables/{name}.{ending}" for ending in ("csv", "md", "tex")]
+def report(name: str) -> str:
+    """The folder of what the configuration `name` shows; everything else under results/ belongs to no configuration."""
+    return f"results/reports/{name}"
 
 
-def figure(name: str) -> list[str]:
-    return [f"results/figures/{name}.{ending}" for ending in ("pdf", "png")]
+def table(report_of: str, name: str) -> list[str]:
+    return [f"{report(report_of)}/tables/{name}.{ending}" for ending in ("csv", "md", "tex")]
+
+
+def figure(report_of: str, name: str) -> list[str]:
+    return [f"{report(report_of)}/figures/{name}.{ending}" for ending in ("pdf", "png")]
+
+
+def claims(report_of: str) -> list[str]:
+    """The verdicts, for programs and to read."""
+    return [f"{report(report_of)}/claims.{ending}" for ending in ("json", "md")]
+
+
+def results(report_of: str) -> list[str]:
+    """Everything measured, a row per metric of a checkpoint."""
+    return [f"{report(report_of)}/results.{ending}" for ending in ("csv", "parquet")]
+
+
+def page(report_of: str) -> str:
+    """The one page with everything."""
+    return f"{report(report_of)}/report.html"

@@ -13,6 +13,7 @@ from typing import Any
 
 from bulwark.config import checks, digests, paths, recipes
 from bulwark.config.catalogue import Catalogue
+from bulwark.errors import ConfigurationError
 from bulwark.evaluation.metrics import records_beside
 from bulwark.reporting.settings import Figure, Table
 from bulwark.settings import find
@@ -40,13 +41,13 @@ class Shown:
 
 @cache
 def table(catalogue: Catalogue, table: str) -> Shown:
-    entity = find(catalogue.tables, table, "table", "results/tables/")
+    entity = find(catalogue.tables, table, "table", f"{paths.report(catalogue.name)}/tables/")
     return _shown(catalogue, entity, f"table_{table}", digests.code_digest("bulwark.reporting.tables:make_table"))
 
 
 @cache
 def figure(catalogue: Catalogue, figure: str) -> Shown:
-    entity = find(catalogue.figures, figure, "figure", "results/figures/")
+    entity = find(catalogue.figures, figure, "figure", f"{paths.report(catalogue.name)}/figures/")
     return _shown(catalogue, entity, f"figure_{figure}", digests.figure_digest(entity.kind))
 
 
@@ -96,6 +97,14 @@ def claims(catalogue: Catalogue) -> Shown:
     )
 
 
+@cache
+def measured(catalogue: Catalogue) -> Shown:
+    """Every measurement and analysis of every study, once."""
+    every = {cell["scores"]: cell for study in catalogue.studies for cell in _cells_of(catalogue, study)}
+    code = digests.code_digest("bulwark.reporting.tidy:write_results")
+    return Shown({}, list(every.values()), list(every), [], code)
+
+
 def studies(catalogue: Catalogue) -> dict[str, Any]:
     return {name: study.model_dump(mode="json") for name, study in catalogue.studies.items()}
 
@@ -122,8 +131,8 @@ def report_code(catalogue: Catalogue) -> str:
 def shown(catalogue: Catalogue, *studies: str) -> list[str]:
     """The tables and figures of studies, or of all."""
     chosen = [catalogue.studies[name] for name in studies or catalogue.studies]
-    tables = [path for study in chosen for name in study.tables for path in paths.table(name)]
-    return tables + [path for study in chosen for name in study.figures for path in paths.figure(name)]
+    tables = [path for study in chosen for name in study.tables for path in paths.table(catalogue.name, name)]
+    return tables + [path for study in chosen for name in study.figures for path in paths.figure(catalogue.name, name)]
 
 
 def scores(catalogue: Catalogue) -> list[str]:
@@ -154,6 +163,14 @@ def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
     """Raise ConfigurationError for a target `<kind>_<name>` that does not exist."""
     entities = {"table": catalogue.tables, "figure": catalogue.figures, "paper": catalogue.studies}[kind]
     find(entities, name, {"paper": "study"}.get(kind, kind), f'target "{kind}_{name}"')
+
+
+def refuse_report(catalogue: Catalogue, report: str) -> None:
+    """Raise ConfigurationError for the path of a report that is another configuration's."""
+    raise ConfigurationError(
+        f'{paths.report(report)}/ belongs to the configuration "{report}", and this one is "{catalogue.name}": ask '
+        f'for a file of {paths.report(catalogue.name)}/, or give the --configfile whose `name:` is "{report}".'
+    )
 
 
 def _step_inputs(catalogue: Catalogue, model: str, recipe: str) -> list[str]:

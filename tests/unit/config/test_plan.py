@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bulwark.config import loading, machine, plan, plan_reports, plan_vectors
+from bulwark.config import loading, machine, paths, plan, plan_reports, plan_vectors
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.settings import merged, read_yaml
 
@@ -225,3 +225,32 @@ def test_what_the_machine_lacks_is_found_before_the_first_job(monkeypatch):
         machine.refuse_without_key(judges)
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     machine.refuse_without_key(judges)
+
+
+def test_what_configurations_show_lies_apart_and_what_they_measure_is_shared(papers, miniature):
+    """The two show tables and figures of the same names."""
+    both = [
+        {*plan_reports.shown(each), *paths.claims(each.name), *paths.results(each.name)} for each in (papers, miniature)
+    ]
+    assert {path.rsplit("/", 1)[-1] for path in both[0] & {*plan_reports.shown(papers)}} & {
+        path.rsplit("/", 1)[-1] for path in both[1]
+    }
+    assert not both[0] & both[1]
+    for catalogue, shown in zip((papers, miniature), both, strict=True):
+        assert all(path.startswith(f"results/reports/{catalogue.name}/") for path in shown)
+    # the base model of the demo's studies is that of all of the miniature
+    demo = loaded("miniature.yaml", "demo.yaml")
+    assert {*plan_reports.scores(demo)} < {*plan_reports.scores(miniature)}
+
+
+def test_the_path_of_another_configurations_report_says_whose_it_is(miniature):
+    with pytest.raises(ConfigurationError) as raised:
+        plan_reports.refuse_report(miniature, "papers")
+    for said in ("results/reports/papers/", '"miniature"', "results/reports/miniature/", "--configfile"):
+        assert said in str(raised.value)
+
+
+def test_the_tidy_table_holds_every_measurement_of_the_studies_once(miniature):
+    cells = plan_reports.measured(miniature).cells
+    files = [cell["scores"] for cell in cells]
+    assert sorted(files) == sorted({*plan_reports.scores(miniature), *plan_reports.analyses(miniature)})
