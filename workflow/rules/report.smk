@@ -63,6 +63,7 @@ rule check_claims:
         **decided(
             "check_claims",
             specs=of(reports.claims, "spec"),
+            columns=reports.columns,
             cells=of(reports.claims, "cells"),
             code=of(reports.claims, "code"),
         ),
@@ -81,8 +82,11 @@ rule write_results:
         f"results/logs/write_results/{catalogue.name}.log",
     localrule: True
     params:
-        cells=of(reports.measured, "cells"),
-        code=of(reports.measured, "code"),
+        **decided(
+            "write_results",
+            cells=of(reports.measured, "cells"),
+            code=of(reports.measured, "code"),
+        ),
     script:
         "../scripts/write_results.py"
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from bulwark.logs import log_to
-from bulwark.reporting.claims import check_claim, write_claims
+from bulwark.reporting.claims import check_claim
+from bulwark.reporting.verdicts import write_claims
 
 log_to(snakemake.log[0])
 checked = [check_claim(name, spec, snakemake.params.cells[name]) for name, spec in snakemake.params.specs.items()]
-write_claims(checked, Path(snakemake.output.json), Path(snakemake.output.markdown))
+write_claims(checked, snakemake.params.columns, Path(snakemake.output.json), Path(snakemake.output.markdown))

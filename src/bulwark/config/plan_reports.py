@@ -15,7 +15,7 @@ from bulwark.config import checks, digests, paths, recipes
 from bulwark.config.catalogue import Catalogue
 from bulwark.errors import ConfigurationError
 from bulwark.evaluation.metrics import records_beside
-from bulwark.reporting.settings import Figure, Table
+from bulwark.reporting.settings import Claim, Figure, Table
 from bulwark.settings import find
 
 Cell = dict[str, Any]
@@ -93,8 +93,31 @@ def claims(catalogue: Catalogue) -> Shown:
         cells,
         sorted({path for of_claim in cells.values() for path in _files_of(of_claim)}),
         [],
-        digests.code_digest("bulwark.reporting.claims:check_claim", "bulwark.reporting.claims:write_claims"),
+        digests.code_digest("bulwark.reporting.claims:check_claim", "bulwark.reporting.verdicts:write_claims"),
     )
+
+
+@cache
+def columns(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
+    """How tables show what each claim measures: {claim: {"<benchmark>.<metric>": settings of the column}}.
+
+    The tables that the claim's study lists come first, then others of that study, then all.
+    """
+    return {name: _columns_of(catalogue, catalogue.claims[name]) for name in claims(catalogue).spec}
+
+
+def _columns_of(catalogue: Catalogue, claim: Claim) -> dict[str, Any]:
+    listed = catalogue.studies[claim.study].tables
+
+    def remoteness(name: str) -> tuple[bool, bool]:
+        return name not in listed, catalogue.tables[name].study != claim.study
+
+    found: dict[str, Any] = {}
+    for name in sorted(catalogue.tables, key=remoteness):
+        for column in catalogue.tables[name].columns:
+            if (column.benchmark, column.metric) in claim.metrics():
+                found.setdefault(f"{column.benchmark}.{column.metric}", column.model_dump(mode="json"))
+    return found
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Claims of the papers, checked against the scores: results/claims.json and results/claims.md.
+"""Claims of the papers, checked against the scores. How they are shown: `bulwark.reporting.verdicts`.
 
 A claim is a list of conditions; each is judged on each model by an interval, I = [low, high], at the claim's
 confidence (95 %). For a comparison, I is the BCa bootstrap interval of the *improvement*: recipe minus `than`, or the
@@ -21,28 +21,20 @@ On a model the claim is contradicted if its headline, the first condition, comes
 any condition fails or comes out opposite; else undecided if one is open; else reproduced. Over the models of the study
 the same order applies to the models' verdicts: a claim is reproduced only if it is on every model. Effect, interval, n
 and p-value of the claim are those of the headline, averaged over the models with equal weights (n added up); they
-never decide the verdict.
+never decide the verdict. All numbers are in the unit of the scores files; a difference is `recipe` minus `than`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from bulwark import files
 from bulwark.evaluation.statistics import Comparison, Estimate, compare, estimate, mean_comparison, threshold_p_value
 from bulwark.reporting.results import Results, ResultsError
 from bulwark.reporting.settings import Against, Bound, Claim, Condition
 from bulwark.settings import validated
 
-READING = (
-    "Intervals and p-values speak of the records: they take the trained models of these seeds as given. How far "
-    "another training may differ is seen from the effects by seed. The smallest p-value that the test's resamples "
-    "allow is 1.0e-04."
-)
 _VERDICTS = ("contradicted", "not reproduced", "undecided", "reproduced")  # the worst first
 
 
@@ -76,12 +68,14 @@ def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapp
         "id": name,
         "statement": claim.statement,
         "source": claim.source,
+        "about": claim.about,
+        "labels": claim.labels,
         "verdict": min(verdicts.values(), key=_VERDICTS.index),
         **_headline([of_model[0] for of_model in findings.values()], claim.confidence),
         "seeds": sorted({cell.seed for cell in results.cells if cell.recipe in claim.recipes()}),
         "confidence": claim.confidence,
-        "conditions": [{"text": described(c), **c.model_dump(exclude_none=True)} for c in conditions],
-        "not_measured": [described(c) for c in claim.conditions if c not in conditions],
+        "conditions": [_stated(condition) for condition in conditions],
+        "not_measured": [_stated(condition) for condition in claim.conditions if condition not in conditions],
         "models": {
             model: {"verdict": verdicts[model], "conditions": [finding.entry for finding in of_model]}
             for model, of_model in findings.items()
@@ -89,11 +83,8 @@ def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapp
     }
 
 
-def write_claims(claims: Sequence[Mapping[str, Any]], json_path: Path, markdown_path: Path) -> None:
-    """Write the checked claims as claims.json (a list) and claims.md (to read)."""
-    text = json.dumps(list(claims), indent=1, ensure_ascii=False, allow_nan=False)
-    files.write_text(Path(json_path), text + "\n")
-    files.write_text(Path(markdown_path), _markdown(claims))
+def _stated(condition: Condition) -> dict[str, Any]:
+    return {"text": described(condition), **condition.model_dump(exclude_none=True)}
 
 
 def described(condition: Condition) -> str:
@@ -101,19 +92,20 @@ def described(condition: Condition) -> str:
     terms = condition.terms
     if isinstance(terms, Bound):
         sign = "≥" if condition.kind == "at_least" else "≤"
-        return f"{terms.benchmark} {terms.metric} of {terms.recipe} {sign} {terms.value:g}"
+        return f"{terms.metric} on {terms.benchmark}: {terms.recipe} {sign} {terms.value:g}"
     relation = {
         "better": f"better than {terms.than}" + (f", by {terms.margin:g} for it to matter" if terms.margin else ""),
         "not_worse": f"at most {terms.margin:g} worse than {terms.than}",
         "equal": f"within {terms.margin:g} of {terms.than}",
     }[condition.kind]
-    return f"{terms.benchmark} {terms.metric}: {terms.recipe} {relation}"
+    return f"{terms.metric} on {terms.benchmark}: {terms.recipe} {relation}"
 
 
 def _judged(condition: Condition, model: str, index: int, results: Results, confidence: float) -> Finding:
     """Judge a condition on a model; `index`, the model's place, seeds the resampling."""
     terms = condition.terms
     benchmark, metric = terms.benchmark, terms.metric
+    higher = results.higher_is_better(benchmark, metric)
     if isinstance(terms, Against):
         samples = [results.sample(model, recipe, benchmark, metric) for recipe in (terms.recipe, terms.than)]
         if None in samples:
@@ -124,7 +116,6 @@ def _judged(condition: Condition, model: str, index: int, results: Results, conf
         measured = compare(*samples, seed=index, confidence=confidence)
         effect, p_value = measured.difference, measured.p_value
         values = {recipe: estimate(of).value for recipe, of in zip((terms.recipe, terms.than), samples, strict=True)}
-        higher = results.higher_is_better(benchmark, metric)
         if higher is None:
             raise ResultsError(
                 f"{metric} of {benchmark} is better neither higher nor lower, so no claim can compare it."
@@ -141,6 +132,7 @@ def _judged(condition: Condition, model: str, index: int, results: Results, conf
         "text": described(condition),
         "outcome": outcome,
         "reason": reason,
+        "higher_is_better": higher,
         "values": values,
         "effect": effect,
         "interval": _listed(measured.interval),
@@ -161,7 +153,7 @@ def _comparison_outcome(kind: str, margin: float, comparison: Comparison, sign: 
         if high < 0 and significant:
             return "opposite", "it is worse"
         if high < margin:
-            return "fails", f"any improvement is below {margin:g}"
+            return "fails", "any improvement is too small to matter"
         if low > 0 and significant:
             if any(sign * value <= 0 for value in comparison.by_seed.values()):
                 return "open", "better on average, but not at every seed"
@@ -169,14 +161,14 @@ def _comparison_outcome(kind: str, margin: float, comparison: Comparison, sign: 
         return "open", "the interval reaches from no improvement to one that matters"
     if kind == "not_worse":
         if high < -margin:
-            return "opposite", f"it is worse by more than {margin:g}"
+            return "opposite", "it is worse by more than the margin"
         if low > -margin:
-            return "holds", f"it is not worse by {margin:g}"
+            return "holds", "if it is worse, then by less than the margin"
         return "open", "the interval holds the margin"
     if high < -margin or low > margin:
-        return "opposite", f"they differ by more than {margin:g}"
+        return "opposite", "they differ by more than the margin"
     inside = -margin < low and high < margin
-    return ("holds", f"they differ by less than {margin:g}") if inside else ("open", "the interval holds a margin")
+    return ("holds", "they differ by less than the margin") if inside else ("open", "the interval holds a margin")
 
 
 def _bound_outcome(kind: str, value: float, interval: tuple[float, float] | None) -> tuple[str, str]:
@@ -227,44 +219,3 @@ def _headline(findings: Sequence[Finding], confidence: float) -> dict[str, Any]:
 
 def _listed(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else list(interval)
-
-
-def _markdown(claims: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["# Claims", "", "| claim | verdict | effect | interval | p | n | seeds |", "|---|---|---|---|---|---|---|"]
-    for claim in claims:
-        lines.append(
-            f"| {claim['statement']} | **{claim['verdict']}** | {number(claim['effect'])} | {span(claim['interval'])} "
-            f"| {number(claim['p_value'])} | {claim['n']} | {', '.join(map(str, claim['seeds']))} |"
-        )
-    for claim in claims:
-        lines += ["", f"## {claim['id']}: {claim['verdict']}", "", f"{claim['statement']}. Source: {claim['source']}."]
-        for model, content in claim["models"].items():
-            lines += ["", f"{model}: {content['verdict']}", ""]
-            for entry in content["conditions"]:
-                values = ", ".join(f"{recipe} {number(value)}" for recipe, value in entry["values"].items())
-                lines.append(
-                    f"- {entry['text']}: **{entry['outcome']}** ({entry['reason']}). {values}; effect "
-                    f"{number(entry['effect'])}, {claim['confidence']:.0%} interval {span(entry['interval'])}, "
-                    f"p = {number(entry['p_value'])}, n = {entry['n']}. {seeds_of(entry)}"
-                )
-        lines += [f"\nNot measured in this study: {text}." for text in claim["not_measured"]]
-    lines += ["", READING]
-    return "\n".join(lines) + "\n"
-
-
-def seeds_of(entry: Mapping[str, Any]) -> str:
-    """The effect at each seed, if there are several."""
-    several = len(entry["by_seed"]) > 1
-    return "By seed: " + ", ".join(number(value) for value in entry["by_seed"].values()) + "." if several else ""
-
-
-def number(value: float | None) -> str:
-    """Three decimals; tiny values as such; a dash for none."""
-    if value is None:
-        return "–"
-    return f"{value:.1e}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
-
-
-def span(interval: Sequence[float] | None) -> str:
-    """An interval, or a dash."""
-    return "–" if interval is None else f"[{number(interval[0])}, {number(interval[1])}]"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bulwark import files
-from bulwark.reporting.claims import READING, number, seeds_of, span
+from bulwark.reporting import numbers
 from bulwark.reporting.results import ResultsError
+from bulwark.reporting.verdicts import READING
 
 
 def make_report(
@@ -75,6 +76,19 @@ def common_provenance(contents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         else:
             lines[key] = f"{len(counts)} different values (see each scores file)"
     return lines
+
+
+def number(value: float | None) -> str:
+    return numbers.number(value, 3)
+
+
+def span(interval: Sequence[float] | None) -> str:
+    return numbers.NONE if interval is None else f"[{number(interval[0])}, {number(interval[1])}]"
+
+
+def seeds_of(entry: Mapping[str, Any]) -> str:
+    several = len(entry["by_seed"]) > 1
+    return "By seed: " + ", ".join(number(value) for value in entry["by_seed"].values()) + "." if several else ""
 
 
 def _settings(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -311,10 +311,15 @@ class Claim(_OfStudy):
     """config/claims/: a statement of a paper as conditions, all of which must hold on every model of the study.
 
     The first condition is the headline: its effect, interval and p-value are those of the claim.
+
+    about: the recipe that the statement speaks of, one of the headline's two; differences are shown as its value minus
+    the other's, so that their sign agrees with the statement. Null: the headline's `recipe`. labels: names of recipes.
     """
 
     statement: str
     source: str
+    about: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
     conditions: tuple[Condition, ...] = Field(min_length=1)
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
@@ -322,6 +327,10 @@ class Claim(_OfStudy):
     def _headline_is_measured(self) -> Claim:
         if self.conditions[0].if_measured:
             raise ValueError("the first condition is the claim's headline and cannot be if_measured")
+        terms = self.conditions[0].terms
+        compared = (terms.recipe, terms.than) if isinstance(terms, Against) else (terms.recipe,)
+        if self.about not in (None, *compared):
+            raise ValueError(f'it is about "{self.about}", which its headline does not compare: {", ".join(compared)}')
         return self
 
     def _measured(self) -> Iterable[tuple[str, str | None, bool]]:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from score_samples import study_cells
 
-from bulwark.reporting.claims import check_claim, write_claims
+from bulwark.reporting.claims import check_claim
 from bulwark.reporting.figures import make_figure
 from bulwark.reporting.report import common_provenance, make_report
 from bulwark.reporting.results import ResultsError
 from bulwark.reporting.tables import make_table
+from bulwark.reporting.verdicts import write_claims
 from bulwark.settings import read_yaml
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -50,7 +51,7 @@ def made(tmp_path):
     make_figure(read_yaml(CONFIG / "figures" / "sep.yaml"), cells, published, *picture)
     claim = check_claim("aside_separates", read_yaml(CONFIG / "claims" / "aside_separates.yaml"), cells)
     claim["statement"] += " <script>alert(1)</script>"
-    write_claims([claim], tmp_path / "claims.json", tmp_path / "claims.md")
+    write_claims([claim], {}, tmp_path / "claims.json", tmp_path / "claims.md")
     return {
         "title": "Bulwark: results",
         "claims": tmp_path / "claims.json",
