@@ -1,5 +1,6 @@
 # The menu: what one asks for by name (snakemake --list-target-rules).
 
+
 rule data:
     """All records, downloaded and prepared."""
     input:
