@@ -57,7 +57,7 @@ def seal(output: str | Path, asked: str, inputs: Mapping[str, str], rule: str) -
     Raises CheckpointError if the output is not there.
     """
     output = Path(output)
-    told = {"path": output.as_posix(), "asked": asked, "rule": rule}
+    told: dict[str, Any] = {"path": output.as_posix(), "asked": asked, "rule": rule}
     if is_manifest(output):
         known = read_manifest(output)
         wanted = known | told | {"sources": dict(inputs)}
@@ -114,11 +114,12 @@ def content(path: str | Path) -> str:
     return hashed(path) if known is None else known.sha256
 
 
-def verify(path: str | Path, *, in_place: bool = False) -> Seal:
+def verify(path: str | Path, *, in_place: bool = False, whole: bool = True) -> Seal:
     """Compare a result with its seal, or all files of a manifest with what it lists, and return the seal.
 
     A file is read once per change of its size, times or inode and machine. in_place: also require that the result lies
-    where it was made (the folder above `results/` does not matter), so that exchanged results are told.
+    where it was made (the folder above `results/` does not matter), so that exchanged results are told. whole: False
+    compares the large files of a manifest by size only.
     Raises CheckpointError naming the file and the remedy.
     """
     path = Path(path)
@@ -131,7 +132,7 @@ def verify(path: str | Path, *, in_place: bool = False) -> Seal:
             f"{path}: it has no seal ({seal_of(path).name}), so nobody can tell whether it is what a job made. {remedy}"
         )
     if is_manifest(path):
-        verify_files(path, read_manifest(path)["files"])
+        verify_files(path, read_manifest(path)["files"], whole)
     else:
         _verify_file(path, known.bytes, known.sha256, remedy)
     if in_place and not _lies_at(path, known.path):
@@ -140,24 +141,33 @@ def verify(path: str | Path, *, in_place: bool = False) -> Seal:
     return known
 
 
-def verify_files(manifest: Path, listed: list[dict[str, Any]]) -> None:
-    """Compare all files of a manifest with its list. Raises CheckpointError naming the first that differs."""
+def verify_files(manifest: Path, listed: list[dict[str, Any]], whole: bool = True) -> None:
+    """Compare files of a manifest with its list. Raises CheckpointError naming the first that differs.
 
-    def check(entry: dict[str, Any]) -> None:
+    whole: False compares large files by size only.
+    """
+
+    def check(entry: dict[str, Any], hashes: bool = True) -> None:
         file = beside(manifest, entry["name"])
         own = next((file.with_name(name) for name in MANIFESTS if file.with_name(name).exists()), manifest)
-        _verify_file(
-            file,
-            entry["bytes"],
-            entry["sha256"],
-            f"Restore it from a copy, or remove {own} and {_AGAIN} to make it new.",
-        )
+        remedy = f"Restore it from a copy, or remove {own} and {_AGAIN} to make it new."
+        _verify_file(file, entry["bytes"], entry["sha256"] if hashes else None, remedy)
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        small = [entry for entry in listed if entry["bytes"] < _REMEMBERED_BYTES]
-        for entry in small:
-            check(entry)
-        list(pool.map(check, (entry for entry in listed if entry["bytes"] >= _REMEMBERED_BYTES)))
+    large = [entry for entry in listed if entry["bytes"] >= _REMEMBERED_BYTES]
+    for entry in listed:
+        check(entry, hashes=entry["bytes"] < _REMEMBERED_BYTES)
+    if whole and large:
+        with ThreadPoolExecutor(max_workers=min(8, len(large), os.cpu_count() or 1)) as pool:
+            list(pool.map(check, large))
+
+
+def verify_listed(manifest: Path, name: str) -> Path:
+    """The place of the file `name` of a manifest, verified. Raises CheckpointError if it is changed or not listed."""
+    listed = [entry for entry in read_manifest(manifest)["files"] if entry["name"] == name]
+    if not listed:
+        raise CheckpointError(f"{manifest}: it lists no {name}. Remove it and {_AGAIN} to make it new.")
+    verify_files(manifest, listed)
+    return beside(manifest, name)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -196,14 +206,14 @@ def is_manifest(path: str | Path) -> bool:
     return Path(path).name in MANIFESTS
 
 
-def _verify_file(file: Path, size: int, sha256: str, remedy: str) -> None:
+def _verify_file(file: Path, size: int, sha256: str | None, remedy: str) -> None:
     try:
         now = file.stat().st_size
     except FileNotFoundError:
         raise CheckpointError(f"{file}: it is missing. {remedy}") from None
     if now != size:
         raise CheckpointError(f"{file}: it has {now} bytes, but had {size} when it was made: changed or cut. {remedy}")
-    if hashed(file) != sha256:
+    if sha256 is not None and hashed(file) != sha256:
         raise CheckpointError(f"{file}: its content is not what was written (its SHA-256 differs): changed. {remedy}")
 
 

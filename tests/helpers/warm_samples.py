@@ -83,10 +83,13 @@ class Workflow:
         for name in (
             "__init__.py",
             "errors.py",
+            "files.py",
             "logs.py",
+            "seals.py",
             "jobs/__init__.py",
             "jobs/calls.py",
             "jobs/process.py",
+            "jobs/sealing.py",
             "jobs/warm.py",
         ):
             shutil.copy(source / name, self.package / name)

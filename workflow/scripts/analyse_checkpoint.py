@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bulwark.jobs.calls import run
+from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
@@ -20,6 +20,6 @@ run(
         },
         "scores": Path(snakemake.output.scores),
     },
-    log=snakemake.log[0],
+    **call_of(snakemake),
     warm="use",
 )

@@ -1,6 +1,6 @@
 """Apply the last step of a recipe to its parent's checkpoint."""
 
-from bulwark.jobs.calls import run
+from bulwark.jobs.calls import call_of, run
 from bulwark.jobs.job import Job
 from bulwark.logs import log_to
 
@@ -22,6 +22,5 @@ gpus, nodes = snakemake.resources.gpu, snakemake.resources.nodes
 run(
     "bulwark.steps.perform",
     {"job": job, "gpus": gpus, "nodes": nodes, "threads": snakemake.threads},
-    log=job.log,
-    gpus=gpus,
+    **call_of(snakemake),
 )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bulwark.errors import ConfigurationError
-from bulwark.jobs.calls import run
+from bulwark.jobs.calls import call_of, run
 from bulwark.judges import JudgeSettings
 from bulwark.logs import log_to
 from bulwark.settings import validated
@@ -22,6 +22,6 @@ run(
         "output": Path(snakemake.output[0]),
         "cache": Path(snakemake.output[0]).with_name(f"{snakemake.wildcards.trait}.judgements.jsonl"),
     },
-    log=snakemake.log[0],
+    **call_of(snakemake),
     warm="use",
 )

@@ -4,14 +4,16 @@ import os
 from pathlib import Path
 
 from bulwark.data.downloads import download, fetch
+from bulwark.jobs.calls import sealed, sealing_of
 from bulwark.logs import log_to
 from bulwark.models import manifests
 
 os.environ["HF_HUB_OFFLINE"] = "0"  # read when the Hub's client is imported, which the functions below do
 log_to(snakemake.log[0])
 source, told = snakemake.params.source, Path(snakemake.output[0])
-if source["hub"]:
-    fetch(source["hub"], source["revision"], told.parent, "dataset", source["files"])
-else:
-    download(source["url"], source["sha256"], told.parent / Path(source["url"]).name, source["git_blob"])
-manifests.write_manifest(told, {"source": source, "provenance": manifests.provenance()})
+with sealed(sealing_of(snakemake)):
+    if source["hub"]:
+        fetch(source["hub"], source["revision"], told.parent, "dataset", source["files"])
+    else:
+        download(source["url"], source["sha256"], told.parent / Path(source["url"]).name, source["git_blob"])
+    manifests.write_manifest(told, {"source": source, "provenance": manifests.provenance()})

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bulwark.jobs.calls import run
+from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
@@ -17,6 +17,5 @@ run(
         "dtype": snakemake.params.dtype,
         "threads": snakemake.threads,
     },
-    log=snakemake.log[0],
-    gpus=snakemake.resources.gpu,
+    **call_of(snakemake),
 )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bulwark.benchmarks import benchmark_of
-from bulwark.jobs.calls import run
+from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
@@ -20,6 +20,5 @@ run(
         "provenance": Path(snakemake.output.provenance),
         "inputs": {name: path for name, path in snakemake.input.items() if name not in ("checkpoint", "records")},
     },
-    log=snakemake.log[0],
-    gpus=snakemake.resources.gpu,
+    **call_of(snakemake),
 )

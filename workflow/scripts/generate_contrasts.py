@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bulwark.jobs.calls import run
+from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
 from bulwark.settings import validated
 from bulwark.steering.vectors.settings import ContrastSettings
@@ -20,6 +20,5 @@ run(
         "threads": snakemake.threads,
         "output": Path(snakemake.output[0]),
     },
-    log=snakemake.log[0],
-    gpus=snakemake.resources.gpu,
+    **call_of(snakemake),
 )

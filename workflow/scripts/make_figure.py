@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bulwark.jobs.calls import run
+from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
@@ -15,6 +15,6 @@ run(
         "pdf": Path(snakemake.output.pdf),
         "png": Path(snakemake.output.png),
     },
-    log=snakemake.log[0],
+    **call_of(snakemake),
     warm="use",
 )

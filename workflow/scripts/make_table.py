@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bulwark.jobs.calls import run
+from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
@@ -16,6 +16,6 @@ run(
         "markdown": Path(snakemake.output.markdown),
         "latex": Path(snakemake.output.latex),
     },
-    log=snakemake.log[0],
+    **call_of(snakemake),
     warm="use",
 )

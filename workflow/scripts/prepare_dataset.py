@@ -5,9 +5,9 @@ from pathlib import Path
 
 from bulwark import benchmarks
 from bulwark.config.entities import Dataset
-from bulwark.data import contrasts
-from bulwark.data.readers import read_split
+from bulwark.data import contrasts, readers
 from bulwark.data.records import SCHEMAS, write_records
+from bulwark.jobs.calls import sealed, sealing_of
 from bulwark.logs import log_to
 from bulwark.miniature.records import write as write_miniature
 from bulwark.miniature.settings import MiniatureSettings
@@ -17,7 +17,7 @@ log_to(snakemake.log[0])
 split, recipe = snakemake.wildcards.split, snakemake.params.recipe
 dataset = validated(Dataset, recipe["dataset"], f"config/datasets/{snakemake.wildcards.dataset}.yaml")
 source = dataset.source
-with tempfile.TemporaryDirectory() as scratch:
+with sealed(sealing_of(snakemake)), tempfile.TemporaryDirectory() as scratch:
     if source.miniature:
         wanted = dataset.splits[split]
         name, count = (wanted, None) if isinstance(wanted, str) else (split, int(wanted))
@@ -30,7 +30,7 @@ with tempfile.TemporaryDirectory() as scratch:
         folder = Path(snakemake.input[0]).parent
         path = folder / source.files[0] if len(source.files) == 1 and not dataset.parts else folder
     artefact = dataset.format == "artefact"
-    records = read_split(
+    records = readers.read_split(
         contrasts.unpacked(path, dataset.kind, Path(scratch)) if artefact else path,
         split,
         dataset.splits,
@@ -42,4 +42,4 @@ with tempfile.TemporaryDirectory() as scratch:
         shuffle_seed=dataset.shuffle_seed,
         limit=dataset.limit,
     )
-write_records(Path(snakemake.output[0]), records)
+    write_records(Path(snakemake.output[0]), records)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bulwark.jobs.calls import leave
+from bulwark.jobs.calls import leave, sealed, sealing_of
 from bulwark.logs import log_to
 from bulwark.miniature.model import model_config
 from bulwark.miniature.settings import MiniatureSettings
@@ -14,17 +14,18 @@ from bulwark.training.settings import TrainingSettings
 log_to(snakemake.log[0])
 settings = validated(MiniatureSettings, snakemake.params.model["source"]["miniature"], "source.miniature")
 tokenizer = build_tokenizer(settings.model.max_position_embeddings)
-pretrain(
-    model_config(settings.model, tokenizer),
-    tokenizer,
-    snakemake.params.model["template"],
-    {split: Path(path) for split, path in snakemake.input.items()},
-    TrainingSettings(
-        **settings.pretraining.model_dump(exclude={"records", "validation_records", "seed"}),
-        micro_batch_size=settings.pretraining.batch_size,
-    ),
-    seed=settings.pretraining.seed,
-    threads=snakemake.threads,
-    output=Path(snakemake.output[0]),
-)
+with sealed(sealing_of(snakemake)):
+    pretrain(
+        model_config(settings.model, tokenizer),
+        tokenizer,
+        snakemake.params.model["template"],
+        {split: Path(path) for split, path in snakemake.input.items()},
+        TrainingSettings(
+            **settings.pretraining.model_dump(exclude={"records", "validation_records", "seed"}),
+            micro_batch_size=settings.pretraining.batch_size,
+        ),
+        seed=settings.pretraining.seed,
+        threads=snakemake.threads,
+        output=Path(snakemake.output[0]),
+    )
 leave()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bulwark.jobs.calls import run
+from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
@@ -20,6 +20,5 @@ run(
         "output": Path(snakemake.output.projections),
         "screening": Path(snakemake.output.screening),
     },
-    log=snakemake.log[0],
-    gpus=snakemake.resources.gpu,
+    **call_of(snakemake),
 )

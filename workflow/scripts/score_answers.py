@@ -1,10 +1,9 @@
 """Score the answers of a checkpoint on a benchmark."""
 
-import json
 from pathlib import Path
 
 from bulwark.benchmarks import benchmark_of
-from bulwark.jobs.calls import run
+from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
@@ -20,9 +19,9 @@ run(
             "recipe": snakemake.wildcards.recipe,
             "seed": int(snakemake.wildcards.seed),
         },
-        "provenance": json.loads(Path(snakemake.input.provenance).read_text(encoding="utf-8")),
+        "provenance": Path(snakemake.input.provenance),
         "scores": Path(snakemake.output.scores),
     },
-    log=snakemake.log[0],
+    **call_of(snakemake),
     warm="use",
 )

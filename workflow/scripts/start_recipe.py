@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
+from bulwark.jobs.calls import sealed, sealing_of
 from bulwark.logs import log_to
 from bulwark.models.manifests import start_recipe
 
 log_to(snakemake.log[0])
-start_recipe(
-    Path(snakemake.input[0]),
-    Path(snakemake.output[0]),
-    {"model": snakemake.wildcards.model, "recipe": "base", "seed": int(snakemake.wildcards.seed)},
-)
+identity = {"model": snakemake.wildcards.model, "recipe": "base", "seed": int(snakemake.wildcards.seed)}
+with sealed(sealing_of(snakemake)):
+    start_recipe(Path(snakemake.input[0]), Path(snakemake.output[0]), identity)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bulwark.jobs.calls import run
+from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
@@ -17,6 +17,6 @@ run(
         "figures": [(Path(path), snakemake.params.captions[Path(path).stem]) for path in snakemake.input.figures],
         "scores": [Path(path) for path in snakemake.input.scores],
     },
-    log=snakemake.log[0],
+    **call_of(snakemake),
     warm="use",
 )

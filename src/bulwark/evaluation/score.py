@@ -28,15 +28,18 @@ def score_file(
     answers: Path,
     records: Path,
     identity: Mapping[str, Any],
-    provenance: Mapping[str, Any],
+    provenance: Mapping[str, Any] | Path,
     scores: Path,
 ) -> dict[str, Any]:
     """Score the answers of one checkpoint: write `scores` (JSON) and, beside it, the rows (`records_beside(scores)`).
 
-    identity: benchmark, model, recipe, seed. provenance: how the answers were made; the resolved settings and the
-    digests of answers and records are added. Raises RecordError if answers are missing, doubled or of no record.
+    identity: benchmark, model, recipe, seed. provenance: how the answers were made, or the file that says so; the
+    resolved settings and the digests of answers and records are added. Raises RecordError if answers are missing,
+    doubled or of no record.
     """
     answers, records, scores = Path(answers), Path(records), Path(scores)
+    if isinstance(provenance, Path):
+        provenance = json.loads(provenance.read_text(encoding="utf-8"))
     known = benchmark.load(records)
     given = read_answers(answers, {record.id: benchmark.variants(record) for record in known})
     responses = {record.id: {v: a.response for v, a in given[record.id].items()} for record in known}

@@ -1,6 +1,6 @@
 """A workflow script's last line: one call of the library, in the warm parent of this workflow or in this process.
 
-Either way the process ends with the call: `run` does not return. Imports nothing but the standard library, so that a
+Either way the process ends with the call: `run` does not return. Imports nothing heavy, so that a
 script that hands its call to the warm parent costs a tenth of a second.
 """
 
@@ -14,6 +14,9 @@ from pathlib import PurePath
 from typing import Any, Literal, NoReturn
 
 from bulwark.jobs.process import leave, perform
+from bulwark.jobs.sealing import Sealing, call_of, sealed, sealing_of
+
+__all__ = ["call_of", "leave", "run", "sealed", "sealing_of"]
 
 _OF_MODELS = (
     "bulwark.models.checkpoints",
@@ -29,6 +32,7 @@ def run(
     *,
     log: str,
     gpus: int = 0,
+    sealing: Sealing | None = None,
     warm: Literal["start", "use", "never"] = "start",
 ) -> NoReturn:
     """Call `function` ("package.module.name") with the keyword `arguments`, logging to the file `log`; then exit.
@@ -36,20 +40,21 @@ def run(
     The caller logs to `log` already, so that a mistake in the arguments is logged, too. Arguments are plain data,
     paths, or objects of this package's own classes.
 
-    gpus: of the job; one that asks for any runs in a process of its own. warm: whether the call may start the warm
+    gpus: of the job; one that asks for any runs in a process of its own. sealing: its files, verified before the call
+    and sealed after it. (`call_of(snakemake)` gives log, gpus and sealing.) warm: whether the call may start the warm
     parent, uses one only if it is there (a call that imports nothing heavy), or never runs in it (a call whose
     imports depend on what it sets first).
 
     The process exits with status 0, or as Python does after an exception, which is logged with its traceback.
     """
-    call = {"function": function, "log": str(log), "arguments": _plain(arguments)}
+    call = {"function": function, "log": str(log), "arguments": _plain(arguments), "sealing": sealing}
     if not gpus and warm != "never":
         from bulwark.jobs import warm as parent
 
         parent.hand_over(call, start=warm == "start")  # exits if a child did it, returns if there is no parent
     if warm == "start":
         _import_models()
-    perform(function, call["arguments"])
+    perform(function, call["arguments"], sealing)
     leave()
 
 

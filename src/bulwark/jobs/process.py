@@ -1,4 +1,4 @@
-"""What a process of a job does: the call, its own end, and ending with its parent. Standard library only."""
+"""What a process of a job does: the call, its own end, and ending with its parent. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import threading
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from bulwark.jobs.sealing import Sealing, sealed
+
 _FLUSH_FAILED = 120  # what Python itself exits with
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
-def perform(function: str, arguments: Mapping[str, Any]) -> None:
-    """Do a call here and now."""
+def perform(function: str, arguments: Mapping[str, Any], sealing: Sealing | None = None) -> None:
+    """Do a call here and now, between the verification of what it reads and the sealing of what it makes."""
     module, name = function.rsplit(".", 1)
-    getattr(importlib.import_module(module), name)(**arguments)
+    with sealed(sealing):
+        getattr(importlib.import_module(module), name)(**arguments)
 
 
 def leave(status: int = 0) -> NoReturn:

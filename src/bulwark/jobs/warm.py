@@ -292,7 +292,7 @@ def _be_child(connection: socket.socket, imports: Mapping[str, str]) -> NoReturn
         sys.modules["numpy"].random.seed()  # from the system, as `random` is; torch starts from one seed anyway
     try:
         log_to(call["log"])
-        process.perform(call["function"], call["arguments"])
+        process.perform(call["function"], call["arguments"], call["sealing"])
     except SystemExit as error:
         process.leave(_status_of(error))
     except BaseException as error:

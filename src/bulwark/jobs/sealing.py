@@ -1,0 +1,131 @@
+"""What every job of the workflow does around its work: verify what it reads, seal what it has made.
+
+Standard library and `bulwark.seals` only, as a script imports it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bulwark import seals
+from bulwark.errors import BulwarkError, CheckpointError
+from bulwark.files import digest
+
+RESULTS = "results"  # what lies below it was made by a job, and is sealed; everything else is the user's own
+_FULL = "there is no space left for it. Free some (or a quota) and give the same command again; what is finished stays."
+_FORBIDDEN = "it may not be written or read. Correct the permissions (or the mount) and give the same command again."
+_REASONS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _FORBIDDEN),
+}
+
+
+@dataclass(frozen=True)
+class Sealing:
+    """A job as its seals see it: the files it reads and makes, what the plan asked of it, its rule."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    asked: str
+    rule: str
+
+
+def sealing_of(snakemake: Any) -> Sealing:
+    """The sealing of a script's job, from the object that Snakemake gives to the script."""
+    told = {name: snakemake.params.get(name) for name in snakemake.params.keys()}  # noqa: SIM118 (no mapping)
+    asked = told.get("asked") or digest(json.loads(json.dumps([told, list(snakemake.wildcards)], default=str)))
+    inputs, outputs = (tuple(dict.fromkeys(map(str, files))) for files in (snakemake.input, snakemake.output))
+    return Sealing(inputs, outputs, str(asked), str(snakemake.rule))
+
+
+@contextmanager
+def sealed(sealing: Sealing | None) -> Iterator[None]:
+    """Verify the inputs, then do what stands in the block, then seal the outputs; None: only do it.
+
+    A manifest is written with its seal (see `bulwark.seals.write_manifest`), by whichever process of the job writes it.
+    Raises CheckpointError for an input that is not what a job made, BulwarkError if the disk is full or read-only.
+    """
+    if sealing is None:
+        yield
+        return
+    known = verified(sealing.inputs)
+    with _explained(sealing.outputs):
+        for output in sealing.outputs:
+            seals.unseal(output)
+        pending = {"path": sealing.outputs[0], "asked": sealing.asked, "rule": sealing.rule, "sources": known}
+        os.environ[seals.VARIABLE] = json.dumps(pending) if seals.is_manifest(sealing.outputs[0]) else "{}"
+        try:
+            yield
+            for output in sealing.outputs:
+                seals.seal(output, sealing.asked, known, sealing.rule)
+        finally:
+            os.environ.pop(seals.VARIABLE, None)
+
+
+def verified(inputs: tuple[str, ...]) -> dict[str, str]:
+    """{path: content digest} of a job's inputs, each verified, and that they were made from one another as they are.
+
+    Large files of a model are compared by size; whoever opens it compares their contents.
+    """
+    found: dict[str, seals.Seal] = {}
+    known: dict[str, str] = {}
+    for path in inputs:
+        if Path(path).parts[:1] != (RESULTS,):
+            known[path] = seals.content(path)
+            continue
+        found[path] = seals.verify(path, in_place=True, whole=Path(path).name == "download.json")
+        known[path] = found[path].sha256
+    for path, seal in found.items():
+        for source, content in seal.inputs.items():
+            if known.get(source, content) != content:
+                raise CheckpointError(
+                    f"{path}: it was made from another {source} than the one that is there now, so they do not belong "
+                    f"together. Remove {path} and give the same command again, or restore {source} from a copy."
+                )
+    return known
+
+
+@contextmanager
+def _explained(outputs: tuple[str, ...]) -> Iterator[None]:
+    """An error of the disk in words, whichever library ran into it."""
+    try:
+        yield
+    except BulwarkError:
+        raise
+    except Exception as error:
+        if reason := _reason(error):
+            where = next((str(e.filename) for e in _chain(error) if isinstance(e, OSError) and e.filename), None)
+            raise BulwarkError(f"{where or ', '.join(outputs)}: {reason} ({error})") from error
+        raise
+
+
+def _reason(error: BaseException) -> str | None:
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in _REASONS:
+            return _REASONS[cause.errno]
+        for number, reason in _REASONS.items():  # safetensors and torch tell the system's error in their text
+            if os.strerror(number) in str(cause) and not isinstance(cause, OSError):
+                return reason
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def call_of(snakemake: Any) -> Mapping[str, Any]:
+    """What `bulwark.jobs.calls.run` is told of a script's job."""
+    return {
+        "log": snakemake.log[0],
+        "gpus": snakemake.resources.get("gpu", 0),
+        "sealing": sealing_of(snakemake),
+    }

@@ -1,0 +1,155 @@
+"""A job verifies what it reads, seals what it makes, and says in words what is wrong with the disk."""
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from snakemake.iocontainers import InputFiles, OutputFiles, Params, Wildcards
+
+from bulwark import seals
+from bulwark.errors import BulwarkError, CheckpointError
+from bulwark.jobs.sealing import Sealing, sealed, sealing_of, verified
+from bulwark.models import manifests
+
+RECORDS, ANSWERS, SCORES = (f"results/{name}" for name in ("data/d/test.jsonl", "answers/a.jsonl", "scores/s.json"))
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """An empty repository."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def write(path: str, text: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+
+
+def make(output: str, *inputs: str, text: str = "made") -> None:
+    with sealed(Sealing(inputs, (output,), "asked", "rule")):
+        write(output, text)
+
+
+def fails(error: Exception, outputs: tuple[str, ...] = (SCORES,)) -> BaseException:
+    """What a job ends with in which `error` is raised."""
+    with pytest.raises(Exception) as told, sealed(Sealing((), outputs, "asked", "rule")):  # noqa: PT011
+        raise error
+    return told.value
+
+
+def chain() -> None:
+    write("mine.jsonl", "mine")
+    make(RECORDS, "mine.jsonl")
+    make(ANSWERS, RECORDS)
+
+
+def test_what_a_job_makes_says_what_it_was_made_from():
+    chain()
+    assert seals.read(RECORDS).inputs == {"mine.jsonl": seals.hashed("mine.jsonl")}
+    assert seals.read(ANSWERS).inputs == {RECORDS: seals.read(RECORDS).sha256}
+    make(SCORES, RECORDS, ANSWERS)
+    assert list(seals.read(SCORES).inputs) == [RECORDS, ANSWERS]
+
+
+@pytest.mark.parametrize("damaged", [RECORDS, ANSWERS, f"{RECORDS}.seal.json", f"{ANSWERS}.seal.json"])
+def test_a_job_does_not_begin_with_what_is_damaged(damaged):
+    chain()
+    raw = bytearray(Path(damaged).read_bytes())
+    raw[1] ^= 1
+    Path(damaged).write_bytes(raw)
+    with pytest.raises(CheckpointError, match=f"{damaged}.* Remove {damaged.removesuffix('.seal.json')}"):
+        make(SCORES, RECORDS, ANSWERS)
+    assert not Path(SCORES).exists()
+
+
+def test_inputs_that_do_not_belong_together_are_refused():
+    """As where answers are scored against other records than were asked; both are whole."""
+    chain()
+    make(RECORDS, "mine.jsonl", text="other records")
+    with pytest.raises(CheckpointError, match=rf"{ANSWERS}: it was made from another {RECORDS}.* Remove {ANSWERS}"):
+        verified((RECORDS, ANSWERS))
+    verified((ANSWERS,))
+
+
+def test_only_what_is_below_results_needs_a_seal():
+    chain()
+    write("results/copied.jsonl", "x")
+    with pytest.raises(CheckpointError, match=r"results/copied\.jsonl: it has no seal.* Remove"):
+        verified(("results/copied.jsonl",))
+    with pytest.raises(CheckpointError, match=r"none\.jsonl: no such file"):
+        verified(("none.jsonl",))
+
+
+def test_a_failed_job_seals_nothing_and_leaves_no_older_seal():
+    chain()
+    write(ANSWERS, "half")
+    fails(ZeroDivisionError(), outputs=(ANSWERS,))
+    assert seals.read(ANSWERS) is None
+    with pytest.raises(CheckpointError, match="no such file"), sealed(Sealing((), (SCORES,), "asked", "rule")):
+        pass  # the job has not made what it should
+
+
+def test_a_manifest_is_sealed_as_it_is_written():
+    path = "results/checkpoints/m/a/seed0/checkpoint.json"
+    chain()
+    with sealed(Sealing((RECORDS,), (path,), "asked", "apply_step")):
+        write(str(Path(path).with_name("weights")), "abc")
+        manifests.write_manifest(path, {"template": "chat"})
+        known = seals.read(path)
+        assert (known.asked, known.inputs) == ("asked", {RECORDS: seals.content(RECORDS)})
+        before = Path(path).stat().st_mtime_ns
+    assert Path(path).stat().st_mtime_ns == before  # nothing is left to do behind it
+    assert seals.VARIABLE not in os.environ
+    verified((path,))
+
+
+def full(cause=None):
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), cause)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (full(), rf"{SCORES}: there is no space left.* same command"),
+        (full("results/else.tmp"), r"results/else\.tmp: there is no space left"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), rf"{SCORES}: there is no space left"),
+        (OSError(errno.EROFS, "Read-only file system", SCORES), rf"{SCORES}: it may not be written.* mount"),
+        (PermissionError(errno.EACCES, "Permission denied", "results/x"), r"results/x: it may not be written"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "no space left"),
+    ],
+)
+def test_a_full_or_closed_disk_is_told_in_words(error, message):
+    assert re.search(message, str(fails(error)))
+    wrapped = ValueError("what a library makes of it")
+    wrapped.__cause__ = error
+    told = fails(wrapped)
+    assert isinstance(told, BulwarkError)
+    assert re.search(message, str(told))
+
+
+def test_other_errors_are_left_as_they_are():
+    for error in (OSError(errno.EBADF, "Bad file descriptor"), ValueError("x"), CheckpointError("y")):
+        assert fails(error) is error
+
+
+class Script:
+    """What Snakemake gives to a script."""
+
+    rule = "score_answers"
+
+    def __init__(self, **params):
+        self.input, self.output = InputFiles([RECORDS, RECORDS, ANSWERS]), OutputFiles([SCORES])
+        self.wildcards = Wildcards(fromdict={"seed": "0"})
+        self.params = Params(fromdict=params)
+
+
+def test_what_is_asked_is_what_the_plan_says_or_all_it_decides():
+    told = sealing_of(Script(asked="line", code="x"))
+    assert told == Sealing((RECORDS, ANSWERS), (SCORES,), "line", "score_answers")
+    one, same, other = (sealing_of(Script(code=code, where=Path("a"))).asked for code in "xxy")
+    assert one == same != other
+    json.dumps(one)
