@@ -93,7 +93,11 @@ def claims(catalogue: Catalogue) -> Shown:
         cells,
         sorted({path for of_claim in cells.values() for path in _files_of(of_claim)}),
         [],
-        digests.code_digest("bulwark.reporting.claims:check_claim", "bulwark.reporting.verdicts:write_claims"),
+        digests.code_digest(
+            "bulwark.reporting.claims:check_claim",
+            "bulwark.reporting.claims:corrected",
+            "bulwark.reporting.verdicts:write_claims",
+        ),
     )
 
 

@@ -1,27 +1,33 @@
 """Claims of the papers, checked against the scores. How they are shown: `bulwark.reporting.verdicts`.
 
 A claim is a list of conditions; each is judged on each model by an interval, I = [low, high], at the claim's
-confidence (95 %). For a comparison, I is the BCa bootstrap interval of the *improvement*: recipe minus `than`, or the
-reverse where lower is better; for a threshold, that of the metric (Wilson's for rates). See
-`bulwark.evaluation.statistics`.
+confidence (95 %). For a comparison, I is the interval of the *improvement*: recipe minus `than`, or the reverse where
+lower is better; for a threshold, that of the metric (Wilson's for rates). See `bulwark.evaluation.comparisons`.
 
     condition               holds                            fails                       opposite
-    better, margin m        low > 0, p < 5 %, high >= m      high < m, not opposite      high < 0, p < 5 %
+    better, margin m        low > m, p < 5 %                 high < m, not opposite      high < 0, p < 5 %
     not_worse, margin m     low > -m                                                     high < -m
     equal, margin m         -m < low and high < m                                        high < -m or low > m
     at_least, value v       low >= v                         high < v
     at_most, value v        high <= v                        low > v
 
 Everything else is open: there are too few records to decide. `p` is the two-sided permutation p-value of no
-difference at all (5 % stands for one minus the confidence); for thresholds, that of the one-sided score test. A
-`better` whose seeds disagree on the sign of the improvement is open even if it would hold: the seed may be the cause. A
-metric that is undefined (no record counts) is open.
+difference at all (5 % stands for one minus the confidence). A `better` whose seeds disagree on the sign of the
+improvement is open even if it would hold: the seed may be the cause. A metric that is undefined (no record counts) is
+open.
 
 On a model the claim is contradicted if its headline, the first condition, comes out opposite; else not reproduced if
 any condition fails or comes out opposite; else undecided if one is open; else reproduced. Over the models of the study
 the same order applies to the models' verdicts: a claim is reproduced only if it is on every model. Effect, interval, n
-and p-value of the claim are those of the headline, averaged over the models with equal weights (n added up); they
-never decide the verdict. All numbers are in the unit of the scores files; a difference is `recipe` minus `than`.
+and p-value of the claim are those of the headline, averaged over the models with equal weights, in which a record that
+several models answered is one record; they never decide the verdict. All numbers are in the unit of the
+scores files; a difference is `recipe` minus `than`.
+
+Many claims on one page: each decided claim has the p-value of its verdict (`p_verdict`), two-sided where conditions are
+joined, as intervals of 95 % are. Reproduced: every condition must hold on every model, so it is the largest of theirs
+(intersection-union test). Contradicted, not reproduced: one condition on one model is enough, so it is the smallest
+times their number (Bonferroni). Over the page they are corrected by Holm's procedure (1979), and a claim whose
+corrected p-value is not below 5 % is undecided (`corrected`).
 """
 
 from __future__ import annotations
@@ -30,20 +36,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bulwark.evaluation.statistics import Comparison, Estimate, compare, estimate, mean_comparison, threshold_p_value
+from bulwark.evaluation.comparisons import Comparison, compare, compare_over_models
+from bulwark.evaluation.statistics import Estimate, Sample, estimate, p_beyond, together
 from bulwark.reporting.results import Results, ResultsError
 from bulwark.reporting.settings import Against, Bound, Claim, Condition
 from bulwark.settings import validated
 
+_SIDE = {"at_least": "above", "at_most": "below"}
+_OTHER = {"above": "below", "below": "above"}
 _VERDICTS = ("contradicted", "not reproduced", "undecided", "reproduced")  # the worst first
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One condition on one model: its entry in claims.json, and the numbers that an average over models needs."""
+    """One condition on one model: its entry in claims.json, and what an average over models needs.
+
+    p_value: of the outcome, two-sided; None where it is open. measured, samples: of the metric, or of both recipes.
+    """
 
     entry: dict[str, Any]
+    p_value: float | None
     measured: Comparison | Estimate
+    samples: tuple[Sample | None, ...]
 
 
 def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -64,14 +78,16 @@ def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapp
     verdicts = {
         model: _verdict([finding.entry["outcome"] for finding in of_model]) for model, of_model in findings.items()
     }
+    verdict = min(verdicts.values(), key=_VERDICTS.index)
     return {
         "id": name,
         "statement": claim.statement,
         "source": claim.source,
         "about": claim.about,
         "labels": claim.labels,
-        "verdict": min(verdicts.values(), key=_VERDICTS.index),
+        "verdict": verdict,
         **_headline([of_model[0] for of_model in findings.values()], claim.confidence),
+        "p_verdict": _p_of_verdict(verdict, list(findings.values())),
         "seeds": sorted({cell.seed for cell in results.cells if cell.recipe in claim.recipes()}),
         "confidence": claim.confidence,
         "conditions": [_stated(condition) for condition in conditions],
@@ -81,6 +97,26 @@ def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapp
             for model, of_model in findings.items()
         },
     }
+
+
+def corrected(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The claims of one page, with `p_corrected` by Holm's procedure (1979); see the head of this module.
+
+    A claim that has no p-value (an undecided one) takes no part. One that does not outlive the correction becomes
+    undecided, and `uncorrected_verdict` says what it would be alone.
+    """
+    order = sorted((claim["p_verdict"], index) for index, claim in enumerate(claims) if claim["p_verdict"] is not None)
+    adjusted: dict[int, float] = {}
+    largest = 0.0
+    for rank, (p_value, index) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_value))
+        adjusted[index] = largest
+    page = []
+    for index, claim in enumerate(claims):
+        lost = index in adjusted and adjusted[index] >= 1 - claim["confidence"]
+        changes = {"verdict": "undecided", "uncorrected_verdict": claim["verdict"]} if lost else {}
+        page.append({**claim, **changes, "p_corrected": adjusted.get(index)})
+    return page
 
 
 def _stated(condition: Condition) -> dict[str, Any]:
@@ -94,7 +130,7 @@ def described(condition: Condition) -> str:
         sign = "≥" if condition.kind == "at_least" else "≤"
         return f"{terms.metric} on {terms.benchmark}: {terms.recipe} {sign} {terms.value:g}"
     relation = {
-        "better": f"better than {terms.than}" + (f", by {terms.margin:g} for it to matter" if terms.margin else ""),
+        "better": f"better than {terms.than}" + (f" by more than {terms.margin:g}" if terms.margin else ""),
         "not_worse": f"at most {terms.margin:g} worse than {terms.than}",
         "equal": f"within {terms.margin:g} of {terms.than}",
     }[condition.kind]
@@ -107,7 +143,7 @@ def _judged(condition: Condition, model: str, index: int, results: Results, conf
     benchmark, metric = terms.benchmark, terms.metric
     higher = results.higher_is_better(benchmark, metric)
     if isinstance(terms, Against):
-        samples = [results.sample(model, recipe, benchmark, metric) for recipe in (terms.recipe, terms.than)]
+        samples = tuple(results.sample(model, recipe, benchmark, metric) for recipe in (terms.recipe, terms.than))
         if None in samples:
             raise ResultsError(
                 f"{benchmark} keeps no value of {metric} per record for {model}, so {terms.recipe} and "
@@ -120,14 +156,17 @@ def _judged(condition: Condition, model: str, index: int, results: Results, conf
             raise ResultsError(
                 f"{metric} of {benchmark} is better neither higher nor lower, so no claim can compare it."
             )
-        outcome, reason = _comparison_outcome(
-            condition.kind, terms.margin, measured, 1 if higher else -1, 1 - confidence
-        )
+        sign = 1 if higher else -1
+        outcome, reason = _comparison_outcome(condition.kind, terms.margin, measured, sign, 1 - confidence)
+        p_outcome = _p_of_comparison(condition.kind, outcome, terms.margin, measured, sign)
     else:
-        measured, rate = results.estimate(model, terms.recipe, benchmark, metric, confidence)
-        effect, p_value = measured.value, threshold_p_value(measured, terms.value, condition.kind, rate)
+        samples = (results.sample(model, terms.recipe, benchmark, metric),)
+        measured = results.estimate(model, terms.recipe, benchmark, metric, confidence)
+        effect, p_value = measured.value, p_beyond(measured.at, terms.value, _SIDE[condition.kind])
         values = {terms.recipe: effect}
         outcome, reason = _bound_outcome(condition.kind, terms.value, measured.interval)
+        beyond = _SIDE[condition.kind] if outcome == "holds" else _OTHER[_SIDE[condition.kind]]
+        p_outcome = None if outcome == "open" else p_beyond(measured.at, terms.value, beyond)
     entry = {
         "text": described(condition),
         "outcome": outcome,
@@ -140,7 +179,7 @@ def _judged(condition: Condition, model: str, index: int, results: Results, conf
         "p_value": p_value,
         "by_seed": {str(seed): value for seed, value in measured.by_seed.items()},
     }
-    return Finding(entry, measured)
+    return Finding(entry, p_outcome, measured, samples)
 
 
 def _comparison_outcome(kind: str, margin: float, comparison: Comparison, sign: int, level: float):
@@ -153,12 +192,19 @@ def _comparison_outcome(kind: str, margin: float, comparison: Comparison, sign: 
         if high < 0 and significant:
             return "opposite", "it is worse"
         if high < margin:
-            return "fails", "any improvement is too small to matter"
-        if low > 0 and significant:
+            return "fails", "any improvement is below the margin" if margin else "there is no improvement"
+        if low > margin and significant:
             if any(sign * value <= 0 for value in comparison.by_seed.values()):
                 return "open", "better on average, but not at every seed"
-            return "holds", "it is better"
-        return "open", "the interval reaches from no improvement to one that matters"
+            return "holds", "it is better by more than the margin" if margin else "it is better"
+        if low > 0 and margin and significant:
+            return "open", "it is better, but the interval holds the margin"
+        return (
+            "open",
+            "the interval reaches from no improvement to more than the margin"
+            if margin
+            else "the interval holds no improvement",
+        )
     if kind == "not_worse":
         if high < -margin:
             return "opposite", "it is worse by more than the margin"
@@ -169,6 +215,28 @@ def _comparison_outcome(kind: str, margin: float, comparison: Comparison, sign: 
         return "opposite", "they differ by more than the margin"
     inside = -margin < low and high < margin
     return ("holds", "they differ by less than the margin") if inside else ("open", "the interval holds a margin")
+
+
+def _p_of_comparison(kind: str, outcome: str, margin: float, comparison: Comparison, sign: int) -> float | None:
+    """Two-sided p-value of an outcome of `_comparison_outcome`; None for an open one."""
+
+    def above(bound: float) -> float:
+        return comparison.p_above(bound) if sign > 0 else comparison.p_below(-bound)
+
+    def below(bound: float) -> float:
+        return comparison.p_below(bound) if sign > 0 else comparison.p_above(-bound)
+
+    if outcome == "open":
+        return None
+    if kind == "better":
+        if outcome == "holds":
+            return max(above(margin), comparison.p_value)
+        return below(margin) if outcome == "fails" else max(below(0.0), comparison.p_value)
+    if kind == "not_worse":
+        return above(-margin) if outcome == "holds" else below(-margin)
+    if outcome == "holds":
+        return max(above(-margin), below(margin))
+    return min(1.0, 2 * min(below(-margin), above(margin)))
 
 
 def _bound_outcome(kind: str, value: float, interval: tuple[float, float] | None) -> tuple[str, str]:
@@ -191,30 +259,50 @@ def _verdict(outcomes: Sequence[str]) -> str:
     return "undecided" if "open" in outcomes else "reproduced"
 
 
+def _p_of_verdict(verdict: str, findings: Sequence[Sequence[Finding]]) -> float | None:
+    """Two-sided p-value of a claim's verdict from its findings, by model and condition.
+
+    None if it is undecided, or rests on a metric whose file has an interval and no standard error.
+    """
+    if verdict == "undecided":
+        return None
+    asked = [of_model[:1] if verdict == "contradicted" else of_model for of_model in findings]
+    tried = [finding for of_model in asked for finding in of_model]
+    if verdict == "reproduced":
+        p_values = [finding.p_value for finding in tried]
+        return None if None in p_values else max(p_values)
+    speaking = ("opposite",) if verdict == "contradicted" else ("fails", "opposite")
+    p_values = [finding.p_value for finding in tried if finding.entry["outcome"] in speaking]
+    return None if None in p_values else min(1.0, len(tried) * min(p_values))
+
+
 def _headline(findings: Sequence[Finding], confidence: float) -> dict[str, Any]:
     """Effect, interval, n and p-value of the first condition over all models."""
     keys = ("effect", "interval", "n", "p_value")
     if len(findings) == 1:
         return {key: findings[0].entry[key] for key in keys}
-    measured = [finding.measured for finding in findings]
-    if isinstance(measured[0], Comparison):
-        mean = mean_comparison(measured, confidence)
+    samples = [finding.samples for finding in findings]
+    if isinstance(findings[0].measured, Comparison):
+        mean = compare_over_models(samples, confidence=confidence)
         return dict(zip(keys, (mean.difference, _listed(mean.interval), mean.n, mean.p_value), strict=True))
-    values = [estimate.value for estimate in measured]
-    intervals = [estimate.interval for estimate in measured]
-    effect = None if None in values else sum(values) / len(values)
-    interval = None
-    if effect is not None and None not in intervals:
-        # Independent models: half-widths add in squares (each side separately, as Wilson's are not symmetric).
-        below, above = (
-            sum((v - bound) ** 2 for v, bound in zip(values, bounds, strict=True)) ** 0.5 / len(values)
-            for bounds in zip(*intervals, strict=True)
-        )
-        interval = [effect - below, effect + above]
     p_values = [finding.entry["p_value"] for finding in findings]
     # All models must satisfy the bound, so the largest p-value is the joint one (intersection-union test).
     joint = None if None in p_values else max(p_values)
-    return dict(zip(keys, (effect, interval, sum(estimate.n for estimate in measured), joint), strict=True))
+    estimates = [finding.measured for finding in findings]
+    if (None,) not in samples:
+        mean = estimate(together([sample for (sample,) in samples]), confidence)
+        return dict(zip(keys, (mean.value, _listed(mean.interval), mean.n, joint), strict=True))
+    return {**_mean_of_files(estimates), "p_value": joint}
+
+
+def _mean_of_files(estimates: Sequence[Estimate]) -> dict[str, Any]:
+    """Effect, interval and n of metrics without rows: bounds are averaged, as if the models moved together."""
+    values = [estimate.value for estimate in estimates]
+    intervals = [estimate.interval for estimate in estimates]
+    effect = None if None in values else sum(values) / len(values)
+    known = effect is not None and None not in intervals
+    interval = [sum(bounds) / len(bounds) for bounds in zip(*intervals, strict=True)] if known else None
+    return {"effect": effect, "interval": interval, "n": max(estimate.n for estimate in estimates)}
 
 
 def _listed(interval: tuple[float, float] | None) -> list[float] | None:

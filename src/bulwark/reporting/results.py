@@ -12,7 +12,7 @@ from typing import Any
 
 from bulwark.errors import BulwarkError, nearest
 from bulwark.evaluation.metrics import records_beside
-from bulwark.evaluation.statistics import CONFIDENCE, Estimate, Sample, estimate, is_rate, sample
+from bulwark.evaluation.statistics import CONFIDENCE, Estimate, Sample, estimate, sample
 from bulwark.settings import read_yaml
 
 _UNITS = {"percent": 0.01, "0 to 9": 1 / 9, "ratio": 1.0}  # of published numbers
@@ -120,15 +120,15 @@ class Results:
 
     def estimate(
         self, model: str, recipe: str, benchmark: str, metric: str, confidence: float = CONFIDENCE
-    ) -> tuple[Estimate, bool]:
-        """The mean over seeds with its error, and whether it is a rate.
+    ) -> Estimate:
+        """The mean over seeds with its error.
 
         Without rows per record the seeds' standard errors are averaged: exact for one seed, an upper bound for several.
         """
         taken = self.sample(model, recipe, benchmark, metric)
         if taken is not None:
-            return estimate(taken, confidence), is_rate(taken.values)
-        return _from_files(self.seeds(model, recipe, benchmark), metric), False
+            return estimate(taken, confidence)
+        return _from_files(self.seeds(model, recipe, benchmark), metric)
 
 
 def read_published(path: Path | None) -> dict[tuple[str, str, str, str], tuple[float, float | None]]:

@@ -272,8 +272,7 @@ class Bound(Closed):
 class Condition(Closed):
     """One part of a claim: exactly one of the five keys.
 
-    better     the metric is better (in its own direction) with `recipe` than with `than`; an improvement below
-               `margin` is too small to matter
+    better     the metric is better (in its own direction) with `recipe` than with `than`, by more than `margin`
     not_worse  it is at most `margin` worse
     equal      it differs by less than `margin` either way
     at_least   it is at or above `value`

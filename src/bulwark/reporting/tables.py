@@ -67,7 +67,7 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
                     f"{model}, {recipe}: {column.benchmark} was measured at the seeds {seeds}, the benchmark before it "
                     f"at {line['seeds']}. Measure both at the same seeds: results/scores/{model}/{recipe}/seed…/"
                 )
-            estimate, _ = results.estimate(model, recipe, column.benchmark, column.metric)
+            estimate = results.estimate(model, recipe, column.benchmark, column.metric)
             printed = numbers.get((model, recipe, column.benchmark, column.metric), (None, None))
             parts = (estimate.value, estimate.stderr, estimate.n, estimate.seed_spread, *printed)
             for part, value in zip(_PARTS, parts, strict=True):

@@ -20,7 +20,8 @@ from bulwark.settings import validated
 
 READING = (
     "Intervals and p-values speak of the records: they take the trained models of these seeds as given. How far "
-    "another training may differ is seen from the effects by seed."
+    "another training may differ is seen from the effects by seed. A verdict counts only if it is significant at 5 % "
+    "after Holm's correction for the number of decided claims on this page."
 )
 
 Columns = Mapping[str, Mapping[str, Any]]
@@ -69,9 +70,17 @@ def headline(claim: Mapping[str, Any], columns: Columns) -> Shown:
         "values": {recipe: _mean([of["values"][recipe] for of in found]) for recipe in found[0]["values"]},
         "by_seed": found[0]["by_seed"] if len(found) == 1 else {},
         "outcome": claim["verdict"],
-        "reason": "",
+        "reason": _correction(claim),
     }
     return _shown(claim, claim["conditions"][0], entry, columns)
+
+
+def _correction(claim: Mapping[str, Any]) -> str:
+    """What the correction for many claims has changed; nothing for most."""
+    alone = claim.get("uncorrected_verdict")
+    return (
+        f"by itself {alone}, but corrected for the number of claims p {p_value(claim['p_corrected'])}" if alone else ""
+    )
 
 
 def conditions(claim: Mapping[str, Any], columns: Columns) -> list[tuple[str, list[Shown]]]:
@@ -143,8 +152,8 @@ def _sentence(claim: Mapping[str, Any], condition: Mapping[str, Any], measured: 
     if kind == "equal":
         return f"{what} of {recipe}: within {margin} of {than}"
     way = {True: "higher", False: "lower", None: "better"}[higher]
-    enough = f" (by less than {margin} would not matter)" if terms["margin"] else ""
-    return f"{what} of {recipe}: {way} than of {than}{enough}"
+    by = f" by more than {margin}" if terms["margin"] else ""
+    return f"{what} of {recipe}: {way} than of {than}{by}"
 
 
 def _name(claim: Mapping[str, Any], recipe: str) -> str:
@@ -171,7 +180,9 @@ def _markdown(claims: Sequence[Mapping[str, Any]], columns: Mapping[str, Columns
         )  # fmt: skip
         lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     for claim in claims:
-        lines += ["", f"## {claim['id']}: {claim['verdict']}", "", f"{claim['statement']}. Source: {claim['source']}."]
+        changed = f" ({_correction(claim)})" if _correction(claim) else ""
+        lines += ["", f"## {claim['id']}: {claim['verdict']}{changed}", ""]
+        lines.append(f"{claim['statement']}. Source: {claim['source']}.")
         for model, shown in conditions(claim, columns.get(claim["id"], {})):
             lines += ["", f"{model}: {claim['models'][model]['verdict']}", ""]
             lines += [_line(entry, claim["confidence"]) for entry in shown]

@@ -1,6 +1,4 @@
-"""Standard errors, intervals and paired tests: against scipy, against brute force, and at the edges."""
-
-import itertools
+"""Standard errors and intervals: against scipy, against brute force, and at the edges."""
 
 import numpy as np
 import pytest
@@ -9,13 +7,12 @@ from scipy import stats
 from bulwark.evaluation.statistics import (
     Sample,
     StatisticsError,
-    compare,
     estimate,
     mean_and_error,
-    mean_comparison,
     mean_interval,
+    p_beyond,
     sample,
-    threshold_p_value,
+    together,
     wilson,
 )
 
@@ -100,112 +97,35 @@ def test_rows_become_a_sample_and_differing_records_are_named():
         sample({0: rows[0], 1: [*rows[1], {"id": "c", "x": 1}]}, "x")
 
 
-def test_the_bootstrap_interval_is_scipys_bca():
-    rng = np.random.default_rng(2)
-    a, b = rng.exponential(1.0, 60), rng.exponential(1.3, 60)
-    ours = compare(taken(a), taken(b), resamples=20_000)
-    theirs = stats.bootstrap((a - b,), np.mean, n_resamples=20_000, method="BCa", rng=rng).confidence_interval
-    assert ours.difference == pytest.approx((a - b).mean())
-    assert ours.interval == pytest.approx((theirs.low, theirs.high), abs=0.02)
-
-
-def test_the_permutation_p_value_is_the_exact_one():
-    a, b = np.array([1, 1, 1, 0, 1, 1.0, 1]), np.array([0, 0, 1, 0, 0, 1.0, 0])
-    flips = np.array(list(itertools.product([1, -1], repeat=len(a)))) * (a - b)
-    exact = np.mean(np.abs(flips.mean(axis=1)) >= (a - b).mean() - 1e-12)
-    assert compare(taken(a), taken(b), resamples=50_000).p_value == pytest.approx(exact, abs=0.005)
-
-
-def test_a_conditional_metric_is_recomputed_on_every_resample():
-    # Pooled over records, the first recipe is better only because it counts more of the easy ones.
-    first = [[1, 1, 1, 1, 0, NAN, NAN, 0]]
-    second = [[NAN, NAN, 1, 1, 0, 0, 0, 1]]
-    found = compare(taken(*first), taken(*second), resamples=4000)
-    assert found.difference == pytest.approx(4 / 6 - 3 / 6)
-    assert np.isfinite(found.draws).mean() > 0.99
-    assert found.n == 4
-
-
-def test_seeds_of_a_record_are_swapped_together():
-    rng = np.random.default_rng(3)
-    a = rng.integers(0, 2, 50)
-    b = rng.integers(0, 2, 50)
-    once = compare(taken(a), taken(b), resamples=20_000)
-    thrice = compare(taken(a, a, a), taken(b, b, b), resamples=20_000)
-    assert thrice.p_value == pytest.approx(once.p_value, abs=0.02)
-    assert thrice.interval == pytest.approx(once.interval, abs=0.02)
-
-
-def test_the_null_hypothesis_is_rejected_as_often_as_stated():
-    rng = np.random.default_rng(4)
-    p_values, covered = [], 0
-    for trial in range(200):
-        difficulty = rng.random(60)
-        a, b = (rng.random((2, 60)) < difficulty for _ in range(2))
-        found = compare(taken(*a), taken(*b), resamples=500, seed=trial)
-        p_values.append(found.p_value)
-        covered += found.interval[0] <= 0 <= found.interval[1]
-    assert np.mean(np.array(p_values) <= 0.05) < 0.10
-    assert covered / 200 > 0.88
-
-
-def test_one_seed_stands_against_several_and_other_seeds_do_not():
-    base, trained = taken([0, 0, 1, 1]), taken([1, 0, 1, 1], [1, 1, 1, 0])
-    assert compare(trained, base, resamples=100).by_seed == {0: 0.25, 1: 0.25}
-    with pytest.raises(StatisticsError, match=r"different seeds \(\[0, 1\] and \[0, 2\]\)"):
-        compare(trained, Sample((0, 2), base.ids, np.zeros((2, 4))), resamples=100)
-
-
-def test_other_records_are_refused_by_name():
-    with pytest.raises(StatisticsError, match=r"different records.*x1"):
-        compare(taken([1, 0], ids=("x0", "x1")), taken([1, 0], ids=("x0", "x2")))
-
-
-def test_agreement_on_few_records_is_no_proof_of_equality():
-    found = compare(taken([1] * 10), taken([1] * 10), resamples=200)
-    assert found.difference == 0
-    assert found.p_value == 1.0
-    assert found.interval == pytest.approx((-wilson(0, 10)[1], wilson(0, 10)[1]))
-    complete = compare(taken([1] * 30), taken([0] * 30), resamples=2000)
-    assert complete.interval == (pytest.approx(1 - wilson(0, 30)[1]), 1.0)
-    assert complete.p_value < 0.001
-
-
-def test_an_undefined_metric_gives_an_undefined_comparison():
-    found = compare(taken([NAN, NAN]), taken([1, 0]))
-    assert (found.difference, found.interval, found.p_value) == (None, None, None)
-
-
-def test_the_same_seed_gives_the_same_numbers():
-    rng = np.random.default_rng(5)
-    a, b = taken(rng.random(30)), taken(rng.random(30))
-    first, again, other = (compare(a, b, resamples=500, seed=seed) for seed in (7, 7, 8))
-    assert first.interval == again.interval
-    assert first.interval != other.interval
-
-
-def test_models_are_averaged_with_equal_weights():
-    rng = np.random.default_rng(6)
-    pairs = [(taken(rng.random(n) < 0.8), taken(rng.random(n) < 0.5)) for n in (100, 400)]
-    parts = [compare(a, b, resamples=4000, seed=index) for index, (a, b) in enumerate(pairs)]
-    whole = mean_comparison(parts)
-    assert whole.difference == pytest.approx(np.mean([part.difference for part in parts]))
-    assert whole.n == 500
-    assert whole.interval[0] < whole.difference < whole.interval[1]
-    assert np.diff(whole.interval) < np.diff(parts[0].interval)
-    assert mean_comparison(parts[:1]) is parts[0]
-
-
-def test_many_records_cost_no_more_than_few():
-    rng = np.random.default_rng(7)
-    found = compare(taken(*(rng.random((3, 20_000)) < 0.8)), taken(*(rng.random((3, 20_000)) < 0.79)))
-    assert found.interval[0] < found.difference < found.interval[1]
-    assert len(found.draws) == 10_000
-
-
 @pytest.mark.parametrize(
-    ("side", "hits", "small"), [("at_least", 98, True), ("at_least", 90, False), ("at_most", 70, True)]
+    ("side", "hits", "small"), [("above", 98, True), ("above", 90, False), ("below", 70, True), ("below", 98, False)]
 )
-def test_the_threshold_test_agrees_with_wilsons_interval(side, hits, small):
+def test_the_p_value_of_a_bound_is_the_score_test_for_rates(side, hits, small):
     found = estimate(taken([1] * hits + [0] * (100 - hits)))
-    assert (threshold_p_value(found, 0.9, side, rate=True) < 0.025) is small
+    p_value = p_beyond(found.at, 0.9, side)
+    assert (p_value < 0.05) is small
+    score = (hits / 100 - 0.9) / np.sqrt(0.9 * 0.1 / 100) * (1 if side == "above" else -1)
+    assert p_value == pytest.approx(min(1.0, 2 * stats.norm.sf(score)), abs=1e-6)
+
+
+def test_the_p_value_of_a_bound_is_students_for_means():
+    values = np.random.default_rng(8).normal(0.3, 1.0, 30)
+    found = estimate(taken(values))
+    assert p_beyond(found.at, 0.0, "above") == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue, abs=1e-6)
+    assert p_beyond(found.at, 0.0, "below") == 1.0
+    assert p_beyond(estimate(taken([NAN, NAN])).at, 0.0, "above") is None
+
+
+def test_models_that_answer_the_same_records_are_no_more_evidence_than_one():
+    once = [1, 0, 1, 1, 0, 1, 0, 1]
+    alone = estimate(taken(once))
+    joint = estimate(together([taken(once)] * 4))
+    assert (joint.value, joint.n, joint.stderr) == (alone.value, alone.n, pytest.approx(alone.stderr))
+    apart = [taken(once, ids=tuple(f"{model}{i}" for i in range(8))) for model in range(4)]
+    assert estimate(together(apart)).stderr == pytest.approx(alone.stderr / 2, rel=0.1)
+
+
+def test_models_weigh_the_same_whatever_their_seeds():
+    found = together([taken([1, 1, 1, 1]), taken([0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1])])
+    assert found.shares == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6])
+    assert estimate(found).value == pytest.approx((1 + 0.25) / 2)

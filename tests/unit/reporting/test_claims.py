@@ -6,7 +6,7 @@ import pytest
 from score_samples import draws, sep_cell, study_cells, tasks_cell, write_scores
 
 from bulwark.evaluation.statistics import StatisticsError
-from bulwark.reporting.claims import check_claim
+from bulwark.reporting.claims import check_claim, corrected
 from bulwark.reporting.results import ResultsError
 from bulwark.reporting.settings import Claim
 from bulwark.settings import ConfigurationError, read_yaml, validated
@@ -63,8 +63,8 @@ def test_the_claim_of_the_paper_on_a_study_that_bears_it_out(tmp_path):
     [
         (0.8, 0.5, 200, "reproduced", "it is better"),
         (0.5, 0.8, 200, "contradicted", "it is worse"),
-        (0.5, 0.5, 3000, "not reproduced", "any improvement is too small to matter"),
-        (0.55, 0.5, 40, "undecided", "from no improvement to one that matters"),
+        (0.5, 0.5, 3000, "not reproduced", "any improvement is below the margin"),
+        (0.55, 0.5, 40, "undecided", "from no improvement to more than the margin"),
     ],
 )
 def test_better(tmp_path, aside, vanilla, n, expected, reason):
@@ -77,6 +77,69 @@ def test_an_improvement_too_small_to_matter_is_not_reproduced(tmp_path):
     cells = two_recipes(tmp_path, 1.0, 0.98, 2000)
     assert verdict(claim(better(margin=0.05)), cells) == "not reproduced"
     assert verdict(claim(better(margin=0.0)), cells) == "reproduced"
+
+
+def test_an_improvement_must_be_larger_than_its_margin(tmp_path):
+    # 0.035 with a margin of 0.05: better than nothing for certain, and not shown to be more than the margin.
+    found = check_claim("c", claim(better(margin=0.05)), two_recipes(tmp_path, 0.98, 0.945, 400))
+    assert found["interval"][0] > 0
+    assert found["verdict"] == "undecided"
+    assert "the interval holds the margin" in found["models"]["m"]["conditions"][0]["reason"]
+    shown = check_claim("c", claim(better(margin=0.05)), two_recipes(tmp_path / "more", 0.98, 0.89, 400))
+    assert shown["verdict"] == "reproduced"
+    assert shown["p_value"] <= shown["p_verdict"] < 0.05
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.2, 0.3])
+def test_the_p_value_of_a_verdict_says_what_its_interval_says(tmp_path, margin):
+    cells = two_recipes(tmp_path, 0.8, 0.6, 300)
+    for kind in ("better", "not_worse", "equal"):
+        if kind != "better" and not margin:
+            continue
+        found = check_claim("c", claim({kind: against("separation", margin)}), cells)
+        assert (found["p_verdict"] is None) == (found["verdict"] == "undecided")
+        assert found["p_verdict"] is None or found["p_verdict"] < 0.05 * (2 if kind == "equal" else 1)
+
+
+def page(*p_values, verdict="reproduced"):
+    return [{"id": str(i), "verdict": verdict, "confidence": 0.95, "p_verdict": p} for i, p in enumerate(p_values)]
+
+
+def test_claims_of_a_page_are_corrected_by_holms_procedure():
+    from scipy.stats import false_discovery_control  # another procedure, which rejects at least as much
+
+    p_values = [0.01, 0.04, None, 0.03, 0.005]
+    found = corrected(page(*p_values))
+    # By hand: 0.005 * 4, 0.01 * 3, 0.03 * 2, and 0.04 * 1 not below the one before.
+    assert [claim["p_corrected"] for claim in found] == pytest.approx([0.03, 0.06, None, 0.06, 0.02])
+    assert [claim["verdict"] for claim in found] == ["reproduced", "undecided", "reproduced", "undecided", "reproduced"]
+    assert found[1]["uncorrected_verdict"] == "reproduced"
+    assert "uncorrected_verdict" not in found[0]
+    known = [p for p in p_values if p is not None]
+    ours = [claim["p_corrected"] for claim in found if claim["p_corrected"] is not None]
+    assert all(theirs <= mine for theirs, mine in zip(false_discovery_control(known), ours, strict=True))
+    assert corrected(page(0.049))[0]["verdict"] == "reproduced"
+    assert corrected(page(0.2, 0.8))[1]["p_corrected"] == pytest.approx(0.8)
+
+
+def test_a_verdict_of_one_among_many_conditions_pays_for_their_number(tmp_path):
+    cells = two_recipes(tmp_path, 0.9, 0.3, 400, utility=(0.83, 0.9))
+    bad = {"not_worse": against("utility", 0.02)}
+    alone = check_claim("c", claim(bad), cells)
+    among = check_claim("c", claim(better(), bad, not_worse(0.5)), cells)
+    assert (alone["verdict"], among["verdict"]) == ("contradicted", "not reproduced")
+    assert among["p_verdict"] == pytest.approx(3 * alone["p_verdict"])
+    every = check_claim("c", claim(better(), not_worse(0.5)), cells)
+    assert every["p_verdict"] == max(
+        check_claim("c", claim(one), cells)["p_verdict"] for one in (better(), not_worse(0.5))
+    )
+
+
+def test_models_that_share_records_do_not_count_twice(tmp_path):
+    one = two_recipes(tmp_path, 0.6, 0.55, model="a")
+    same = [{**cell, "model": name} for name in ("b", "c") for cell in two_recipes(tmp_path, 0.6, 0.55, model=name)]
+    alone, many = (check_claim("c", claim(better(margin=0.0)), cells) for cells in (one, one + same))
+    assert many["n"] == alone["n"]
 
 
 def test_lower_can_be_better(tmp_path):
@@ -201,7 +264,7 @@ def test_every_model_must_bear_it_out(tmp_path):
         "b": "contradicted",
     }
     assert found["effect"] == pytest.approx(0, abs=0.05)
-    assert found["n"] == 400
+    assert found["n"] == 200  # the same records
     found = check_claim("c", claim(bound("at_least", 0.6)), good + bad)
     assert found["verdict"] == "not reproduced"
     assert found["interval"][0] < 0.6 < found["interval"][1]

@@ -41,7 +41,7 @@ def test_one_frame_three_formats(tmp_path):
     key = "sep.separation_percent.value"
     assert read[key].to_list() == pytest.approx(frame[key].to_list())
     assert "tasks.accuracy_percent.value" not in read
-    found, _ = Results(cells).estimate("miniature", "aside", "sep", "separation")
+    found = Results(cells).estimate("miniature", "aside", "sep", "separation")
     value = f"{100 * found.value:.1f} ± {100 * found.stderr:.1f}"
     row = next(line for line in markdown.splitlines() if "ASIDE" in line)
     assert f"| miniature | ASIDE | 0, 1 | {value} | {found.n} | {100 * found.seed_spread:.1f} |" in row
@@ -135,8 +135,8 @@ def test_a_metric_without_rows_takes_the_error_of_its_files(tmp_path):
         )
         for seed in (0, 1)
     ]  # fmt: skip
-    found, rate = Results(cells).estimate("m", "aside", "detector", "auc")
-    assert (found.value, found.stderr, found.n, rate) == (pytest.approx(0.905), 0.02, 50, False)
+    found = Results(cells).estimate("m", "aside", "detector", "auc")
+    assert (found.value, found.stderr, found.n, found.rate) == (pytest.approx(0.905), 0.02, 50, False)
     assert found.seed_spread == pytest.approx(0.00707, abs=1e-5)
 
 

@@ -49,7 +49,7 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
             "label": figure.label(recipe),
         }
         for group, model in enumerate(models):
-            estimate, _ = results.estimate(model, recipe, column.benchmark, column.metric)
+            estimate = results.estimate(model, recipe, column.benchmark, column.metric)
             place = group + (index - (len(recipes) - 1) / 2) * width
             if estimate.value is None:
                 panel.text(place, 0, "n = 0", rotation=90, ha="center", va="bottom", fontsize=8)

@@ -31,7 +31,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     handle_of = dict(zip(*reversed(panels.flat[0].get_legend_handles_labels()), strict=True))
     names = [*figure.lines.series, *(name for name in handle_of if name not in figure.lines.series)]
     handles = [handle_of[name] for name in names]
-    counts = {results.estimate(m, r, c.benchmark, c.metric)[0].n for m, c in places for r in figure.recipes()}
+    counts = {results.estimate(m, r, c.benchmark, c.metric).n for m, c in places for r in figure.recipes()}
     note = f"n = {look.span(counts)} records per mark; {look.seeds(results.cells)}; whiskers: 95 % interval"
     look.foot(canvas, note, handles, names, columns=min(len(names), 2 * across))
     return canvas
@@ -44,7 +44,7 @@ def _draw(panel, figure: Figure, model: str, column: Column, results: Results, p
     beside = 0.02 * (every[-1] - every[0])  # single seeds are drawn to the right of their mean
 
     def estimate_at(recipe: str):
-        return results.estimate(model, recipe, column.benchmark, column.metric)[0]
+        return results.estimate(model, recipe, column.benchmark, column.metric)
 
     for index, (label, swept) in enumerate(spec.series.items()):
         colour, mark = look.COLOURS[index % 7], look.MARKS[index % 7]
