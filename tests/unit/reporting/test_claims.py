@@ -129,10 +129,20 @@ def test_a_verdict_of_one_among_many_conditions_pays_for_their_number(tmp_path):
     among = check_claim("c", claim(better(), bad, not_worse(0.5)), cells)
     assert (alone["verdict"], among["verdict"]) == ("contradicted", "not reproduced")
     assert among["p_verdict"] == pytest.approx(3 * alone["p_verdict"])
-    every = check_claim("c", claim(better(), not_worse(0.5)), cells)
-    assert every["p_verdict"] == max(
-        check_claim("c", claim(one), cells)["p_verdict"] for one in (better(), not_worse(0.5))
-    )
+    near = [not_worse(margin) for margin in (0.13, 0.3)]  # the nearer margin is the harder one
+    every, *each = (check_claim("c", claim(*of), cells) for of in ((better(), *near), (better(),), near[:1], near[1:]))
+    assert every["verdict"] == "reproduced"
+    assert every["p_verdict"] == max(one["p_verdict"] for one in each) > 2 * min(one["p_verdict"] for one in each)
+
+
+def test_equality_and_margins_are_as_sure_as_their_nearer_bound(tmp_path):
+    cells = two_recipes(tmp_path, 0.8, 0.62, 400)
+    low, high = check_claim("c", claim(better()), cells)["interval"]
+    inside = {"better": against("separation", low - 0.005), "equal": against("separation", high + 0.005)}
+    for kind, terms in inside.items():
+        found = check_claim("c", claim({kind: terms}), cells)
+        assert found["verdict"] == "reproduced"
+        assert 0.02 < found["p_verdict"] < 0.05
 
 
 def test_models_that_share_records_do_not_count_twice(tmp_path):
