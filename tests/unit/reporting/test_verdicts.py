@@ -155,6 +155,6 @@ def test_the_configured_claims_name_their_recipes(path):
 
 def test_a_verdict_that_the_correction_has_taken_back_says_so(tmp_path):
     claim = {**taught(tmp_path), "verdict": "undecided", "uncorrected_verdict": "reproduced", "p_corrected": 0.07}
-    assert headline(claim, {}).reason == "by itself reproduced, but corrected for the number of claims p = 0.07"
+    assert headline(claim, {}).reason == "by itself reproduced, but corrected for the number of claims p = 0.070"
     write_claims([claim], {}, tmp_path / "claims.json", tmp_path / "claims.md")
     assert f"## {claim['id']}: undecided (by itself reproduced, but" in (tmp_path / "claims.md").read_text()
