@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from bulwark import files
@@ -29,6 +30,8 @@ from bulwark.errors import CheckpointError
 from bulwark.models import embeddings, manifests
 
 transformers_logging.disable_progress_bar()  # its bars of reading and writing shards would fill the jobs' logs
+
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 _SHARD_SIZE = "5GB"  # shards are hashed in parallel
 _GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -40,6 +43,7 @@ def load_model(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     unfinished: bool = False,
+    attention: Attention = "sdpa",
 ) -> PreTrainedModel:
     """Open a model folder: a checkpoint, a Hub snapshot or any causal LM of transformers; nothing is downloaded.
 
@@ -47,13 +51,15 @@ def load_model(
 
     The model always has a `RoleEmbedding` (a vanilla one for a plain folder) and is in evaluation mode. `dtype` is the
     name of a torch dtype, or "auto" for the stored one. Weights go to `device` as they are read. `unfinished`: the step
-    that makes the folder looks at what it has written, before there is a manifest.
+    that makes the folder looks at what it has written, before there is a manifest. `attention`: how it is computed;
+    "sdpa" is "eager" in the classes that have no other.
     Raises CheckpointError if the folder is missing, half-written, changed since its manifest, or does not fit.
     """
     folder = _weights(Path(folder))
     config = _checked(folder, unfinished)
     place = {} if torch.device(device).type == "cpu" else {"device_map": {"": device}}
     options = {"dtype": _dtype(dtype), "local_files_only": True, "output_loading_info": True, **place}
+    options |= attention_options(attention)
     try:
         if config["model_type"] == embeddings.MODEL_TYPE:
             described = embeddings.RoleEmbeddingConfig.from_pretrained(folder)
@@ -187,6 +193,19 @@ def _refuse_cut(file: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: not a whole safetensors file, it was cut or changed: {error}.") from None
+
+
+def attention_options(attention: Attention) -> dict[str, str]:
+    """What transformers is told when it builds a model; nothing for "sdpa", its own choice wherever possible.
+
+    Raises CheckpointError for one that is not installed.
+    """
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise CheckpointError(
+            'attention: "flash_attention_2" needs a GPU and the package flash-attn, and at least one of them is '
+            'missing here. Install it (pip install flash-attn --no-build-isolation), or set attention: "sdpa".'
+        )
+    return {} if attention == "sdpa" else {"attn_implementation": attention}
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -100,7 +100,7 @@ def finetune(
     training = settings.training
     parent, folder, template = manifests.open_manifest(job.parent)
     with engine.sharded_loading(training):
-        model = checkpoints.load_model(folder, dtype=training.precision, device="cpu")
+        model = checkpoints.load_model(folder, dtype=training.precision, device="cpu", attention=training.attention)
     tokenizer = checkpoints.load_tokenizer(folder)
     if embedding is not None:
         torch.manual_seed(job.seed)  # learned parts of the embedding start differently at each seed

@@ -30,6 +30,7 @@ from bulwark.training.batches import StepBatches, evaluation_batches, training_b
 from bulwark.training.lora import attach_lora
 from bulwark.training.objectives import Objective
 from bulwark.training.observers import Observer
+from bulwark.training.packing import check_packing
 from bulwark.training.progress import Progress
 from bulwark.training.settings import TrainingSettings
 from bulwark.training.state import TrainingState
@@ -121,7 +122,8 @@ def train(
     objective: what to optimise; next-token prediction if left out. observers: what else is called around every step,
         after the objective, in this order.
 
-    Raises BulwarkError for an empty data set, a batch size that does not divide, and a loss that is not finite.
+    Raises BulwarkError for an empty data set, a batch size that does not divide, a model that cannot be trained packed
+    when that is asked for, and a loss that is not finite.
     """
     processes = engines.start_processes()
     _seed_everything(seed)
@@ -138,6 +140,8 @@ def train(
     parts: list[Observer] = [objective, *observers]
     sizes = {"parameters": _size(model), "trainable_parameters": _size(model, trainable=True)}
     engine = engines.build(model, settings, total)
+    if settings.packing:
+        check_packing(engine, model.get_input_embeddings().num_embeddings)
     _seed_everything(seed + processes.rank)
     identity = {
         "caller": fingerprint,

@@ -48,7 +48,8 @@ def pretrain(
     started = time.time()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    attention = checkpoints.attention_options(training.attention)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), **attention)
     embedding = install(model, {"method": "vanilla"})
     builder = PromptBuilder(tokenizer, template, embedding.num_embeddings, training.max_tokens)
     examples = {

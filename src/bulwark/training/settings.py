@@ -40,7 +40,9 @@ class TrainingSettings(Closed):
     loss_on: the tokens that are learned: of responses only, or all (ASIDE's authors).
     max_tokens: longer examples are cut; also the length of a packed row.
     packing: examples share rows, each attending only to itself. Which examples form an optimizer step, and so the
-        loss, stays the same.
+        loss, stays the same. Refused for models in which they would not stay apart.
+    attention: how attention is computed: "sdpa" (torch's own; "eager" in the classes that lack it), "eager", or
+        "flash_attention_2", which needs a GPU, the package flash-attn and bfloat16, and lays packed rows end to end.
     group_by_length: optimizer steps are formed of examples of like length, which saves padding.
     precision: "bfloat16" computes in it and keeps fp32 master weights.
     zero_stage: DeepSpeed's sharding over ranks: 0 none, 1 optimizer state, 2 and gradients, 3 and weights.
@@ -72,6 +74,7 @@ class TrainingSettings(Closed):
     packing: bool = False
     group_by_length: bool = True
 
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -95,6 +98,8 @@ class TrainingSettings(Closed):
             )
         if isinstance(self.evaluate_every, int) and self.evaluate_every < 1:
             raise ValueError('evaluate_every is a number of steps from 1, "epoch" or null')
+        if self.attention == "flash_attention_2" and self.precision != "bfloat16":
+            raise ValueError('flash_attention_2 computes in half precision only; set precision: "bfloat16"')
         if self.optimizer == "schedulefree_adamw" and self.schedule != "constant":
             raise ValueError('schedulefree_adamw averages weights in place of a schedule; set schedule: "constant"')
         return self

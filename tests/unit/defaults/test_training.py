@@ -29,6 +29,7 @@ TRAINING: list[Row] = [
     ),
     ("settings TrainingSettings", "max_tokens", None, WHOLE),
     ("settings TrainingSettings", "packing", False, "the codes of ASIDE and of Guan et al. 2026: an example a row"),
+    ("settings TrainingSettings", "attention", "sdpa", "transformers' own choice, as in the codes of both papers"),
     ("settings TrainingSettings", "group_by_length", True, "ours: saves padding; off where steps have to be random"),
     ("settings TrainingSettings", "precision", "float32", TRAINER),
     ("settings TrainingSettings", "gradient_checkpointing", False, TRAINER),
