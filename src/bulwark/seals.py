@@ -25,7 +25,9 @@ from bulwark.files import digest, files_below, sha256_of, write_text
 
 ENDING = ".seal.json"
 MANIFESTS = ("model.json", "checkpoint.json", "download.json")
+RESULTS = "results"  # what lies below it was made by a job, and is sealed; everything else is the user's own
 VARIABLE = "BULWARK_SEAL"  # what the manifest that this job makes will be sealed with, for all of its processes
+_CHECK_LENGTH = 16
 _AGAIN = "give the same command again"
 # Smaller files are hashed at every reading: that takes no longer than looking up what was found the last time.
 _REMEMBERED_BYTES = 1 << 20
@@ -139,6 +141,18 @@ def verify(path: str | Path, *, in_place: bool = False, whole: bool = True) -> S
         made = f"was made as {known.path}" if known.path else "was not made by this workflow"
         raise CheckpointError(f"{path}: what lies here {made}, so it was exchanged or copied. {remedy}")
     return known
+
+
+def checked(path: str | Path) -> Path:
+    """A path, verified if what lies there is sealed, as everything below results/ has to be. Raises as `verify`.
+
+    Where nothing lies, and no seal, it is for the caller to say so.
+    """
+    path = Path(path)
+    below_results = path.parts[:1] == (RESULTS,) and path.exists()
+    if is_manifest(path) or seal_of(path).exists() or below_results:
+        verify(path)
+    return path
 
 
 def verify_files(manifest: Path, listed: list[dict[str, Any]], whole: bool = True) -> None:
@@ -255,6 +269,27 @@ def _signed(known: Mapping[str, Any], key: str = "check") -> dict[str, Any]:
 
 def _text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+# Lines of files that grow
+
+
+def signed_line(row: Mapping[str, Any], before: str = "") -> str:
+    """A line of JSON with a digest of itself under "check"; before: what it stands behind, which counts, too."""
+    row = json.loads(json.dumps(row))
+    return json.dumps({**row, "check": _check(row, before)}, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def row_of(line: str | bytes, before: str = "") -> dict[str, Any]:
+    """The row of a line that `signed_line` made. Raises ValueError if anything of it was changed since."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or row.pop("check", None) != _check(row, before):
+        raise ValueError("its digest (check) differs")
+    return row
+
+
+def _check(row: Mapping[str, Any], before: str) -> str:
+    return hashlib.sha256((before + json.dumps(row, sort_keys=True)).encode()).hexdigest()[:_CHECK_LENGTH]
 
 
 # What was hashed before

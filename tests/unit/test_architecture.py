@@ -138,6 +138,7 @@ def test_scripts_are_thin_adapters(path):
     text = path.read_text(encoding="utf-8")
     assert not any(f"import {name}" in text or f"from {name}" in text for name in HEAVY)
     assert len(text.splitlines()) <= 45
+    assert "**call_of(snakemake)" in text or "sealed(sealing_of(snakemake))" in text  # what it reads and makes
 
 
 def test_files_can_be_read_at_a_sitting():

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bulwark.jobs.calls import run
+from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
 
 log_to(snakemake.log[0])
@@ -13,6 +13,6 @@ run(
         "csv": Path(snakemake.output.csv),
         "parquet": Path(snakemake.output.parquet),
     },
-    log=snakemake.log[0],
+    **call_of(snakemake),
     warm="use",
 )

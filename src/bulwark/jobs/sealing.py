@@ -18,7 +18,6 @@ from bulwark import seals
 from bulwark.errors import BulwarkError, CheckpointError
 from bulwark.files import digest
 
-RESULTS = "results"  # what lies below it was made by a job, and is sealed; everything else is the user's own
 _FULL = "there is no space left for it. Free some (or a quota) and give the same command again; what is finished stays."
 _FORBIDDEN = "it may not be written or read. Correct the permissions (or the mount) and give the same command again."
 _REASONS = {
@@ -77,7 +76,7 @@ def verified(inputs: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, seals.Seal] = {}
     known: dict[str, str] = {}
     for path in inputs:
-        if Path(path).parts[:1] != (RESULTS,):
+        if Path(path).parts[:1] != (seals.RESULTS,):
             known[path] = seals.content(path)
             continue
         found[path] = seals.verify(path, in_place=True, whole=Path(path).name == "download.json")

@@ -18,7 +18,6 @@ A kind's module has
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, model_validator
 
+from bulwark import seals
 from bulwark.errors import BulwarkError, ConfigurationError, RecordError, nearest
 from bulwark.settings import Closed, find, validated
 
@@ -200,15 +200,17 @@ def _kept(cache: Path) -> dict[str, Judgement]:
     kept = {}
     for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
         try:
-            entry = json.loads(line)
+            entry = seals.row_of(line)
             digest = entry.pop("digest")
             kept[digest] = Judgement(**entry)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RecordError(f"{cache}, line {number}: not a judgement ({error}). Remove the line.") from None
+            raise RecordError(
+                f"{cache}, line {number}: not a judgement ({error}). Remove the line and give the same command again."
+            ) from None
     return kept
 
 
 def _keep(cache: Path, digest: str, judgement: Judgement) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     with cache.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"digest": digest, **asdict(judgement)}, ensure_ascii=False, allow_nan=False) + "\n")
+        file.write(seals.signed_line({"digest": digest, **asdict(judgement)}))

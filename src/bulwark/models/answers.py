@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict
+
+from bulwark import seals
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Answer:
 
 class Partial:
     """Finished answers on disk: a line with the fingerprint, then one line per answer, appended as they come.
+
+    Every line holds a digest of itself; from the first damaged one on, answers are generated again.
 
     settled: all that decides the answers beside what is digested with each. path None keeps nothing.
     """
@@ -79,23 +82,25 @@ class Partial:
             self._file.flush()
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write((json.dumps(row) + "\n").encode())
+        self._file.write(seals.signed_line(row, self._fingerprint if "id" in row else "").encode())
 
     def _read(self, path: Path) -> None:
-        """Take the whole lines of a file with our fingerprint; a line that was cut off ends it."""
+        """Take the whole lines of a file with our fingerprint; a line that was cut off or damaged ends it."""
         with path.open("rb") as file:
             for number, line in enumerate(file):
-                try:
-                    row = json.loads(line) if line.endswith(b"\n") else None
-                except ValueError:
-                    row = None
-                if number == 0 and (row is None or row.get("fingerprint") != self._fingerprint):
-                    log.warning("%s holds answers made under other settings; they are discarded", path)
-                    return
-                if row is None:
+                if not line.endswith(b"\n"):
                     log.info("The last line of %s was cut off; its answer is generated again", path)
                     return
-                if number:
-                    prompt = row.pop("prompt")
-                    self.answers[row["id"], prompt] = Answer(**row)
+                try:
+                    row = seals.row_of(line, self._fingerprint if number else "")
+                    if number:
+                        prompt = row.pop("prompt")
+                        self.answers[row["id"], prompt] = Answer(**row)
+                    elif row["fingerprint"] != self._fingerprint:
+                        log.warning("%s holds answers made under other settings; they are discarded", path)
+                        return
+                except (ValueError, KeyError, TypeError) as error:
+                    told = "%s, line %d: damaged (%s); its answer and all behind it are generated again"
+                    log.warning(told, path, number + 1, error)
+                    return
                 self._good_bytes += len(line)

@@ -9,7 +9,6 @@ dropping the roles. `load_model` needs no such flag: it runs this library's own 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +34,6 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 _SHARD_SIZE = "5GB"  # shards are hashed in parallel
 _GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
-_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 
 
 def load_model(
@@ -118,7 +116,7 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         # Removed, not overwritten: the model may still be mapped from this very file.
-        if _WEIGHTS.fullmatch(file.name) or file.name == embeddings.CODE_FILE:
+        if manifests.holds_weights(file.name) or file.name == embeddings.CODE_FILE:
             file.unlink()
     model.save_pretrained(folder, state_dict=state_dict, max_shard_size=_SHARD_SIZE)
     for file in folder.glob("*.safetensors"):
@@ -134,8 +132,10 @@ def device_and_dtype(dtype: str) -> tuple[str, str]:
 def _weights(folder: Path) -> Path:
     """The folder itself or, after checking its manifest, the one that the manifest names."""
     if folder.is_dir() and manifests.manifest_path(folder).exists():
-        manifests.read_manifest(folder)
-        return manifests.weights_folder(folder)
+        path, content = manifests.manifest_path(folder), manifests.read_manifest(folder)
+        weights = manifests.weights_folder(path)
+        manifests.refuse_unlisted(weights, path, content)
+        return weights
     return folder
 
 

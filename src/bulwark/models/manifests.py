@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,12 @@ MANIFEST = "checkpoint.json"
 BASE_MANIFEST = "model.json"
 # What may lie beside a manifest and is no part of it: resumable state, the job's own description, TensorBoard's events.
 PASSING = ("training", "job.json", "tensorboard")
+_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
+# What transformers reads from a model's folder, if it is there.
+_LOADED = re.compile(
+    r".*\.(safetensors|bin|pt|pth|py|jinja|index\.json)|.*config\.json|tokenizer.*|vocab.*|merges\.txt|.*\.model"
+    r"|(special_tokens_map|added_tokens|chat_template)\.json"
+)
 _PACKAGES = (
     "bulwark",
     "torch",
@@ -84,6 +91,22 @@ def weights_folder(path: str | Path) -> Path:
     """Return the folder of the weights that the manifest at `path` (or of the folder `path`) belongs to."""
     path = manifest_path(path)
     return seals.beside(path, read_manifest(path, verify=False).get("weights", "."))
+
+
+def holds_weights(name: str) -> bool:
+    """Whether a file of this name holds a model's weights, all of them or a shard."""
+    return _WEIGHTS.fullmatch(Path(name).name) is not None
+
+
+def refuse_unlisted(folder: Path, path: Path, content: dict[str, Any]) -> None:
+    """Raise CheckpointError for a file in a manifest's weights folder that loading would read and nobody listed."""
+    listed = {seals.beside(path, entry["name"]) for entry in content["files"]}
+    for file in sorted(folder.iterdir()):
+        if _LOADED.fullmatch(file.name) and file.is_file() and seals.beside(file, file.name) not in listed:
+            raise CheckpointError(
+                f"{file}: loading the model would read this file, but {path} does not list it: it was put there later. "
+                f"Remove it; or, if it belongs to the model, remove {path.name} and give the same command again."
+            )
 
 
 def manifest_path(path: str | Path) -> Path:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bulwark import seals
 from bulwark.errors import BulwarkError, nearest
 from bulwark.evaluation.metrics import records_beside
 from bulwark.evaluation.statistics import CONFIDENCE, Estimate, Sample, estimate, sample
@@ -36,7 +37,7 @@ class Cell:
     def content(self) -> dict[str, Any]:
         """The scores file. Raises ResultsError if it is missing, unreadable or another cell's."""
         try:
-            content = json.loads(self.scores.read_text(encoding="utf-8"))
+            content = json.loads(seals.checked(self.scores).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ResultsError(
                 f"{self.scores} is missing: the result of {self.benchmark} for {self.model}, {self.recipe}, "
@@ -56,7 +57,7 @@ class Cell:
     def rows(self) -> list[dict[str, Any]]:
         """The rows per record; none if the benchmark writes none."""
         path = records_beside(self.scores)
-        if not path.exists():
+        if not seals.checked(path).exists():
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bulwark.abliteration.search.objectives import Measures
 from bulwark.abliteration.search.search import Search
 from bulwark.abliteration.search.trials import Parameters, TrialResult
 from bulwark.abliteration.settings import AttackSettings
+from bulwark.errors import CheckpointError
 
 LAYERS, TRIALS, STARTUP = 6, 12, 5
 BATCHES = [1, 4]
@@ -128,7 +130,6 @@ def test_a_journal_cut_at_any_byte_goes_on_as_if_nothing_had_been(whole, tmp_pat
     content = (folder / "study.journal").read_bytes()
     at = len(content) * part // 24 + 7 * part
     (tmp_path / "study.journal").write_bytes(content[:at])
-    (tmp_path / "study.journal.lock").touch()  # what a killed process leaves behind
     resumed = opened(tmp_path, settings_of(batch))
     resumed.run(Examine(), score)
     assert vectors(resumed) == vectors(search)
@@ -166,6 +167,34 @@ def test_a_finished_search_measures_nothing_more(whole):
     again = opened(folder, settings_of(batch))
     again.run(Examine(0), score)
     assert again.records() == search.records()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_change_of_a_journal_is_silent(whole, tmp_path, seed):
+    """A flipped bit, a line that was taken out, or two that were exchanged; the line is named."""
+    content = (whole[1] / "study.journal").read_bytes()
+    drawn = random.Random(seed)
+    lines = content.splitlines(keepends=True)
+    number = drawn.randrange(len(lines) - 1)
+    if seed % 3 == 0:
+        at = drawn.randrange(len(content) - 1)
+        number = content[:at].count(b"\n")
+        content = content[:at] + bytes([content[at] ^ (1 << drawn.randrange(8))]) + content[at + 1 :]
+    elif seed % 3 == 1:
+        content = b"".join(lines[:number] + lines[number + 1 :])
+    else:
+        lines[number], lines[number + 1] = lines[number + 1], lines[number]
+        content = b"".join(lines)
+    (tmp_path / "study.journal").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"study\.journal, line {number + 1}: damaged.*sed -i .*or remove"):
+        opened(tmp_path, settings_of(whole[0]))
+
+
+def test_a_journal_that_another_process_writes_to_is_told(tmp_path):
+    one = opened(tmp_path, settings_of())
+    opened(tmp_path, settings_of()).study.set_user_attr("a", 1)
+    with pytest.raises(CheckpointError, match="another process writes into it"):
+        one.study.set_user_attr("a", 1)
 
 
 def test_a_journal_of_other_settings_is_put_aside_and_kept(tmp_path, caplog):

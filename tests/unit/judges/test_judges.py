@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from bulwark import judges
+from bulwark import judges, seals
 from bulwark.config.digests import Package, judge_roots
 from bulwark.errors import BulwarkError, ConfigurationError, RecordError
 from bulwark.judges import Judgement, JudgeSettings, Request, judge
@@ -221,6 +221,18 @@ def test_a_classifier_without_the_label_or_the_folder_is_refused(classifier, tmp
 
 def test_a_broken_cache_names_its_line(classifier, tmp_path):
     cache = tmp_path / "cache.jsonl"
-    cache.write_text(json.dumps({"digest": "x", "worth": 1}) + "\n")
-    with pytest.raises(RecordError, match=r"cache\.jsonl, line 1"):
+    cache.write_text(seals.signed_line({"digest": "x", "worth": 1}))
+    with pytest.raises(RecordError, match=r"cache\.jsonl, line 1.*Remove the line"):
         classified(classifier, [request("good", "safety")], cache)
+
+
+def test_a_judgement_that_was_changed_since_names_its_line(classifier, tmp_path):
+    """Also where it is a whole judgement still: a bit of its value."""
+    cache = tmp_path / "cache.jsonl"
+    asked = [request("good", "safety"), request("bad", "safety")]
+    classified(classifier, asked, cache)
+    lines = cache.read_text().splitlines()
+    row = json.loads(lines[1])
+    cache.write_text(f"{lines[0]}\n{json.dumps({**row, 'value': row['value'] + 1})}\n")
+    with pytest.raises(RecordError, match=r"cache\.jsonl, line 2.*Remove the line and give the same command"):
+        classified(classifier, asked, cache)

@@ -366,3 +366,30 @@ def test_given_weights_are_saved_instead_of_the_models_own(tmp_path):
             parameter.zero_()
     save_model(model, tokenizer(), tmp_path, state_dict=gathered)
     assert torch.equal(load_model(tmp_path)(ENCODED).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model-00002-of-00002.safetensors", "pytorch_model.bin", "adapter_config.json", "chat_template.json", "x.py"],
+)
+def test_a_file_that_loading_would_read_and_nobody_listed_is_refused(tmp_path, name):
+    folder, _ = saved(tmp_path / "tiny")
+    write_manifest(folder / "checkpoint.json", {})
+    (folder / "README.md").write_text("notes")
+    load_model(folder)
+    (folder / name).write_text("{}")
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(CheckpointError, match=rf"{name}: loading .*checkpoint\.json does not list it.*Remove it"):
+            load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_flipped_bit_is_told_before_loading(tmp_path, name):
+    folder, _ = saved(tmp_path / "tiny")
+    write_manifest(folder / "checkpoint.json", {})
+    raw = bytearray((folder / name).read_bytes())
+    raw[-9] ^= 1
+    (folder / name).write_bytes(raw)
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(CheckpointError, match=rf"{name}: its content is not .*remove .*checkpoint\.json"):
+            load(folder)

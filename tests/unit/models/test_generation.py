@@ -225,6 +225,21 @@ def test_an_interrupted_run_continues_where_it_stopped(answer, model, tmp_path):
     assert sorted(row["id"] for row in rows[1:]) == sorted(one.id for one in whole)
 
 
+@pytest.mark.parametrize("line", [0, 1, 7, 13])
+def test_from_a_damaged_line_on_answers_are_generated_again(answer, tmp_path, line, caplog):
+    """Even where it is a whole answer still."""
+    partial = tmp_path / "a.partial"
+    whole = answer(partial=partial, fingerprint="x")
+    lines = partial.read_text().splitlines(keepends=True)
+    at = lines[line].index('"response":"' if line else '"fingerprint":"') + 17
+    lines[line] = lines[line][:at] + ("b" if lines[line][at] != "b" else "c") + lines[line][at + 1 :]
+    partial.write_text("".join(lines))
+    with caplog.at_level(logging.WARNING, logger="bulwark"):
+        assert answer(partial=partial, fingerprint="x") == whole
+    assert f"{partial}, line {line + 1}: damaged" in caplog.text
+    assert len(partial.read_text().splitlines()) == 14
+
+
 @pytest.mark.parametrize(
     "other",
     [{"fingerprint": "y"}, {"seed": 3}, {"stop_ids": [5]}, {"decoding": Decoding(max_new_tokens=3)}],

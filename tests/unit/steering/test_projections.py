@@ -53,7 +53,9 @@ def checkpoint(tmp_path_factory):
     checkpoints.save_model(model, tiny_tokenizer("chatml"), folder)
     manifests.write_manifest(folder / "checkpoint.json", {"template": "chat", "weights": "."})
     for trait in ("evil", "vain"):
-        storage.write(folder / f"{trait}.safetensors", torch.randn(LAYERS + 1, HIDDEN), {"trait": trait})
+        storage.write(
+            folder.parent / f"{folder.name}.{trait}.safetensors", torch.randn(LAYERS + 1, HIDDEN), {"trait": trait}
+        )
     return folder / "checkpoint.json"
 
 
@@ -77,7 +79,10 @@ def made(checkpoint, folder, conversations=CONVERSATIONS, dtype="float32", **cha
     project(
         checkpoint,
         folder / "records.jsonl",
-        {trait: checkpoint.parent / f"{trait}.safetensors" for trait in ("evil", "vain")},
+        {
+            trait: checkpoint.parent.parent / f"{checkpoint.parent.name}.{trait}.safetensors"
+            for trait in ("evil", "vain")
+        },
         SETTINGS | changes,
         seed=0,
         dtype=dtype,
@@ -94,7 +99,10 @@ def opened(checkpoint, dtype="float32"):
 
 
 def directions_of(checkpoint):
-    single = [storage.read(checkpoint.parent / f"{trait}.safetensors")[0][LAYER] for trait in ("evil", "vain")]
+    single = [
+        storage.read(checkpoint.parent.parent / f"{checkpoint.parent.name}.{trait}.safetensors")[0][LAYER]
+        for trait in ("evil", "vain")
+    ]
     return torch.stack([fusion.fuse(torch.stack(single)), *single])
 
 

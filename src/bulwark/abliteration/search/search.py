@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,13 +21,15 @@ from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
+from bulwark import seals
 from bulwark.abliteration.edit.kernel import Kernel
 from bulwark.abliteration.measure.directions import Choice
 from bulwark.abliteration.search.trials import Parameters, TrialResult
 from bulwark.abliteration.settings import AttackSettings
+from bulwark.errors import CheckpointError
 from bulwark.models.batching import progress
 
 log = logging.getLogger(__name__)
@@ -212,8 +216,45 @@ class Search:
         self.study.tell(trial.number, [value if math.isfinite(value) else _BROKEN for value in values])
 
 
+class Journal(JournalFileBackend):
+    """Optuna's journal, in which each line holds a digest of itself and of all before it, so that no change is silent.
+
+    Optuna itself reads it, too. Raises CheckpointError naming the line that is damaged, and if another process writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(str(path))
+        self._last = ""
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            try:
+                seals.row_of(line, self._last)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{path}, line {number}: damaged ({error}). To keep the {number - 1} lines before it: "
+                    f"sed -i '{number},$d' {path}; or remove the file. Then give the same command again."
+                ) from None
+            self._last = json.loads(line)["check"]
+        self._bytes = path.stat().st_size
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        if self.path.stat().st_size != self._bytes:
+            raise CheckpointError(
+                f"{self.path}: another process writes into it. End one of them, and give the same command again."
+            )
+        lines = []
+        for entry in logs:
+            lines.append(seals.signed_line(entry, self._last))
+            self._last = json.loads(lines[-1])["check"]
+        with self.path.open("ab") as file:
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._bytes = self.path.stat().st_size
+
+
 def _opened(journal: Path) -> optuna.Study:
-    storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
+    storage = JournalStorage(Journal(journal))
     return optuna.create_study(
         storage=storage, study_name=STUDY, directions=["minimize", "minimize"], load_if_exists=True
     )
@@ -226,9 +267,8 @@ def _free(path: Path) -> Path:
 
 
 def _whole_lines(journal: Path) -> None:
-    """Cut off what a killed process left of its last line, and its lock."""
-    Path(f"{journal}.lock").unlink(missing_ok=True)
+    """Cut off what a killed process left of its last line."""
     content = journal.read_bytes() if journal.is_file() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        journal.write_bytes(whole)
+        os.truncate(journal, len(whole))

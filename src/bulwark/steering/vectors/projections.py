@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bulwark import files
+from bulwark import files, seals
 from bulwark.data.records import Conversation, Turn, read_records
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.models import manifests
@@ -92,7 +92,7 @@ def read_projections(path: Path) -> dict[str, dict[str, Any]]:
     from pyarrow import parquet
 
     try:
-        return {row["id"]: row for row in parquet.read_table(path).to_pylist()}
+        return {row["id"]: row for row in parquet.read_table(seals.checked(path)).to_pylist()}
     except (OSError, KeyError, pyarrow.ArrowException) as error:
         raise BulwarkError(f"{path}: not a file of projections ({error}). Delete it, and it is made again.") from None
 
@@ -114,7 +114,7 @@ def made_from(path: Path) -> dict[str, Any]:
     from pyarrow import parquet
 
     try:
-        description = json.loads(parquet.read_schema(path).metadata[b"description"])
+        description = json.loads(parquet.read_schema(seals.checked(path)).metadata[b"description"])
         settings = validated(ProjectionSettings, description["settings"], str(path))
         others = {"records": description["records"], "vector_files": description["vectors"]["files"]}
     except (OSError, KeyError, TypeError, ValueError, pyarrow.ArrowException) as error:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bulwark import files
+from bulwark import files, seals
 from bulwark.errors import BulwarkError
 from bulwark.models import manifests
 
@@ -45,7 +45,11 @@ def write(path: Path, vectors: Tensor, description: Mapping[str, Any], **further
 
 
 def read(path: Path, name: str = "vectors") -> tuple[Tensor, dict[str, Any]]:
-    """A file's tensor `name` [N+1, hidden] in fp32, and its description. Raises BulwarkError for any other file."""
+    """A file's tensor `name` [N+1, hidden] in fp32, and its description.
+
+    Raises CheckpointError if it was changed since it was made, BulwarkError for a file of another kind.
+    """
+    seals.checked(path)
     try:
         with safe_open(path, framework="pt") as file:
             vectors = file.get_tensor(name)
