@@ -29,6 +29,8 @@ RESULTS = "results"  # what lies below it was made by a job, and is sealed; ever
 VARIABLE = "BULWARK_SEAL"  # what the manifest that this job makes will be sealed with, for all of its processes
 _CHECK_LENGTH = 16
 _AGAIN = "give the same command again"
+# Of a larger file a plan believes its time, if it is the one in the seal.
+_GLANCED_BYTES = 1 << 16
 # Smaller files are hashed at every reading: that takes no longer than looking up what was found the last time.
 _REMEMBERED_BYTES = 1 << 20
 # A file that changed less than this before it was hashed may change again without its times changing.
@@ -37,10 +39,11 @@ _SETTLED_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Seal:
-    """What a result is sealed with.
+    """What a result is sealed with, as JSON beside it.
 
     path: where the job made it. bytes, sha256: of the file; of a manifest 0 and the digest of what it lists. asked: the
     digest of what the plan asked of the job. inputs: {path: content digest} of what the job read. rule: that made it.
+    modified: when the file was last written, in nanoseconds; it only serves to see sooner that it was changed since.
     A manifest that no job of the workflow made has "" and {}.
     """
 
@@ -50,6 +53,7 @@ class Seal:
     asked: str
     inputs: dict[str, str]
     rule: str
+    modified: int = 0
 
 
 def seal(output: str | Path, asked: str, inputs: Mapping[str, str], rule: str) -> None:
@@ -67,7 +71,8 @@ def seal(output: str | Path, asked: str, inputs: Mapping[str, str], rule: str) -
             write_manifest(output, wanted)
         return
     sha256 = hashed(output)
-    told |= {"bytes": output.stat().st_size, "sha256": sha256, "inputs": dict(inputs)}
+    stat = output.stat()
+    told |= {"bytes": stat.st_size, "sha256": sha256, "inputs": dict(inputs), "modified": stat.st_mtime_ns}
     write_text(seal_of(output), _text(_signed(told)))
 
 
@@ -141,6 +146,31 @@ def verify(path: str | Path, *, in_place: bool = False, whole: bool = True) -> S
         made = f"was made as {known.path}" if known.path else "was not made by this workflow"
         raise CheckpointError(f"{path}: what lies here {made}, so it was exchanged or copied. {remedy}")
     return known
+
+
+def damage(path: str | Path) -> str:
+    """What is wrong with a result, found at little cost, for a plan that looks at thousands; "" for nothing.
+
+    Compared are the size of every file, and the content of those that are small or were written since they were sealed.
+    Raises CheckpointError if the seal is damaged; "" for what has none.
+    """
+    path = Path(path)
+    known = read(path)
+    if known is None:
+        return ""
+    listed = [(path, known.bytes, known.sha256, known.modified)]
+    if is_manifest(path):
+        entries = read_manifest(path)["files"]
+        listed = [(beside(path, e["name"]), e["bytes"], e["sha256"], e.get("modified", 0)) for e in entries]
+    for file, size, sha256, modified in listed:
+        with suppress(FileNotFoundError):
+            stat = file.stat()
+            untouched = size > _GLANCED_BYTES and stat.st_mtime_ns == modified
+            if stat.st_size == size and (untouched or hashed(file) == sha256):
+                continue
+            return f"{file} was changed since it was made"
+        return f"{file} is missing"
+    return ""
 
 
 def checked(path: str | Path) -> Path:

@@ -61,7 +61,7 @@ def test_damage_is_told_with_its_remedy(scores, damage, message):
         seals.verify(scores)
 
 
-@pytest.mark.parametrize("key", ["path", "bytes", "sha256", "asked", "inputs", "rule"])
+@pytest.mark.parametrize("key", ["path", "bytes", "sha256", "asked", "inputs", "rule", "modified"])
 def test_an_edited_seal_is_told(scores, key):
     """Also one in which only what the plan reads was changed."""
     known = json.loads(seals.seal_of(scores).read_text())
@@ -144,6 +144,34 @@ def test_files_and_folders_of_the_user_are_watched_whole(tmp_path):
     assert seals.content(folder / "weights") != before[1]
     with pytest.raises(CheckpointError, match="no such file"):
         seals.content(tmp_path / "none")
+
+
+def test_a_glance_sees_whatever_was_written_since(scores, tmp_path):
+    large = scores.with_name("large.jsonl")
+    large.write_bytes(bytes(1 << 17))
+    seals.seal(large, "a", {}, "r")
+    folder = tmp_path / "results/models/m"
+    folder.mkdir(parents=True)
+    for name, size in (("weights", 1 << 17), ("config.json", 4)):
+        (folder / name).write_bytes(bytes(size))
+    manifests.write_manifest(folder / "model.json", {"template": "chat"})
+    of = {scores: scores, large: large, folder / "weights": folder / "model.json"}
+    of[folder / "config.json"] = folder / "model.json"
+    assert not any(seals.damage(sealed) for sealed in of.values())
+    for file, sealed in of.items():
+        whole, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+        file.write_bytes(b"x" + whole[1:])
+        assert seals.damage(sealed) == f"{file} was changed since it was made"
+        file.write_bytes(whole)
+        assert seals.damage(sealed) == ""  # only its time is another
+        os.utime(file, ns=times)
+        file.write_bytes(whole[:-1])
+        os.utime(file, ns=times)
+        assert seals.damage(sealed) == f"{file} was changed since it was made"
+        file.unlink()
+        assert seals.damage(sealed) == f"{file} is missing"
+        file.write_bytes(whole)
+    assert seals.damage(tmp_path / "no seal") == ""
 
 
 # What is remembered

@@ -48,7 +48,7 @@ _PACKAGES = (
 
 
 def write_manifest(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Write `content` as a manifest at `path`, with `files`: name, bytes and sha256 of everything beside it.
+    """Write `content` as a manifest at `path`, with `files`: name, bytes, sha256 and time of everything beside it.
 
     Listed are all files below the manifest's folder but the manifest, dot files and what is `PASSING`; and, when
     `content["weights"]` (a folder relative to the manifest, "." by default) lies elsewhere, the files there, with
@@ -65,9 +65,10 @@ def write_manifest(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no files to list beside it or in its weights folder {content['weights']!r}.")
     with ThreadPoolExecutor(max_workers=min(8, len(names), os.cpu_count() or 1)) as pool:
         digests = list(pool.map(lambda name: seals.hashed(seals.beside(path, name)), names))
+    stats = [seals.beside(path, name).stat() for name in names]
     files = [
-        {"name": name, "bytes": seals.beside(path, name).stat().st_size, "sha256": sha256}
-        for name, sha256 in zip(names, digests, strict=True)
+        {"name": name, "bytes": stat.st_size, "sha256": sha256, "modified": stat.st_mtime_ns}
+        for name, stat, sha256 in zip(names, stats, digests, strict=True)
     ]
     return seals.write_manifest(path, content | {"files": files})
 
