@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import pydantic
 
 from bulwark.data.records import Conversation, Schema, Tokenised, refuse_duplicate_ids, validate_line
-from bulwark.data.sources import rows
+from bulwark.data.sources import TextRow, rows
 from bulwark.errors import RecordError, nearest
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,8 @@ def read_source(
         if not isinstance(row, dict):
             raise RecordError(f"{place}: the record should be an object with named fields, not {_short(row)}.")
         record = {**convert(row, place)}
+        if isinstance(row, TextRow):
+            record = {name: _typed(value, name, schema, place) for name, value in record.items()}
         if convert in (_from_messages, _from_tokenised):
             unread.update(key for key in row if key not in _READ and not META.fullmatch(key))
         if "id" in schema.model_fields:
@@ -339,6 +341,23 @@ def _column(row: dict[str, Any], column: str, place: str) -> Any:
     if column not in row:
         raise RecordError(f'{place}: the field "{column}" is missing.{nearest(column, row)}')
     return row[column]
+
+
+def _typed(cell: Any, name: str, schema: type[pydantic.BaseModel], place: str) -> Any:
+    """A cell of a CSV file as the field of the schema wants it: text stays text, and an empty cell may be no value."""
+    field = schema.model_fields.get(name)
+    if field is None or not isinstance(cell, str):
+        return cell
+    kinds = {field.annotation, *get_args(field.annotation)}
+    if not cell and type(None) in kinds:
+        return None
+    if str in kinds or not kinds & {int, float, bool}:
+        return cell
+    try:
+        return json.loads(cell.strip().lower())
+    except ValueError:
+        wanted = "a number" if kinds & {int, float} else "true or false"
+        raise RecordError(f'{place}: the field "{name}" should be {wanted}, not {_short(cell)}. Correct it.') from None
 
 
 def _identity(given: Any, index: int, schema: type[pydantic.BaseModel]) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,10 @@ from bulwark.errors import RecordError, nearest
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 _NOT_DATA = ("download.json", "dataset_info.json", "dataset_infos.json", "state.json")
+
+
+class TextRow(dict[str, str]):
+    """A row of a file that knows nothing but text."""
 
 
 def rows(path: Path, split: str | None = None, subset: str | None = None) -> Iterator[tuple[str, Any]]:
@@ -41,20 +48,71 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield from _json_lines(path)
     elif path.suffix == ".json":
         yield from _json_rows(path)
-    elif path.suffix in _DATA_SUFFIXES:
-        import datasets
-
-        kind = "parquet" if path.suffix == ".parquet" else "csv"
-        options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        with tempfile.TemporaryDirectory() as cache:
-            loaded = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache, **options)
-            yield from _numbered(path, loaded)
+    elif path.suffix in (".csv", ".tsv"):
+        yield from _csv_rows(path, "," if path.suffix == ".csv" else "\t")
+    elif path.suffix == ".parquet":
+        yield from _parquet_rows(path)
     else:
         raise RecordError(f"{path}: the ending should be one of {', '.join(_DATA_SUFFIXES)}. Convert the file.")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """A list of records, or one object per line under the ending .json."""
+def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, TextRow]]:
+    """The rows below a line of column names. Every cell is text, as it stands: 020, NA and null, too (RFC 4180)."""
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    columns: list[str] = []
+    start = 1
+    old_limit = csv.field_size_limit(sys.maxsize)
+    try:
+        for cells in reader:
+            place, start = f"{path}, line {start}", reader.line_num + 1
+            if not columns:
+                columns = _column_names(cells, delimiter, place)
+            elif len(cells) == len(columns):
+                yield place, TextRow(zip(columns, cells, strict=True))
+            elif cells:
+                raise RecordError(
+                    f"{place}: {len(cells)} fields where the header names {len(columns)} ({', '.join(columns)}). Put "
+                    'text that holds the separator between double quotes: "First, name a city.".'
+                )
+    except csv.Error as error:
+        raise RecordError(
+            f"{path}, line {start}: not valid CSV ({error}). A text that holds quotes stands between double quotes, "
+            'with its own doubled: "He said ""no"".".'
+        ) from error
+    finally:
+        csv.field_size_limit(old_limit)
+
+
+def _column_names(cells: list[str], delimiter: str, place: str) -> list[str]:
+    """The names in the first line. Raises RecordError if one is empty or stands twice, or the separator is another."""
+    other = next((mark for mark in ",;\t|" if len(cells) == 1 and mark != delimiter and mark in cells[0]), None)
+    if other is not None:
+        raise RecordError(
+            f"{place}: the column names are separated by {other!r}, not by {delimiter!r}. Save the file with "
+            f"{delimiter!r}, or as .jsonl."
+        )
+    for name in cells:
+        if not name.strip():
+            raise RecordError(f"{place}: a column has no name. The first line names the columns.")
+        if cells.count(name) > 1:
+            raise RecordError(f'{place}: two columns are called "{name}". Rename one.')
+    return cells
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        yield from _numbered(
+            path, (row for batch in parquet.ParquetFile(path).iter_batches() for row in batch.to_pylist())
+        )
+    except (pyarrow.ArrowException, OSError) as error:
+        raise RecordError(f"{path}: not readable as Parquet ({error}). Make the file again.") from error
+
+
+def _text(path: Path) -> str:
+    """A text file without its byte-order mark. Raises RecordError if it is empty or not UTF-8."""
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8-sig")
@@ -65,6 +123,12 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         ) from error
     if not text.strip():
         raise RecordError(f"{path} is empty. Make it again, or name another file.")
+    return text
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """A list of records, or one object per line under the ending .json."""
+    text = _text(path)
     if not text.lstrip().startswith("["):
         yield from _json_lines(path)
         return
@@ -86,10 +150,11 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 def _saved_rows(path: Path, split: str | None) -> Iterator[tuple[str, Any]]:
     """A folder written by Dataset.save_to_disk or DatasetDict.save_to_disk."""
     import datasets
+    import pyarrow
 
     try:
         loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
         raise RecordError(f"{path}: the saved data set cannot be read ({error}). Save it again.") from error
     if isinstance(loaded, datasets.DatasetDict):
         loaded = loaded[_chosen(list(loaded), split, path)]
