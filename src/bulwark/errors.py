@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 class BulwarkError(Exception):
@@ -20,6 +24,20 @@ class RecordError(BulwarkError):
 
 class CheckpointError(BulwarkError):
     """A checkpoint folder is incomplete, changed, or not what its manifest says."""
+
+
+def of_record(identity: str, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call `function`; a BulwarkError that it raises names the record, as a RecordError."""
+    try:
+        return function(*arguments)
+    except BulwarkError as error:
+        raise RecordError(f'The record "{identity}": {error}') from error
+
+
+def without_credentials(text: str) -> str:
+    """The text with names, passwords and queries (which hold tokens) taken out of the addresses in it."""
+    text = re.sub(r"(\w+://)[^/\s@\"']+@", r"\1", text)
+    return re.sub(r"(\w+://[^\s?#\"']+)\?[^\s\"')>]+", r"\1?…", text)
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

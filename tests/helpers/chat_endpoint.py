@@ -33,6 +33,8 @@ def choice(text: str, candidates: dict[str, float] | None = None, finish: str = 
 class Endpoint:
     """Answers with `respond(body) -> (status, content)`; keeps the bodies it was sent and how many came at once.
 
+    content: plain data, or a text, which is sent as a page.
+
     number: how its tokenizer begins "57", which the judge asks for before it reads scores of several digits; that
     request is not kept.
     """
@@ -66,9 +68,10 @@ def serving(endpoint: Endpoint, monkeypatch):
             self.say(status, content, headers[0] if headers else {})
 
         def say(self, status, content, headers=()):
-            data = json.dumps(content).encode()
+            page = isinstance(content, str)
+            data = content.encode() if page else json.dumps(content).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/html" if page else "application/json")
             self.send_header("Content-Length", str(len(data)))
             for name, value in dict(headers).items():
                 self.send_header(name, value)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from bulwark.data.downloads import download, fetch
+from bulwark.errors import without_credentials
 from bulwark.jobs.calls import sealed, sealing_of
 from bulwark.logs import log_to
 from bulwark.models import manifests
@@ -16,4 +17,5 @@ with sealed(sealing_of(snakemake)):
         fetch(source["hub"], source["revision"], told.parent, "dataset", source["files"])
     else:
         download(source["url"], source["sha256"], told.parent / Path(source["url"]).name, source["git_blob"])
-    manifests.write_manifest(told, {"source": source, "provenance": manifests.provenance()})
+    shown = source | {"url": source["url"] and without_credentials(source["url"])}
+    manifests.write_manifest(told, {"source": shown, "provenance": manifests.provenance()})

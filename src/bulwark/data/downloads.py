@@ -7,6 +7,7 @@ cannot change: branch names are refused, and so are files with another checksum.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ from typing import Literal, TypeVar
 
 import tenacity
 
-from bulwark.errors import BulwarkError
+from bulwark.errors import BulwarkError, without_credentials
 from bulwark.files import sha256_of
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ def fetch(
         if not _is_passing(error):
             raise
         raise DownloadError(
-            f'The {kind} "{repository}" could not be downloaded in {ATTEMPTS} attempts ({error}). Run this where '
+            f'The {kind} "{repository}" could not be downloaded in {ATTEMPTS} attempts '
+            f"({without_credentials(str(error))}). Run this where "
             f"huggingface.co can be reached (and HF_HUB_OFFLINE is not set), or copy the files to {folder}."
         ) from error
     if not any(Path(folder).iterdir()):
@@ -99,30 +101,38 @@ def download(url: str, sha256: str | None, path: str | Path, git_blob: str | Non
     The content is checked by its SHA-256, or by its Git blob id (`git hash-object`) where only that is known.
     Raises DownloadError if no checksum is given, the content has another one, or the address cannot be reached.
     """
-    path = Path(path)
+    path, shown = Path(path), without_credentials(url)
     if sha256 is None and git_blob is None:
-        raise DownloadError(f"{url} has no sha256, so its content could change. Give the file's SHA-256.")
+        raise DownloadError(f"{shown} has no sha256, so its content could change. Give the file's SHA-256.")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
 
     def load() -> None:
         with urllib.request.urlopen(url, timeout=60) as answer, part.open("wb") as file:
             shutil.copyfileobj(answer, file)
+            announced = answer.headers.get("Content-Length")
+        if announced is not None and part.stat().st_size != int(announced):
+            raise ConnectionError(f"the connection was lost after {part.stat().st_size} of {announced} bytes")
 
     try:
-        _persistently(load, url)
+        _persistently(load, shown)
         for kind, checksum, wanted in (("SHA-256", sha256_of, sha256), ("Git name", _git_blob_of, git_blob)):
             found = checksum(part)
             if wanted is not None and found != wanted.lower():
                 raise DownloadError(
-                    f"{url} has the {kind} {found}, not {wanted}: the file was changed or the download was altered. "
+                    f"{shown} has the {kind} {found}, not {wanted}: the file was changed or the download was altered. "
                     "Check it before you write the new sum into the configuration."
                 )
         if path.suffix == ".zip":
             shutil.unpack_archive(part, path.parent, "zip")
         os.replace(part, path)
-    except urllib.error.URLError as error:
-        raise DownloadError(f"{url} could not be downloaded ({error}). Check the address and the network.") from error
+    except (OSError, http.client.HTTPException) as error:
+        if not isinstance(error, urllib.error.URLError) and not _is_passing(error):
+            raise  # of the disk
+        raise DownloadError(
+            f"{shown} could not be downloaded ({without_credentials(str(error))}). Check the address and the network, "
+            "then give the same command again."
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -137,7 +147,8 @@ def _persistently(action: Callable[[], Result], what: str) -> Result:
     """Run `action`, again after a pause when the network fails; the last failure is raised unchanged."""
 
     def warn(state: tenacity.RetryCallState) -> None:
-        log.warning("%s, attempt %d: %s", what, state.attempt_number, state.outcome and state.outcome.exception())
+        error = without_credentials(str(state.outcome and state.outcome.exception()))
+        log.warning("%s, attempt %d: %s", what, state.attempt_number, error)
 
     stop = tenacity.stop_after_attempt(ATTEMPTS)
     passing = tenacity.retry_if_exception(_is_passing)
@@ -152,6 +163,5 @@ def _is_passing(error: BaseException) -> bool:
     # The Hub's client raises errors of its HTTP library (httpx, as OSError or not), or says that a file is
     # neither reachable nor cached.
     names = {base.__name__ for base in type(error).__mro__}
-    return isinstance(error, (ConnectionError, TimeoutError, urllib.error.URLError)) or bool(
-        names & {"TransportError", "LocalEntryNotFoundError"}
-    )
+    passing = (ConnectionError, TimeoutError, urllib.error.URLError, http.client.HTTPException)
+    return isinstance(error, passing) or bool(names & {"TransportError", "LocalEntryNotFoundError"})

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bulwark.data.records import read_records
-from bulwark.errors import ConfigurationError
+from bulwark.errors import ConfigurationError, of_record
 from bulwark.evaluation.metrics import Groups, Metric, Row, grouped, metrics
 from bulwark.models.answers import ANSWER
 from bulwark.settings import Closed
@@ -77,7 +77,7 @@ class Benchmark(ABC):
         A benchmark that needs more of the model than text overrides this, with one line per record (`measured`).
         """
         prompts = [
-            ((record.id, variant), examinee.builder.prompt(turns))
+            ((record.id, variant), of_record(record.id, examinee.builder.prompt, turns))
             for record in records
             for variant, turns in self.prompts(record).items()
         ]

@@ -4,8 +4,12 @@ From the first token's twenty most probable candidates (temperature 0, one token
 Σ k·p(k) / Σ p(k) over those that are integers of the scale (persona vectors, arXiv 2507.21509): finer than a single
 number, and nearly deterministic. There is no value when these integers hold less than a quarter of the probability, and
 on 0 … 9 also when REFUSAL is more probable than the likeliest digit. An endpoint that gives no log-probabilities is
-asked for text; the value is then the first number in it, clipped to the scale. The same is done on 0 … 100 for a judge
-whose tokens are single digits (Qwen's: the first token of 85 is 8), which one request at the start finds out.
+asked for text; the value is then the first number in it, outside of thoughts and of mentions of the scale, if it lies
+on the scale. The same is done on 0 … 100 for a judge whose tokens are single digits (Qwen's: the first token of 85 is
+8), which one request at the start finds out. A reply that was cut before it gave a number is no judgement.
+
+Parameters that an endpoint refuses by name (max_tokens, temperature, seed) are renamed or left out from then on, and
+the log says so.
 
 The key is taken from the environment (OPENAI_API_KEY), as is the address of an endpoint of your own
 (OPENAI_BASE_URL); neither is written anywhere.
@@ -23,7 +27,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.errors import BulwarkError, ConfigurationError, without_credentials
 from bulwark.judges import Judgement, Request
 from bulwark.judges.rubrics import filled, rubric_of
 from bulwark.settings import Closed
@@ -35,7 +39,17 @@ LEAST_MASS = 0.25  # of the probability must lie on numbers
 REFUSAL = "REFUSAL"
 PROBE = "Write the number 57 and nothing else."
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+# How models mark their thoughts; a chat template may have opened them before the reply.
+_THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel|>analysis", "<|channel|>final"),
+)
+_CUT = "the judge was cut before it answered: raise text_tokens, or turn its thinking off"
+# What to send in place of a parameter that the endpoint refuses; None leaves it out.
+_INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
 
 
 class Settings(Closed):
@@ -94,15 +108,15 @@ def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterat
         client.close()
 
 
-def from_logprobs(candidates: Mapping[str, float], scale: int) -> Judgement:
-    """The judgement from {token: log-probability} of the first token's candidates.
+def from_logprobs(candidates: Mapping[str, float | None], scale: int) -> Judgement:
+    """The judgement from {token: log-probability} of the first token's candidates; one without (None) has no mass.
 
     Raises nothing: if there is no value, the judgement has a reason.
     """
     masses: dict[int, float] = {}
     refusal = 0.0
     for token, logprob in candidates.items():
-        text, mass = token.strip(), math.exp(logprob)
+        text, mass = token.strip(), 0.0 if logprob is None else math.exp(logprob)
         if re.fullmatch(r"[0-9]{1,3}", text) and int(text) <= scale:
             masses[int(text)] = masses.get(int(text), 0.0) + mass
         elif text and REFUSAL.startswith(text.upper()):
@@ -116,16 +130,38 @@ def from_logprobs(candidates: Mapping[str, float], scale: int) -> Judgement:
     return Judgement(sum(value * mass for value, mass in masses.items()) / total, None, "logprobs")
 
 
-def from_text(text: str, scale: int) -> Judgement:
-    """The judgement from a written answer: its first number, clipped to 0 … scale; text inside <think> is ignored."""
-    said = _THOUGHT.sub("", text).strip()
+def from_text(text: str, scale: int, cut: bool = False) -> Judgement:
+    """The judgement from a written answer: its first number, outside of thoughts and of mentions of the scale.
+
+    cut: the reply reached its longest length, so that what it ends with may be a piece of something longer.
+    """
+    said, thinking = _without_thoughts(text)
+    said = re.sub(rf"\b0\s*(?:-|–|—|…|\.{{2,3}}|to|and|through)\s*{scale}\b", "", said).strip()
     number = _NUMBER.search(said)
     refusal = said.upper().find(REFUSAL)
     if refusal >= 0 and (number is None or refusal < number.start()):
         return Judgement(None, "the judge says REFUSAL", "text")
     if number is None:
+        if thinking or cut:
+            return Judgement(None, _CUT, "text", lasting=False)
         return Judgement(None, "the judge's answer is no number of the scale", "text")
-    return Judgement(min(max(float(number[0]), 0.0), float(scale)), None, "text")
+    # The 8 of a reply that was cut may be that of 85; alone, on a scale of one digit, it is what was asked for.
+    if cut and number.end() == len(said) and not (scale == 9 and number[0] == said):
+        return Judgement(None, _CUT, "text", lasting=False)
+    if not 0 <= float(number[0]) <= scale:
+        return Judgement(None, f"the judge's number lies beyond the scale 0 to {scale}", "text")
+    return Judgement(float(number[0]), None, "text")
+
+
+def _without_thoughts(text: str) -> tuple[str, bool]:
+    """The text after its thoughts, and whether it ends within one."""
+    for start, end in _THOUGHTS:
+        _, marked, rest = text.rpartition(end)
+        text = rest if marked else text
+        before, opened, _ = text.partition(start)
+        if opened:
+            return before, True
+    return text, False
 
 
 def _prompt(request: Request, settings: Settings, scale: int) -> str:
@@ -133,13 +169,24 @@ def _prompt(request: Request, settings: Settings, scale: int) -> str:
     return filled(rubric, request.question, request.answer, scale)
 
 
+class _Told(Exception):
+    """An error object that came where a completion belongs. passing: it may go away by itself."""
+
+    def __init__(self, error: Any) -> None:
+        message = error.get("message") if isinstance(error, Mapping) else error
+        super().__init__(" ".join(str(message).split())[:120])
+        code = error.get("code") if isinstance(error, Mapping) else None
+        self.passing = str(code) in ("408", "429", "500", "502", "503", "504")
+
+
 class _Endpoint:
-    """One endpoint, used by many threads; remembers whether it gives log-probabilities."""
+    """One endpoint, used by many threads; remembers whether it gives log-probabilities, and what it does not take."""
 
     def __init__(self, client: Any, settings: Settings, scale: int) -> None:
         self._client, self._settings, self._scale = client, settings, scale
         self._logprobs = settings.answers != "text"
         self._told: set[str] = set()
+        self._instead: dict[str, str | None] = {}  # of parameters that it refuses
 
     def look_at_its_numbers(self) -> None:
         """On a scale with numbers of several digits: do without log-probabilities if a number is several tokens.
@@ -152,7 +199,7 @@ class _Endpoint:
             return
         try:
             choice = self._choice(PROBE, max_tokens=1, logprobs=True, top_logprobs=1)
-        except openai.APIError:
+        except (openai.APIError, _Told):
             return  # the first request will fail in the same way and report it
         content = choice.logprobs.content if choice is not None and choice.logprobs else None
         if not content or re.fullmatch(r"\d{2,}", content[0].token.strip()):
@@ -177,6 +224,8 @@ class _Endpoint:
                 f'The judge\'s endpoint refuses to work for the model "{self._settings.model}": {error}. Check '
                 "OPENAI_API_KEY, OPENAI_BASE_URL and judge.openai.model; finished judgements are kept."
             ) from error
+        except _Told as error:
+            return Judgement(None, f"the endpoint says: {error}", lasting=False)
         except openai.APIError as error:
             kind = _kind(error)
             if kind not in self._told:  # log the first of each kind in full, count the others
@@ -198,7 +247,7 @@ class _Endpoint:
                 log.warning("The judge %s gives no log-probabilities; values are read from text", self._settings.model)
             self._logprobs = False
         choice = self._choice(prompt, max_tokens=self._settings.text_tokens)
-        return _withheld(choice) or from_text(choice.message.content, self._scale)
+        return _withheld(choice) or from_text(choice.message.content, self._scale, choice.finish_reason == "length")
 
     def _by_logprobs(self, prompt: str) -> Judgement | None:
         """None if the endpoint gives no log-probabilities, by an error or by leaving them out."""
@@ -221,30 +270,79 @@ class _Endpoint:
         import tenacity
 
         dropped = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
+
+        def passing(error: BaseException) -> bool:
+            if isinstance(error, _Told):
+                return error.passing
+            return isinstance(error, dropped) and getattr(error, "code", None) != "insufficient_quota"
+
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(
-                lambda error: isinstance(error, dropped) and getattr(error, "code", None) != "insufficient_quota"
-            ),
+            retry=tenacity.retry_if_exception(passing),
             wait=_wait(self._settings.longest_wait),
             stop=tenacity.stop_after_attempt(self._settings.attempts),
             reraise=True,
         )
-        answer = retrying(
-            self._client.chat.completions.create,
+        wanted = {"temperature": 0, "seed": 0, **options}
+        while True:
+            sent = {self._instead.get(name, name): value for name, value in wanted.items()}
+            sent.pop(None, None)
+            try:
+                return retrying(self._completion, prompt, sent)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                name = next((name for name in _INSTEAD if name in sent and _refuses(error, name)), None)
+                if name is None:
+                    raise
+                self._do_without(name)
+
+    def _completion(self, prompt: str, options: Mapping[str, Any]) -> Any:
+        """The first choice (None without any) of one request.
+
+        Raises _Told for an error object, BulwarkError for what is no chat completion.
+        """
+        answer = self._client.chat.completions.create(
             model=self._settings.model,
             messages=[{"role": "user", "content": prompt}],
-            temperature=0,
-            seed=0,
             extra_body=self._settings.extra_body or None,
             **options,
         )
-        return answer.choices[0] if answer.choices else None
+        if getattr(answer, "choices", None):
+            return answer.choices[0]
+        told = (getattr(answer, "model_extra", None) or {}).get("error")
+        if told:
+            raise _Told(told)
+        if getattr(answer, "choices", None) == []:
+            return None
+        raise BulwarkError(
+            f"OPENAI_BASE_URL, {without_credentials(str(self._client.base_url))}, does not answer like a chat endpoint "
+            f"(often /v1 is missing at the end): {' '.join(str(answer).split())[:120]}"
+        )
+
+    def _do_without(self, name: str) -> None:
+        """From now on send something else, or nothing, in place of a parameter."""
+        instead = _INSTEAD[name]
+        if name not in self._instead:
+            log.warning(
+                'The judge %s does not take "%s": sent %s. %s',
+                self._settings.model,
+                name,
+                f'as "{instead}"' if instead else "without it",
+                "Its answers may differ from time to time." if name == "temperature" else "",
+            )
+        self._instead[name] = instead
+
+
+def _refuses(error: Any, name: str) -> bool:
+    """Whether an answer of status 400 or 422 is about the parameter `name`."""
+    about_it = getattr(error, "param", None)
+    return about_it == name if about_it in _INSTEAD else re.search(rf"\b{name}\b", str(error)) is not None
 
 
 def _withheld(choice: Any) -> Judgement | None:
     """The failed judgement for an answer without text (after a content filter, for example); None if there is text."""
     if choice is not None and choice.message.content:
         return None
+    if choice is not None and choice.finish_reason == "length":
+        return Judgement(None, _CUT, lasting=False)
     why = f" ({choice.finish_reason})" if choice is not None and choice.finish_reason else ""
     return Judgement(None, f"the endpoint gave no text{why}", lasting=False)
 

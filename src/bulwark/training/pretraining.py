@@ -40,6 +40,7 @@ def pretrain(
 
     from bulwark import files
     from bulwark.data.records import read_records
+    from bulwark.errors import of_record
     from bulwark.models import checkpoints, manifests
     from bulwark.models.embeddings import install
     from bulwark.prompts.builder import PromptBuilder
@@ -53,7 +54,10 @@ def pretrain(
     embedding = install(model, {"method": "vanilla"})
     builder = PromptBuilder(tokenizer, template, embedding.num_embeddings, training.max_tokens)
     examples = {
-        split: [builder.example(record.turns, training.loss_on) for record in read_records(data[split])]
+        split: [
+            of_record(record.id, builder.example, record.turns, training.loss_on)
+            for record in read_records(data[split])
+        ]
         for split in ("train", "validation")
     }
     log.info("Pre-training %d parameters on %d examples.", model.num_parameters(), len(examples["train"]))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import threading
 import urllib.error
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ from tiny_tokenizers import tiny_tokenizer
 
 from bulwark.data import downloads
 from bulwark.data.downloads import DownloadError, download, fetch
-from bulwark.errors import CheckpointError
+from bulwark.errors import CheckpointError, without_credentials
 from bulwark.models import manifests
 from bulwark.models.checkpoints import load_tokenizer
 from bulwark.models.origin import adopt_model, fetch_model
@@ -197,3 +199,50 @@ def test_a_users_model_stays_where_it_is(models, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         adopt_model(tmp_path, "chat", output)
+
+
+def test_a_connection_that_is_lost_is_tried_again_and_called_that(tmp_path, monkeypatch, caplog):
+    whole, asked = b"x" * 1000, []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(whole)))
+            self.end_headers()
+            self.wfile.write(whole if self.path == "/mended" and len(asked) > 2 else whole[:400])
+
+        def log_message(self, *arguments):
+            """Nothing on the terminal."""
+
+    monkeypatch.setattr(downloads, "_SECONDS", tenacity.wait_none())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        downloads.download(f"{address}/mended", hashlib.sha256(whole).hexdigest(), tmp_path / "a")
+        assert (tmp_path / "a").read_bytes() == whole
+        assert len(asked) == 3
+        with pytest.raises(downloads.DownloadError, match=r"lost after 400 of 1000 bytes.*same command") as raised:
+            downloads.download(f"{address}/broken?token=secret", "0" * 64, tmp_path / "b")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "altered" not in str(raised.value)
+    assert "secret" not in f"{raised.value} {caplog.text}"
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://me:secret@host/a/b.json", "https://host/a/b.json"),
+        ("https://secret@host/b", "https://host/b"),
+        ("at https://h/b?X-Amz-Signature=secret&x=1 there", "at https://h/b?… there"),
+        ("https://h/b?token=secret", "https://h/b?…"),
+        ("https://h/a@b", "https://h/a@b"),
+        ("no address: me@host?", "no address: me@host?"),
+    ],
+)
+def test_addresses_are_shown_without_credentials(address, shown):
+    assert without_credentials(address) == shown

@@ -122,6 +122,95 @@ def test_tables(tmp_path, ending):
     assert len(read_source(tmp_path / f"a.{ending}", format="alpaca")) == 2
 
 
+QUESTIONS = {"instruction": "question", "data": "context", "response": "answer"}
+
+
+def table(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_every_cell_of_a_table_is_text(tmp_path):
+    rows = [
+        "question,context,answer",
+        "Expand it.,NA,Namibia",
+        'What is nothing?,"",null',
+        "Which code?,,020",
+        "Legs?,,8",
+    ]
+    rows += ["One?,nan,None", '"Say ""no"",\nplease.",true, 1.0 ']
+    for ending, separator in (("csv", ","), ("tsv", "\t")):
+        text = "\r\n".join(rows)
+        text = text if separator == "," else text.replace('""no"",', '""no"";').replace(",", separator)
+        path = table(tmp_path / f"a.{ending}", b"\xef\xbb\xbf" + text.encode())
+        found = [dict(said(record)) for record in read_source(path, format="fields", fields=QUESTIONS)]
+        assert [one.get("data") for one in found] == ["NA", None, None, None, "nan", "true"]
+        assert [one["response"] for one in found] == ["Namibia", "null", "020", "8", "None", " 1.0 "]
+        assert found[-1]["instruction"].replace(";", ",") == 'Say "no",\nplease.'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("question,answer\nGo.,1\nHello, who are you?,Nina\n", "line 3: 3 fields where the header names 2"),
+        ('question,answer\n"Two\nlines",1\nGo.\n', "line 4: 1 fields where the header names 2"),
+        ("question,answer\nZ\xfcrich?,1\n".encode("latin-1"), "line 2: not valid UTF-8.*Save the file as UTF-8"),
+        ("question,answer\nGo.,1\n".encode("utf-16"), "not valid UTF-8"),
+        ('question,answer\nGo.,"1\n', "line 2: not valid CSV"),
+        ('question,answer\nGo.,"He" said\n', "line 2: not valid CSV"),
+        ("question;answer\nGo.;1\n", "line 1: the column names are separated by ';'"),
+        ("question,question\nGo.,1\n", 'two columns are called "question"'),
+        ("question,\nGo.,1\n", "a column has no name"),
+        ("question,answer\n", "holds no record"),
+        ("", "is empty"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_named_by_line(tmp_path, text, message):
+    with pytest.raises(RecordError, match=message) as raised:
+        read_source(
+            table(tmp_path / "a.csv", text), format="fields", fields={"instruction": "question", "response": "answer"}
+        )
+    assert "a.csv" in str(raised.value)
+
+
+def test_cells_take_the_types_of_a_schema(tmp_path):
+    class Typed(Closed):
+        id: str
+        number: int
+        share: float | None = None
+        name: str | None = None
+        sure: bool = False
+
+    found = read_source(table(tmp_path / "a.csv", "id,number,share,name,sure\n007,3,0.5,12,TRUE\n8,4,,,false\n"), Typed)
+    assert found == [
+        Typed(id="007", number=3, share=0.5, name="12", sure=True),
+        Typed(id="8", number=4, share=None, name=None, sure=False),
+    ]
+    with pytest.raises(RecordError, match="line 2: the field \"number\" should be a number, not 'three'"):
+        read_source(table(tmp_path / "b.csv", "id,number\n1,three\n"), Typed)
+
+
+def test_a_long_cell_is_read(tmp_path):
+    path = table(tmp_path / "a.csv", "question,answer\n" + "x" * 200_000 + ",1\n")
+    assert (
+        len(said(read_source(path, format="fields", fields={"instruction": "question", "response": "answer"})[0])[0][1])
+        == 200_000
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and nothing more", b"question,answer"])
+def test_a_broken_parquet_file_is_named(tmp_path, content):
+    with pytest.raises(RecordError, match=r"a\.parquet: not readable as Parquet.*Make the file again"):
+        read_source(table(tmp_path / "a.parquet", content), format="alpaca")
+
+
+def test_a_saved_data_set_with_a_broken_file_is_named(tmp_path):
+    datasets.Dataset.from_list(ALPACA).save_to_disk(tmp_path / "one")
+    next((tmp_path / "one").glob("*.arrow")).write_bytes(b"nothing")
+    with pytest.raises(RecordError, match="the saved data set cannot be read"):
+        read_source(tmp_path / "one", format="alpaca")
+
+
 def test_a_snapshot_with_one_file_and_the_marks_of_a_download(tmp_path):
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "x.json").write_text("{}")

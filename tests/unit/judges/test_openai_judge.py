@@ -1,6 +1,7 @@
 """The judge behind a chat endpoint: values from log-probabilities or text, failures, retries, the cache."""
 
 import math
+import os
 
 import pytest
 from chat_endpoint import Endpoint, choice, serving
@@ -54,10 +55,21 @@ def test_values_from_log_probabilities(scale, candidates, value):
     [
         ("85", 100, 85.0),
         ("I give 85/100.", 100, 85.0),
-        ("120", 100, 100.0),
-        ("-3", 100, 0.0),
-        ("12", 9, 9.0),
+        ("100", 100, 100.0),
+        ("120", 100, None),  # beyond the scale is no number of it
+        ("-3", 100, None),
+        ("98989", 9, None),
+        ("85", 9, None),
+        ("7.5", 9, 7.5),
         ("<think>2 or 5?</think>\n7", 9, 7.0),
+        ("2 or 5?</think>7", 9, 7.0),  # opened by the template
+        ("[THINK]2 or 5?[/THINK] 7", 9, 7.0),
+        ("<think>I take 3.\n</think><think>no</think>7", 9, 7.0),
+        ("<think>Okay, on a scale of 0 to 9, where", 9, None),
+        ("<thinking>rather 8", 9, None),
+        ("◁think▷ 4", 9, None),
+        ("On a scale of 0 to 9: 7", 9, 7.0),
+        ("0-100: 64", 100, 64.0),
         ("REFUSAL", 100, None),
         ("refusal, so not 5", 9, None),
         ("none of it", 9, None),
@@ -66,6 +78,90 @@ def test_values_from_log_probabilities(scale, candidates, value):
 )
 def test_values_from_text(text, scale, value):
     assert from_text(text, scale).value == value
+
+
+@pytest.mark.parametrize(
+    ("text", "scale", "value"),
+    [("8", 100, None), ("I say 8", 9, None), ("8", 9, 8.0), ("85 of", 100, 85.0), ("The answer deserves", 9, None)],
+)
+def test_a_reply_that_was_cut_counts_only_if_its_number_is_whole(text, scale, value):
+    found = from_text(text, scale, cut=True)
+    assert found.value == value
+    assert found.lasting is (value is not None)
+    assert value is not None or "raise text_tokens" in found.reason
+
+
+def test_a_judge_that_is_cut_while_it_thinks_is_asked_again_next_time(monkeypatch, tmp_path):
+    cache = tmp_path / "cache.jsonl"
+    thought = choice("<think>\nOkay, I have to rate this on a scale of 0 to 9, where", finish="length")
+    replies = iter([(200, thought), (200, choice("<think>easy</think>7")), (200, choice("6"))])
+    with serving(Endpoint(lambda body: next(replies)), monkeypatch) as endpoint:
+        first = judge(asked(2), settings(9, answers="text", concurrency=1), cache)
+        again = judge(asked(2), settings(9, answers="text", concurrency=1), cache)
+    assert {found.value for found in first} == {None, 7.0}
+    assert any("cut before it answered" in (found.reason or "") for found in first)
+    assert {found.value for found in again} == {6.0, 7.0}
+    assert len(endpoint.bodies) == 3
+
+
+def test_a_page_in_place_of_a_completion_names_the_address(monkeypatch):
+    page = "<!DOCTYPE html><html><body>Welcome to the gateway</body></html>"
+    said = r"OPENAI_BASE_URL, http://127.*does not answer like a chat endpoint"
+    for content in (page, {"detail": "Not Found"}, ["no completion"]):
+        endpoint = Endpoint(lambda body, content=content: (200, content))
+        with serving(endpoint, monkeypatch), pytest.raises(BulwarkError, match=said):
+            judge(asked(), settings(9))
+
+
+def test_the_address_is_shown_without_its_credentials(monkeypatch):
+    with serving(Endpoint(lambda body: (200, "page")), monkeypatch):
+        monkeypatch.setenv("OPENAI_BASE_URL", os.environ["OPENAI_BASE_URL"].replace("http://", "http://me:secret@"))
+        with pytest.raises(BulwarkError, match="does not answer like a chat endpoint") as raised:
+            judge(asked(), settings(9))
+    assert "secret" not in str(raised.value)
+
+
+def test_a_candidate_without_a_log_probability_has_no_mass(monkeypatch):
+    reply = choice("7", {"7": 0.99, "9": 0.01})
+    reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"][1]["logprob"] = None
+    with serving(Endpoint(lambda body: (200, reply)), monkeypatch):
+        assert judge(asked(), settings(9)) == [Judgement(pytest.approx(7.0), None, "logprobs")]
+
+
+def test_an_error_in_place_of_choices_is_the_reason(monkeypatch):
+    broken = {"error": {"message": "upstream overloaded", "code": 502}}
+    replies = iter([(200, broken)] * 2 + [(200, choice("7", {"7": 1.0}))] + [(200, broken)] * 9)
+    with serving(Endpoint(lambda body: next(replies)), monkeypatch) as endpoint:
+        found = judge(asked(2), settings(9, attempts=3, concurrency=1))
+    assert [judgement.value for judgement in found] == [7.0, None]
+    assert (found[1].reason, found[1].lasting) == ("the endpoint says: upstream overloaded", False)
+    assert len(endpoint.bodies) == 6  # code 502 is worth asking again
+    told = Endpoint(lambda body: (200, {"error": "no such lora"}))
+    with serving(told, monkeypatch), pytest.raises(BulwarkError, match="no such lora"):
+        judge(asked(), settings(9))
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["param", "text"])
+def test_parameters_that_an_endpoint_refuses_are_sent_otherwise_from_then_on(monkeypatch, caplog, named):
+    def respond(body):
+        for name, said in (
+            ("logprobs", "logprobs are not supported with this model"),
+            ("max_tokens", "this model takes max_completion_tokens, not max_tokens"),
+            ("temperature", "temperature 0 is not supported with this model"),
+            ("seed", "extra fields not permitted: seed"),
+        ):
+            if name in body:
+                error = {"message": said, "type": "invalid", "param": name if named else None, "code": "unsupported"}
+                return (422 if name == "seed" else 400), {"error": error}
+        return 200, choice("7")
+
+    with serving(Endpoint(respond), monkeypatch) as endpoint:
+        found = judge(asked(4), settings(9, concurrency=1))
+    assert [judgement.value for judgement in found] == [7.0] * 4
+    assert set(endpoint.bodies[-1]) == {"messages", "model", "max_completion_tokens"}
+    assert len(endpoint.bodies) == 4 + 4
+    assert caplog.text.count('"max_tokens": sent as "max_completion_tokens"') == 1
+    assert caplog.text.count('"temperature": sent without it. Its answers may differ') == 1
 
 
 def test_one_token_at_temperature_zero_with_twenty_candidates(monkeypatch):

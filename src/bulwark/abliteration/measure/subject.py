@@ -12,7 +12,7 @@ import torch
 from bulwark.abliteration.edit.hooks import Rows
 from bulwark.abliteration.settings import PromptSets
 from bulwark.data.records import Turn, read_records
-from bulwark.errors import RecordError
+from bulwark.errors import RecordError, of_record
 from bulwark.models.answers import Answer
 from bulwark.models.decoding import Decoding
 from bulwark.models.open import LanguageModel
@@ -75,7 +75,7 @@ def read_prompts(files: dict[str, Any], sets: PromptSets, builder: PromptBuilder
 def rendered(text: str, system: str | None, builder: PromptBuilder, prefix: Sequence[int] = ()) -> Prompt:
     """The prompt that asks `text`; prefix: ids with which the response begins already."""
     turns = ([Turn(role="system", text=system)] if system else []) + [Turn(role="instruction", text=text)]
-    prompt = builder.prompt(turns)
+    prompt = of_record(text[:60], builder.prompt, turns)
     if not prefix:
         return prompt
     return replace(prompt, ids=[*prompt.ids, *prefix], roles=[*prompt.roles, *(0 for _ in prefix)])

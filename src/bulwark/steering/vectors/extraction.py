@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bulwark import files
+from bulwark.errors import of_record
 from bulwark.models import manifests
 from bulwark.models.anatomy import blocks_of, hidden_size, watching
 from bulwark.models.batching import Batch, over_prompts
@@ -85,7 +86,7 @@ def examples_of(pairs: Sequence[Pair], builder: Any) -> list[Example]:
     numbers = {question: n for n, question in enumerate(dict.fromkeys(pair.question for pair in pairs))}
     return [
         Example(
-            builder.example(turns_of(pair.question, side.system, side.response)),
+            of_record(pair.id, builder.example, turns_of(pair.question, side.system, side.response)),
             place,
             (numbers[pair.question] if len(numbers) > 1 else n) % _HALVES,
         )

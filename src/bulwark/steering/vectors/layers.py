@@ -18,7 +18,7 @@ from typing import Any
 from bulwark import files
 from bulwark.data.contrasts import Contrast
 from bulwark.data.records import read_records, write_records
-from bulwark.errors import BulwarkError
+from bulwark.errors import BulwarkError, of_record
 from bulwark.judges import JudgeSettings
 from bulwark.models.open import open_model
 from bulwark.settings import Closed
@@ -74,7 +74,10 @@ def steer(
         subject.model,
         files.digest(subject.manifest),
     ).at
-    prompts = [(contrast.id, subject.builder.prompt(turns_of(contrast.question))) for contrast in questions]
+    prompts = [
+        (contrast.id, of_record(contrast.id, subject.builder.prompt, turns_of(contrast.question)))
+        for contrast in questions
+    ]
     rows, partials = [], []
     for layer in (None, *candidates):
         name = layer or "unsteered"

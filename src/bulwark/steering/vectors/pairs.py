@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bulwark.data.contrasts import Contrast
 from bulwark.data.records import Turn, read_records, write_records
-from bulwark.errors import RecordError
+from bulwark.errors import RecordError, of_record
 from bulwark.judges import Judgement, JudgeSettings, Request, judge
 from bulwark.models.answers import Answer
 from bulwark.models.open import open_model
@@ -72,7 +72,10 @@ def generate_pairs(
         for rollout in range(settings.rollouts)
     ]
     prompts = [
-        (json.dumps([contrast.id, rollout, side]), subject.builder.prompt(turns_of(contrast.question, system)))
+        (
+            json.dumps([contrast.id, rollout, side]),
+            of_record(contrast.id, subject.builder.prompt, turns_of(contrast.question, system)),
+        )
         for contrast, rollout, systems in planned
         for side, system in systems.items()
     ]

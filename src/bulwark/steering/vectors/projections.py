@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from bulwark import files, seals
 from bulwark.data.records import Conversation, Turn, read_records
-from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.errors import BulwarkError, ConfigurationError, of_record
 from bulwark.models import manifests
 from bulwark.models.decoding import Decoding
 from bulwark.models.open import open_model
@@ -172,7 +172,7 @@ def project(
     kept = output.with_name(f"{output.name}.partial")
     answers: dict[str, Answer] = {}
     if parsed.mode == "response_mean":
-        asked = [(conversation.id, builder.prompt(conversation.turns[:-1])) for conversation in conversations]
+        asked = [(one.id, of_record(one.id, builder.prompt, one.turns[:-1])) for one in conversations]
         decoding = Decoding(max_new_tokens=parsed.max_new_tokens)
         generated = subject.generate(asked, decoding, seed=seed, partial=kept, fingerprint=subject.fingerprint())
         answers = {answer.id: answer for answer in generated}
