@@ -18,6 +18,10 @@ class ConfigurationError(BulwarkError):
     """A key, a value or a name in the configuration (or in a requested path) is not valid."""
 
 
+class CombinationError(ConfigurationError):
+    """Every key is known and every value is possible, but not all of them together."""
+
+
 class RecordError(BulwarkError):
     """A data file holds a record that cannot be used; the message names file, line and reason."""
 

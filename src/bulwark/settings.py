@@ -11,17 +11,18 @@ import importlib
 import json
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from bulwark.errors import ConfigurationError, nearest
+from bulwark.errors import CombinationError, ConfigurationError, nearest
 
 try:
     from yaml import CSafeLoader as SafeLoader  # ten times as fast, where PyYAML was built with libyaml
@@ -41,6 +42,7 @@ Text = Annotated[str, AfterValidator(_not_blank)]  # a text that is not blank
 
 SettingsClass = TypeVar("SettingsClass", bound="Closed")
 Value = TypeVar("Value")
+Where = Callable[[tuple[str | int, ...]], str]
 
 
 class Closed(BaseModel):
@@ -65,19 +67,22 @@ def _settings_in(value: Any) -> Iterator[Closed]:
             yield from _settings_in(part)
 
 
-def validated(cls: type[SettingsClass], data: Any, where: str) -> SettingsClass:
+def validated(cls: type[SettingsClass], data: Any, where: str | Where) -> SettingsClass:
     """Build `cls` from plain data; `where` names the file or section for the error message.
 
-    Raises ConfigurationError listing each wrong key or value with its path.
+    where: a text, or a function from the path of a wrong key to the text. Raises ConfigurationError listing each wrong
+    key or value with its path; a CombinationError if the values are only not possible together.
     """
+    place = where if callable(where) else lambda _: where
     try:
         # Through JSON, where a list is the only kind of sequence: strict mode then accepts it for a tuple field.
         return cls.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        lines = [_explained(problem, cls) for problem in error.errors()]
-        raise ConfigurationError("\n".join(f"{where}: {line}" for line in lines)) from None
-    except TypeError as error:
-        raise ConfigurationError(f"{where}: holds a value that is not plain YAML ({error}).") from None
+        lines = [f"{place(problem['loc'])}: {_explained(problem, cls)}" for problem in error.errors()]
+        kinds = {problem["type"] for problem in error.errors()}
+        raise (CombinationError if kinds == {"value_error"} else ConfigurationError)("\n".join(lines)) from None
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{place(())}: holds a value that is not plain YAML ({error}).") from None
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,25 +92,6 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both_maps = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merged(result[key], value) if both_maps else value
     return result
-
-
-def completed(
-    name: str, maps: Mapping[str, Mapping[str, Any]], where: str, variants: tuple[str, ...] = ()
-) -> Mapping[str, Any]:
-    """The map `name` of `maps`, merged over the one that its key `like` names, if it has that key.
-
-    Raises ConfigurationError for a name that `maps` does not have, or a circle of `like`.
-    """
-    other = maps[name].get("like")
-    if other is None:
-        return maps[name]
-    if other not in maps:
-        raise ConfigurationError(f'{where}/{name}.yaml: like: there is no "{other}".{nearest(other, maps)}')
-    if other in (*variants, name):
-        circle = " is like ".join((*variants, name, other))
-        raise ConfigurationError(f"{where}/{name}.yaml: like: {circle}; one of them has to stand for itself.")
-    own = {key: value for key, value in maps[name].items() if key != "like"}
-    return merged(completed(other, maps, where, (*variants, name)), own)
 
 
 def find(known: Mapping[str, Value], name: str, kind: str, where: str = "") -> Value:
@@ -128,27 +114,187 @@ def _modules_of(package: str) -> dict[str, str]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML map; a key written twice is an error, because YAML would silently keep the last."""
+    """The map of a YAML file; see `read_document`."""
+    return read_document(path).data
+
+
+def read_document(path: Path) -> Document:
+    """Read a file that holds one YAML map.
+
+    Raises ConfigurationError, with the line, for what is no YAML in UTF-8, for a key that stands twice (YAML would
+    silently keep the last) or is no text, for what is nested too deeply or contains itself, and for an unreadable file.
+    """
+    if path.exists() and not path.is_file():
+        raise ConfigurationError(f"{path}: is no file. Name a file of settings.")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read ({error.strerror}).") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(
+            f"{path}:{line}: not valid UTF-8 (byte 0x{raw[error.start]:02x}). Save the file as UTF-8."
+        ) from None
+    return parsed(text, str(path))
+
+
+def parsed(text: str, path: str) -> Document:
+    """As `read_document`, of a text; path: what messages call it."""
+    loader = SafeLoader(text)
+    try:
+        data, mark = _Reader(loader, path).document()
+    except yaml.MarkedYAMLError as error:
+        at = error.problem_mark or error.context_mark
+        line = f":{at.line + 1}" if at else ""
+        raise ConfigurationError(f"{path}{line}: not readable as YAML: {error.problem or error.context}.") from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path}: not readable as YAML: {error}") from None
+    finally:
+        loader.dispose()
     if not isinstance(data, dict):
-        raise ConfigurationError(f"{path}: expected a map of settings, found {type(data).__name__}.")
-    return data
+        found = "nothing" if data is None else type(data).__name__
+        raise ConfigurationError(f"{path}: expected a map of settings, found {found}.")
+    return Document(data, mark)
 
 
-class _UniqueKeyLoader(SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f'the key "{key}" stands twice', key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+@dataclass(frozen=True)
+class Mark:
+    """Where a value was written: the line of its key, and the marks of what is in it, by key or position."""
+
+    line: int
+    below: Mapping[str | int, Mark] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML map, and where everything in it stands."""
+
+    data: dict[str, Any]
+    mark: Mark
+
+
+class _Reader:
+    """Builds plain data and marks from the events of a YAML parser.
+
+    Not by PyYAML's own composer, which keeps no lines, lets a value contain itself, and has no limit to depth.
+    """
+
+    DEPTH, SIZE = 50, 100_000
+
+    def __init__(self, loader: Any, path: str) -> None:
+        self.loader, self.path = loader, path
+        self.anchors: dict[str, tuple[Any, Mark, int] | None] = {}  # None while it is read
+        self.size = 0
+
+    def document(self) -> tuple[Any, Mark]:
+        found: tuple[Any, Mark] = (None, Mark(1))
+        self._next(yaml.StreamStartEvent)
+        if not self.loader.check_event(yaml.StreamEndEvent):
+            self._next(yaml.DocumentStartEvent)
+            found = self._value(self.loader.get_event(), 0)
+            self._next(yaml.DocumentEndEvent)
+            if not self.loader.check_event(yaml.StreamEndEvent):
+                self._refuse(self.loader.get_event(), "a second document begins; write one file for each")
+        return found
+
+    def _next(self, kind: type) -> None:
+        event = self.loader.get_event()
+        assert isinstance(event, kind), event
+
+    def _refuse(self, event: Any, problem: str) -> NoReturn:
+        raise ConfigurationError(f"{self.path}:{event.start_mark.line + 1}: {problem}.")
+
+    def _value(self, event: Any, depth: int) -> tuple[Any, Mark]:
+        """The value that begins with an event."""
+        line = event.start_mark.line + 1
+        before = self.size
+        self.size += 1
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self.anchors:
+                self._refuse(event, f"*{event.anchor} stands for nothing: there is no &{event.anchor} before it")
+            known = self.anchors[event.anchor]
+            if known is None:
+                self._refuse(event, f"*{event.anchor} stands inside of &{event.anchor}, so it would have no end")
+            data, mark, size = known
+            self.size += size
+            if self.size > self.SIZE:
+                self._refuse(event, f"with all its aliases the file holds more than {self.SIZE} values")
+            return data, Mark(line, mark.below)
+        if depth > self.DEPTH:
+            self._refuse(event, f"nested more than {self.DEPTH} levels deep")
+        if event.anchor is not None:
+            self.anchors[event.anchor] = None
+        below: dict[str | int, Mark] = {}
+        data: Any
+        if isinstance(event, yaml.MappingStartEvent):
+            data = self._map(event, depth, below)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            self._plain(event, "seq")
+            data = []
+            while not isinstance(entry := self.loader.get_event(), yaml.SequenceEndEvent):
+                value, below[len(data)] = self._value(entry, depth + 1)
+                data.append(value)
+        else:
+            data = self._scalar(event)
+        mark = Mark(line, below)
+        if event.anchor is not None:
+            self.anchors[event.anchor] = (data, mark, self.size - before)
+        return data, mark
+
+    def _map(self, event: Any, depth: int, below: dict[str | int, Mark]) -> dict[Any, Any]:
+        self._plain(event, "map")
+        data: dict[Any, Any] = {}
+        keys: dict[str, int] = {}  # as text, with their lines
+        shared: list[tuple[dict[Any, Any], Mark]] = []  # what stands under <<, for the keys that the map has not itself
+        while not isinstance(at := self.loader.get_event(), yaml.MappingEndEvent):
+            if not isinstance(at, yaml.ScalarEvent | yaml.AliasEvent):
+                self._refuse(at, "a key is a list or a map; a key is a name")
+            if isinstance(at, yaml.ScalarEvent) and at.value == "<<" and not at.style:
+                value, mark = self._value(self.loader.get_event(), depth + 1)
+                several = enumerate(value) if isinstance(value, list) else None
+                for part, of in [(one, mark.below[n]) for n, one in several] if several else [(value, mark)]:
+                    if not isinstance(part, dict):
+                        self._refuse(at, "what stands under << is no map")
+                    shared.append((part, of))
+                continue
+            key, _ = self._value(at, depth + 1)
+            if isinstance(key, bool | float) or not isinstance(key, str | int):
+                written = at.value if isinstance(at, yaml.ScalarEvent) else key
+                self._refuse(at, f'the key {written} is {json.dumps(key)} to YAML; write "{written}" in quotes')
+            if first := keys.get(str(key)):
+                self._refuse(at, f'the key "{key}" stands twice, first in line {first}. Keep one')
+            keys[str(key)] = at.start_mark.line + 1
+            value, mark = self._value(self.loader.get_event(), depth + 1)
+            data[key], below[key] = value, Mark(at.start_mark.line + 1, mark.below)
+        for part, of in shared:
+            for key, value in part.items():
+                if key not in data:
+                    data[key], below[key] = value, of.below[key]
+        return data
+
+    def _scalar(self, event: Any) -> Any:
+        tag = event.tag
+        if tag is None and not event.implicit[0]:  # in quotes
+            return event.value
+        if tag in (None, "!"):
+            tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+        if tag == "tag:yaml.org,2002:timestamp":
+            return event.value  # a date is text here, as it stands
+        if tag not in _SCALARS:
+            self._refuse(event, f"the tag {tag} is unknown; settings are plain text, numbers, true, false and null")
+        try:
+            return self.loader.construct_object(yaml.ScalarNode(tag, event.value, event.start_mark))
+        except (ValueError, OverflowError):
+            self._refuse(event, f'"{event.value[:40]}…" is no {tag.rpartition(":")[2]}')
+
+    def _plain(self, event: Any, kind: str) -> None:
+        if event.tag not in (None, "!", f"tag:yaml.org,2002:{kind}"):
+            self._refuse(event, f"the tag {event.tag} is unknown; settings are plain maps and lists")
+
+
+_SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
 
 
 def _explained(problem: ErrorDetails, cls: type[BaseModel]) -> str:

@@ -2,7 +2,8 @@
 
 An entity is a file `config/<folder>/<name>.yaml`; a section of the same name in the configuration (an overlay)
 lays changes over it or adds entities. A variant says `like: <name>` and then only what is different. Wherever a model
-needs other settings than most, the step's or benchmark's own file says so under `models: {<model>: …}`.
+needs other settings than most, the step's or benchmark's own file says so under `models: {<model>: …}`; an overlay's
+value beats both.
 `bulwark.config.loading.load` reads all of it.
 """
 
@@ -28,6 +29,7 @@ from bulwark.config.entities import (
     Study,
     Trait,
 )
+from bulwark.config.overlays import Origin
 from bulwark.errors import ConfigurationError
 from bulwark.judges import JudgeSettings
 from bulwark.reporting.settings import Claim, Figure, Table
@@ -67,7 +69,8 @@ class Resolved:
 class Catalogue:
     """Every entity by name. Look-ups of unknown names raise ConfigurationError with the nearest valid name.
 
-    folder: where the entity files are. name: of the configuration, under which its reports are kept.
+    folder: where the entity files are. name: of the configuration, under which its reports are kept. origins: in which
+    files and lines each entity and study stands.
     """
 
     models: dict[str, Model]
@@ -83,7 +86,17 @@ class Catalogue:
     studies: dict[str, Study]
     folder: Path
     name: str
+    origins: dict[tuple[str, str], Origin]
     _resolved: dict[tuple[Section, str | None, str], Resolved] = field(default_factory=dict, repr=False)
+
+    def where(self, section: str, name: str, *keys: str) -> str:
+        """File, line and path of a key of an entity or study, for messages."""
+        return self.origins[section, name].at(*keys)
+
+    def settings_origin(self, section: str, name: str, model: str | None) -> Origin:
+        """Where the settings of a step, benchmark or projection come from, as they are on `model`."""
+        entity = getattr(self, section)[name]
+        return self.origins[section, name].settings(model if model in entity.models else None)
 
     def model(self, name: str, where: str = "") -> Model:
         return find(self.models, name, "model", where)
@@ -116,7 +129,7 @@ class Catalogue:
         entity = find(getattr(self, section), name, section[:-1], where)
         key = (section, model if model in entity.models else None, name)
         if key not in self._resolved:
-            self._resolved[key] = _resolved(section, entity, name, key[1])
+            self._resolved[key] = _resolved(entity, key[1], self.origins[section, name])
         return self._resolved[key]
 
     def analysis(self, model: str, recipe: str, name: str, where: str = "") -> Analysis:
@@ -138,13 +151,14 @@ class Catalogue:
     def judge_of_trait(self, name: str) -> JudgeSettings | None:
         """The judge that scores the answers a trait is extracted from, with all defaults filled in; None for none."""
         given = self.trait(name).judge
-        return None if given is None else validated(JudgeSettings, given, f"config/traits/{name}.yaml: judge")
+        return None if given is None else validated(JudgeSettings, given, self.origins["traits", name].below("judge"))
 
     def resources(self, model: str, stage: str) -> Resources:
         """What a job of `stage` needs on `model`."""
         needed = getattr(self.model(model).resources, stage)
         if needed is None:
-            raise ConfigurationError(f'config/models/{model}.yaml: resources does not say what "{stage}" needs.')
+            place = self.where("models", model, "resources")
+            raise ConfigurationError(f'{place}: it does not say what "{stage}" needs.')
         return needed
 
     def seeds(self, recipe: str, seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -175,24 +189,22 @@ class Catalogue:
         ]
 
 
-def _resolved(section: Section, entity: Any, name: str, model: str | None) -> Resolved:
-    """An entity with what it says of `model` laid over it, or as it is (None)."""
-    file = f"config/{section}/{name}.yaml"
+def _resolved(entity: Any, model: str | None, origin: Origin) -> Resolved:
+    """An entity as it is on `model`, of which it says something of its own, or on any other (None)."""
     special = entity.models[model] if model is not None else None
     settings = merged(entity.settings, special.settings) if special else entity.settings
-    origin = f"{file}, settings" + (f" with models.{model}.settings" if special else "")
     stage = "generate"
     if isinstance(entity, Step):
-        code = module_named(steps.__name__, entity.kind, "kind of step", f"{file}: kind")
+        code = module_named(steps.__name__, entity.kind, "kind of step", origin.at("kind"))
         module, cls, stage = entity.kind, code.Settings, getattr(code, "STAGE", "train")
     elif isinstance(entity, Benchmark):
-        code = module_named(benchmark_modules.__name__, entity.module, "benchmark module", f"{file}: module")
+        code = module_named(benchmark_modules.__name__, entity.module, "benchmark module", origin.at("module"))
         module, cls = entity.module, code.Settings
     else:
         module, cls = "", ProjectionSettings
     return Resolved(
         module,
-        validated(cls, settings, origin),
+        validated(cls, settings, origin.settings(model)),
         (special and special.cost) or entity.cost,
         getattr(special, "dataset", None) or getattr(entity, "dataset", ""),
         getattr(special, "split", None) or getattr(entity, "split", ""),

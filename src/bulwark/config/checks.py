@@ -7,6 +7,7 @@ function raises ConfigurationError for the first thing that is wrong, with where
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ from bulwark import benchmarks as benchmark_modules
 from bulwark.config import recipes
 from bulwark.config.catalogue import Catalogue, Section
 from bulwark.config.entities import Analysis, Dataset, Model, Study, Trait
+from bulwark.config.overlays import check_name
 from bulwark.data.contrasts import KIND as CONTRAST
 from bulwark.data.records import SCHEMAS
-from bulwark.errors import ConfigurationError
+from bulwark.errors import CombinationError, ConfigurationError
 from bulwark.miniature import records as miniature_records
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.prompts.builder import TEMPLATES
@@ -30,8 +32,68 @@ if TYPE_CHECKING:
     from bulwark.reporting.settings import Claim, Figure, Table
 
 
+@dataclass
+class Use:
+    """What the studies of a configuration need, directly or for something else that they need.
+
+    resolved: steps, benchmarks and projections as they are on a model. traits: on a model.
+    """
+
+    models: set[str] = field(default_factory=set)
+    datasets: set[str] = field(default_factory=set)
+    traits: set[tuple[str, str]] = field(default_factory=set)
+    resolved: set[tuple[Section, str, str]] = field(default_factory=set)
+
+
+def in_use(catalogue: Catalogue) -> Use:
+    """Follow the studies to everything they need. Raises ConfigurationError for unknown names and wrong settings."""
+    use = Use()
+    for study in catalogue.studies:
+        for model, recipe, benchmark in {(model, recipe, name) for model, recipe, _, name in catalogue.cells(study)}:
+            _use_recipe(catalogue, use, model, recipe)
+            _use(catalogue, use, "benchmarks", model, benchmark)
+    return use
+
+
+def _use_recipe(catalogue: Catalogue, use: Use, model: str, recipe: str) -> None:
+    use.models.add(model)
+    source = catalogue.model(model).source
+    if source.data is not None:
+        use.datasets.add(source.data)
+    for step in recipes.steps_of(recipe):
+        _use(catalogue, use, "steps", model, step)
+
+
+def _use(catalogue: Catalogue, use: Use, section: Section, model: str, name: str) -> None:
+    """A step, benchmark or projection, and what its settings name."""
+    if (section, model, name) in use.resolved:
+        return
+    use.resolved.add((section, model, name))
+    resolved = catalogue.resolve(section, model, name)
+    if resolved.dataset:
+        use.datasets.add(resolved.dataset)
+    for path in resolved.inputs.values():
+        _check_input(catalogue, path, catalogue.where(section, name, "settings"))
+        stage, *folders, file = path.split("/")
+        if stage == "data":
+            use.datasets.add(folders[0])
+        if stage == "checkpoints" and folders[1] != "{parent}":
+            _use_recipe(catalogue, use, model, folders[1].removeprefix("{prefix}"))
+        if stage == "projections":
+            _use(catalogue, use, "projections", model, Path(file).stem)
+        if stage == "vectors":
+            use.traits.add((model, Path(file).stem))
+            trait = catalogue.trait(Path(file).stem)
+            if model not in trait.files and trait.dataset is not None:
+                use.datasets.add(trait.dataset)
+
+
 def check(catalogue: Catalogue) -> None:
-    """Check every name and every setting. Raises ConfigurationError for the first wrong one."""
+    """Check a configuration. Raises ConfigurationError for the first thing that is wrong.
+
+    Names and keys are checked everywhere. Whether settings fit together is checked for what the studies use; of
+    anything else it is checked when a path asks for it (`check_resolved`).
+    """
     for name, model in catalogue.models.items():
         _check_model(catalogue, name, model)
     for name, dataset in catalogue.datasets.items():
@@ -40,43 +102,64 @@ def check(catalogue: Catalogue) -> None:
         _check_trait(catalogue, name, trait)
     for kind in ("steps", "benchmarks", "projections"):
         for name, entity in getattr(catalogue, kind).items():
-            where = f"config/{kind}/{name}.yaml"
             for model in entity.models:
-                catalogue.model(model, f"{where}: models")
-            for model in [None, *catalogue.models]:
-                _check_resolved(catalogue, kind, model, name, where)
+                catalogue.model(model, catalogue.where(kind, name, "models", model))
+            for on in [None, *entity.models]:
+                _check_names(catalogue, kind, on, name)
     for name, analysis in catalogue.analyses.items():
         _check_analysis(catalogue, name, analysis)
     for name, study in catalogue.studies.items():
-        _check_study(catalogue, f"studies.{name}", study)
+        _check_study(catalogue, name, study)
     for kind, entities in (("tables", catalogue.tables), ("figures", catalogue.figures), ("claims", catalogue.claims)):
         for name, entity in entities.items():
-            where = f"config/{kind}/{name}.yaml"
+            where = catalogue.where(kind, name)
             for benchmark, metric in entity.metrics():
                 find(_metrics_of(catalogue, benchmark, where), metric, f"metric of {benchmark}", where)
             for recipe in entity.recipes():
                 recipes.check(recipe, catalogue.steps, where)
+    used = in_use(catalogue)
+    # In the order of their files, so that a mistake is reported of what others are like.
+    for kind in ("steps", "benchmarks", "projections"):
+        for name in getattr(catalogue, kind):
+            for on in catalogue.models:
+                if (kind, on, name) in used.resolved:
+                    check_resolved(catalogue, kind, on, name)
+    for model in sorted(used.models):
+        if catalogue.models[model].source.miniature is not None:
+            catalogue.resources(model, "pretrain")
+    for _, trait in sorted(used.traits):
+        check_contrasts(catalogue, trait)
 
 
-def _check_resolved(catalogue: Catalogue, kind: Section, model: str | None, name: str, where: str) -> None:
-    """A step, benchmark or projection as it is on a model, or on a model that it does not mention (None)."""
+def _check_names(catalogue: Catalogue, kind: Section, model: str | None, name: str) -> None:
+    """The keys and names in a step, benchmark or projection; values may still not fit together."""
+    try:
+        resolved = catalogue.resolve(kind, model, name)
+    except CombinationError:
+        return
+    if kind == "benchmarks":
+        catalogue.dataset(resolved.dataset, catalogue.where(kind, name, "dataset"))
+        benchmark_modules.benchmark_of(resolved.module, resolved.settings).judge(catalogue.where(kind, name))
+    if kind == "projections":
+        _check_input(
+            catalogue, f"data/{resolved.dataset}/{resolved.split}.jsonl", catalogue.where(kind, name, "dataset")
+        )
+    for path in resolved.inputs.values():
+        _check_input(catalogue, path, catalogue.settings_origin(kind, name, model)())
+
+
+def check_resolved(catalogue: Catalogue, kind: Section, model: str, name: str) -> None:
+    """Whether the settings of a step, benchmark or projection on a model fit together, and with what they name."""
     resolved = catalogue.resolve(kind, model, name)
     settings = resolved.settings
+    where = catalogue.settings_origin(kind, name, model)()
     records, tokens = (resolved.dataset, resolved.split), getattr(settings, "max_tokens", None)
     if kind == "steps":
         training = getattr(settings, "training", None)
         records, tokens = (getattr(settings, "data", None), "train"), training and training.max_tokens
-    if kind == "benchmarks":
-        catalogue.dataset(resolved.dataset, f"{where}: dataset")
-        benchmark_modules.benchmark_of(resolved.module, settings).judge(where)
-    if kind == "projections":
-        _check_input(catalogue, f"data/{resolved.dataset}/{resolved.split}.jsonl", f"{where}: dataset")
-    for path in resolved.inputs.values():
-        _check_input(catalogue, path, f"{where}: settings")
-        if kind != "projections":
-            _check_compared(catalogue, path, model, settings, records, tokens, f"{where}: settings")
-    if kind == "steps":
         _check_onset(catalogue, model, name, settings)
+    for path in resolved.inputs.values() if kind != "projections" else ():
+        _check_compared(catalogue, path, model, settings, records, tokens, where)
 
 
 def _metrics_of(catalogue: Catalogue, name: str, where: str) -> Mapping[str, bool | None]:
@@ -87,52 +170,62 @@ def _metrics_of(catalogue: Catalogue, name: str, where: str) -> Mapping[str, boo
 
 
 def _check_analysis(catalogue: Catalogue, name: str, analysis: Analysis) -> None:
-    where = f"config/analyses/{name}.yaml"
-    module = module_named(analysis_modules.__name__, analysis.module, "analysis module", f"{where}: module")
-    validated(module.Settings, analysis.settings, f"{where}, settings")
+    origin = catalogue.origins["analyses", name]
+    module = module_named(analysis_modules.__name__, analysis.module, "analysis module", origin.at("module"))
+    validated(module.Settings, analysis.settings, origin.below("settings"))
     if name in catalogue.benchmarks:
-        raise ConfigurationError(f'{where}: a benchmark is called "{name}" as well; no table could tell which.')
+        raise ConfigurationError(f'{origin.at()}: a benchmark is called "{name}" as well; no table could tell which.')
 
 
 def _check_model(catalogue: Catalogue, name: str, model: Model) -> None:
-    where = f"config/models/{name}.yaml"
-    find(TEMPLATES, model.template, "prompt template", where)
+    origin = catalogue.origins["models", name]
+    find(TEMPLATES, model.template, "prompt template", origin.at("template"))
     if model.source.miniature is not None:
-        validated(MiniatureSettings, model.source.miniature, f"{where}, source.miniature")
-        find(catalogue.datasets, model.source.data, "dataset", f"{where}, source.data")
-        catalogue.resources(name, "pretrain")
+        validated(MiniatureSettings, model.source.miniature, origin.below("source", "miniature"))
+        find(catalogue.datasets, model.source.data, "dataset", origin.at("source", "data"))
 
 
 def _check_dataset(catalogue: Catalogue, name: str, dataset: Dataset) -> None:
-    where = f"config/datasets/{name}.yaml"
+    origin = catalogue.origins["datasets", name]
     if dataset.kind not in (*SCHEMAS, CONTRAST):
-        module_named(benchmark_modules.__name__, dataset.kind, "kind of records", f"{where}: kind")
+        module_named(benchmark_modules.__name__, dataset.kind, "kind of records", origin.at("kind"))
+    for split in dataset.splits:
+        check_name(split, origin.at("splits", split), dots=False)
     if dataset.source.miniature is not None:
-        catalogue.model(dataset.source.world, f"{where}: source.world")
+        catalogue.model(dataset.source.world, origin.at("source", "world"))
         known = miniature_records.splits(dataset.source.miniature)
         for split, wanted in dataset.splits.items():
             source_split = wanted if isinstance(wanted, str) else split
-            find(dict.fromkeys(known), source_split, "split of the miniature's data set", f"{where}: splits")
+            place = origin.at("splits", split)
+            find(dict.fromkeys(known), source_split, "split of the miniature's data set", place)
 
 
 def _check_trait(catalogue: Catalogue, name: str, trait: Trait) -> None:
-    where = f"config/traits/{name}.yaml"
+    origin = catalogue.origins["traits", name]
     catalogue.judge_of_trait(name)
     for model in trait.files:
-        catalogue.model(model, f"{where}: files")
+        catalogue.model(model, origin.at("files", model))
     if trait.dataset is not None:
-        dataset = catalogue.dataset(trait.dataset, f"{where}: dataset")
-        find(dataset.splits, trait.split, f'split of the dataset "{trait.dataset}"', f"{where}: split")
-        if dataset.kind != CONTRAST:
-            raise ConfigurationError(
-                f'{where}: the dataset "{trait.dataset}" holds records of the kind "{dataset.kind}"; a trait is '
-                f'extracted from one of the kind "{CONTRAST}".'
-            )
+        dataset = catalogue.dataset(trait.dataset, origin.at("dataset"))
+        find(dataset.splits, trait.split, f'split of the dataset "{trait.dataset}"', origin.at("split"))
+
+
+def check_contrasts(catalogue: Catalogue, name: str) -> None:
+    """Whether a trait can be extracted from its data set. Raises ConfigurationError."""
+    trait = catalogue.trait(name)
+    dataset = catalogue.datasets[trait.dataset] if trait.dataset is not None else None
+    if dataset is not None and dataset.kind != CONTRAST:
+        raise ConfigurationError(
+            f'{catalogue.where("traits", name, "dataset")}: the dataset "{trait.dataset}" holds records of the kind '
+            f'"{dataset.kind}"; a trait is extracted from one of the kind "{CONTRAST}".'
+        )
 
 
 def _check_input(catalogue: Catalogue, path: str, where: str) -> None:
     """Whether a file that a step or benchmark asks for can be made, as far as its path names a data set."""
     stage, *rest = path.split("/")
+    if len(rest) != (2 if stage == "data" else 4):  # a name with a slash, such as ../../etc
+        raise ConfigurationError(f'{where}: "{path}" is no result: a name in it has a "/". Write a plain name.')
     if stage == "data":
         dataset, file = rest
         splits = catalogue.dataset(dataset, where).splits
@@ -168,7 +261,7 @@ def _check_onset(catalogue: Catalogue, model: str | None, name: str, settings: C
         other = detected_from(schedule)
         if other is None:
             continue
-        where = f"config/steps/{name}.yaml: schedule.onset.detected_from"
+        where = catalogue.settings_origin("steps", name, model).at("schedule", "onset", "detected_from")
         if other == name:
             raise ConfigurationError(
                 f'{where}: "{name}" is the step itself. Name one that steers at constant strength.'
@@ -186,19 +279,25 @@ def _check_onset(catalogue: Catalogue, model: str | None, name: str, settings: C
             )
 
 
-def _check_study(catalogue: Catalogue, where: str, study: Study) -> None:
-    for model in study.models:
-        catalogue.model(model, f"{where}.models")
-    for recipe in study.recipes:
-        recipes.check(recipe, catalogue.steps, f"{where}.recipes")
-    for benchmark in study.benchmarks:
-        find(catalogue.benchmarks, benchmark, "benchmark", f"{where}.benchmarks")
-    for analysis in study.analyses:
-        find(catalogue.analyses, analysis, "analysis", f"{where}.analyses")
+def _check_study(catalogue: Catalogue, name: str, study: Study) -> None:
+    origin = catalogue.origins["studies", name]
+    for key in ("models", "recipes", "seeds", "benchmarks", "analyses", "tables", "figures", "claims"):
+        listed = getattr(study, key)
+        for number, entry in enumerate(listed):
+            if entry in listed[:number]:
+                raise ConfigurationError(f'{origin.at(key, number)}: "{entry}" stands twice in the list. Keep one.')
+    for number, model in enumerate(study.models):
+        catalogue.model(model, origin.at("models", number))
+    for number, recipe in enumerate(study.recipes):
+        recipes.check(recipe, catalogue.steps, origin.at("recipes", number))
+    for number, benchmark in enumerate(study.benchmarks):
+        find(catalogue.benchmarks, benchmark, "benchmark", origin.at("benchmarks", number))
+    for number, analysis in enumerate(study.analyses):
+        find(catalogue.analyses, analysis, "analysis", origin.at("analyses", number))
     for kind in ("tables", "figures", "claims"):
-        for name in getattr(study, kind):
-            entity = find(getattr(catalogue, kind), name, kind[:-1], f"{where}.{kind}")
-            check_measured(catalogue, entity, f"config/{kind}/{name}.yaml")
+        for number, shown in enumerate(getattr(study, kind)):
+            entity = find(getattr(catalogue, kind), shown, kind[:-1], origin.at(kind, number))
+            check_measured(catalogue, entity, catalogue.where(kind, shown))
 
 
 def check_measured(catalogue: Catalogue, entity: Table | Figure | Claim, where: str) -> None:

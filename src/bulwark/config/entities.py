@@ -6,7 +6,7 @@ their own classes live with the code that uses them; `bulwark.config.catalogue` 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -215,7 +215,7 @@ class Study(Closed):
     description: str = ""
     models: tuple[str, ...]
     recipes: tuple[str, ...]
-    seeds: tuple[int, ...]
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...]
     benchmarks: tuple[str, ...]
     analyses: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from bulwark.config.entities import (
     Study,
     Trait,
 )
+from bulwark.config.overlays import Configuration, Origin, Part
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.reporting.settings import Claim, Figure, Table
-from bulwark.settings import Closed, completed, find, merged, read_yaml, validated
+from bulwark.settings import Closed, find, read_document, validated
 
 _FOLDERS: dict[str, type[Closed]] = {
     "models": Model,
@@ -34,69 +36,75 @@ _FOLDERS: dict[str, type[Closed]] = {
     "figures": Figure,
     "claims": Claim,
 }
+# Whose names are folders or end a target; files of the others have endings after the name.
+_WITH_DOTS = {"models", "datasets", "steps"}
 
 
-def load(configuration: overlays.Configuration | Mapping[str, Any], folder: Path) -> Catalogue:
+def load(configuration: Configuration | Mapping[str, Any], folder: Path) -> Catalogue:
     """Join the entity files under `folder` with the sections of a configuration, and check the whole.
 
-    A plain map stands for a configuration of one file. Raises ConfigurationError that names file or section, key and
+    A plain map stands for a configuration of one file. Raises ConfigurationError that names file and line, key and
     the nearest valid name.
     """
-    if not isinstance(configuration, overlays.Configuration):
-        configuration = overlays.Configuration((overlays.File("the configuration", configuration),))
-    config = configuration.sections
-    sections = {*_FOLDERS, "studies"}
-    for key in config:
-        if key not in sections:
-            raise ConfigurationError(f'The configuration has the unknown section "{key}".{nearest(key, sections)}')
+    if not isinstance(configuration, Configuration):
+        configuration = overlays.plain(configuration)
+    known = {*_FOLDERS, "studies", overlays.NAME}
+    for file in configuration.files:
+        for key in file.data:
+            if key not in known:
+                place = file.reach([key])[1]
+                raise ConfigurationError(f'{place}: unknown section "{str(key)[:100]}".{nearest(str(key), known)}')
     entities: dict[str, dict[str, Any]] = {}
+    origins: dict[tuple[str, str], Origin] = {}
     for section, cls in _FOLDERS.items():
-        maps = {path.stem: read_yaml(path) for path in sorted((folder / section).glob("*.yaml"))}
-        over = _map(config.get(section) or {}, section)
-        for name, changes in over.items():
-            maps[name] = merged(maps.get(name, {}), _map(changes, f"{section}.{name}"))
-        whole = {name: completed(name, maps, f"config/{section}") for name in maps}
+        own = _parts(section, folder, configuration)
+        chains = {name: overlays.like(name, own, section) for name in own}
         # What others are like comes before them, so that a mistake in it is not reported as one of theirs.
-        maps = {name: whole[name] for name in sorted(maps, key=lambda name: _generation(name, maps))}
-        entities[section] = {
-            name: _entity(cls, data, name, folder / section, section, over) for name, data in maps.items()
-        }
-    studies = {
-        name: validated(Study, data, f"studies.{name}")
-        for name, data in _map(config.get("studies") or {}, "studies").items()
-    }
-    catalogue = Catalogue(**entities, studies=studies, folder=folder, name=configuration.name)
+        for name in sorted(own, key=lambda name: len(chains[name])):
+            chain = enumerate(chains[name])
+            origin = Origin(tuple(replace(part, turn=turn) for turn, other in chain for part in own[other]))
+            origins[section, name] = origin
+            entities.setdefault(section, {})[name] = _entity(cls, name, origin, own[name], folder / section)
+    studies = {}
+    for name, parts in configuration.section("studies").items():
+        overlays.check_name(name, Origin(tuple(parts)).at())
+        origins["studies", name] = Origin(tuple(parts))
+        studies[name] = validated(Study, overlays.whole(parts), origins["studies", name])
+    catalogue = Catalogue(**entities, studies=studies, folder=folder, name=configuration.name, origins=origins)
     checks.check(catalogue)
     published = {path.stem: path for path in (folder / "published").glob("*.yaml")}
     for section in ("tables", "figures"):
         for name, entity in entities[section].items():
             if entity.published is not None:
-                find(published, entity.published, "file of config/published", f"config/{section}/{name}.yaml")
+                place = catalogue.where(section, name, "published")
+                find(published, entity.published, "file of config/published", place)
     return catalogue
 
 
-def _generation(name: str, maps: Mapping[str, Mapping[str, Any]]) -> int:
-    """How many entities stand between `name` and one that is like no other."""
-    other = maps[name].get("like")
-    return 0 if other is None else 1 + _generation(other, maps)
+def _parts(section: str, folder: Path, configuration: Configuration) -> dict[str, list[Part]]:
+    """What file and overlays say of each entity of a section, and whether its name can be one."""
+    own: dict[str, list[Part]] = {}
+    for path in sorted((folder / section).glob("*.yaml")):
+        document = read_document(path)
+        own[path.stem] = [Part(f"{folder.name}/{section}/{path.name}", document.data, document.mark)]
+    for name, parts in configuration.section(section).items():
+        own[name] = own.get(name, []) + parts
+    for name, parts in own.items():
+        overlays.check_name(name, Origin(tuple(parts)).at(), dots=section in _WITH_DOTS)
+    return own
 
 
-def _map(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(f'{where}: expected a map of names, found {type(value).__name__} "{value}".')
-    return value
-
-
-def _entity(cls: type[Closed], data: Any, name: str, folder: Path, section: str, over: Mapping) -> Closed:
+def _entity(cls: type[Closed], name: str, origin: Origin, own: list[Part], folder: Path) -> Closed:
     """One entity; if an overlay names one that has no file and is not whole either, the name may be the mistake."""
-    file = [f"{folder.parent.name}/{section}/{name}.yaml"] if (folder / f"{name}.yaml").exists() else []
-    overlay = [f"{section}.{name} of the overlay"] if name in over else []
+    data = {key: value for key, value in overlays.whole(origin.parts).items() if key != "like"}
+    if "models" in cls.model_fields and isinstance(data.get("models"), Mapping):
+        data["models"] = overlays.on_models(origin.parts)
     try:
-        return validated(cls, data, " with ".join(file + overlay))
+        return validated(cls, data, origin)
     except ConfigurationError as error:
-        if file:
+        if (folder / f"{name}.yaml").exists() or any("like" in part.data for part in own):
             raise
         files = [path.stem for path in folder.glob("*.yaml")]
         raise ConfigurationError(
-            f"{error}\nThere is no {section}/{name}.yaml to change.{nearest(name, files)}"
+            f"{error}\nThere is no {folder.name}/{name}.yaml to change.{nearest(name, files)}"
         ) from None

@@ -1,50 +1,205 @@
 """The files of a configuration: config/config.yaml and the overlays over it, read by us and not by Snakemake.
 
 Every configuration has a name, under which its tables, figures, claims and report are kept. The last file gives it.
+
+What is laid over what is kept as a list of parts, the topmost last, so that every message can say in which line of
+which file a setting stands. A part beats all parts below it; within a part, what it says of one model (`models:
+{<model>: …}`) beats what it says of all.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from bulwark.errors import ConfigurationError, nearest
-from bulwark.settings import merged, read_yaml
+from bulwark.settings import Document, Mark, merged, parsed, read_document
 
 NAME = "name"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_NAME_WITHOUT_DOTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 _NAME_LINE = re.compile(r"^name:[ \t]*[\"']?([A-Za-z0-9._-]+)", re.MULTILINE)
+_OF_MODELS = ("settings", "dataset", "split", "cost")  # what a step, benchmark or projection says for one model, too
+_LIKE = 20
 _OPTIONS = ("replace",)
 
 
 @dataclass(frozen=True)
-class File:
-    """One file of a configuration; path: as messages show it."""
+class Part:
+    """A map in a file. file: as messages show it. keys: that lead to the map in the file, one after the other.
 
-    path: str
-    data: Mapping[str, Any]
+    layer: 0 for a file of an entity, 1 for config.yaml, 2 for the first overlay, and so on. turn: of an entity's own
+    parts among those of what it is like, which come first.
+    """
+
+    file: str
+    data: Any
+    mark: Mark | None = None
+    keys: tuple[str, ...] = ()
+    layer: int = 0
+    turn: int = 0
+
+    def below(self, *keys: str) -> Part | None:
+        """The part under a path of keys, if the file has it."""
+        data, mark = self.data, self.mark
+        for key in keys:
+            if not isinstance(data, Mapping) or key not in data:
+                return None
+            data, mark = data[key], mark and mark.below.get(key)
+        return replace(self, data=data, mark=mark or None, keys=(*self.keys, *keys))
+
+    def reach(self, keys: Sequence[str | int]) -> tuple[int, str]:
+        """How many of the keys, one inside the other, the part has, and "file:line" of the last of them."""
+        data, mark, depth = self.data, self.mark, 0
+        for key in keys:
+            inside = key in data if isinstance(data, Mapping) else isinstance(data, list) and key in range(len(data))
+            if not inside:
+                break
+            data, mark, depth = data[key], (mark and mark.below.get(key)) or mark, depth + 1
+        return depth, f"{self.file}:{mark.line}" if mark else self.file
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a map of settings was written: the parts that it was laid together from, the topmost last."""
+
+    parts: tuple[Part, ...]
+
+    def __call__(self, keys: Sequence[str | int] = ()) -> str:
+        """ "file:line" of the topmost part that says something of `keys`, and the path of the map in that file."""
+        part, place = self._saying(keys)
+        return ", ".join(filter(None, (place, ".".join(part.keys))))
+
+    def at(self, *keys: str | int) -> str:
+        """ "file:line" of a key, and its path in that file."""
+        part, place = self._saying(keys)
+        return ", ".join(filter(None, (place, ".".join(map(str, (*part.keys, *keys))))))
+
+    def _saying(self, keys: Sequence[str | int]) -> tuple[Part, str]:
+        best = max(reversed(self.parts), key=lambda part: part.reach(keys)[0])  # of equals, max takes the first
+        return best, best.reach(keys)[1]
+
+    def below(self, *keys: str) -> Origin:
+        """The origin of a map inside this one."""
+        parts = [found for part in self.parts if (found := part.below(*keys))]
+        top = self.parts[-1]
+        return Origin(tuple(parts) or (Part(top.file, {}, top.mark and Mark(top.mark.line), (*top.keys, *keys)),))
+
+    def settings(self, model: str | None) -> Origin:
+        """The origin of an entity's settings as they are on `model`, or on a model that it does not mention (None)."""
+        parts = [*self.parts, *(on_model(self.parts, model) if model is not None else ())]
+        found = tuple(below for part in parts if (below := part.below("settings")))
+        return Origin(found) if found else self.below("settings")
+
+
+def whole(parts: Sequence[Part]) -> Any:
+    """What parts say together."""
+    return reduce(lambda below, part: _over(below, part.data), parts, {})
+
+
+def on_models(parts: Sequence[Part]) -> dict[str, Any]:
+    """What parts of an entity say together of each model that one of them mentions, beside what they say of all."""
+    models = {model: None for part in parts for model in _keys(part.data.get("models"))}
+    return {model: whole(on_model(parts, model)) for model in models}
+
+
+def on_model(parts: Sequence[Part], model: str) -> list[Part]:
+    """What parts of an entity say of one model, without the keys that an overlay over them sets for all models."""
+    special = []
+    for part in parts:
+        if said := part.below("models", model):
+            above = [over.data for over in parts if over.layer > part.layer and over.turn >= part.turn]
+            general = [{key: over[key] for key in _OF_MODELS if key in over} for over in above]
+            data = reduce(_without, general, said.data)
+            special.append(replace(said, data=data))
+    return special
+
+
+def _keys(data: Any) -> list[Any]:
+    return list(data) if isinstance(data, Mapping) else []
+
+
+def _without(data: Any, over: Any) -> Any:
+    """What is left of `data` when all that `over` sets is taken out."""
+    if not isinstance(data, Mapping) or not isinstance(over, Mapping):
+        return data
+    kept = {key: value for key, value in data.items() if key not in over}
+    inside = [key for key in data if isinstance(data[key], Mapping) and isinstance(over.get(key), Mapping)]
+    return kept | {key: _without(data[key], over[key]) for key in inside}
+
+
+def _over(below: Any, over: Any) -> Any:
+    return merged(below, over) if isinstance(below, Mapping) and isinstance(over, Mapping) else over
+
+
+def like(name: str, parts: Mapping[str, Sequence[Part]], kind: str) -> list[str]:
+    """What an entity is like, what that is like, and so on: the first stands for itself, the last is `name`.
+
+    Raises ConfigurationError for a name that is not among `parts`, or a circle.
+    """
+    chain = [name]
+    while (said := _like(parts[chain[0]])) is not None:
+        other, where = said
+        if not isinstance(other, str):
+            raise ConfigurationError(f"{where}: {json.dumps(other)[:100]} is no name. Write one of the {kind}.")
+        if other not in parts:
+            raise ConfigurationError(f'{where}: there is no "{other}".{nearest(other, parts)}')
+        if other in chain:
+            circle = " is like ".join([*reversed(chain), other])
+            raise ConfigurationError(f"{where}: {circle}; one of them has to stand for itself.")
+        if len(chain) == _LIKE:
+            raise ConfigurationError(f"{where}: it is like more than {_LIKE} entities, one like the other.")
+        chain.insert(0, other)
+    return chain
+
+
+def _like(parts: Sequence[Part]) -> tuple[Any, str] | None:
+    """What the topmost part that has the key `like` says, and where."""
+    for part in reversed(parts):
+        if isinstance(part.data, Mapping) and part.data.get("like") is not None:
+            return part.data["like"], Origin((part,)).at("like")
+    return None
 
 
 @dataclass(frozen=True)
 class Configuration:
     """Files laid over one another, the last on top; options: what `--config key=value` says."""
 
-    files: tuple[File, ...]
+    files: tuple[Part, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return str(self.files[-1].data.get(NAME, "unnamed"))
 
-    @property
-    def sections(self) -> dict[str, Any]:
-        """All files merged, without the name."""
-        whole: Mapping[str, Any] = reduce(merged, (file.data for file in self.files))
-        return {key: value for key, value in whole.items() if key != NAME}
+    def section(self, section: str) -> dict[str, list[Part]]:
+        """What the files say of each name of a section, the last file last.
+
+        Raises ConfigurationError for a section, or something in it, that is no map.
+        """
+        said: dict[str, list[Part]] = {}
+        for layer, file in enumerate(self.files, start=1):
+            below = file.below(section)
+            if below is None or below.data is None:
+                continue
+            for name in _map(below):
+                part = below.below(name)
+                assert part is not None
+                _map(part)
+                said.setdefault(name, []).append(replace(part, layer=layer))
+        return said
+
+
+def _map(part: Part) -> Mapping[str, Any]:
+    if not isinstance(part.data, Mapping):
+        found = f'{type(part.data).__name__} "{str(part.data)[:100]}"'
+        raise ConfigurationError(f"{Origin((part,)).at()}: expected a map of names, found {found}.")
+    return part.data
 
 
 def read(paths: Sequence[str | Path], folder: Path, options: Mapping[str, Any] | None = None) -> Configuration:
@@ -59,40 +214,60 @@ def read(paths: Sequence[str | Path], folder: Path, options: Mapping[str, Any] |
                 f"--config {option}=…: there is no such option.{nearest(option, _OPTIONS)} Settings stand in a file "
                 "(--configfile)."
             )
-    files = [File(_shown(path), read_yaml(Path(path))) for path in (folder / "config.yaml", *paths)]
+    files = [_part(_shown(path), read_document(Path(path))) for path in (folder / "config.yaml", *paths)]
     _check_name(files[-1], [*paths, folder / "config.yaml"][len(paths) - 1], folder)
     return Configuration(tuple(files), dict(options or {}))
 
 
-def _check_name(file: File, path: str | Path, folder: Path) -> None:
+def plain(data: Mapping[str, Any]) -> Configuration:
+    """The configuration of a map that comes from no file."""
+    return Configuration((Part("the configuration", data),))
+
+
+def text(written: str, file: str = "overlay.yaml") -> Part:
+    """The part that a text in YAML is."""
+    return _part(file, parsed(written, file))
+
+
+def _part(file: str, document: Document) -> Part:
+    return Part(file, document.data, document.mark)
+
+
+def _check_name(file: Part, path: str | Path, folder: Path) -> None:
     """Whether the last file names the configuration, and by a name that is its own."""
     name = file.data.get(NAME)
     if name is None:
         stem = Path(path).stem
         raise ConfigurationError(
-            f"{file.path}: the configuration has no name. Write `name: <name>` at the top of this file, such as "
+            f"{file.file}: the configuration has no name. Write `name: <name>` at the top of this file, such as "
             f"`name: {stem if _NAME.fullmatch(stem) else 'mine'}`: its tables, figures, claims and report are then "
             "kept in results/reports/<name>/."
         )
-    check_name(name, f"{file.path}: name")
+    place = Origin((file,)).at(NAME)
+    check_name(name, place)
     for other in sorted(folder.glob("*.yaml")):
         said = _NAME_LINE.search(other.read_text(encoding="utf-8", errors="replace"))
         if said and said[1] == name and other.resolve() != Path(path).resolve():
             raise ConfigurationError(
-                f'{file.path}: name: "{name}" is the name of {_shown(other)}. Give this configuration a name of its '
+                f'{place}: "{name}" is the name of {_shown(other)}. Give this configuration a name of its '
                 "own, so that its tables, figures, claims and report do not replace those."
             )
 
 
-def check_name(name: Any, where: str) -> None:
-    """Raise ConfigurationError if `name` cannot be a part of a path and of a target."""
+def check_name(name: Any, where: str, dots: bool = True) -> None:
+    """Raise ConfigurationError if `name` cannot be a part of a path and of a target.
+
+    dots: whether the name can hold dots, which those cannot whose files have endings after the name.
+    """
     if not isinstance(name, str):
-        raise ConfigurationError(f"{where}: {name!r} is no text. Write it in quotes, if it is meant as a name.")
-    if not _NAME.fullmatch(name):
-        written = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "mine"
+        raise ConfigurationError(f"{where}: {json.dumps(name)[:100]} is no text. Write a name, in quotes if need be.")
+    if not (_NAME if dots else _NAME_WITHOUT_DOTS).fullmatch(name):
+        others = "[^A-Za-z0-9._-]+" if dots else "[^A-Za-z0-9_-]+"
+        written = re.sub(others, "-", name).strip(".-")[:100].strip(".-") or "mine"
+        signs = '".", "_" and "-"' if dots else '"_" and "-"'
         raise ConfigurationError(
-            f'{where}: "{name[:200]}" is no name: it becomes part of paths. Names are made of letters, digits, ".", '
-            f'"_" and "-", begin with a letter, a digit or "_", and have at most 100 characters. Write {written}, say.'
+            f'{where}: "{name[:200]}" cannot be a name: it becomes part of paths. Names are made of letters, digits, '
+            f'{signs}, begin with a letter, a digit or "_", and have at most 100 characters. Write "{written}", say.'
         )
 
 

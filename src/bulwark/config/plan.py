@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bulwark import benchmarks
-from bulwark.config import digests, paths, recipes
+from bulwark.config import checks, digests, paths, recipes
 from bulwark.config.catalogue import Catalogue, Resolved, Section
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.settings import find, validated
@@ -114,7 +114,7 @@ def blocks_of(catalogue: Catalogue, model: str) -> int | None:
     """The number of a model's blocks, where it is known before a job runs; else None, and the job checks."""
     entity = catalogue.model(model)
     if entity.source.miniature is not None:
-        return validated(MiniatureSettings, entity.source.miniature, f"config/models/{model}.yaml").model.layers
+        return validated(MiniatureSettings, entity.source.miniature, catalogue.where("models", model)).model.layers
     file = Path(entity.source.path or f"results/models/{model}") / "config.json"
     if not file.exists():
         return entity.blocks
@@ -255,11 +255,14 @@ def filled(templates: dict[str, str], **names: str) -> dict[str, str]:
 def resolve(catalogue: Catalogue, section: Section, model: str, recipe: str, name: str | None, where: str) -> Resolved:
     """An entity as it is on the checkpoints of a recipe; None: the recipe's last step.
 
-    Raises ConfigurationError for unknown names, and if the settings name layers that the model does not have.
+    Raises ConfigurationError for unknown names, for settings that do not fit together, and if they name layers that
+    the model does not have.
     """
     recipes.check(recipe, catalogue.steps, where)
     name = name or recipes.last_step(recipe)
     resolved = catalogue.resolve(section, model, name, where)
     if blocks := blocks_of(catalogue, model):
-        check_layers(resolved.settings, blocks, f"{where}: config/{section}/{name}.yaml")
+        origin = catalogue.settings_origin(section, name, model)
+        check_layers(resolved.settings, blocks, lambda key: f"{where}: {origin.at(*key.split('.'))}")
+    checks.check_resolved(catalogue, section, model, name)
     return resolved

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Any
 
-from bulwark.config import digests, paths, recipes
+from bulwark.config import checks, digests, paths, recipes
 from bulwark.config.catalogue import Catalogue, Resolved
 from bulwark.config.entities import Trait
 from bulwark.config.plan import Work, blocks_of, filled, resolve, work
@@ -29,9 +29,10 @@ def contrast_records(catalogue: Catalogue, model: str, recipe: str, trait: str) 
     entity = _trait(catalogue, model, recipe, trait)
     if entity.dataset is None:
         raise ConfigurationError(
-            f'config/traits/{trait}.yaml names neither a dataset nor a file for the model "{model}" '
+            f'{catalogue.where("traits", trait)}: it names neither a dataset nor a file for the model "{model}" '
             f"(files: {', '.join(entity.files)}). Add one."
         )
+    checks.check_contrasts(catalogue, trait)
     return paths.records(entity.dataset, entity.split)
 
 
@@ -94,7 +95,7 @@ def layer_steering(catalogue: Catalogue, model: str, recipe: str, trait: str) ->
     """With how a layer is chosen. Raises ConfigurationError for a candidate that the model does not have."""
     entity, blocks = _trait(catalogue, model, recipe, trait), blocks_of(catalogue, model)
     for layer in entity.choice.candidates or () if blocks else ():
-        check_layer(layer, blocks, f"config/traits/{trait}.yaml, choice.candidates")
+        check_layer(layer, blocks, catalogue.where("traits", trait, "choice", "candidates"))
     code = digests.code_digest("bulwark.steering.vectors.layers:steer")
     return work(catalogue, model, code, entity.choice.model_dump(mode="json"), cost=entity.cost)
 

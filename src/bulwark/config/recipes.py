@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from bulwark.errors import ConfigurationError, nearest
 
 BASE = "base"
-_STEP = re.compile(r"^[a-z][a-z0-9_]*$")
+_STEP = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
 
 
 def steps_of(recipe: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -17,9 +18,10 @@ Fusion = Literal["norm_aligned", "average", "norm_weighted"]
 Tokens = Literal["response", "predicting", "all"]
 
 
-def check_layers(settings: Closed, blocks: int, where: str) -> None:
+def check_layers(settings: Closed, blocks: int, where: Callable[[str], str]) -> None:
     """Raise ConfigurationError for the first layer that the settings of a step, benchmark or projection name and that
-    a model with `blocks` blocks does not have, or that cannot be steered."""
+    a model with `blocks` blocks does not have, or that cannot be steered. where: a key stands, such as
+    vectors.layers."""
     analysis = getattr(settings, "analysis", None)
     named = {
         "vectors.layers": getattr(getattr(settings, "vectors", None), "layers", ()),
@@ -28,10 +30,11 @@ def check_layers(settings: Closed, blocks: int, where: str) -> None:
     }
     for key, layers in named.items():
         for layer in layers:
-            check_layer(layer, blocks, f"{where}, {key}")
+            check_layer(layer, blocks, where(key))
     protected = getattr(getattr(settings, "preservation", None), "layers", "all")
     if wrong := [layer for layer in protected if layer > blocks] if protected != "all" else []:
-        raise ConfigurationError(f"{where}, preservation.layers: {wrong[0]}, but the model has {blocks} blocks.")
+        place = where("preservation.layers")
+        raise ConfigurationError(f"{place}: {wrong[0]}, but the model has {blocks} blocks.")
 
 
 class VectorSettings(Closed):

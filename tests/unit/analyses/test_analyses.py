@@ -177,10 +177,10 @@ def test_adapters_have_no_updates_of_weights_to_look_at(step):
     lora = {"training": {"lora": {"rank": 2}}}
     changed = {step: {"models": {"miniature": {"settings": lora}}}}
     with pytest.raises(ConfigurationError, match=r"analysis\.weights looks at do not change"):
-        loading.load({"studies": {}, "steps": changed}, CONFIG)
+        loading.load({"studies": {}, "steps": changed}, CONFIG).step("miniature", step)
 
 
 def test_plain_training_has_to_name_its_vectors():
     nameless = {"sft": {"settings": {"analysis": {"every": 10}}}}
     with pytest.raises(ConfigurationError, match=r"analysis\.vectors is missing"):
-        loading.load({"studies": {}, "steps": nameless}, CONFIG)
+        loading.load({"studies": {}, "steps": nameless}, CONFIG).step("qwen3-8b", "sft")

@@ -6,22 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
-from bulwark.config import loading, machine, paths, plan, plan_reports, plan_vectors
+from bulwark.config import loading, machine, overlays, paths, plan, plan_reports, plan_vectors
 from bulwark.errors import BulwarkError, ConfigurationError
-from bulwark.settings import merged, read_yaml
 
 CONFIG = Path(__file__).parents[3] / "config"
 
 
-def loaded(*overlays):
+def loaded(*texts):
     """The catalogue of config/config.yaml with overlays (text, or names of files in config/) laid over it."""
-    config = read_yaml(CONFIG / "config.yaml")
-    for overlay in overlays:
-        read = read_yaml(CONFIG / overlay) if overlay.endswith(".yaml") else yaml.safe_load(overlay)
-        config = merged(config, read)
-    return loading.load(config, CONFIG)
+    files = overlays.read([CONFIG / text for text in texts if text.endswith(".yaml")], CONFIG).files
+    own = [overlays.text(text) for text in texts if not text.endswith(".yaml")]
+    return loading.load(overlays.Configuration((*files, *own)), CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +58,7 @@ def test_an_unknown_name_in_a_path_is_an_error_with_the_nearest_one(papers, func
 
 def test_a_trait_without_data_is_explained():
     known = loaded("traits: {mean: {files: {miniature: mean.pt}}}")
-    with pytest.raises(ConfigurationError, match=r"config/traits/mean\.yaml .*\"qwen3-8b\""):
+    with pytest.raises(ConfigurationError, match=r"overlay\.yaml:1, traits\.mean: .*\"qwen3-8b\""):
         plan_vectors.contrast_records(known, "qwen3-8b", "base", "mean")
     assert plan_vectors.published_vectors(known, "miniature", "base", "mean") == "mean.pt"
     path = "miniature/base/seed0/mean.safetensors"
@@ -87,22 +83,22 @@ def test_a_trait_without_data_is_explained():
             ['"def"', 'Did you mean "dev"?'],
         ),
         ("stuides: {}", ['"stuides"', '"studies"']),
-        ("steps: {aside: {settings: {alhpa: 1.0}}}", ["config/steps/aside.yaml", '"alhpa"', '"alpha"']),
+        ("steps: {aside: {settings: {alhpa: 1.0}}}", ["overlay.yaml:1, steps.aside", '"alhpa"', '"alpha"']),
         ("steps: {aside: {settings: {training: {learning_rate: fast}}}}", ["training.learning_rate", '"fast"']),
-        ("steps: {aside: {kind: asde}}", ["config/steps/aside.yaml", '"asde"', '"aside"']),
+        ("steps: {aside: {kind: asde}}", ["overlay.yaml:1, steps.aside", '"asde"', '"aside"']),
         ("models: {other: {template: chat}}", ["models.other", '"source"']),
-        ("models: {miniature: {template: chatt}}", ["config/models/miniature.yaml", '"chatt"', '"chat"']),
+        ("models: {miniature: {template: chatt}}", ["overlay.yaml:1, models.miniature", '"chatt"', '"chat"']),
         ("models: {miniature: {source: {miniature: {world: {sed: 1}}}}}", ["world.sed", '"seed"']),
         ("models: {miniature: {resources: {trian: {hours: 1.0, mem_gb: 1.0}}}}", ['"resources.trian"', '"train"']),
         ("studies: {aside: {recipes: [ise+]}}", ["studies.aside.recipes", '"ise+"']),
         ("steps: {asidee: {settings: {alpha: 1.0}}}", ['"kind" is missing', "steps/asidee.yaml", '"aside"']),
-        ("steps: {aside: {settings: {data: alpaca}}}", ["config/steps/aside.yaml", '"alpaca"', '"alpaca_cleaned"']),
-        ("tables: {sep: {published: asid}}", ["config/tables/sep.yaml", '"asid"', '"aside"']),
-        ("datasets: {sep: {kind: spe}}", ["config/datasets/sep.yaml", '"spe"', '"sep"']),
+        ("steps: {aside: {settings: {data: alpaca}}}", ["overlay.yaml:1, steps.aside", '"alpaca"', '"alpaca_cleaned"']),
+        ("tables: {sep: {published: asid}}", ["overlay.yaml:1, tables.sep", '"asid"', '"aside"']),
+        ("datasets: {sep: {kind: spe}}", ["overlay.yaml:1, datasets.sep", '"spe"', '"sep"']),
         ("datasets: {miniature_sep: {source: {miniature: sepp}}}", ['"sepp"', '"sep"']),
         (
             "tables: {sep: {columns: [{benchmark: sep, metric: separtion, label: x}]}}",
-            ["config/tables/sep.yaml", '"separtion"', '"separation"'],
+            ["overlay.yaml:1, tables.sep", '"separtion"', '"separation"'],
         ),
     ],
 )
@@ -116,7 +112,7 @@ def test_a_mistake_in_the_configuration_is_named(overlay, parts):
 def test_a_number_that_yaml_reads_as_text_is_explained():
     with pytest.raises(ConfigurationError) as refused:
         loaded("steps: {aside: {settings: {training: {learning_rate: 15e-4}}}}")
-    for part in ("config/steps/aside.yaml", "training.learning_rate", "write 15.0e-4"):
+    for part in ("overlay.yaml:1, steps.aside", "training.learning_rate", "write 15.0e-4"):
         assert part in str(refused.value)
 
 
@@ -127,37 +123,37 @@ def test_a_number_that_yaml_reads_as_text_is_explained():
             "steps: {steer: {models: {miniature: {settings: {vectors: {layers: [4]}}}}}}",
             plan.step,
             ("steer",),
-            "config/steps/steer.yaml, vectors.layers: 4 is not a layer key",
+            "overlay.yaml:1, steps.steer.models.miniature.settings.vectors.layers: 4 is not a layer key",
         ),
         (
             "steps: {steer: {models: {miniature: {settings: {analysis: {layers: [0]}}}}}}",
             plan.step,
             ("steer",),
-            "config/steps/steer.yaml, analysis.layers: 0 is not a layer key",
+            "overlay.yaml:1, steps.steer.models.miniature.settings.analysis.layers: 0 is not a layer key",
         ),
         (
             "steps: {idp: {models: {miniature: {settings: {preservation: {layers: [9]}}}}}}",
             plan.step,
             ("idp",),
-            "config/steps/idp.yaml, preservation.layers: 9, but the model has 4 blocks",
+            "overlay.yaml:1, steps.idp.models.miniature.settings.preservation.layers: 9, but the model has 4 blocks",
         ),
         (
             "benchmarks: {detectors: {models: {miniature: {settings: {vectors: {layers: [4]}, projections: null}}}}}",
             plan.scores,
             ("base", "detectors"),
-            "config/benchmarks/detectors.yaml, vectors.layers: 4 is not a layer key",
+            "overlay.yaml:1, benchmarks.detectors.models.miniature.settings.vectors.layers: 4 is not a layer key",
         ),
         (
             "projections: {miniature_clean_rude: {settings: {vectors: {layers: [4]}}}}",
             plan_vectors.projection,
             ("base", "miniature_clean_rude"),
-            "config/projections/miniature_clean_rude.yaml, vectors.layers: 4 is not a layer key",
+            "overlay.yaml:1, projections.miniature_clean_rude.settings.vectors.layers: 4 is not a layer key",
         ),
         (
             "traits: {rude: {choice: {candidates: [4]}}}",
             plan_vectors.layer_steering,
             ("base", "rude"),
-            "config/traits/rude.yaml, choice.candidates: 4 is not a layer key",
+            "overlay.yaml:1, traits.rude.choice.candidates: 4 is not a layer key",
         ),
     ],
 )

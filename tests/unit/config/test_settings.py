@@ -3,7 +3,7 @@
 import pytest
 
 from bulwark.errors import ConfigurationError
-from bulwark.settings import Closed, completed, merged, read_yaml, validated
+from bulwark.settings import Closed, merged, read_yaml, validated
 
 
 class Inner(Closed):
@@ -61,20 +61,3 @@ def test_broken_yaml_names_the_file(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     with pytest.raises(ConfigurationError, match=r"broken\.yaml"):
         read_yaml(tmp_path / "broken.yaml")
-
-
-def test_a_variant_is_laid_over_what_it_is_like():
-    maps = {
-        "a": {"kind": "x", "settings": {"rate": 1, "lists": [1, 2]}},
-        "b": {"like": "a", "settings": {"rate": 2}},
-        "c": {"like": "b", "settings": {"lists": [3]}},
-    }
-    assert completed("c", maps, "config/steps") == {"kind": "x", "settings": {"rate": 2, "lists": [3]}}
-    assert completed("a", maps, "config/steps") == maps["a"]
-
-
-def test_a_variant_of_nothing_or_of_itself_is_refused():
-    with pytest.raises(ConfigurationError, match=r'config/steps/b\.yaml: like: there is no "aa"\. Did you mean "a"'):
-        completed("b", {"a": {}, "b": {"like": "aa"}}, "config/steps")
-    with pytest.raises(ConfigurationError, match="a is like b is like a"):
-        completed("a", {"a": {"like": "b"}, "b": {"like": "a"}}, "config/steps")

@@ -124,5 +124,5 @@ def test_the_catalogue_checks_what_benchmarks_read(benchmark, changes, nearest):
     config = merged(
         read_yaml(ROOT / "config/config.yaml"), {"benchmarks": {benchmark: {"settings": changes}}, "studies": {}}
     )
-    with pytest.raises(ConfigurationError, match=f"config/benchmarks/{benchmark}.yaml.*{nearest}"):
+    with pytest.raises(ConfigurationError, match=f"benchmarks.{benchmark}.settings: .*{nearest}"):
         loading.load(config, ROOT / "config")

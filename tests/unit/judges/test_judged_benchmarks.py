@@ -128,7 +128,7 @@ def test_answering_needs_no_judge_and_scoring_does(tmp_path):
 
 def test_a_judged_benchmark_without_a_judge_is_found_before_any_job():
     changes = {"mine": {"module": "safety", "dataset": "xstest", "settings": {"decoding": GREEDY}}}
-    with pytest.raises(ConfigurationError, match=r'config/benchmarks/mine\.yaml: the key "scoring" is missing'):
+    with pytest.raises(ConfigurationError, match=r'benchmarks\.mine: the key "scoring" is missing'):
         loading.load({"benchmarks": changes}, Path(__file__).parents[3] / "config")
 
 

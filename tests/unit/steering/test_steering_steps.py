@@ -107,7 +107,7 @@ def test_an_onset_can_be_found_only_where_the_same_vectors_act_at_constant_stren
 def test_a_mistake_is_told_of_the_file_that_it_stands_in():
     """Not of the first variant that is like it."""
     whole = read_yaml(ROOT / "config/config.yaml")
-    with pytest.raises(ConfigurationError, match=r"^config/steps/steer\.yaml"):
+    with pytest.raises(ConfigurationError, match=r"^the configuration, steps\.steer\.settings"):
         loading.load({**whole, "steps": {"steer": {"settings": {"vectors": {"layers": [0]}}}}}, ROOT / "config")
 
 
