@@ -36,3 +36,8 @@ onstart:
     collect_garbage_again()
     refuse_what_this_machine_lacks(workflow)
     warm.offer(local=workflow.local_exec)  # local jobs fork from one process that has torch imported
+    stopping.watch(logger)  # Ctrl-C and SIGTERM: jobs save what they have
+
+
+onerror:
+    stopping.ended(logger)

@@ -7,13 +7,17 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from bulwark import interrupts
 from bulwark.errors import BulwarkError
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def log_to(path: str | Path) -> None:
-    """Send the log of this process to the file at `path` and to stderr; processes of one job append to one file."""
+    """Send the log of this process to the file at `path` and to stderr; processes of one job append to one file.
+
+    From now on the process also ends in order when it is told to (see `interrupts`).
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stderr)]
@@ -21,6 +25,7 @@ def log_to(path: str | Path) -> None:
     logging.getLogger("bulwark").setLevel(logging.INFO)
     logging.captureWarnings(True)
     sys.excepthook = _log_exception
+    interrupts.catch()
 
 
 def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

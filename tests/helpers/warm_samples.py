@@ -84,6 +84,7 @@ class Workflow:
             "__init__.py",
             "errors.py",
             "files.py",
+            "interrupts.py",
             "logs.py",
             "seals.py",
             "jobs/__init__.py",

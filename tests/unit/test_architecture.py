@@ -15,6 +15,7 @@ PACKAGE = ROOT / "src" / "bulwark"
 ROOMS = [
     "errors",
     "settings",
+    "interrupts",
     "logs",
     "files",
     "seals",

@@ -8,13 +8,16 @@ from types import SimpleNamespace
 from bulwark.config import loading, machine, overlays, plan as plan_jobs, plan_reports, plan_vectors
 from bulwark.config.standing.asked import asked
 from bulwark.errors import BulwarkError
-from bulwark.jobs import warm
+from bulwark.jobs import stopping, warm
 
 from snakemake.common import overwrite_function_params
 from snakemake.exceptions import WorkflowError
 
 # Downloads happen in local rules with pinned revisions, whose scripts lift this; all other jobs read what is on disk.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+# Jobs end by themselves when they are told to, and their shells wait for them.
+shell.prefix(stopping.SHELL_PREFIX)
 
 # A plan is some millions of objects that live to its end: looking for garbage among them took up to a fifth of its time.
 gc.disable()

@@ -23,6 +23,7 @@ from bulwark.errors import ConfigurationError
 UNTRACKED = {
     "bulwark.errors": "say what is wrong with an input; whoever gets one has no result",
     "bulwark.files": "writes files whole and digests them; what is in them is decided elsewhere",
+    "bulwark.interrupts": "ends a process early, which then has no result",
     "bulwark.jobs": "describes jobs and starts processes",
     "bulwark.logs": "where messages go",
     "bulwark.models.manifests": "records what a checkpoint is made of, and finds it again",

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import PurePath
 from typing import Any, Literal, NoReturn
 
+from bulwark.interrupts import Interrupted
 from bulwark.jobs.process import leave, perform
 from bulwark.jobs.sealing import Sealing, call_of, sealed, sealing_of
 
@@ -45,7 +46,8 @@ def run(
     parent, uses one only if it is there (a call that imports nothing heavy), or never runs in it (a call whose
     imports depend on what it sets first).
 
-    The process exits with status 0, or as Python does after an exception, which is logged with its traceback.
+    The process exits with status 0, or as Python does after an exception, which is logged with its traceback; told to
+    end, with 128 and the number of the signal.
     """
     call = {"function": function, "log": str(log), "arguments": _plain(arguments), "sealing": sealing}
     if not gpus and warm != "never":
@@ -54,7 +56,10 @@ def run(
         parent.hand_over(call, start=warm == "start")  # exits if a child did it, returns if there is no parent
     if warm == "start":
         _import_models()
-    perform(function, call["arguments"], sealing)
+    try:
+        perform(function, call["arguments"], sealing)
+    except Interrupted as ended:
+        leave(ended.code)
     leave()
 
 

@@ -36,10 +36,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import bulwark
+from bulwark import interrupts
 from bulwark.jobs import process
 from bulwark.logs import log_to
 
-VARIABLE = "BULWARK_WORKFLOW"  # the workflow that jobs belong to, "PID:start time"
+VARIABLE = interrupts.WORKFLOW
 
 # What jobs import inside functions; the package's own modules bring the rest of torch and transformers. Whatever is
 # missing here is imported by the child.
@@ -70,7 +71,7 @@ def offer(local: bool) -> None:
     """Let the jobs of this Snakemake process use a warm parent, if they run on this machine (`local`)."""
     os.environ.pop(VARIABLE, None)
     if local:
-        os.environ[VARIABLE] = f"{os.getpid()}:{_started(os.getpid())}"
+        os.environ[VARIABLE] = interrupts.workflow_here()
 
 
 # In the job's process
@@ -331,11 +332,6 @@ def _socket_name(workflow: str, environment: Mapping[str, str] = os.environ) -> 
     variables = sorted((name, value) for name, value in environment.items() if name not in _VOLATILE)
     seen = (workflow, os.getuid(), sys.executable, sys.version, code, variables)
     return b"\0bulwark-" + hashlib.sha256(repr(seen).encode()).hexdigest().encode()
-
-
-def _started(pid: int) -> str:
-    """When a process started, in the kernel's ticks: with its number it is one process for certain."""
-    return _stat(pid)[19]
 
 
 def _stat(pid: int | str) -> list[str]:

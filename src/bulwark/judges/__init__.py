@@ -22,6 +22,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +30,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, model_validator
 
-from bulwark import seals
+from bulwark import interrupts, seals
 from bulwark.errors import BulwarkError, ConfigurationError, RecordError, nearest
 from bulwark.settings import Closed, find, validated
 
@@ -141,12 +142,17 @@ def judge(requests: Sequence[Request], settings: JudgeSettings, cache: str | Pat
     if kept and len(groups) < len(requests):
         log.info("%d of %d judgements are known already", sum(j is not None for j in judgements), len(requests))
     first = [requests[indices[0]] for indices in groups]
-    for number, judgement in _reporting(module.judge(first, own, settings.scale), len(first)):
-        digest = digests[groups[number][0]]
-        for index in groups[number]:
-            judgements[index] = judgement
-        if cache is not None and digest is not None and judgement.lasting:
-            _keep(Path(cache), digest, judgement)
+    known = sum(judgement is not None for judgement in judgements)
+    keeping = interrupts.resumable(lambda: f"{known} of {len(requests)} judgements are kept in {cache}")
+    with keeping if cache is not None and any(digests) else nullcontext():
+        for number, judgement in _reporting(module.judge(first, own, settings.scale), len(first)):
+            digest = digests[groups[number][0]]
+            for index in groups[number]:
+                judgements[index] = judgement
+            if cache is not None and digest is not None and judgement.lasting:
+                _keep(Path(cache), digest, judgement)
+                known += len(groups[number])
+            interrupts.leave_if_told()
     lost = [index for index, judgement in enumerate(judgements) if judgement is None or not judgement.lasting]
     if requests and len(lost) == len(requests):
         reason = judgements[lost[0]].reason if judgements[lost[0]] else "it gave no answer"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from bulwark import seals
+from bulwark import interrupts, seals
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,12 @@ class Partial:
         self._good_bytes = 0
         if path is not None and path.exists():
             self._read(path)
+
+    def resumable(self, made: Sized, asked: Sized, what: str = "answers") -> AbstractContextManager[None]:
+        """Within it, a process that is told to end goes on to the next `flush` of what is made and kept here."""
+        if self._path is None:
+            return nullcontext()
+        return interrupts.resumable(lambda: f"{len(made)} of {len(asked)} {what} are kept in {self._path}")
 
     def digest(self, question: Any) -> str:
         """What tells whether the same was asked; empty where nothing is kept."""

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from bulwark import interrupts
 from bulwark.errors import BulwarkError
 from bulwark.prompts.builder import Prompt
 
@@ -52,7 +53,8 @@ def in_batches(
 
     lengths: tokens that each item needs. work: must leave nothing behind of a batch for which memory ran out, because
     its items are tried again, half as many at a time. describe, advice: what the error message calls an item, and what
-    it recommends. Raises BulwarkError when memory does not suffice for a single item.
+    it recommends. Within a resumable work it is left between two batches if the process has been told to end.
+    Raises BulwarkError when memory does not suffice for a single item.
     """
     budget = budget if isinstance(budget, Budget) else Budget(budget)
     order = sorted(range(len(lengths)), key=lambda item: -lengths[item])
@@ -72,6 +74,8 @@ def in_batches(
                 ) from None
         else:
             done += len(batch)
+            if done < len(order):
+                interrupts.leave_if_told()
             continue
         # Out of the handler: its traceback would keep the batch's tensors alive.
         budget.tokens = len(batch) * longest // 2

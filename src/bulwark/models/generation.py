@@ -113,7 +113,7 @@ def generate(
         model.eval()
     showing = progress(len(prompts), len(answers)) if shown else nullcontext(lambda count: None)
     try:
-        with showing as advance, kept:
+        with showing as advance, kept, kept.resumable(answers, prompts):
             in_batches(
                 [len(prompts[number][1].ids) + decoding.max_new_tokens for number in pending],
                 work,

@@ -83,7 +83,7 @@ def log_likelihoods(
         kept.flush()
         advance(len(done))
 
-    with progress(len(requests), len(found)) as advance, kept:
+    with progress(len(requests), len(found)) as advance, kept, kept.resumable(found, requests, "log-likelihoods"):
         in_batches(
             [len(ids) for ids in pending],
             work,

@@ -113,5 +113,10 @@ def perform(job: Job, gpus: int = 0, nodes: int = 1, threads: int = 1) -> None:
 
     description = job.folder / "job.json"
     job.write(description)
-    launch.run(launch.launch_line(__name__, str(description), gpus=gpus, nodes=nodes))
+    stop = launch.stop_file(description)
+    stop.unlink(missing_ok=True)
+    try:
+        launch.run(launch.launch_line(__name__, str(description), gpus=gpus, nodes=nodes), stop=stop)
+    finally:
+        stop.unlink(missing_ok=True)
     description.unlink()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from bulwark.interrupts import Interrupted
 from bulwark.jobs.job import Job
+from bulwark.jobs.launch import stop_file, watch
+from bulwark.jobs.process import leave
 from bulwark.logs import log_to
 from bulwark.steps import execute
 
@@ -13,4 +16,8 @@ if __name__ == "__main__":
     description = Path(sys.argv[-1])
     job = Job.read(description)
     log_to(job.log)
-    execute(job)
+    watch(stop_file(description))
+    try:
+        execute(job)
+    except Interrupted as ended:
+        leave(ended.code)

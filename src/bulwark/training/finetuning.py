@@ -137,7 +137,7 @@ def finetune(
         seed=job.seed,
         state=job.state,
         fingerprint={
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json", exclude={"training"}),  # `train` adds those
             "embedding": embedding,
             "parent": files.digest(parent),
             "data": {name: files.digest(path) for name, path in job.inputs.items()},

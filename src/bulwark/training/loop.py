@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bulwark import interrupts
 from bulwark.errors import BulwarkError
 from bulwark.training import engine as engines
 from bulwark.training.batches import StepBatches, evaluation_batches, training_batches
@@ -32,8 +33,8 @@ from bulwark.training.objectives import Objective
 from bulwark.training.observers import Observer
 from bulwark.training.packing import check_packing
 from bulwark.training.progress import Progress
-from bulwark.training.settings import TrainingSettings
-from bulwark.training.state import TrainingState
+from bulwark.training.saved.state import TrainingState
+from bulwark.training.settings import MOST_SAVING, TrainingSettings
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 _LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "schedulefree", "numpy")
 _CURVE_POINTS = 200
+_BYTES_OF_STATE = 12  # per parameter: fp32 master weight and AdamW's two moments
+_SLOW_DISK = 1e8  # bytes per second and process, until a saving has been measured
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,11 @@ def train(
     state: folder for the state of an unfinished training; the caller removes it when the result is safe. TensorBoard's
         events go to tensorboard/ beside it.
     fingerprint: plain data that identifies the training besides settings, seed and examples, which are added here;
-        state with another one is deleted.
+        state with another one is set aside.
     objective: what to optimise; next-token prediction if left out. observers: what else is called around every step,
         after the objective, in this order.
 
+    Told to end, it saves after the present step and ends the process (see `bulwark.interrupts`).
     Raises BulwarkError for an empty data set, a batch size that does not divide, a model that cannot be trained packed
     when that is asked for, and a loss that is not finite.
     """
@@ -145,7 +149,7 @@ def train(
     _seed_everything(seed + processes.rank)
     identity = {
         "caller": fingerprint,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.deciding(),
         "seed": seed,
         "parts": [f"{type(part).__module__}.{type(part).__qualname__}" for part in parts],
         "examples": [_digest(part) for part in (examples, validation)],
@@ -153,8 +157,10 @@ def train(
         "device": processes.device.type,
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
-    keeper = TrainingState(state, identity, processes, partial=settings.lora is not None)
-    with contextlib.closing(keeper):
+    if settings.snapshots and settings.snapshots[-1] > total:
+        raise BulwarkError(f"snapshots names step {settings.snapshots[-1]}, but the training has only {total} steps.")
+    keeper = TrainingState(state, identity, processes, settings.lora is not None, settings.snapshots)
+    with contextlib.closing(keeper), interrupts.resumable(None):
         for part in parts:
             part.start(engine, total)
         saved = keeper.load(engine, parts)
@@ -164,8 +170,10 @@ def train(
         events = Path(state).parent / "tensorboard"
         name = "/".join(Path(state).resolve().parent.parts[-3:])  # model, recipe and seed, where the workflow trains
         with Progress(name, position.step, total, visible=processes.main, events=events) as progress:
-            run = _Run(engine, objective, observers, settings, processes, keeper, position, progress, total)
+            run = _Run(engine, objective, observers, settings, processes, keeper, position, progress, total, name)
+            run.first_saving = _BYTES_OF_STATE * sizes["trainable_parameters"] / processes.count / _SLOW_DISK
             run.train(batches, validating)
+        interrupts.see_through()
         chosen = position.best_step if settings.keep_best else position.step
         model = engines.release(engine)
         if processes.main:
@@ -192,9 +200,13 @@ class _Run:
     position: _Position
     progress: Progress
     total: int
+    name: str
     # Losses and gradient norms stay on the device until they are read: each reading waits for a GPU.
     unread: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    saved_at: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
+    saved_at: float = field(default_factory=lambda: time.monotonic())
+    saving: float = 0.0  # seconds since the start
+    first_saving: float = 0.0  # seconds that the first one may take
 
     @property
     def parts(self) -> list[Observer]:
@@ -210,17 +222,22 @@ class _Run:
             done = position.step = step + 1
             position.tokens += batches.tokens_of(step)
             evaluate = validating is not None and (done == self.total or (every and done % every == 0))
-            save = done < self.total and self._save_is_due(done)
+            save, leave = self._decisions(done)
             if evaluate or save or done == self.total or done % read_every == 0:
                 self._read_losses()
             self.progress.advance(done, batches.tokens_of(step))
             if evaluate:
                 self._evaluate(validating)
             position.seconds += time.monotonic() - lap
-            lap = time.monotonic()
+            if done in settings.snapshots:
+                self.keeper.keep_snapshot(self.engine, done)
             if save:
                 self.keeper.save(self.engine, self.parts, vars(position))
                 self.saved_at = time.monotonic()
+                self.saving += self.keeper.seconds
+            if leave:
+                self._leave()
+            lap = time.monotonic()
 
     def _optimizer_step(self, step: int, batches: StepBatches) -> None:
         engine, objective, device = self.engine, self.objective, self.processes.device
@@ -288,17 +305,35 @@ class _Run:
         if self.processes.main:
             log.info("Step %d: evaluation loss %.4f%s.", position.step, loss, ", the lowest so far" if better else "")
 
-    def _save_is_due(self, done: int) -> bool:
-        if self.settings.save_every and done % self.settings.save_every == 0:
-            return True
+    def _decisions(self, done: int) -> tuple[bool, bool]:
+        """Whether to save after this step, and whether to end then, on all ranks alike."""
+        if done == self.total:
+            return False, False
+        save = bool(self.settings.save_every) and done % self.settings.save_every == 0
+        decisions = [self.processes.main and self._clock_says_save(), interrupts.told()]
+        if self.processes.count > 1:  # the main process's clock decides for all, and any may have been told to end
+            told = torch.tensor(decisions, dtype=torch.int32, device=self.processes.device)
+            decisions = [bool(value) for value in engines.over_ranks(told, largest=True).tolist()]
+        by_clock, leave = decisions
+        return save or by_clock or leave, leave
+
+    def _clock_says_save(self) -> bool:
+        """Whether it is time by save_minutes, and one more saving as long as the last leaves enough for training."""
         if self.settings.save_minutes is None:
             return False
-        due = time.monotonic() - self.saved_at > 60 * self.settings.save_minutes
-        if self.processes.count > 1:  # the main process's clock decides for all
-            decision = torch.tensor(int(due), device=self.processes.device)
-            torch.distributed.broadcast(decision, src=0)
-            due = bool(decision)
-        return due
+        now = time.monotonic()
+        cost = self.saving + (self.keeper.seconds or self.first_saving)
+        return now - self.saved_at > 60 * self.settings.save_minutes and cost <= MOST_SAVING * (now - self.started)
+
+    def _leave(self) -> None:
+        """End this process; the state has just been saved, or could not be."""
+        text = f"{self.name}: saved at step {self.position.step} of {self.total}"
+        if self.keeper.failure:
+            left = self.keeper.latest()
+            text = f"{self.name}: step {self.position.step} of {self.total} could not be saved, " + (
+                f"but step {int(left.name.removeprefix('step-'))} was" if left else "nothing was saved before"
+            )
+        interrupts.leave(text if self.processes.main else None)
 
 
 def _seed_everything(seed: int) -> None:

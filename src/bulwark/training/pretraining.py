@@ -76,7 +76,7 @@ def pretrain(
         training,
         seed=seed,
         state=state,
-        fingerprint=described,
+        fingerprint={key: value for key, value in described.items() if key != "training"},
         pad_id=builder.pad_id,
     )
     checkpoints.save_model(trained.model, tokenizer, output.parent)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,7 +31,8 @@ class Progress:
         if visible and events is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.events = SummaryWriter(str(events), purge_step=done + 1)
+            with self._writing():
+                self.events = SummaryWriter(str(events), purge_step=done + 1)
 
     def __enter__(self) -> Progress:
         if self.bar:
@@ -40,7 +43,8 @@ class Progress:
         if self.bar:
             self.bar.stop()
         if self.events:
-            self.events.close()
+            with self._writing():
+                self.events.close()
         if self.visible and kind is None:
             log.info("%s", self._line())
 
@@ -59,8 +63,18 @@ class Progress:
         """Write numbers of one step to TensorBoard; the bar shows the latest "loss/train"."""
         self.loss = values.get("loss/train", self.loss)
         if self.events:
-            for name, value in values.items():
-                self.events.add_scalar(name, value, step)
+            with self._writing():
+                for name, value in values.items():
+                    self.events.add_scalar(name, value, step)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """No training ends because its curves cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            self.events = None
+            log.warning("TensorBoard's events can no longer be written (%s).", error)
 
     def _rates(self) -> str:
         rate = self.tokens / max(time.monotonic() - self.started, 1e-9)

@@ -8,12 +8,17 @@ own values come from.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from bulwark.errors import ConfigurationError
 from bulwark.settings import Closed
+
+# Keys of TrainingSettings that cannot change the weights or the report of a training: its state is resumed whatever
+# they are. (snapshots only adds checkpoints: a state that lacks one of them is not resumed.)
+WITHOUT_EFFECT = frozenset({"save_every", "save_minutes", "log_every", "snapshots"})
+MOST_SAVING = 0.03  # the share of a training's time that saving may take
 
 
 class LoraSettings(Closed):
@@ -49,9 +54,11 @@ class TrainingSettings(Closed):
     offload: optimizer state (and at stage 3 the weights) live in the CPU's memory.
     evaluate_every: optimizer steps between evaluation losses, or "epoch"; the end is always evaluated.
     keep_best: end with the weights of the lowest evaluation loss.
-    save_every, save_minutes: when to write the state that a killed run resumes from; None for neither. Saving has no
-        effect on the result.
+    save_every, save_minutes: when to write the state that a killed run resumes from; None for neither. By the clock it
+        is written less often where that would cost more than MOST_SAVING of the time. A run that is told to end
+        writes it in any case. Saving has no effect on the result.
     log_every: optimizer steps between readings of the loss on a GPU, each of which waits for the GPU.
+    snapshots: optimizer steps after which the model is kept as a checkpoint of its own, `<step>@<number>`.
     """
 
     epochs: float | None = Field(None, gt=0)
@@ -86,6 +93,7 @@ class TrainingSettings(Closed):
     save_every: int | None = Field(None, ge=1)
     save_minutes: float | None = Field(10.0, gt=0)
     log_every: int = Field(10, ge=1)
+    snapshots: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingSettings:
@@ -102,7 +110,17 @@ class TrainingSettings(Closed):
             raise ValueError('flash_attention_2 computes in half precision only; set precision: "bfloat16"')
         if self.optimizer == "schedulefree_adamw" and self.schedule != "constant":
             raise ValueError('schedulefree_adamw averages weights in place of a schedule; set schedule: "constant"')
+        if self.optimizer == "schedulefree_adamw" and self.snapshots:
+            raise ValueError("schedulefree_adamw keeps no snapshots: to look at its averages changes the training")
+        if list(self.snapshots) != sorted({*self.snapshots}) or min(self.snapshots, default=1) < 1:
+            raise ValueError("snapshots are numbers of optimizer steps, from 1, rising")
+        if self.max_steps is not None and self.snapshots and self.snapshots[-1] > self.max_steps:
+            raise ValueError(f"snapshots names step {self.snapshots[-1]}, but max_steps is {self.max_steps}")
         return self
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that can change what the training ends with, as plain data."""
+        return self.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
 
     def accumulation(self, ranks: int) -> int:
         """Micro-batches per rank and optimizer step.

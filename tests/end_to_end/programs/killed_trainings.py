@@ -29,7 +29,7 @@ import torch
 from tiny_causal_models import tiny_model
 from training_samples import trained
 
-import bulwark.training.state as state
+import bulwark.training.saved.state as state
 from bulwark.models.embeddings import install
 from bulwark.training.objectives import Objective
 

@@ -41,6 +41,7 @@ TRAINING: list[Row] = [
     ("settings TrainingSettings", "save_every", None, "ours: minutes count, as no result depends on it"),
     ("settings TrainingSettings", "save_minutes", 10.0, "ours: what a killed run may lose"),
     ("settings TrainingSettings", "log_every", 10, "ASIDE's code, --logging_steps"),
+    ("settings TrainingSettings", "snapshots", [], "ours: a training keeps what it ends with"),
     ("settings LoraSettings", "rank", 16, "ours: PEFT's default is 8"),
     ("settings LoraSettings", "alpha", 32.0, "ours: twice the rank"),
     ("settings LoraSettings", "dropout", 0.0, "PEFT's default"),

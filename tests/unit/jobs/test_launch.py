@@ -25,14 +25,14 @@ def test_one_process_needs_no_launcher(gpus):
 
 def test_several_gpus_on_one_node_go_through_torchrun_standalone():
     line = " ".join(launch_line("bulwark.steps", "job.json", 8, python="py", environment=SLURM))
-    assert line == "py -m torch.distributed.run --standalone --nproc-per-node=8 -m bulwark.steps job.json"
+    assert line == "py -m bulwark.jobs.ranks --standalone --nproc-per-node=8 -m bulwark.steps job.json"
 
 
 def test_several_nodes_get_one_torchrun_each_that_meet_on_the_first():
     line = " ".join(launch_line("bulwark.steps", "job.json", 4, 2, python="py", environment=SLURM))
     assert line == (
         "srun --overlap --nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1 "
-        "py -m torch.distributed.run --nnodes=2 --nproc-per-node=4 --rdzv-id=41234 --rdzv-backend=c10d "
+        "py -m bulwark.jobs.ranks --nnodes=2 --nproc-per-node=4 --rdzv-id=41234 --rdzv-backend=c10d "
         "--rdzv-endpoint=gpu003:21234 -m bulwark.steps job.json"
     )
 

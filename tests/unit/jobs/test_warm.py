@@ -6,6 +6,8 @@ import signal
 import pytest
 from warm_samples import alive, until, workflow_in
 
+from bulwark.interrupts import WORKFLOW, mark_of
+
 ENDS = {
     "success": ("succeed", {}, 0),
     "a status": ("leave", {"code": 3}, 3),
@@ -129,9 +131,18 @@ def test_a_signal_reaches_the_child(workflow, number):
     child, _ = workflow.noted()
     job.send_signal(number)
     _, err = job.communicate(timeout=20)
-    assert job.returncode == -number
-    assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
+    assert job.returncode == 128 + number
+    assert err == "Stopped; give the same command again.\n"
     until(lambda: not alive(child))
+
+
+def test_a_child_that_starts_when_the_workflow_was_told_to_end_does_nothing(workflow):
+    mark = workflow.folder / mark_of(workflow.offer[WORKFLOW])
+    mark.parent.mkdir(exist_ok=True)
+    mark.touch()
+    job = workflow.job("succeed")
+    assert job.communicate(timeout=30) == ("", "Stopped; give the same command again.\n")
+    assert job.returncode == 128 + signal.SIGTERM
 
 
 def test_the_child_dies_with_its_job(workflow):

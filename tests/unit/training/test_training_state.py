@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
+import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +18,15 @@ from tiny_causal_models import tiny_model
 from torch import nn
 from training_samples import PAD, examples, settings, trained
 
-from bulwark.errors import BulwarkError
+from bulwark.errors import BulwarkError, CheckpointError
+from bulwark.files import digest, sha256_of
 from bulwark.models.embeddings import install
+from bulwark.training import loop
 from bulwark.training.engine import Processes
 from bulwark.training.loop import Trained, train
 from bulwark.training.objectives import Objective
-from bulwark.training.state import TrainingState
+from bulwark.training.saved.state import TrainingState
+from bulwark.training.settings import WITHOUT_EFFECT, TrainingSettings
 
 ALONE = Processes(0, 0, 1, torch.device("cpu"))
 
@@ -114,8 +120,8 @@ def test_only_the_newest_state_stays_with_all_that_resuming_needs(tmp_path):
     assert sorted(path.name for path in folder.glob("step-*")) == ["step-000004"]
     state = folder / "step-000004"
     complete = json.loads((state / "complete.json").read_text())
-    assert {"position.json", "process-0.pt"} < complete.keys()
-    assert any(name.startswith("engine/") for name in complete)
+    assert {"position.json", "process-0.pt", "../best-000003.pt"} < complete["files"].keys()
+    assert any(name.startswith("engine/") for name in complete["files"])
     assert json.loads((state / "position.json").read_text())["step"] == 4
 
 
@@ -126,21 +132,59 @@ def test_adapters_write_no_frozen_weights(tmp_path):
     assert all("lora_" in name for name in saved)
 
 
-@pytest.mark.parametrize("damage", ["marker", "file", "size"])
-def test_a_state_that_is_not_whole_is_not_picked_up(damage, tmp_path):
-    whole, _ = run(tmp_path / "whole", save_every=None)
-    run(tmp_path / "parts", at=5)
-    state = tmp_path / "parts" / "training" / "step-000004"
-    if damage == "marker":
-        (state / "complete.json").unlink()
-    elif damage == "file":
-        (state / "process-0.pt").unlink()
+@pytest.mark.parametrize("damage", ["removed", "cut", "flipped", "of another step"])
+@pytest.mark.parametrize("file", ["complete.json", "position.json", "process-0.pt", "*model_states.pt", "best-*.pt"])
+def test_a_damaged_state_is_an_error_that_names_file_and_remedy(file, damage, tmp_path):
+    run(tmp_path, at=5, keep_best=True)
+    folder = tmp_path / "training"
+    path = next(folder.rglob(file))
+    whole = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(whole[:-1])
+    elif damage == "flipped":
+        place = len(whole) // 2
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     else:
-        weights = next(state.rglob("*model_states.pt"))
-        weights.write_bytes(weights.read_bytes()[:-1])
-    result, _ = run(tmp_path / "parts")
-    assert result.report.resumed_at == []
-    same_bits(result.model, whole.model)
+        run(tmp_path / "other", at=3, keep_best=True)
+        path.write_bytes(next((tmp_path / "other" / "training").rglob(file)).read_bytes())
+        if path.read_bytes() == whole:
+            pytest.skip("the same in both")
+    with pytest.raises(CheckpointError) as error:
+        run(tmp_path, keep_best=True)
+    assert path.name in str(error.value) or "complete.json" in str(error.value)
+    assert "remove" in str(error.value)
+    assert "step-000004" in str(error.value)
+    shutil.rmtree(folder / "step-000004")
+    assert run(tmp_path, keep_best=True)[0].report.resumed_at == []
+
+
+def test_a_state_from_another_folder_is_not_resumed(tmp_path, caplog):
+    run(tmp_path, at=5)
+    run(tmp_path / "other", at=5, learning_rate=2e-2)
+    shutil.rmtree(tmp_path / "training" / "step-000004")
+    shutil.copytree(tmp_path / "other/training/step-000004", tmp_path / "training/step-000004")
+    with caplog.at_level(logging.WARNING, logger="bulwark"):
+        assert run(tmp_path)[0].report.resumed_at == []
+    assert any("step-000004" in line and "put there by hand" in line for line in caplog.messages)
+
+
+def test_a_pickled_object_is_never_called(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "called",))
+
+    run(tmp_path, at=5)
+    state = tmp_path / "training" / "step-000004"
+    torch.save({"random": Evil(), "parts": []}, state / "process-0.pt")
+    complete = json.loads((state / "complete.json").read_text())
+    complete["files"]["process-0.pt"] = sha256_of(state / "process-0.pt")
+    complete["sha256"] = digest({key: value for key, value in complete.items() if key != "sha256"})
+    (state / "complete.json").write_text(json.dumps(complete))
+    with pytest.raises(CheckpointError, match=r"process-0\.pt: the file cannot be read"):
+        run(tmp_path)
+    assert not (tmp_path / "called").exists()
 
 
 def test_what_was_being_written_is_removed(tmp_path):
@@ -153,17 +197,103 @@ def test_what_was_being_written_is_removed(tmp_path):
     assert not list(folder.glob("*.tmp"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [({"learning_rate": 2e-2}, "settings.learning_rate"), ({"save_every": 3}, "settings.save_every")],
-)
-def test_state_of_other_settings_is_deleted_and_said_so(changes, told, tmp_path, caplog):
+def test_state_of_other_settings_is_set_aside_and_taken_up_again(tmp_path, caplog):
+    whole, _ = run(tmp_path / "whole", save_every=None)
     run(tmp_path, at=5)
     with caplog.at_level(logging.WARNING, logger="bulwark"):
-        result, _ = run(tmp_path, **changes)
+        result, _ = run(tmp_path, at=5, learning_rate=2e-2)
+    aside = tmp_path / "training-set-aside"
+    assert result is None
+    assert any("settings.learning_rate" in line and str(aside / "1") in line for line in caplog.messages)
+    assert [path.name for path in aside.glob("*/step-*")] == ["step-000004"]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="bulwark"):
+        result, _ = run(tmp_path)
+    assert result.report.resumed_at == [4]
+    assert any("taken up again" in line for line in caplog.messages)
+    assert [path.name for path in aside.iterdir()] == ["2"]
+    same_bits(result.model, whole.model)
+
+
+@pytest.mark.parametrize("changes", [{"save_every": 3}, {"save_minutes": 5.0}, {"log_every": 1}, {"snapshots": (6,)}])
+def test_state_survives_settings_that_cannot_change_a_result(changes, tmp_path):
+    whole, _ = run(tmp_path / "whole", save_every=None)
+    run(tmp_path, at=5)
+    result, _ = run(tmp_path, **changes)
+    assert result.report.resumed_at == [4]
+    same_bits(result.model, whole.model)
+
+
+def test_a_snapshot_that_the_state_has_passed_starts_anew(tmp_path):
+    run(tmp_path, at=5)
+    result, _ = run(tmp_path, snapshots=(2,))
     assert result.report.resumed_at == []
-    assert any(told in line and "step-000004" in line for line in caplog.messages)
-    same_bits(result.model, run(tmp_path / "fresh", **changes)[0].model)
+    assert [path.name for path in (tmp_path / "training-set-aside").glob("*/step-*")] == ["step-000004"]
+
+
+WITH_EFFECT = {
+    *("epochs", "max_steps", "batch_size", "micro_batch_size", "optimizer", "learning_rate", "weight_decay", "betas"),
+    *("eps", "schedule", "warmup_ratio", "warmup_steps", "max_grad_norm", "loss_on", "max_tokens", "packing"),
+    *("group_by_length", "precision", "gradient_checkpointing", "zero_stage", "offload", "lora", "evaluate_every"),
+    "keep_best",
+}
+
+
+def test_every_setting_either_decides_a_result_or_is_listed_as_one_that_does_not():
+    assert set(TrainingSettings.model_fields) == WITHOUT_EFFECT | WITH_EFFECT
+    assert not WITHOUT_EFFECT & WITH_EFFECT
+    assert set(settings().deciding()) == WITH_EFFECT
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size: int):
+    """A disk that is full, as far as writing goes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000, 60_000])
+def test_a_full_disk_does_not_end_a_training(size, tmp_path, caplog):
+    whole, _ = run(tmp_path / "whole", save_every=None, keep_best=True, snapshots=(3,))
+    run(tmp_path, at=3, keep_best=True, snapshots=(3,))
+    with no_file_larger_than(size), caplog.at_level(logging.WARNING, logger="bulwark"):
+        result, _ = run(tmp_path, keep_best=True, snapshots=(3,))
+    assert any("could not be saved" in line and "step-000002 stays" in line for line in caplog.messages)
+    assert [path.name for path in (tmp_path / "training").glob("step-*")] == ["step-000002"]
+    assert not list((tmp_path / "training").glob("*.tmp"))
+    same_bits(result.model, whole.model)
+    assert run(tmp_path, keep_best=True, snapshots=(3,))[0].report.resumed_at == [2]
+
+
+def test_without_room_for_a_second_state_nothing_is_written(tmp_path, caplog, monkeypatch):
+    run(tmp_path, at=3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with caplog.at_level(logging.WARNING, logger="bulwark"):
+        run(tmp_path)
+    assert any("are free" in line for line in caplog.messages)
+
+
+def test_saving_by_the_clock_takes_its_share_at_most(tmp_path, monkeypatch):
+    slow = TrainingState.save
+    saved = []
+
+    def save(self, *arguments):
+        fine = slow(self, *arguments)
+        self.seconds += 5.0
+        now[0] += self.seconds
+        saved.append(now[0])
+        return fine
+
+    now = [0.0]
+    monkeypatch.setattr(TrainingState, "save", save)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now.__setitem__(0, now[0] + 0.5) or now[0])
+    run(tmp_path, save_every=None, save_minutes=1e-9, max_steps=700)
+    assert len(saved) >= 3
+    assert all(5.0 * number <= 0.032 * at for number, at in enumerate(saved[1:], start=2))
 
 
 def test_state_of_other_examples_digests_or_seed_is_not_resumed(tmp_path):
@@ -185,10 +315,13 @@ def test_state_of_other_examples_digests_or_seed_is_not_resumed(tmp_path):
     assert resumed(count=15) == resumed(seed=1) == resumed(caller="b") == []
 
 
-def test_a_fingerprint_that_cannot_be_read_is_another_one(tmp_path):
+def test_a_fingerprint_that_cannot_be_read_is_written_anew(tmp_path):
     run(tmp_path, at=5)
-    (tmp_path / "training" / "fingerprint.json").write_text("{")
-    assert run(tmp_path)[0].report.resumed_at == []
+    record = tmp_path / "training" / "fingerprint.json"
+    before = record.read_text()
+    record.write_text("{")
+    assert run(tmp_path)[0].report.resumed_at == [4]  # complete.json holds its digest
+    assert record.read_text() == before
 
 
 def test_two_cannot_train_into_one_folder(tmp_path):
@@ -201,7 +334,5 @@ def test_two_cannot_train_into_one_folder(tmp_path):
 
 def test_files_of_others_in_the_folder_are_left(tmp_path):
     (tmp_path / "notes.txt").write_text("keep")
-    (tmp_path / "step-000009").mkdir()
     TrainingState(tmp_path, {"a": 1}, ALONE).close()
     assert (tmp_path / "notes.txt").exists()
-    assert not (tmp_path / "step-000009").exists()

@@ -24,7 +24,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
-from bulwark import seals
+from bulwark import interrupts, seals
 from bulwark.abliteration.edit.kernel import Kernel
 from bulwark.abliteration.measure.directions import Choice
 from bulwark.abliteration.search.trials import Parameters, TrialResult
@@ -51,7 +51,7 @@ class Search:
 
     def __init__(self, journal: Path, settings: AttackSettings, layers: int, seed: int, fingerprint: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.settings, self.layers, self.seed = settings, layers, seed
+        self.journal, self.settings, self.layers, self.seed = journal, settings, layers, seed
         journal.parent.mkdir(parents=True, exist_ok=True)
         _whole_lines(journal)
         self.study = _opened(journal)
@@ -70,7 +70,10 @@ class Search:
         if done:
             log.info("%d of %d trials are there already", len(done), search.trials)
         passed = sum(trial.user_attrs[_RESULT]["seconds"] for trial in done)
-        with progress(search.trials, len(done), "trials", "trials") as advance:
+        kept = interrupts.resumable(
+            lambda: f"{len(self._measured())} of {search.trials} trials are kept in {self.journal}"
+        )
+        with kept, progress(search.trials, len(done), "trials", "trials") as advance:
             for start in range(0, search.trials, search.trials_per_batch):
                 if search.seconds is not None and passed >= search.seconds:
                     log.info("The search has taken its %.0f s; %d trials are measured", passed, len(self._measured()))
@@ -85,6 +88,7 @@ class Search:
                     self._record(trial, parameters, result, score(result))
                     passed += result.seconds
                 advance(len(results))
+                interrupts.leave_if_told()
 
     def records(self) -> list[dict[str, Any]]:
         """What each measured trial did and what was measured of it, as plain data, by number."""

@@ -1,0 +1,95 @@
+"""What Snakemake's own process does when it is told to end: it lets the jobs of this machine save, and says so.
+
+Ctrl-C reaches Snakemake and, by the terminal, all its jobs; SIGTERM reaches Snakemake alone, which would then wait
+for its jobs to finish. Either way `watch` marks the workflow as told to end and passes the signal on to every job that
+handles it. Meanwhile Snakemake would report each job that ends like this as a failure, with its whole log; `Quiet`
+leaves these reports out. Standard library only, and no Snakemake.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from bulwark import interrupts
+
+# A job's shell is to wait for the job, whatever is sent to both; and a job that is just starting does not end with a
+# traceback, but sees the mark as soon as it can.
+SHELL_PREFIX = "trap '' INT TERM; set -euo pipefail; "
+LAST_LINE = f"Stopped. What was saved is used when you {interrupts.AGAIN}."
+
+
+class Quiet(logging.Filter):
+    """Leaves out, once the workflow was told to end, what is reported of jobs that ended for that reason."""
+
+    def __init__(self, mark: Path) -> None:
+        super().__init__()
+        self.mark = mark
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        event = getattr(getattr(record, "event", None), "name", "")
+        return event not in ("ERROR", "JOB_ERROR", "GROUP_ERROR") or not self.mark.exists()
+
+
+def watch(logger: logging.Logger) -> None:
+    """Handle SIGINT and SIGTERM in Snakemake's process from now on, before its own handlers.
+
+    The second time these are not called: the jobs then end at once, and Snakemake only waits for them.
+    """
+    mark = interrupts.mark_of(interrupts.workflow_here())
+    mark.unlink(missing_ok=True)
+    atexit.register(mark.unlink, missing_ok=True)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM and not mark.exists():
+            logger.warning("Told to end: the running jobs save what they have, and no others start.")
+        with suppress(OSError):
+            mark.parent.mkdir(exist_ok=True)
+            mark.touch()
+        for job in jobs_that_handle(number):
+            with suppress(OSError):
+                os.kill(job, number)
+        times[number] += 1
+        if times[number] != 2 and callable(before[number]):
+            before[number](number, frame)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    times = dict.fromkeys(before, 0)
+    for number in before:
+        signal.signal(number, handle)
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):  # .snakemake/log/ keeps everything
+            handler.addFilter(Quiet(mark))
+
+
+def ended(logger: logging.Logger) -> None:
+    """The workflow has ended without success: say how it goes on, if it was told to end."""
+    if interrupts.mark_of(interrupts.workflow_here()).exists():
+        logger.warning(LAST_LINE)
+
+
+def jobs_that_handle(number: int) -> list[int]:
+    """The processes below this one that have a handler for the signal: jobs in Python, but not their shells."""
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            parents.setdefault(parent, []).append(int(folder.name))
+    below = [os.getpid()]
+    for process in below:
+        below += parents.get(process, [])
+    return [process for process in below[1:] if _handles(process, number)]
+
+
+def _handles(process: int, number: int) -> bool:
+    try:
+        text = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+    caught = next((line.split()[1] for line in text.splitlines() if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (number - 1) & 1)
