@@ -92,12 +92,11 @@ rule write_results:
 
 
 rule write_report:
-    """One page with the tables, figures and claims: report.html."""
+    """One page with verdicts, figures, tables and where every number comes from: report.html."""
     input:
         claims=f"{REPORT}/claims.json",
-        tables=reports.report_tables,
-        figures=reports.report_figures,
-        scores=reports.scores,
+        sources=of(reports.page, "sources"),
+        published=of(reports.page, "published"),
     output:
         paths.page(catalogue.name),
     log:
@@ -106,9 +105,13 @@ rule write_report:
     params:
         **decided(
             "write_report",
-            studies=reports.studies,
-            captions=reports.captions,
-            code=reports.report_code,
+            studies=of(reports.page, "studies"),
+            toys=of(reports.page, "toys"),
+            columns=reports.columns,
+            tables=of(reports.page, "tables"),
+            figures=of(reports.page, "figures"),
+            cells=of(reports.measured, "cells"),
+            code=of(reports.page, "code"),
         ),
     script:
         "../scripts/write_report.py"

@@ -85,8 +85,8 @@ def _files_of(cells: Iterable[Cell]) -> list[str]:
 
 @cache
 def claims(catalogue: Catalogue) -> Shown:
-    """Every claim of every study."""
-    known = {name: catalogue.claims[name] for name in sorted({n for s in catalogue.studies.values() for n in s.claims})}
+    """Every claim of every study, in their order."""
+    known = {name: catalogue.claims[name] for study in catalogue.studies.values() for name in study.claims}
     cells = {name: _cells(catalogue, claim.study, claim.benchmarks(), claim.recipes()) for name, claim in known.items()}
     return Shown(
         {name: claim.model_dump(mode="json") for name, claim in known.items()},
@@ -132,24 +132,48 @@ def measured(catalogue: Catalogue) -> Shown:
     return Shown({}, list(every.values()), list(every), [], code)
 
 
-def studies(catalogue: Catalogue) -> dict[str, Any]:
-    return {name: study.model_dump(mode="json") for name, study in catalogue.studies.items()}
+@dataclass(frozen=True)
+class Page:
+    """What the job gets that writes the report.
+
+    studies: of those that run something, what the page says of them. tables: {name: its spec and cells}. published: the
+    files of config/published that they compare with. figures: {name: its PNG}. toys: the models that the workflow
+    pre-trains itself. sources: all files that it reads beside these and claims.json. code: a digest.
+    """
+
+    studies: list[dict[str, Any]]
+    tables: dict[str, dict[str, Any]]
+    published: list[str]
+    figures: dict[str, str]
+    toys: list[str]
+    sources: list[str]
+    code: str
 
 
-def captions(catalogue: Catalogue) -> dict[str, str]:
-    return {name: figure.caption for name, figure in catalogue.figures.items()}
-
-
-def report_tables(catalogue: Catalogue) -> list[str]:
-    return [path for path in shown(catalogue) if path.endswith(".md")]
-
-
-def report_figures(catalogue: Catalogue) -> list[str]:
-    return [path for path in shown(catalogue) if path.endswith(".png")]
-
-
-def report_code(catalogue: Catalogue) -> str:
-    return digests.code_digest("bulwark.reporting.report:make_report")
+@cache
+def page(catalogue: Catalogue) -> Page:
+    """Every table and figure that a study lists, of the studies that run something or show what another has run."""
+    told = ("description", "models", "recipes", "seeds", "benchmarks", "analyses", "tables", "figures")
+    shown = {
+        name: study
+        for name, study in catalogue.studies.items()
+        if study.tables or study.figures or _cells_of(catalogue, name)
+    }
+    tables = {name: table(catalogue, name) for study in shown.values() for name in study.tables}
+    figures = {name: paths.figure(catalogue.name, name)[1] for study in shown.values() for name in study.figures}
+    files = [*measured(catalogue).scores, *figures.values()]
+    for each in tables.values():
+        files += each.scores
+    used = {model for study in shown.values() for model in study.models}
+    return Page(
+        studies=[{"name": name, **study.model_dump(mode="json", include=set(told))} for name, study in shown.items()],
+        tables={name: {"spec": each.spec, "cells": each.cells} for name, each in tables.items()},
+        published=sorted({str(each.published) for each in tables.values() if each.published}),
+        figures=figures,
+        toys=sorted(model for model in used if catalogue.models[model].source.miniature is not None),
+        sources=list(dict.fromkeys(files)),
+        code=digests.code_digest("bulwark.reporting.report:make_report"),
+    )
 
 
 # --- the menu ---

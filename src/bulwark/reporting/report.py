@@ -1,129 +1,113 @@
-"""results/report.html: claims, tables, figures and provenance on one self-contained page.
+"""report.html: the verdicts first, then figures and tables, on one page that holds everything and asks for nothing.
 
-Figures are embedded, tables come from the Markdown files, nothing is loaded from the network.
+What is on it is one configuration's. A number opens a sheet that says where it comes from. The page has no script and
+forbids itself to load anything; text from files is escaped, and of what models wrote nothing is shown.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bulwark import files
-from bulwark.reporting import numbers
-from bulwark.reporting.results import ResultsError
-from bulwark.reporting.verdicts import READING
+from bulwark.reporting import numbers, verdicts
+from bulwark.reporting.grids import grid
+from bulwark.reporting.origins import Origins
+from bulwark.reporting.results import Results, ResultsError
+
+_COUNTS = ("truncated_prompts", "answers_at_length_limit", "empty_answers", "failed_judgements")
 
 
 def make_report(
     out: Path,
     *,
-    title: str,
-    studies: Mapping[str, Mapping[str, Any]],
+    name: str,
+    studies: Sequence[Mapping[str, Any]],
+    toys: Sequence[str],
     claims: Path,
-    tables: Sequence[Path],
-    figures: Sequence[tuple[Path, str]],
-    scores: Iterable[Path],
+    columns: Mapping[str, verdicts.Columns],
+    tables: Mapping[str, Mapping[str, Any]],
+    published: Mapping[str, Path],
+    figures: Mapping[str, Path],
+    cells: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Write the page `out`.
+    """Write the page `out` of the configuration `name`.
 
-    studies: as in the configuration; claims: claims.json; tables: Markdown files of `make_table`; figures: (PNG,
-    caption); scores: the scores files behind them, for the provenance. Raises ResultsError naming a
-    file that is missing.
+    studies: of those that run something name, description, models, recipes, seeds, benchmarks, and the names of their
+    tables and figures. toys: the models that stand for no real one. claims: claims.json; columns: how tables show what
+    the claims measure. tables: {name: {spec, cells}}; published: files of config/published by name. figures: {name: PNG
+    of `make_figure`}. cells: everything measured. Raises ResultsError naming a file that is missing.
     """
     import jinja2
 
+    results = Results(cells)
+    origins = Origins(results)
+    checked = [_claim(claim, columns.get(claim["id"], {}), origins) for claim in json.loads(_bytes(claims))]
+    grids = {
+        table: grid(table, given["spec"], given["cells"], published.get(given["spec"]["published"]), origins.of)
+        for table, given in tables.items()
+    }
     beside = jinja2.FileSystemLoader(Path(__file__).parent)
     templates = jinja2.Environment(
         loader=beside, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters.update(number=number, span=span, seeds_of=seeds_of)
-    contents = [json.loads(_text(path)) for path in scores]
     html = templates.get_template("report.html.jinja").render(
-        title=title,
-        reading=READING,
-        claims=json.loads(_text(claims)),
-        tables=[{"name": Path(path).stem, "html": _rendered(_text(path))} for path in tables],
-        figures=[
-            {"name": Path(path).stem, "caption": caption, "data": base64.b64encode(_bytes(path)).decode()}
-            for path, caption in figures
-        ],
+        name=name,
+        toys=[model for model in toys if model in results.models],
+        claims=checked,
+        verdicts=Counter(claim["verdict"] for claim in checked),
+        reading=verdicts.READING,
         studies=studies,
-        provenance=common_provenance(contents),
-        settings=_settings(contents),
-        runs=contents,
+        tables=grids,
+        figures={figure: _picture(Path(path)) for figure, path in figures.items()},
+        origins=origins.sheets(),
+        counts=_COUNTS,
+        runs=[cell.content for cell in results.cells],
     )
     files.write_text(Path(out), html)
 
 
-def common_provenance(contents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What the scores have in common, one line per key; if they differ, every value with its count."""
-    lines = {"scores files": str(len(contents))}
-    for key in ("model", "recipe", "seed"):
-        lines[f"{key}s"] = ", ".join(dict.fromkeys(str(content[key]) for content in contents))
-    tally: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for content in contents:
-        for key, value in _flat(content["provenance"]):
-            tally[key][value] += 1
-    for key, counts in sorted(tally.items()):
-        if len(counts) == 1:
-            lines[key] = next(iter(counts))
-        elif len(counts) <= 4:
-            lines[key] = "; ".join(f"{value} ({count} of {len(contents)})" for value, count in counts.items())
-        else:
-            lines[key] = f"{len(counts)} different values (see each scores file)"
-    return lines
+def _claim(claim: Mapping[str, Any], columns: verdicts.Columns, origins: Origins) -> dict[str, Any]:
+    """A claim in words; the values of a condition with the sheets on where they come from."""
+    shown = []
+    for model, entries in verdicts.conditions(claim, columns):
+        for condition, entry in zip(claim["conditions"], entries, strict=True):
+            terms = next(value for value in condition.values() if isinstance(value, Mapping))
+            recipes = [terms[key] for key in ("recipe", "than") if key in terms]
+            sheets = [origins.of(model, recipe, terms["benchmark"], terms["metric"]) for recipe in recipes]
+            values = [(*pair, sheet) for pair, sheet in zip(entry.values, sheets, strict=True)]
+            shown.append({"model": model, "entry": entry, "values": values})
+    return {
+        **{key: claim[key] for key in ("id", "statement", "source", "verdict", "seeds")},
+        "p_corrected": numbers.p_value(claim.get("p_corrected")),
+        "confidence": f"{100 * claim['confidence']:g} %",
+        "headline": verdicts.headline(claim, columns),
+        "several": len(claim["models"]) > 1,
+        "conditions": shown,
+        "not_measured": verdicts.not_measured(claim, columns),
+    }
 
 
-def number(value: float | None) -> str:
-    return numbers.number(value, 3)
+def _picture(path: Path) -> dict[str, Any]:
+    """A figure's data, title, caption (both in the file itself) and width in inches."""
+    import io
 
+    from PIL import Image
 
-def span(interval: Sequence[float] | None) -> str:
-    return numbers.NONE if interval is None else f"[{number(interval[0])}, {number(interval[1])}]"
-
-
-def seeds_of(entry: Mapping[str, Any]) -> str:
-    several = len(entry["by_seed"]) > 1
-    return "By seed: " + ", ".join(number(value) for value in entry["by_seed"].values()) + "." if several else ""
-
-
-def _settings(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The resolved settings of each benchmark, once per distinct value, with the models they were used for."""
-    groups: dict[tuple[str, str], set[str]] = {}
-    for content in contents:
-        settings = json.dumps(content["provenance"].get("settings", {}), sort_keys=True)
-        groups.setdefault((content["benchmark"], settings), set()).add(content["model"])
-    return [
-        {"benchmark": benchmark, "settings": settings, "models": ", ".join(sorted(models))}
-        for (benchmark, settings), models in groups.items()
-    ]
-
-
-def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Nested maps as (dotted key, text) pairs, without the settings, which have their own table."""
-    for key, inner in value.items():
-        if not prefix and key == "settings":
-            continue
-        if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", inner if isinstance(inner, str) else json.dumps(inner)
-
-
-def _rendered(markdown: str):
-    from markdown_it import MarkdownIt
-    from markupsafe import Markup
-
-    # Raw HTML stays text: a title or caption cannot bring a script or a request with it.
-    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown))
-
-
-def _text(path: Path) -> str:
-    return _bytes(path).decode("utf-8")
+    data = _bytes(path)
+    with Image.open(io.BytesIO(data)) as picture:
+        told = dict(picture.info)
+        width = picture.width / told.get("dpi", (200, 200))[0]
+    return {
+        "data": base64.b64encode(data).decode(),
+        "title": told.get("Title", path.stem),
+        "caption": told.get("Description", ""),
+        "inches": round(width, 1),
+    }
 
 
 def _bytes(path: Path) -> bytes:

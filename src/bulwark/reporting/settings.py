@@ -64,11 +64,31 @@ class _OfStudy(Closed):
         return _unique(benchmark for benchmark, _, required in self._measured() if required)
 
 
+class Note(Closed):
+    """A part of a caption that is true only where what it speaks of is shown.
+
+    columns: labels of columns, of which one has to be shown; rows: recipes, likewise; published: whether there has to
+    be a published number. All that are given must be met.
+    """
+
+    text: str
+    columns: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    published: bool = False
+
+    @model_validator(mode="after")
+    def _depends(self) -> Note:
+        if not (self.columns or self.rows or self.published):
+            raise ValueError("a note depends on columns, rows or published; what is always true goes into the caption")
+        return self
+
+
 class _Shown(_OfStudy):
     """What tables and figures have in common. `rows` selects and orders the study's recipes; all of them if empty."""
 
     title: str
     caption: str = ""
+    notes: tuple[Note, ...] = ()
     columns: tuple[Column, ...]
     rows: tuple[str, ...] = ()
     published: str | None = None
@@ -77,6 +97,24 @@ class _Shown(_OfStudy):
     def label(self, recipe: str) -> str:
         """The name under which a recipe is shown."""
         return self.labels.get(recipe, recipe)
+
+    def described(self, columns: Iterable[Column], rows: Iterable[str], published: bool) -> str:
+        """The caption, and the notes that apply to the columns and recipes shown; published: if such numbers are."""
+        labels, recipes = {column.label for column in columns}, set(rows)
+        parts = [self.caption.strip()]
+        for note in self.notes:
+            met = not note.columns or labels & set(note.columns), not note.rows or recipes & set(note.rows)
+            if all(met) and (published or not note.published):
+                parts.append(note.text.strip())
+        return " ".join(part for part in parts if part)
+
+    @model_validator(mode="after")
+    def _notes_of_what_is_there(self) -> _Shown:
+        labels = {column.label for column in self.columns}
+        for note in self.notes:
+            if unknown := [label for label in note.columns if label not in labels]:
+                raise ValueError(f'a note is on the column "{unknown[0]}", which is no column\'s label')
+        return self
 
     def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
         return [(column.benchmark, column.metric, not column.if_measured) for column in self.columns]

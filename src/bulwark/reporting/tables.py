@@ -14,13 +14,13 @@ from typing import Any
 import pandas as pd
 
 from bulwark import files
+from bulwark.reporting.numbers import number, with_error
 from bulwark.reporting.results import Results, ResultsError, read_published
 from bulwark.reporting.settings import Average, Column, Figure, Table
 from bulwark.settings import validated
 
 _PARTS = ("value", "stderr", "n", "seed_sd", "published", "published_stderr")
 _VALUE = "mean ± SE"
-_NOTE = "Mean over seeds ± standard error over records, a record with all its seeds being one cluster"
 
 
 def make_table(
@@ -41,10 +41,12 @@ def make_table(
     columns = shown_columns(table.columns, results)
     frame = table_frame(table, results, published)
     presented = presented_frame(table, columns, frame, results)
-    note = _note(table, frame, published)
+    caption = caption_of(table, columns, frame)
+    elsewhere = "The numbers of records and the spread over seeds are in the CSV file."
+    note = reading(table, columns, frame, compact=table.compact, elsewhere=elsewhere)
     files.write_text(Path(csv), frame.to_csv(index=False))
-    files.write_text(Path(markdown), _markdown(table, presented, note))
-    files.write_text(Path(latex), _latex(table, presented, note, Path(latex).stem))
+    files.write_text(Path(markdown), _markdown(table.title, caption, presented, note))
+    files.write_text(Path(latex), _latex(f"{table.title}. {caption} {note}", presented, Path(latex).stem))
     return frame
 
 
@@ -71,7 +73,7 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
             printed = numbers.get((model, recipe, column.benchmark, column.metric), (None, None))
             parts = (estimate.value, estimate.stderr, estimate.n, estimate.seed_spread, *printed)
             for part, value in zip(_PARTS, parts, strict=True):
-                line[_name(column, part)] = value if part == "n" or value is None else value * column.scale
+                line[column_name(column, part)] = value if part == "n" or value is None else value * column.scale
         line["seeds"] = " ".join(map(str, line["seeds"]))
         for average in table.averages:
             line |= _averaged(average, columns, line, numbers.get((model, recipe, "average", average.label)))
@@ -88,35 +90,39 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
         ("", "recipe"): [table.label(recipe) for recipe in frame["recipe"]],
         ("", "seeds"): list(frame["seeds"].str.replace(" ", ", ")),
     }
-    shown = [(column, _name(column, ""), column.label, "published") for column in columns]
+    shown = [(column, column_name(column, ""), column.label, "published") for column in columns]
     for average in table.averages:
-        if len(members := _members(average, columns)) > 1:
-            part_of = len(members) < len(average.of)  # the paper's average is then over other columns; labelled so
-            label = f"{average.label} of {len(members)}" if part_of else average.label
-            printed = f"published, of {len(average.of)}" if part_of else "published"
-            shown.append((members[0], f"{average.label}.", label, printed))
+        if len(of := members(average, columns)) > 1:
+            label = label_of(average, of)
+            printed = "published" if label == average.label else f"published, of {len(average.of)}"
+            shown.append((of[0], f"{average.label}.", label, printed))
     for column, key, label, published in shown:
         unit = f" (0 to {column.out_of})" if column.out_of else " (%)" if column.percent else ""
         heading = f"{label}{unit}{direction(column, results)}"
         digits = column.places
 
-        def with_error(value: str, error: str, key: str = key, digits: int = digits) -> list[str]:
+        def both(value: str, error: str, key: str = key, digits: int = digits) -> list[str]:
             errors = frame.get(key + error, [None] * len(frame))
-            return [_with_error(*pair, digits) for pair in zip(frame[key + value], errors, strict=True)]
+            return [with_error(*pair, digits) for pair in zip(frame[key + value], errors, strict=True)]
 
-        presented[heading, _VALUE] = with_error("value", "stderr")
+        presented[heading, _VALUE] = both("value", "stderr")
         if not table.compact and key + "n" in frame:
             presented[heading, "n"] = [str(n) for n in frame[key + "n"]]
         if not table.compact and key + "seed_sd" in frame:
-            presented[heading, "SD over seeds"] = [_number(sd, digits) for sd in frame[key + "seed_sd"]]
+            presented[heading, "SD over seeds"] = [number(sd, digits) for sd in frame[key + "seed_sd"]]
         if key + "published" in frame:
-            presented[heading, published] = with_error("published", "published_stderr")
+            presented[heading, published] = both("published", "published_stderr")
     return pd.DataFrame(presented)
 
 
-def _members(average: Average, columns: Iterable[Column]) -> list[Column]:
+def members(average: Average, columns: Iterable[Column]) -> list[Column]:
     """The shown columns of an average."""
     return [column for column in columns if column.label in average.of]
+
+
+def label_of(average: Average, of: list[Column]) -> str:
+    """An average's label, with how many columns it is of if some are not shown: the paper's is then of others, too."""
+    return average.label if len(of) == len(average.of) else f"{average.label} of {len(of)}"
 
 
 def _averaged(
@@ -126,15 +132,15 @@ def _averaged(
 
     The published average is the printed one, or else the mean of the published numbers of all columns.
     """
-    members = _members(average, columns)
-    if len(members) < 2:
+    of = members(average, columns)
+    if len(of) < 2:
         return {}
     values, errors, published = (
-        [line[_name(column, part)] for column in members] for part in ("value", "stderr", "published")
+        [line[column_name(column, part)] for column in of] for part in ("value", "stderr", "published")
     )
-    stated = _mean(published) if len(members) == len(average.of) else None
+    stated = _mean(published) if len(of) == len(average.of) else None
     if printed:
-        stated = printed[0] * members[0].scale
+        stated = printed[0] * of[0].scale
     stderr = None if None in errors else sum(error**2 for error in errors) ** 0.5 / len(errors)
     parts = {"value": _mean(values), "stderr": stderr, "published": stated}
     return {f"{average.label}.{part}": value for part, value in parts.items()}
@@ -161,39 +167,59 @@ def shown_rows(spec: Table | Figure, results: Results) -> tuple[list[str], list[
     return results.models, list(spec.rows) or results.recipes
 
 
-def _name(column: Column, part: str) -> str:
+def column_name(column: Column, part: str) -> str:
+    """The name of a part of a metric in the frame of `table_frame`."""
     scale = f"_of_{column.out_of}" if column.out_of else "_percent" if column.percent else ""
     return f"{column.benchmark}.{column.metric}{scale}.{part}"
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "–" if pd.isna(value) else f"{value:.{digits}f}"
+def caption_of(table: Table, columns: Iterable[Column], frame: pd.DataFrame) -> str:
+    """The table's caption with the notes on what is in it."""
+    return table.described(columns, frame["recipe"], has_published(frame))
 
 
-def _with_error(value: float | None, error: float | None, digits: int) -> str:
-    return _number(value, digits) + ("" if pd.isna(value) or pd.isna(error) else f" ± {_number(error, digits)}")
+def has_published(frame: pd.DataFrame) -> bool:
+    """Whether a frame of `table_frame` has a published number."""
+    return _has(frame, ".published")
 
 
-def _note(table: Table, frame: pd.DataFrame, published: Path | None) -> str:
-    printed = " Published: the paper's number beside ours." if published and _has(frame, ".published") else ""
-    if table.compact:
-        return f"{_NOTE}. The numbers of records and the spread over seeds are in the CSV file.{printed}"
-    seeds = " SD over seeds: standard deviation of the seeds' values." if _has(frame, ".seed_sd") else ""
-    return f"{_NOTE}; n is the number of records that count.{seeds}{printed}"
+def reading(table: Table, columns: list[Column], frame: pd.DataFrame, *, compact: bool, elsewhere: str) -> str:
+    """How the numbers are to be read: what stands after ±, what an average is of, what is published.
+
+    compact: n and the spread over seeds are not shown; elsewhere: where they are.
+    """
+    several = frame["seeds"].str.contains(" ").any()
+    errors = frame.filter(regex=r"(?<!published_)stderr$").notna().to_numpy().any()
+    means = "Means over seeds" if several else "Values"
+    clustered = ", a record with its seeds being one cluster" if several else ""
+    spread = f" ± one standard error over records{clustered}; 95 % intervals reach about twice as far" if errors else ""
+    sentences = [f"{means}{spread}."]
+    for average in table.averages:
+        if len(of := members(average, columns)) > 1:
+            sentences.append(f"{label_of(average, of)}: mean of {', '.join(column.label for column in of)}.")
+    if compact:
+        sentences.append(elsewhere)
+    else:
+        sentences.append("n: records that count.")
+        if _has(frame, ".seed_sd"):
+            sentences.append("SD over seeds: standard deviation of the seeds' values.")
+    if has_published(frame):
+        sentences.append("Published: the paper's number beside ours.")
+    return " ".join(sentences)
 
 
 def _has(frame: pd.DataFrame, ending: str) -> bool:
     return any(name.endswith(ending) for name in frame.columns)
 
 
-def _markdown(table: Table, presented: pd.DataFrame, note: str) -> str:
+def _markdown(title: str, caption: str, presented: pd.DataFrame, note: str) -> str:
     headings = [top if part == _VALUE else part for top, part in presented.columns]
     lines = [headings, ["---"] * 3 + ["---:"] * (len(headings) - 3), *presented.to_numpy().tolist()]
     body = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return "\n\n".join(part for part in (f"# {table.title}", table.caption, body, note) if part) + "\n"
+    return "\n\n".join(part for part in (f"# {title}", caption, body, note) if part) + "\n"
 
 
-def _latex(table: Table, presented: pd.DataFrame, note: str, label: str) -> str:
+def _latex(caption: str, presented: pd.DataFrame, label: str) -> str:
     escaped = presented.map(_escaped)
     escaped.columns = pd.MultiIndex.from_tuples([tuple(map(_escaped, pair)) for pair in presented.columns])
     return escaped.style.hide(axis="index").to_latex(
@@ -202,7 +228,7 @@ def _latex(table: Table, presented: pd.DataFrame, note: str, label: str) -> str:
         multicol_align="c",
         position="t",
         position_float="centering",
-        caption=_escaped(" ".join(part for part in (f"{table.title}.", table.caption, note) if part)),
+        caption=_escaped(" ".join(caption.split())),
         label=f"tab:{label}",
     )
 
@@ -218,6 +244,7 @@ _LATEX = {
     "≤": "$\\le$",
     "≥": "$\\ge$",
     "–": "--",
+    "−": "$-$",
 }
 
 

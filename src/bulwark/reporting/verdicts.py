@@ -148,12 +148,12 @@ def _sentence(claim: Mapping[str, Any], condition: Mapping[str, Any], measured: 
         return f"{what} of {recipe}: {kind.replace('_', ' ')} {measured.value(terms['value'])}"
     than, margin = _name(claim, terms["than"]), measured.margin(terms["margin"])
     if kind == "not_worse":
-        return f"{what} of {recipe}: worse than of {than} by less than {margin}"
+        return f"{what} of {recipe}: at most {margin} worse than that of {than}"
     if kind == "equal":
-        return f"{what} of {recipe}: within {margin} of {than}"
+        return f"{what} of {recipe}: within {margin} of that of {than}"
     way = {True: "higher", False: "lower", None: "better"}[higher]
     by = f" by more than {margin}" if terms["margin"] else ""
-    return f"{what} of {recipe}: {way} than of {than}{by}"
+    return f"{what} of {recipe}: {way} than that of {than}{by}"
 
 
 def _name(claim: Mapping[str, Any], recipe: str) -> str:

@@ -12,7 +12,7 @@ from bulwark import analyses
 from bulwark.analyses import abliteration, refusal_geometry
 from bulwark.errors import ConfigurationError, RecordError
 from bulwark.evaluation.statistics import wilson
-from bulwark.reporting.figures import front, make_figure, progress
+from bulwark.reporting.figures import front, look, make_figure, progress
 from bulwark.reporting.results import Cell, ResultsError, read_published
 from bulwark.reporting.settings import Figure, Table
 from bulwark.reporting.tables import make_table
@@ -71,7 +71,7 @@ def names(canvas) -> list[str]:
 
 
 def note(canvas) -> str:
-    return canvas._supxlabel.get_text()
+    return look.noted(canvas)
 
 
 def test_what_a_search_reached_and_what_it_cost(search):
@@ -185,10 +185,18 @@ def test_front_shows_every_trial_and_the_one_taken(draw, search, direction):
     assert "7 trials per search" in note(canvas)
     assert "seed 0" in note(canvas)
     canvas.draw_without_rendering()
-    assert canvas._supxlabel.get_window_extent().width <= canvas.bbox.width
+    assert canvas.texts[0].get_window_extent().width <= canvas.bbox.width
     assert panel.get_ylabel() == "refused harmful prompts (%)"
     assert "dashed: taken at KL ≤ 0.1" in note(canvas)
     assert [0.1, 0.1] in [list(line.get_xdata()) for line in panel.lines]
+
+
+def test_a_bound_that_is_off_the_axis_is_not_announced_as_a_line(draw, tmp_path):
+    trials = tuple(trial(number, kl, 50, chosen=number == 2) for number, kl in enumerate((0.001, 0.002, 0.004)))
+    canvas = draw(FRONT, [analysed(tmp_path, search_folder(tmp_path / "c", trials), "heretic")])
+    assert [0.1, 0.1] not in [list(line.get_xdata()) for line in canvas.axes[0].lines]
+    assert "dashed" not in note(canvas)
+    assert "taken at KL ≤ 0.1, which is off the axis" in note(canvas)
 
 
 def test_a_kl_of_nought_has_a_place(draw, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from figure_samples import detectors_cell, dynamics_cell, swept_cell
 
 from bulwark.errors import ConfigurationError
-from bulwark.reporting.figures import make_figure
+from bulwark.reporting.figures import look, make_figure
 from bulwark.reporting.results import ResultsError
 from bulwark.reporting.settings import Figure
 from bulwark.settings import validated
@@ -60,7 +60,7 @@ def names(canvas) -> list[str]:
 
 
 def note(canvas) -> str:
-    return canvas._supxlabel.get_text()
+    return look.noted(canvas)
 
 
 def test_lines_stand_at_the_swept_values(tmp_path, draw):
@@ -74,9 +74,29 @@ def test_lines_stand_at_the_swept_values(tmp_path, draw):
     assert list(rising[0].get_xdata()) == [1]
     assert panel.get_xlabel() == r"strength $\alpha$"
     assert panel.get_title() == "trait expression ↓"
-    assert panel.get_ylim() == (0, 100)
+    assert panel.get_ylim()[0] == 0
+    assert 100 < panel.get_ylim()[1] < 110, "a mark at 100 is drawn whole"
     assert set(names(canvas)) == {"static", "rising", "unprotected", "base"}
-    assert note(canvas) == "n = 80 records per mark; seeds 0, 1, 2; whiskers: 95 % interval"
+    assert note(canvas) == (
+        f"n = 80 records per mark; seeds 0, 1, 2; marks: means over seeds; {look.WHISKERS}; circles: single seeds; "
+        "horizontal lines: recipes that do not depend on it."
+    )
+
+
+def test_a_threshold_off_the_axis_is_not_announced(tmp_path, draw):
+    for line, announced in ((0.12, True), (7.0, False)):
+        spec = {"benchmark": "detectors", "pairs": [PAIR | {"x_line": line}], "levels": LEVELS}
+        canvas = draw({"kind": "scatter", "scatter": spec}, [detectors_cell(tmp_path)])
+        assert ("dashed: thresholds" in note(canvas)) == announced
+        assert (len(canvas.axes[0].lines) > 0) == announced
+
+
+def test_an_onset_that_no_recipe_has_is_not_announced(tmp_path, draw):
+    spec = {"kind": "cosine", "cosine": {"analysis": "dynamics"}, "labels": LABELS}
+    assert "vertical lines" in note(draw(spec, trajectories(tmp_path)))
+    never = draw(spec | {"rows": ["sft"]}, [dynamics_cell(tmp_path, "sft", 0, None)])
+    assert "vertical lines" not in note(never)
+    assert "bands" not in note(never), "one seed has no range"
 
 
 def test_trajectories_of_all_recipes_share_their_limits(tmp_path, draw):
@@ -92,7 +112,10 @@ def test_trajectories_of_all_recipes_share_their_limits(tmp_path, draw):
     # the 16 steered steps of the early course, then the others
     assert [len(marks.get_offsets()) for marks in flat[1].collections[-3:]] == [16, 24, 1]
     assert [panel.name for panel in canvas.axes[6:]] == ["3d"] * 3
-    assert note(canvas) == "40 analysed steps per training; seeds 0, 1, 2; contours: Z = XY"
+    assert note(canvas) == (
+        "40 analysed steps per training; seeds 0, 1, 2; contours: Z = XY; marks: means over seeds; thin lines: single "
+        "seeds."
+    )
 
 
 def test_normalised_trajectories_say_so(tmp_path, draw):
@@ -121,7 +144,7 @@ def test_running_means_are_within_a_phase_and_told(tmp_path, draw):
     early = {"rows": ["steer_early"]}
     raw = draw({"kind": "trajectory", "trajectory": spec, **early}, cells)
     smooth = draw({"kind": "trajectory", "trajectory": spec | {"smooth": 40}, **early}, cells)
-    assert note(smooth).endswith("running means over 40 analysed steps")
+    assert note(smooth).endswith("running means over 40 analysed steps.")
 
     def steered(canvas):
         return canvas.axes[0].collections[-3].get_offsets()

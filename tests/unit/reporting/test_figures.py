@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from matplotlib.colors import to_hex
+from PIL import Image
 from score_samples import sep_cell, study_cells, write_scores
 
 from bulwark.reporting import figures
 from bulwark.reporting.results import ResultsError
-from bulwark.reporting.settings import Figure
+from bulwark.reporting.settings import Figure, Table
 from bulwark.settings import read_yaml, validated
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -37,8 +38,10 @@ def test_bars_whiskers_seeds_and_published_numbers(tmp_path, drawn):
     panels = drawn[0].axes
     assert [panel.get_title() for panel in panels] == ["SEP score ↑", "SEP utility ↑"]
     for panel in panels:
-        assert panel.get_ylim() == (0, 100)
-        assert panel.get_ylabel() == "%"
+        assert panel.get_ylim()[0] == 0
+        assert 100 < panel.get_ylim()[1] < 110, "a circle at 100 is drawn whole"
+        assert max(tick for tick in panel.get_yticks() if tick <= panel.get_ylim()[1]) == 100
+        assert panel.get_ylabel() == "percent"
         assert len(panel.patches) == 8
         assert [label.get_text() for label in panel.get_xticklabels()] == ["qwen2.5-7b", "mistral-7b-v0.3"]
     names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
@@ -46,6 +49,51 @@ def test_bars_whiskers_seeds_and_published_numbers(tmp_path, drawn):
     assert set(names[4:]) == {"single seeds", "published"}
     colours = {to_hex(bar.get_facecolor()) for bar in panels[0].patches}
     assert colours == {"#1f77b4", "#ff7f0e", "#d62728", "#2ecc40"}
+
+
+def test_the_marks_are_explained_in_the_picture_and_in_its_caption(tmp_path, drawn):
+    paths = tmp_path / "f.pdf", tmp_path / "f.png"
+    figures.make_figure(SPEC, study_cells(tmp_path, models=("qwen2.5-7b",), n=40), PUBLISHED, *paths)
+    told = Image.open(paths[1]).info
+    assert told["Title"] == SPEC["title"]
+    assert told["Description"].startswith("SEP score: share of probes")
+    note = "n = 40 records; seeds 0, 1; bars: means over seeds; whiskers: 95 % interval over records (± in tables: one "
+    note += "standard error, about half a whisker); circles: single seeds; diamonds: published ± standard error."
+    assert told["Description"].endswith(note)
+    assert note.rstrip(".") in " ".join(text.get_text() for text in drawn[0].texts).replace("\n", " ")
+
+
+def test_marks_that_are_not_there_are_not_explained(tmp_path):
+    paths = tmp_path / "f.pdf", tmp_path / "f.png"
+    figures.make_figure(SPEC, study_cells(tmp_path, seeds=(0,), n=40), PUBLISHED, *paths)
+    told = Image.open(paths[1]).info["Description"]
+    assert "whiskers" in told
+    assert "circles" not in told
+    assert "diamonds" not in told
+
+
+def test_a_bar_of_0_is_seen_and_says_so(tmp_path, drawn):
+    rates = {"base": 1, "aside": 0}  # probes in the data that are carried out
+    cells = [sep_cell(tmp_path, "m", recipe, 0, [obeyed] * 20, [1] * 20) for recipe, obeyed in rates.items()]
+    figures.make_figure(SPEC, cells, None, tmp_path / "f.pdf", tmp_path / "f.png")
+    separation, utility = drawn[0].axes
+    assert [text.get_text() for text in separation.texts] == ["0"]
+    [stub] = [line for line in separation.lines if list(line.get_ydata()) == [0, 0] and line.get_linewidth() > 3]
+    assert to_hex(stub.get_color()) == "#1f77b4"
+    assert not utility.texts
+
+
+def test_legend_and_note_lie_apart_below_the_panels(tmp_path, drawn):
+    figures.make_figure(SPEC, study_cells(tmp_path, n=40), None, tmp_path / "f.pdf", tmp_path / "f.png")
+    canvas = drawn[0]
+    canvas.draw_without_rendering()
+    note, title = canvas.texts
+    [legend] = canvas.legends
+    assert title.get_text() == SPEC["title"]
+    bottom = min(panel.get_tightbbox().y0 for panel in canvas.axes)
+    note, legend = note.get_window_extent(), legend.get_window_extent()
+    assert 0 <= note.y0 < note.y1 <= legend.y0 < legend.y1 <= bottom
+    assert max(note.x1, legend.x1) <= canvas.bbox.x1
 
 
 def test_the_same_scores_give_the_same_bytes(tmp_path):
@@ -96,3 +144,14 @@ def test_the_configured_figures_are_valid(path):
     figure = validated(Figure, read_yaml(path), str(path))
     if figure.published:
         assert (CONFIG / "published" / f"{figure.published}.yaml").exists()
+
+
+def test_figures_show_a_metric_in_the_unit_of_the_tables():
+    unit_of = {}
+    for path in sorted((CONFIG / "tables").glob("*.yaml")):
+        for column in validated(Table, read_yaml(path), str(path)).columns:
+            unit_of.setdefault((column.benchmark, column.metric), (column.percent, column.out_of))
+            assert unit_of[column.benchmark, column.metric] == (column.percent, column.out_of), path
+    for path in sorted((CONFIG / "figures").glob("*.yaml")):
+        for column in validated(Figure, read_yaml(path), str(path)).columns:
+            assert unit_of[column.benchmark, column.metric] == (column.percent, column.out_of), path

@@ -1,105 +1,279 @@
-"""The report: one page that holds everything and asks for nothing."""
+"""The report: one page that holds everything, asks for nothing, and says of each number where it comes from."""
 
 import base64
 import json
 import re
+from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from score_samples import study_cells
 
+from bulwark.config import loading, overlays, plan_reports
 from bulwark.reporting.claims import check_claim
 from bulwark.reporting.figures import make_figure
-from bulwark.reporting.report import common_provenance, make_report
+from bulwark.reporting.report import make_report
 from bulwark.reporting.results import ResultsError
 from bulwark.reporting.tables import make_table
 from bulwark.reporting.verdicts import write_claims
 from bulwark.settings import read_yaml
 
 CONFIG = Path(__file__).parents[3] / "config"
+MARKUP = "<script>alert(1)</script>"
+
+
+@dataclass
+class Node:
+    """An element of a page."""
+
+    tag: str
+    attributes: dict
+    parent: "Node | None" = None
+    children: list = field(default_factory=list)
+    texts: list = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All text inside, in order, with single spaces."""
+        return " ".join(" ".join(part if isinstance(part, str) else part.text for part in self.texts).split())
+
+    def all(self, tag: str, **attributes) -> list["Node"]:
+        """The elements below of this tag and with these attributes; `_class`: one of its classes."""
+        found = []
+        for child in self.children:
+            given = dict(child.attributes)
+            classes = (given.get("class") or "").split()
+            wanted = {key: value for key, value in attributes.items() if key != "_class"}
+            if child.tag == tag and wanted.items() <= given.items() and attributes.get("_class") in (None, *classes):
+                found.append(child)
+            found += child.all(tag, **attributes)
+        return found
 
 
 class Page(HTMLParser):
-    """Checks that tags are balanced; collects addresses."""
+    """A page as a tree; it fails for tags that are not balanced."""
 
     VOID = ("meta", "img", "br", "link")
 
-    def __init__(self, text):
+    def __init__(self, path):
         super().__init__()
-        self.open, self.addresses, self.tags = [], [], []
-        self.feed(text)
+        self.root = self.at = Node("root", {})
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
         self.close()
+        assert self.at is self.root
 
     def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.addresses += [value for key, value in attributes if key in ("src", "href")]
+        node = Node(tag, dict(attributes), self.at)
+        self.at.children.append(node)
+        self.at.texts.append(node)
         if tag not in self.VOID:
-            self.open.append(tag)
+            self.at = node
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        assert self.at.tag == tag
+        self.at = self.at.parent
+
+    def handle_data(self, data):
+        self.at.texts.append(data)
+
+    def nodes(self, tag, **attributes):
+        return self.root.all(tag, **attributes)
+
+
+COLUMNS = {
+    "aside_separates": {
+        f"sep.{metric}": {"benchmark": "sep", "metric": metric, "label": label}
+        for metric, label in (("separation", "SEP score"), ("utility", "SEP utility"))
+    }
+}
 
 
 @pytest.fixture
 def made(tmp_path):
+    """What a report is made of, the text in it with markup."""
     cells = study_cells(tmp_path)
     published = CONFIG / "published" / "aside.yaml"
-    table = [tmp_path / f"aside_sep.{ending}" for ending in ("csv", "md", "tex")]
-    make_table(read_yaml(CONFIG / "tables" / "sep.yaml"), cells, published, *table)
-    picture = [tmp_path / f"aside_sep.{ending}" for ending in ("pdf", "png")]
-    make_figure(read_yaml(CONFIG / "figures" / "sep.yaml"), cells, published, *picture)
+    spec = read_yaml(CONFIG / "tables" / "sep.yaml") | {"title": f"Separation {MARKUP}"}
+    figure = read_yaml(CONFIG / "figures" / "sep.yaml") | {"caption": f"Of <b>records</b> {MARKUP}."}
+    make_figure(figure, cells, published, tmp_path / "sep.pdf", tmp_path / "sep.png")
     claim = check_claim("aside_separates", read_yaml(CONFIG / "claims" / "aside_separates.yaml"), cells)
-    claim["statement"] += " <script>alert(1)</script>"
-    write_claims([claim], {}, tmp_path / "claims.json", tmp_path / "claims.md")
+    claim["statement"] += f" {MARKUP}"
+    write_claims([claim], COLUMNS, tmp_path / "claims.json", tmp_path / "claims.md")
+    study = {
+        "name": "aside", "description": f"Rotated roles {MARKUP}", "models": ["miniature"],
+        "recipes": ["base", "aside"], "seeds": [0, 1], "benchmarks": ["sep"], "tables": ["sep"], "figures": ["sep"],
+    }  # fmt: skip
     return {
-        "title": "Bulwark: results",
+        "name": "sample",
+        "studies": [study],
+        "toys": ["miniature", "another"],
         "claims": tmp_path / "claims.json",
-        "tables": [table[1]],
-        "figures": [(picture[1], "Bars & whiskers")],
-        "scores": [cell["scores"] for cell in cells],
-        "studies": {
-            "aside": {"description": "Rotated roles", "models": ["miniature"], "recipes": ["aside"], "seeds": [0, 1]}
-        },
+        "columns": COLUMNS,
+        "tables": {"sep": {"spec": {**spec, "published": "aside"}, "cells": cells}},
+        "published": {"aside": published},
+        "figures": {"sep": tmp_path / "sep.png"},
+        "cells": cells,
     }
 
 
-def test_the_page_holds_everything_and_asks_for_nothing(tmp_path, made):
+@pytest.fixture
+def page(tmp_path, made):
     make_report(tmp_path / "report.html", **made)
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    page = Page(text)
-    assert page.open == []
-    assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
-    assert not re.search(r"https?://|url\(|@import", text)
-    assert "script" not in page.tags
-    assert "&lt;script&gt;alert(1)" in text
-    assert '<span class="badge reproduced">reproduced</span>' in text
-    assert "Bars &amp; whiskers" in text
-    assert base64.b64encode(made["figures"][0][0].read_bytes()).decode() in text
-    assert "SEP score (%) ↑</th>" in text
-    for said in ("0123abc", "2.13.0", "max_new_tokens", "Rotated roles", "truncated prompts"):
-        assert said in text
-    assert page.tags.count("table") == 5
+    return Page(tmp_path / "report.html")
+
+
+def test_the_page_holds_everything_and_asks_for_nothing(page, made):
+    linking = [node.attributes for tag in ("img", "a", "link", "meta") for node in page.nodes(tag)]
+    addresses = [attributes[key] for attributes in linking for key in ("src", "href") if key in attributes]
+    assert all(address.startswith(("#", "data:image/png;base64,")) for address in addresses)
+    assert not re.search(r"https?://|url\(|@import", page.source)
+    [policy] = page.nodes("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert policy.attributes["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert base64.b64encode(made["figures"]["sep"].read_bytes()).decode() in page.source
+
+
+def test_markup_in_texts_stays_text(page):
+    assert not page.nodes("script")
+    elements = [node for tag in ("img", "div", "button", "details") for node in page.nodes(tag)]
+    assert not [key for node in elements for key in node.attributes if key.startswith("on")]
+    assert page.source.count("<script") == 0
+    assert page.source.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
+    assert "<b>records</b>" not in page.source
+
+
+def test_the_verdicts_come_first_one_line_each_with_the_details_folded(page):
+    headings = [node.text for node in page.nodes("h1")]
+    assert headings == ["Bulwark: sample"]
+    body = page.nodes("body")[0]
+    header, first = body.children[:2]
+    assert header.tag == "header"
+    assert len(header.text) < 200, "no paragraphs before the first result"
+    assert first.attributes["id"] == "headlines"
+    claim = first.children[0]
+    assert claim.tag == "details"
+    assert "open" not in claim.attributes
+    summary, inside = claim.children
+    assert summary.tag == "summary"
+    line = r"reproduced ASIDE separates better than vanilla at equal utility .* SEP score: \+[\d.]+ points 95 % \[\+"
+    assert re.match(line, summary.text)
+    assert inside.all("table")
+    assert "SEP score of ASIDE: higher than that of vanilla by more than 5 points" in inside.text
+    assert "Not measured in this study: accuracy of ASIDE" in inside.text
+    assert "p < 0.0001" in inside.text
+
+
+def test_verdicts_of_a_toy_world_say_so(tmp_path, made, page):
+    assert "Verdicts of a toy world (miniature):" in page.nodes("header")[0].text, "only of models that were measured"
+    make_report(tmp_path / "real.html", **{**made, "toys": []})
+    assert "toy" not in Page(tmp_path / "real.html").nodes("header")[0].text
+
+
+def test_every_number_opens_a_sheet_that_says_where_it_comes_from(page, made):
+    sheets = {node.attributes["id"]: node for node in page.nodes("div", popover=None)}
+    assert sheets
+    opened = [node.attributes["popovertarget"] for node in page.nodes("button")]
+    assert set(opened) == set(sheets)
+    [table] = page.nodes("table", _class="grid")
+    rows = table.all("tr")[1:]
+    cells = {(row.all("th")[0].text, index): cell for row in rows for index, cell in enumerate(row.all("td"))}
+    assert len(cells) == 4 * 2
+    for (recipe, _), cell in cells.items():
+        [button] = cell.all("button")
+        sheet = sheets[button.attributes["popovertarget"]]
+        assert sheet.all("h3")[0].text == f"sep: {recipe.lower()} on miniature"
+    aside = sheets[cells["ASIDE", 0].all("button")[0].attributes["popovertarget"]].text
+    for seed in (0, 1):
+        assert f"seed {seed}: " in aside
+        [path] = [cell["scores"] for cell in made["cells"] if (cell["recipe"], cell["seed"]) == ("aside", seed)]
+        assert path in aside
+    for said in (
+        "separation 0 0.9", "records digest", "answers digest", "settings digest",
+        "decoding greedy, at most 16 new tokens",
+        "judge none, computed from the answers", "commit 0123abc", "torch 2.13.0", "240 answers, 0 prompts cut",
+    ):  # fmt: skip
+        assert said in aside
+
+
+def test_the_values_of_a_claim_open_the_same_sheets(page):
+    [claim] = page.nodes("details", id="claim-aside_separates")
+    targets = {(button.text.removesuffix(" %"), button.attributes["popovertarget"]) for button in claim.all("button")}
+    [table] = page.nodes("table", _class="grid")
+    shown = {(button.text, button.attributes["popovertarget"]) for button in table.all("button")}
+    assert len(targets) == 4, "two conditions, two recipes"
+    assert targets <= shown
+
+
+def test_a_table_shows_what_its_markdown_shows(tmp_path, page, made):
+    paths = [tmp_path / f"t.{ending}" for ending in ("csv", "md", "tex")]
+    make_table(made["tables"]["sep"]["spec"], made["cells"], made["published"]["aside"], *paths)
+    lines = [line for line in paths[1].read_text().splitlines() if line.startswith("|")][2:]
+    [table] = page.nodes("table", _class="grid")
+    for row, line in zip(table.all("tr")[1:], lines, strict=True):
+        parts = [part.strip() for part in line.split("|")]
+        for cell in row.all("td"):
+            assert cell.text in parts
+    assert "column" not in page.nodes("p", _class="caption")[0].text
+    assert "Published" not in page.nodes("p", _class="caption")[0].text, "no published number is of this model"
+
+
+def test_what_is_wide_scrolls_and_says_so(page):
+    for table in page.nodes("table"):
+        assert table.parent.attributes.get("class", "").startswith(("wide", "origin"))
+    for region in page.nodes("div", _class="wide"):
+        assert {"role", "tabindex", "aria-label"} <= set(region.attributes)
+    style = page.nodes("style")[0].text
+    assert "prefers-color-scheme: dark" in style
+    assert "@media (max-width: 48rem)" in style
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page):
+    ids = re.findall(r'\bid="([^"]+)"', page.source)
+    assert len(ids) == len(set(ids))
+    assert {node.attributes["href"].removeprefix("#") for node in page.nodes("a")} <= set(ids)
+
+
+def test_a_figure_brings_its_caption_with_it(page):
+    [figure] = page.nodes("figure")
+    [caption] = figure.all("figcaption")
+    assert caption.text.startswith("Of <b>records</b>")
+    assert "whiskers: 95 % interval over records" in caption.text
 
 
 def test_a_missing_file_is_named(tmp_path, made):
-    with pytest.raises(ResultsError, match=r"gone\.md is missing"):
-        make_report(tmp_path / "report.html", **{**made, "tables": [tmp_path / "gone.md"]})
+    with pytest.raises(ResultsError, match=r"gone\.png is missing"):
+        make_report(tmp_path / "report.html", **{**made, "figures": {"sep": tmp_path / "gone.png"}})
     assert not (tmp_path / "report.html").exists()
 
 
-def test_an_empty_study_is_said_to_be_empty(tmp_path):
+def test_an_empty_configuration_is_said_to_be_empty(tmp_path):
     (tmp_path / "claims.json").write_text("[]")
-    nothing = {"studies": {}, "claims": tmp_path / "claims.json", "tables": [], "figures": [], "scores": []}
-    make_report(tmp_path / "report.html", title="t", **nothing)
-    assert "lists no claim" in (tmp_path / "report.html").read_text()
+    nothing = {"studies": [], "toys": [], "columns": {}, "tables": {}, "published": {}, "figures": {}, "cells": []}
+    make_report(tmp_path / "report.html", name="t", claims=tmp_path / "claims.json", **nothing)
+    assert "lists no claim" in Page(tmp_path / "report.html").root.text
 
 
-def test_provenance_says_where_results_differ(made):
-    contents = [json.loads(Path(path).read_text()) for path in made["scores"]]
-    lines = common_provenance(contents)
-    assert lines["seeds"] == "0, 1"
-    assert lines["recipes"] == "base, vanilla, ise, aside"
-    assert lines["git.commit"] == "0123abc"
-    assert lines["checkpoint"] == "base (1 of 7); vanilla (2 of 7); ise (2 of 7); aside (2 of 7)"
-    assert lines["answers_digest"] == "7 different values (see each scores file)"
+def test_sheets_tell_seeds_apart_where_they_differ(tmp_path, made):
+    for cell in made["cells"]:
+        if (cell["recipe"], cell["seed"]) == ("aside", 1):
+            path = Path(cell["scores"])
+            content = json.loads(path.read_text())
+            content["provenance"]["git"] = {"commit": "fff", "dirty": True}
+            path.write_text(json.dumps(content))
+    make_report(tmp_path / "report.html", **made)
+    text = Page(tmp_path / "report.html").root.text
+    assert "seed 0: 0123abc seed 1: fff with changes that are in no commit" in text
+
+
+@pytest.mark.parametrize(("files", "studies"), [((), 7), (("miniature.yaml", "demo.yaml"), 3)], ids=["papers", "demo"])
+def test_studies_that_run_nothing_are_not_on_the_page(files, studies):
+    catalogue = loading.load(overlays.read([CONFIG / file for file in files], CONFIG), CONFIG)
+    page = plan_reports.page(catalogue)
+    assert len(page.studies) == (studies if files else len(catalogue.studies))
+    assert all(study["models"] for study in page.studies)
+    assert page.toys == (["miniature"] if files else [])
+    assert set(page.tables) == {name for study in page.studies for name in study["tables"]}
+    assert set(page.figures) == {name for study in page.studies for name in study["figures"]}
+    if files:
+        assert all(study["figures"] for study in page.studies), "one figure for each headline of the demo"

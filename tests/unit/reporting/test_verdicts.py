@@ -75,10 +75,10 @@ def test_effects_agree_with_the_numbers_in_the_table(tmp_path):
     assert dict(shown.values) == {"ASIDE": f"{value['aside']:.1f} %", "vanilla": f"{value['vanilla']:.1f} %"}
     [(model, [_, utility])] = conditions(claim, COLUMNS)
     assert model == "miniature"
-    assert utility.sentence == "SEP utility of ASIDE: worse than of vanilla by less than 5 points"
+    assert utility.sentence == "SEP utility of ASIDE: at most 5 points worse than that of vanilla"
     assert utility.effect.startswith("−")
     assert [seed for seed, _ in utility.by_seed] == ["0", "1"]
-    assert not_measured(claim, COLUMNS) == ["accuracy of ASIDE: worse than of vanilla by less than 0.05"]
+    assert not_measured(claim, COLUMNS) == ["accuracy of ASIDE: at most 0.05 worse than that of vanilla"]
 
 
 def test_conditions_are_sentences(tmp_path):
@@ -95,8 +95,8 @@ def test_conditions_are_sentences(tmp_path):
     claim = check_claim("c", spec, trait_cells(tmp_path, {"clean": 0.05, "sft": 0.25}))
     [(_, shown)] = conditions(claim, COLUMNS)
     assert [entry.sentence for entry in shown] == [
-        "trait of clean data: lower than of sft",
-        "trait of clean data: within 4.5 of 9 of sft",
+        "trait of clean data: lower than that of sft",
+        "trait of clean data: within 4.5 of 9 of that of sft",
         "trait of clean data: at most 0.90 of 9",
         "trait of clean data: at least 0.09 of 9",
     ]
@@ -123,7 +123,7 @@ def test_the_files(tmp_path):
     assert json.loads((tmp_path / "claims.json").read_text()) == [claim]
     text = (tmp_path / "claims.md").read_text()
     assert "| **reproduced** | It teaches &#124; the trait | trait of sft − clean | +1.80 of 9 | 95% [+1." in text
-    assert "trait of clean: lower than of sft by more than 0.9 of 9: **holds**" in text
+    assert "trait of clean: lower than that of sft by more than 0.9 of 9: **holds**" in text
 
 
 def test_an_undefined_metric_is_shown_as_a_dash(tmp_path):

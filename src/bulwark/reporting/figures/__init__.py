@@ -1,7 +1,8 @@
 """Figures over scores and analyses, PDF and PNG; one module per kind (`kind:` in a file of config/figures/).
 
-A kind's module has `draw(figure, results, printed)`, which returns the finished canvas. All kinds but
-bars write the number of observations and the seeds below the panels.
+A kind's module has `draw(figure, results, printed)`, which returns the finished canvas. Below the panels it says of how
+many observations and seeds they are, and what the marks mean that were drawn. The files carry the whole caption with
+them: in a PNG as "Title" and "Description", in a PDF as title and subject.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from bulwark.reporting.figures import look
 from bulwark.reporting.results import Results, read_published
 from bulwark.reporting.settings import Figure
+from bulwark.reporting.tables import shown_columns
 from bulwark.settings import validated
 
 _STYLE = {
@@ -47,10 +49,22 @@ def make_figure(
     figure = spec if isinstance(spec, Figure) else validated(Figure, spec, "the figure's settings")
     kind = importlib.import_module(f"{__name__}.{figure.kind}")
     with matplotlib.rc_context(_STYLE):
-        canvas = kind.draw(figure, Results(cells), read_published(published))
+        results, printed = Results(cells), read_published(published)
+        canvas = kind.draw(figure, results, printed)
         look.title(canvas, figure.title)
+        caption = caption_of(figure, results, printed, look.noted(canvas))
         for path in (Path(pdf), Path(png)):
             path.parent.mkdir(parents=True, exist_ok=True)
             # No date inside, so that the same scores give the same file.
-            dateless = {"CreationDate": None} if path.suffix == ".pdf" else {}
-            canvas.savefig(path, dpi=200, metadata=dateless)
+            told = {"Title": figure.title, "CreationDate": None, "Subject": caption}
+            if path.suffix == ".png":
+                told = {"Title": figure.title, "Description": caption}
+            canvas.savefig(path, dpi=200, metadata=told)
+
+
+def caption_of(figure: Figure, results: Results, printed: Mapping[tuple, Any], note: str) -> str:
+    """The caption of a figure as it came out: its own, the notes that apply, and what its marks are."""
+    columns = shown_columns(figure.columns, results)
+    recipes = list(figure.recipes()) or results.recipes
+    shown = {(m, r, c.benchmark, c.metric) for m in results.models for r in recipes for c in columns}
+    return " ".join(filter(None, (figure.described(columns, recipes, bool(shown & set(printed))), note)))

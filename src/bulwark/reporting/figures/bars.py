@@ -14,6 +14,8 @@ from bulwark.reporting.settings import Column, Figure
 from bulwark.reporting.tables import direction, shown_columns, shown_rows
 
 _WIDTH = 0.8  # of a group of bars; the distance between groups is 1
+_LEAST = 5.2  # inches across a figure, so that note and legend need few lines
+_FLAT = 0.01  # of the axis: a lower bar is marked at the bottom, with its value
 _PER_PANEL = 6.3  # inches, at most; wider figures put panels below each other
 
 
@@ -24,22 +26,38 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     width = min(_PER_PANEL, 1.9 + len(models) * (0.35 + 0.27 * len(recipes)))
     across = len(columns) if width * len(columns) <= 14 else 1
     down = -(-len(columns) // across)
-    canvas, panels = look.panels(down, across, width * across, 3.4 * down + 0.8)
+    canvas, panels = look.panels(down, across, max(_LEAST, width * across), 3.4 * down + 0.4)
     handle_of: dict[str, Any] = {}
+    drawn: set[str] = set()
     for panel, column in zip(panels.flat, columns, strict=True):
-        _draw(panel, figure, column, models, recipes, results, printed)
+        drawn |= _draw(panel, figure, column, models, recipes, results, printed)
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
             handle_of.setdefault(name, handle)
     # The recipes in order, then the marks, which `sorted` leaves in theirs.
     labels = [figure.label(recipe) for recipe in recipes]
     names = sorted(handle_of, key=lambda name: labels.index(name) if name in labels else len(labels))
-    look.legend(canvas, [handle_of[name] for name in names], names, min(len(names), max(3, 4 * across)))
+    handles = [handle_of[name] for name in names]
+    look.foot(canvas, _note(results, columns, drawn), handles, names, columns=min(len(names), max(3, 4 * across)))
     return canvas
 
 
-def _draw(panel, figure: Figure, column: Column, models, recipes, results: Results, printed) -> None:
-    """One panel: the bars of every recipe over all models."""
+def _note(results: Results, columns, drawn: set[str]) -> str:
+    """Of how many records and seeds the bars are, and the marks that were drawn."""
+    measured = {column.benchmark for column in columns}
+    counts = look.span(cell.content["n"] for cell in results.cells if cell.benchmark in measured)
+    parts = [f"n = {counts} records; {look.seeds(results.cells)}", "bars: means over seeds"]
+    marks = {"whiskers": look.WHISKERS, "circles": "circles: single seeds", "diamonds": "diamonds: published"}
+    parts += [text for mark, text in marks.items() if mark in drawn]
+    if "errors" in drawn:
+        parts[-1] += " ± standard error"
+    return "; ".join(parts)
+
+
+def _draw(panel, figure: Figure, column: Column, models, recipes, results: Results, printed) -> set[str]:
+    """One panel: the bars of every recipe over all models. Returns which marks there are."""
     scale = column.scale
+    drawn: set[str] = set()
+    bars_drawn: list[tuple[float, float, float, str]] = []
     width = _WIDTH / len(recipes)
     seeds_name, published_name = "single seeds", "published"  # of the first mark; the others have none in the legend
     for index, recipe in enumerate(recipes):
@@ -56,17 +74,20 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
                 continue
             height = estimate.value * scale
             panel.bar(place, height, 0.92 * width, edgecolor="white", linewidth=0.5, **style)
+            bars_drawn.append((place, height, max(height, scale * (estimate.interval or (0, 0))[1]), style["color"]))
             style["label"] = None
             if estimate.interval is not None:
                 whiskers = [[abs(estimate.value - bound) * scale] for bound in estimate.interval]
                 lines = {"ecolor": look.INK, "elinewidth": 1, "capsize": 2.5, "clip_on": False}
                 panel.errorbar(place, height, whiskers, fmt="none", **lines)
+                drawn.add("whiskers")
             if len(estimate.by_seed) > 1:
                 values = [value * scale for value in estimate.by_seed.values()]
                 dots = {"s": 13, "color": "white", "edgecolor": look.INK, "linewidth": 0.7, "zorder": 4}
                 dots["clip_on"] = False  # dots at 0 or 100 % are drawn whole
                 panel.scatter([place + 0.22 * width] * len(values), values, label=seeds_name, **dots)
                 seeds_name = None
+                drawn.add("circles")
             value, stderr = printed.get((model, recipe, column.benchmark, column.metric), (None, None))
             if value is not None:
                 error = None if stderr is None else stderr * scale
@@ -74,9 +95,19 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
                 diamond |= {"elinewidth": 0.8, "zorder": 5, "label": published_name}
                 panel.errorbar(place - 0.22 * width, value * scale, error, **diamond)
                 published_name = None
+                drawn |= {"diamonds"} if error is None else {"diamonds", "errors"}
     panel.set_title(f"{column.label}{direction(column, results)}", fontsize=10)
     panel.set_ylabel(look.unit(column))
     panel.set_xticks(range(len(models)), models, rotation=20 if len(models) > 3 else 0)
     panel.set_xlim(-0.55, len(models) - 0.45)
     panel.tick_params(axis="x", length=0)
-    panel.set_ylim(*(look.limits(figure, column) or (min(0, panel.get_ylim()[0]), None)))
+    low, high = look.limits(figure, column)
+    panel.set_ylim(min(0, panel.get_ylim()[0]) if low is None else low, high)
+    low, high = panel.get_ylim()
+    for place, height, top, colour in bars_drawn:
+        if abs(height) < _FLAT * (high - low):  # too flat to be seen, but not missing
+            ends = [place - 0.46 * width, place + 0.46 * width]
+            panel.plot(ends, [0, 0], color=colour, linewidth=4, clip_on=False, solid_capstyle="butt")
+            text = {"ha": "center", "va": "bottom", "fontsize": 7, "color": look.INK}
+            panel.annotate(f"{height:.3g}", (place, top), (0, 4), textcoords="offset points", **text)
+    return drawn

@@ -18,7 +18,7 @@ from bulwark.reporting.tables import shown_rows
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
     """The canvas."""
     models, recipes = shown_rows(figure, results)
-    canvas, panels = look.panels(len(models), 1, 6.6, 3.4 * len(models) + 0.9)
+    canvas, panels = look.panels(len(models), 1, 6.6, 3.4 * len(models) + 0.4)
     for panel, model in zip(panels.flat, models, strict=True):
         for index, recipe in enumerate(recipes):
             cells = list(results.seeds(model, recipe, figure.cosine.analysis).values())
@@ -27,9 +27,13 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
         panel.axhline(0, color=look.FAINT, linewidth=0.8)
         panel.set(xlabel="optimizer step", ylabel=r"$\cos(\bar{g}, v)$")
         panel.set_title(model if len(models) > 1 else "", fontsize=10)
-    note = f"{look.seeds(results.cells)}; bands: range of the seeds; vertical lines: detected onset"
+    note = f"{look.seeds(results.cells)}; lines: means over seeds"
+    if len({cell.seed for cell in results.cells}) > 1:
+        note += "; bands: range of the seeds"
+    if any(cell.content["reported"]["onset"]["found"] for cell in results.cells):
+        note += "; vertical lines: the step from which the series has settled (onset)"
     if figure.cosine.smooth > 1:
-        note += f"; bold: running means over {figure.cosine.smooth} steps"
+        note += f"; bold: running means over {figure.cosine.smooth} steps, thin: without"
     look.foot(canvas, note, *panels[0, 0].get_legend_handles_labels())
     return canvas
 

@@ -40,8 +40,9 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     models, recipes = shown_rows(figure, results)
     across = min(len(models), 2)
     down = -(-len(models) // across)
-    canvas, panels = look.panels(down, across, _WIDTH * across, _HEIGHT * down + 1.3, used=len(models))
+    canvas, panels = look.panels(down, across, _WIDTH * across, _HEIGHT * down + 0.4, used=len(models))
     handles: dict[str, Any] = {}
+    beyond: set[float] = set()
     for panel, model in zip(panels.flat, models, strict=False):
         shown = {recipe: list(results.seeds(model, recipe, figure.front.analysis).values()) for recipe in recipes}
         every = [cell for cells in shown.values() for cell in cells]
@@ -53,10 +54,12 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
         for bound in _bounds(every):
             if left < bound < right:
                 panel.axvline(bound, color=look.FAINT, linestyle="--", linewidth=1, zorder=0.5)
+            else:
+                beyond.add(bound)
         panel.set_title(model, fontsize=10)
     names = [name for name in handles if name not in _ORDER] + [name for name in _ORDER if name in handles]
     handles_in_order = [handles[name] for name in names]
-    look.foot(canvas, _note(results.cells), handles_in_order, names, columns=min(len(names), 3 * across))
+    look.foot(canvas, _note(results.cells, beyond), handles_in_order, names, columns=min(len(names), 3 * across))
     return canvas
 
 
@@ -135,14 +138,16 @@ def _bounds(cells: Iterable[Cell]) -> list[float]:
     return sorted({cell.content["reported"]["kl_at_most"] for cell in cells} - {None})
 
 
-def _note(cells: Sequence[Cell]) -> str:
+def _note(cells: Sequence[Cell], beyond: set[float]) -> str:
+    """beyond: the bounds of KL that are off a panel's axis, so that no line can show them."""
     prompts = look.span(cell.metric("refusal_rate")["n"] for cell in cells)
     trials = look.span(int(cell.metric("trials")["value"]) for cell in cells if cell.metric("trials")["value"])
-    bounds = " or ".join(f"{bound:g}" for bound in _bounds(cells))
+    drawn, off = (" or ".join(f"{b:g}" for b in _bounds(cells) if (b in beyond) is out) for out in (False, True))
     return (
         f"n = {prompts} harmful prompts per trial, those that the attack is optimised on"
         + (f"; {trials} trials per search" if trials else "")
         + f"\n{look.seeds(cells)}; dotted: before the attack"
-        + (f"; dashed: taken at KL ≤ {bounds}" if bounds else "")
+        + (f"; dashed: taken at KL ≤ {drawn}" if drawn else "")
+        + (f"; taken at KL ≤ {off}, which is off the axis" if off else "")
         + "\nwhiskers: 95 % Wilson interval of the trial taken, as if it had not been selected"
     )

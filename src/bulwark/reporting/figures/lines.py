@@ -23,7 +23,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     down = -(-len(columns) // across)
     places = [(model, column) for model in results.models for column in columns]
     down *= len(results.models)
-    canvas, panels = look.panels(down, across, _WIDTH * across, _HEIGHT * down + 0.9, used=len(places))
+    canvas, panels = look.panels(down, across, _WIDTH * across, _HEIGHT * down + 0.4, used=len(places))
     for panel, (model, column) in zip(panels.flat, places, strict=False):
         _draw(panel, figure, model, column, results, printed)
         title = f"{column.label}{direction(column, results)}"
@@ -32,9 +32,22 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     names = [*figure.lines.series, *(name for name in handle_of if name not in figure.lines.series)]
     handles = [handle_of[name] for name in names]
     counts = {results.estimate(m, r, c.benchmark, c.metric).n for m, c in places for r in figure.recipes()}
-    note = f"n = {look.span(counts)} records per mark; {look.seeds(results.cells)}; whiskers: 95 % interval"
+    note = f"n = {look.span(counts)} records per mark; {look.seeds(results.cells)}; marks: means over seeds"
+    note += f"; {look.WHISKERS}"
+    estimates = [results.estimate(m, r, c.benchmark, c.metric) for m, c in places for r in _swept(figure)]
+    if any(len(estimate.by_seed) > 1 for estimate in estimates):
+        note += "; circles: single seeds"
+    if any((m, r, c.benchmark, c.metric) in printed for m, c in places for r in _swept(figure)):
+        note += "; diamonds: published"
+    if figure.lines.references:
+        note += "; horizontal lines: recipes that do not depend on it"
     look.foot(canvas, note, handles, names, columns=min(len(names), 2 * across))
     return canvas
+
+
+def _swept(figure: Figure) -> list[str]:
+    """The recipes on the lines."""
+    return [recipe for swept in figure.lines.series.values() for recipe in swept]
 
 
 def _draw(panel, figure: Figure, model: str, column: Column, results: Results, printed: dict) -> None:
@@ -72,7 +85,6 @@ def _draw(panel, figure: Figure, model: str, column: Column, results: Results, p
             panel.axhline(value * scale, color=look.INK, linestyle=style, linewidth=1.1, label=label)
     panel.set_xlabel(spec.x)
     panel.set_ylabel(look.unit(column))
-    if bounds := look.limits(figure, column):
-        panel.set_ylim(*bounds)
+    panel.set_ylim(*look.limits(figure, column))
     if len(every) <= 8:
         panel.set_xticks(every, [f"{x:g}" for x in every])

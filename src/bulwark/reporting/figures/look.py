@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from bulwark.reporting.results import Cell
 from bulwark.reporting.settings import Column, Figure
@@ -12,7 +13,14 @@ from bulwark.reporting.settings import Column, Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 MARKS = ("o", "^", "s", "D", "v", "P", "X")
+ROOM = 0.045  # above an axis' upper end, as a share of it
+# What the whiskers of bars and lines are, beside the tables, which have standard errors.
+WHISKERS = "whiskers: 95 % interval over records (± in tables: one standard error, about half a whisker)"
 INK, GREY, FAINT, PUBLISHED = "#222222", "#555555", "#888888", "#f5d547"
+
+
+_PER_INCH = 17  # characters of the note
+_GAP = 0.12  # inches around note and legend
 
 
 def panels(down: int, across: int, width: float, height: float, used: int | None = None) -> tuple:
@@ -33,12 +41,20 @@ def of_recipe(figure: Figure, recipe: str, index: int) -> tuple[str, str, str]:
 
 def unit(column: Column) -> str:
     """The label of a metric's axis: its scale or, for a metric without bounds, its name."""
-    return f"0 to {column.out_of}" if column.out_of else "%" if column.percent else column.label
+    return f"score, 0 to {column.out_of}" if column.out_of else "percent" if column.percent else column.label
 
 
-def limits(figure: Figure, column: Column) -> tuple[float, float] | None:
-    """Limits of a metric's axis: of rates those of the figure, of scales their ends; None for others."""
-    return (0.0, column.out_of) if column.out_of else figure.limits if column.percent else None
+def limits(figure: Figure, column: Column) -> tuple[float | None, float | None]:
+    """Limits of a metric's axis: of rates those of the figure, of scales 0 and what is needed; None for no limit.
+
+    There is some room above, so that a mark at the upper end is drawn whole.
+    """
+    if column.out_of:
+        return 0.0, None
+    if not column.percent:
+        return None, None
+    low, high = figure.limits
+    return low, high + ROOM * (high - low)
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
@@ -63,26 +79,49 @@ def title(canvas, text: str) -> None:
         written.set_text(textwrap.fill(text, int(len(text) / share)))
 
 
-def legend(canvas, handles: Iterable, names: Iterable[str], columns: int, **further) -> None:
-    """Put a legend below the panels, in `columns` columns or as many as there is room for."""
-    handles, names = list(handles), list(names)
-    for count in range(columns, 0, -1):
-        drawn = canvas.legend(handles, names, loc="outside lower center", ncols=count, frameon=False, **further)
-        canvas.draw_without_rendering()
-        if count == 1 or drawn.get_window_extent().width <= canvas.bbox.width:
-            return
-        drawn.remove()
-
-
 def foot(
     canvas, note: str, handles: Iterable = (), names: Sequence[str] = (), columns: int = 1, marks: float = 1.0
 ) -> None:
-    """Below the panels: a legend, its marks so many times as large as in the panels, and the note on the data."""
-    canvas.supxlabel(note, fontsize=8, color=GREY, x=0.01, ha="left")
-    if names:
-        # The layout puts both at the bottom, so the legend is padded by the height of the note.
-        padding = 0.3 + 1.05 * len(note.split("\n"))
-        legend(canvas, handles, names, columns, borderpad=padding, markerscale=marks)
+    """Below the panels, on a strip that is added to the canvas: a legend, and under it the note on the data.
+
+    columns: of the legend, fewer if there is no room. marks: how many times as large they are as in the panels. note:
+    sentences or parts of them, a line each; long lines are wrapped. It also becomes a part of the caption.
+    """
+    wide = int(_PER_INCH * canvas.get_figwidth())
+    text = "\n".join(part for line in note.split("\n") for part in textwrap.wrap(line, wide))
+    canvas.set_gid(note)
+    written = canvas.text(0.01, 0, text, fontsize=8, color=GREY, ha="left", va="bottom")
+    below = _GAP + _inches(canvas, written)
+    drawn = _legend(canvas, list(handles), list(names), columns, marks) if names else None
+    strip = below + (_GAP + _inches(canvas, drawn) if drawn else 0.0)
+    height = canvas.get_figheight() + strip
+    canvas.set_figheight(height)
+    written.set_y(_GAP / 2 / height)
+    if drawn:
+        drawn.set_bbox_to_anchor((0.5, below / height), canvas.transFigure)
+    canvas.get_layout_engine().set(rect=(0, strip / height, 1, 1 - strip / height))
+
+
+def _legend(canvas, handles: list, names: list[str], columns: int, marks: float) -> Any:
+    """A legend in `columns` columns or as many as there is room for."""
+    for count in range(columns, 0, -1):
+        drawn = canvas.legend(handles, names, loc="lower center", ncols=count, frameon=False, markerscale=marks)
+        canvas.draw_without_rendering()
+        if count == 1 or drawn.get_window_extent().width <= canvas.bbox.width:
+            break
+        drawn.remove()
+    return drawn
+
+
+def _inches(canvas, artist) -> float:
+    canvas.draw_without_rendering()
+    return artist.get_window_extent().height / canvas.dpi
+
+
+def noted(canvas) -> str:
+    """The note of a finished canvas, on one line; "" if it has none."""
+    note = "; ".join((canvas.get_gid() or "").split("\n"))
+    return f"{note}." if note else ""
 
 
 def seeds(cells: Sequence[Cell]) -> str:

@@ -27,7 +27,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     """The canvas."""
     spec = figure.progress
     models, recipes = shown_rows(figure, results)
-    canvas, panels = look.panels(len(models), 2, 2 * _WIDTH, _HEIGHT * len(models) + 1.1)
+    canvas, panels = look.panels(len(models), 2, 2 * _WIDTH, _HEIGHT * len(models) + 0.4)
     used: list[Cell] = []
     handles: dict[str, Any] = {}
     for (volume, refusals), model in zip(panels, models, strict=True):

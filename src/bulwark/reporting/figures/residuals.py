@@ -27,7 +27,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     cells = [next(iter(results.seeds(*row, spec.analysis).values())) for row in product(*shown_rows(figure, results))]
     layers = {cell.model: spec.layers or _spread(cell, spec.most) for cell in cells}
     across = max(len(some) for some in layers.values())
-    canvas, panels = look.panels(len(cells), across, max(6.0, _SIZE * across + 0.5), _SIZE * len(cells) + 1.0)
+    canvas, panels = look.panels(len(cells), across, max(6.0, _SIZE * across + 0.5), _SIZE * len(cells) + 0.5)
     counted = []
     for line, cell, after in zip(panels, cells, [*cells[1:], None], strict=True):
         name, own = figure.label(cell.recipe), layers[cell.model]

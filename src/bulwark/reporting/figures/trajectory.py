@@ -48,7 +48,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     models, recipes = shown_rows(figure, results)
     lines = [(model, module, False) for model in models for module in spec.modules]
     lines += [(model, spec.modules[0], True) for model in models if spec.saddle]
-    canvas = Canvas(figsize=(_SIZE * len(recipes) + 0.4, (_SIZE - 0.2) * len(lines) + 0.9), layout="constrained")
+    canvas = Canvas(figsize=(_SIZE * len(recipes) + 0.4, (_SIZE - 0.2) * len(lines) + 0.4), layout="constrained")
     handles: dict[str, Any] = {}
     for line, (model, module, saddle) in enumerate(lines):
         paths_of = {
@@ -70,7 +70,11 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
                 panel.annotate(model, (-0.3, 0.5), xycoords="axes fraction", rotation=90, va="center", fontsize=9)
     order = sorted(handles, key=_ORDER.index)
     steps = look.span(len(path) for paths in paths_of.values() for path in paths)
-    note = f"{steps} analysed steps per training; {look.seeds(results.cells)}; contours: Z = XY"
+    note = (
+        f"{steps} analysed steps per training; {look.seeds(results.cells)}; contours: Z = XY; marks: means over seeds"
+    )
+    if len({cell.seed for cell in results.cells}) > 1:
+        note += "; thin lines: single seeds"
     if spec.smooth > 1:
         note += f"; running means over {spec.smooth} analysed steps"
     look.foot(canvas, note, [handles[name] for name in order], order, columns=len(order))

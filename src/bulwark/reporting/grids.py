@@ -1,0 +1,113 @@
+"""A table as the report shows it: a field per row and metric, each with the measurement that it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bulwark.reporting.numbers import NONE, error, number, with_error
+from bulwark.reporting.results import Results
+from bulwark.reporting.settings import Table
+from bulwark.reporting.tables import (
+    caption_of,
+    column_name,
+    direction,
+    label_of,
+    members,
+    reading,
+    shown_columns,
+    table_frame,
+)
+from bulwark.settings import validated
+
+ELSEWHERE = "Click a number for n, the values of the seeds and where it comes from."
+
+
+@dataclass(frozen=True)
+class Field:
+    """A number, its error and the published one, as text; origin: the id of the sheet that says where it is from."""
+
+    value: str
+    error: str
+    published: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table. heads: (label, unit, arrow) per metric. rows: (model, recipe, fields). models: if there are several."""
+
+    name: str
+    title: str
+    caption: str
+    heads: list[tuple[str, str, str]]
+    rows: list[tuple[str, str, list[Field]]]
+    models: bool
+
+
+def grid(
+    name: str,
+    spec: Mapping[str, Any],
+    cells: Iterable[Mapping[str, Any]],
+    published: Path | None,
+    origin: Callable[[str, str, str, str], str],
+) -> Grid:
+    """The table `name` as the report shows it.
+
+    origin: gives the id of the sheet on a model, recipe and benchmark, and is told the metric that is shown.
+    """
+    table = validated(Table, spec, "the table's settings")
+    results = Results(cells)
+    columns = shown_columns(table.columns, results)
+    frame = table_frame(table, results, published)
+    heads, keys = [], []
+    for column in columns:
+        unit = f"0 to {column.out_of}" if column.out_of else "%" if column.percent else ""
+        heads.append((column.label, unit, direction(column, results).strip()))
+        keys.append((column_name(column, ""), column.places, column))
+    for average in table.averages:
+        if len(of := members(average, columns)) > 1:
+            heads.append((label_of(average, of), heads[columns.index(of[0])][1], direction(of[0], results).strip()))
+            keys.append((f"{average.label}.", of[0].places, None))
+    rows = []
+    for line in frame.to_dict("records"):
+        fields = []
+        for key, places, column in keys:
+            value, stderr = _known(line, key + "value"), _known(line, key + "stderr")
+            printed = with_error(_known(line, key + "published"), _known(line, key + "published_stderr"), places)
+            fields.append(
+                Field(
+                    value=number(value, places),
+                    error="" if stderr is None or value is None else error(stderr, places),
+                    published="" if printed == NONE else printed,
+                    origin=origin(line["model"], line["recipe"], column.benchmark, column.metric) if column else "",
+                )
+            )
+        rows.append((line["model"], table.label(line["recipe"]), fields))
+    note = f"{_measured_on(table, frame)} {reading(table, columns, frame, compact=True, elsewhere=ELSEWHERE)}"
+    parts = (caption_of(table, columns, frame), note)
+    return Grid(name, table.title, " ".join(filter(None, parts)), heads, rows, len(results.models) > 1)
+
+
+def _known(line: Mapping[str, Any], key: str) -> float | None:
+    value = line.get(key)
+    return None if pd.isna(value) else value
+
+
+def _measured_on(table: Table, frame: pd.DataFrame) -> str:
+    """The model, if it is one, and the seeds: "miniature; seeds 0, 1, 2 (base: 0)."."""
+    models = frame["model"].unique()
+    lines = frame.drop_duplicates("recipe").sort_values("seeds", key=lambda seeds: -seeds.str.len(), kind="stable")
+    usual, *others = (
+        (seeds.replace(" ", ", "), ", ".join(table.label(line["recipe"]) for line in of_them))
+        for seeds, of_them in groupby(lines.to_dict("records"), key=lambda line: line["seeds"])
+    )
+    said = f"seeds {usual[0]}" if "," in usual[0] else f"seed {usual[0]}"
+    if others:
+        said += f" ({'; '.join(f'{recipes}: {seeds}' for seeds, recipes in others)})"
+    return f"Model {models[0]}, {said}." if len(models) == 1 else f"{said.capitalize()}."
