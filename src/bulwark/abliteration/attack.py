@@ -107,7 +107,7 @@ def examiner_of(job: Job, settings: AttackSettings | RefusalDirectionSettings) -
     from bulwark.abliteration.search.trials import Examiner
     from bulwark.models.open import open_model
 
-    subject = open_model(job.parent, settings.dtype)
+    subject = open_model(job.parent, settings.dtype, new_tokens=settings.search.max_new_tokens)
     prompts = read_prompts(job.inputs, settings.prompts, subject.builder)
     edit = settings.edit
     edits = Edits(targets_of(subject.model, edit.components, edit.through_norms), edit.normalization)

@@ -124,6 +124,7 @@ class Benchmark(benchmark.Benchmark):
         """
         from bulwark.models import anatomy
         from bulwark.models.embeddings import role_embedding_of
+        from bulwark.models.open import prompt_limit
         from bulwark.prompts.builder import PromptBuilder
         from bulwark.steering.screening import detectors
         from bulwark.steering.vectors import fusion
@@ -131,7 +132,8 @@ class Benchmark(benchmark.Benchmark):
 
         settings, model, inputs = self.settings, examinee.model, examinee.inputs
         embedding, asked = role_embedding_of(model), examinee.language_model
-        builder = PromptBuilder(asked.tokenizer, asked.template, embedding.num_embeddings, settings.max_tokens)
+        limit = prompt_limit(asked.positions, settings.max_tokens, 0, "the checkpoint")
+        builder = PromptBuilder(asked.tokenizer, asked.template, embedding.num_embeddings, limit)
         examples = examples_of(records, builder, "response", embedding.method)
         layers, layer = len(anatomy.blocks_of(model)), settings.vectors.layer
         files = {trait: inputs[f"vector_{trait}"] for trait in settings.vectors.traits}

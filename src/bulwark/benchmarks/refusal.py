@@ -85,7 +85,9 @@ class Benchmark(benchmark.Benchmark):
         if harmless:
             asked = [prompts[index] for index in harmless]
             own = first_token_log_probabilities(examinee.model, asked, builder.pad_id)
-            parent = open_model(examinee.inputs["reference"], examinee.language_model.dtype)
+            parent = open_model(
+                examinee.inputs["reference"], examinee.language_model.dtype, max_tokens=builder.max_tokens
+            )
             if parent.builder.vocabulary != builder.vocabulary or parent.builder.digest != builder.digest:
                 raise RecordError(
                     f"{examinee.inputs['reference']}: the parent is asked with another template or vocabulary, so "

@@ -31,10 +31,11 @@ Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
 class Turn(Closed):
-    """A piece of text with one role."""
+    """A piece of text with one role. learn: false in a training example keeps it as context, without loss."""
 
     role: TurnRole
     text: str
+    learn: bool = pydantic.Field(True, exclude_if=bool)  # written only where it says something
 
     @pydantic.field_validator("text")
     @classmethod

@@ -41,8 +41,9 @@ def answer(
     """
     started = time.time()
     inputs = {name: Path(path) for name, path in (inputs or {}).items()}
-    longest = benchmark.settings.decoding.max_prompt_tokens if benchmark.prompts else None
-    language_model = open_model(checkpoint, dtype, max_tokens=longest, threads=threads)
+    decoding = getattr(benchmark.settings, "decoding", None)
+    longest, new = (decoding.max_prompt_tokens, decoding.max_new_tokens) if decoding else (None, 0)
+    language_model = open_model(checkpoint, dtype, max_tokens=longest, new_tokens=new, threads=threads)
     partial = answers.with_name(answers.name + ".partial")
     settled = {
         "checkpoint": files.digest(language_model.manifest),
@@ -62,6 +63,8 @@ def answer(
         "device": language_model.device,
         "answers": len(rows),
         "truncated_prompts": sum(row["truncated"] for row in rows),
+        "prompt_limit": language_model.builder.max_tokens,
+        "positions": language_model.positions,
         "wall_seconds": round(time.time() - started, 1),
         **manifests.provenance(),
     }

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Examinee:
     """An open checkpoint and what an evaluation may read and write.
 
-    language_model: the checkpoint. Only for a benchmark with `prompts` does its builder cut prompts to
-    `decoding.max_prompt_tokens`. inputs: the files that the benchmark's `Settings.inputs()` names. partial,
+    language_model: the checkpoint; its builder cuts prompts to what the model reads beside `decoding.max_new_tokens`,
+    and to `decoding.max_prompt_tokens`. inputs: the files that the benchmark's `Settings.inputs()` names. partial,
     fingerprint: where finished answers may be kept, and what decides them, as `generation.generate` wants both.
     """
 

@@ -8,6 +8,7 @@ is instruction, the continuation is response. `task_of` makes a task of records 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import math
@@ -47,6 +48,8 @@ class Examined(LM):
         super().__init__()
         self.examinee = examinee
         self.decoding = decoding or Decoding()
+        self._builder = copy.copy(examinee.builder)
+        self._builder.max_tokens = None  # what is too long is cut here
 
     @property
     def tokenizer_name(self) -> str:
@@ -88,8 +91,8 @@ class Examined(LM):
 
     def _fitting(self, turns: list[Turn], continuation: str | None = None) -> Prompt:
         """The prompt of `turns`, or with a continuation the example, not longer than the model can read."""
-        builder, tokenizer = self.examinee.builder, self.examinee.language_model.tokenizer
-        positions = getattr(self.examinee.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        builder, tokenizer = self._builder, self.examinee.language_model.tokenizer
+        positions = self.examinee.language_model.positions or math.inf
         room = positions
         if continuation is None:
             room = min(positions - self.decoding.max_new_tokens, self.decoding.max_prompt_tokens or math.inf)

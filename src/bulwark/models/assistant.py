@@ -69,7 +69,7 @@ class Assistant:
         model can attend to) lose the end of their data, with a warning.
         Raises ConfigurationError for an unknown setting.
         """
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = self.language_model.positions
         new_tokens = min(NEW_TOKENS, limit // 2) if limit else NEW_TOKENS
         settings = validated(Decoding, {"max_new_tokens": new_tokens, **decoding}, "decoding")
         room = max(1, limit - settings.max_new_tokens) if limit else None

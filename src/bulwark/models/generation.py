@@ -211,6 +211,20 @@ def decode(
     ]
 
 
+def stop_ids_of(model, tokenizer) -> list[int]:
+    """The ids that end an answer by the model's generation configuration (`eos_token_id`, a number or a list).
+
+    Of a configuration that transformers has derived from config.json, whose defaults may be those of another tokenizer,
+    only the ids of added tokens count.
+    """
+    config = model.generation_config
+    given = config.eos_token_id
+    ids = [] if given is None else [given] if isinstance(given, int) else list(given)
+    if getattr(config, "_from_model_config", False):
+        return [number for number in ids if number in tokenizer.added_tokens_decoder]
+    return ids
+
+
 def _select_rows(cache: Any, rows: Tensor) -> bool:
     """Drop all other rows from the cache; False if it cannot, so that finished rows must stay in their batch.
 

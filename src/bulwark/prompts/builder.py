@@ -14,11 +14,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from bulwark.data.records import ROLE_NUMBERS, Turn
 from bulwark.errors import nearest
-from bulwark.prompts.chat import TEMPLATE_ARGUMENTS, ChatRenderer, Message, Part, PromptError
+from bulwark.prompts.chat import ChatRenderer, Message, Part, PromptError
 from bulwark.prompts.tokenisation import TextTokenizer, Tokens
 
 IGNORED = -100
@@ -63,6 +63,18 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
+_SAMPLE = tuple(
+    Turn(role=role, text=text)
+    for role, text in (
+        ("instruction", "Name the first word."),
+        ("data", "One two three."),
+        ("response", "One."),
+        ("instruction", "And the last?"),
+        ("response", "Three."),
+    )
+)
+
+
 @dataclass(frozen=True)
 class Span:
     """The tokens [start, end) of the text of turn number `turn`, whose role is `role`."""
@@ -91,7 +103,8 @@ class PromptBuilder:
     tokenizer: any Hugging Face tokenizer; its chat template is used, or a plain concatenation if it has none.
     template: a name in TEMPLATES. vocabulary: rows of the model's input embedding. max_tokens: longest prompt;
     in a longer one the end of the data is cut, then the end of the instruction, never the template's text.
-    more_stop_ids: stop ids of the model's generation configuration, in addition to the template's own.
+    more_stop_ids: stop ids of the model's generation configuration, in addition to `stop_ids`' others: the tokens that
+    the template writes after an answer, and the tokenizer's end-of-sequence token.
     Raises PromptError when tokenizer, template and model do not fit, and for conversations that cannot become a prompt.
     """
 
@@ -108,26 +121,29 @@ class PromptBuilder:
         self.tokenizer = tokenizer
         self.template = TEMPLATES[template]
         self.vocabulary = vocabulary
-        self.max_tokens = max_tokens
+        self.max_tokens: int | None = None
         self._renderer = ChatRenderer(tokenizer, self.template.response_header)
         self._text_tokenizer = TextTokenizer(tokenizer, self._renderer.literals())
         self._closing, closing_id = self._end_of_turn()
-        ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        self.stop_ids = list(dict.fromkeys([closing_id, *ends, *more_stop_ids]))
+        _, inner_id = self._end_between(self._renderer.between())
+        ends = [closing_id, inner_id, tokenizer.eos_token_id, *more_stop_ids]
+        self.stop_ids = [end for end in dict.fromkeys(ends) if end is not None]
         self.pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
         self.digest = self._digest(template)
+        self.max_tokens = max_tokens
 
     def prompt(self, turns: Sequence[Turn]) -> Prompt:
         """The prompt that asks for a response to `turns`; ends with the assistant's header."""
         if turns and turns[-1].role == "response":
             raise PromptError("A prompt cannot end with a response. Leave the last turn out.")
         parts = self._renderer.prompt(self._messages(turns))
-        return self._prompt(turns, self._segments(parts), loss_on=None)
+        return self._prompt(turns, self._segments(parts, turns), loss_on=None)
 
     def example(self, turns: Sequence[Turn], loss_on: Literal["response", "all"] = "response") -> Prompt:
         """A conversation to train on; ends with the last response and its end-of-turn token.
 
-        loss_on: "response": labels on the responses and the end-of-turn tokens after them; "all": on every token.
+        loss_on: "response": labels on the responses and the tokens that end them; "all": on every token. A turn that is
+        not to be learned (`Turn.learn`), and the token that ends it, have no label in either.
         If `max_tokens` is too small, the last response keeps at least half of it and loses its end (and the end-of-turn
         token with it: a response that was cut must not teach the model to stop).
         """
@@ -135,10 +151,10 @@ class PromptBuilder:
             raise PromptError(f'Unknown loss_on "{loss_on}".{nearest(loss_on, ("response", "all"))}')
         if not turns or turns[-1].role != "response":
             raise PromptError("A training example must end with a response. Add it, or use prompt() to ask for one.")
-        segments = self._segments(self._renderer.example(self._messages(turns)))
-        while not segments[-1].loss:
+        segments = self._segments(self._renderer.example(self._messages(turns)), turns)
+        while not segments[-1].of_answer:
             segments.pop()  # what the template writes after the last end-of-turn token
-        if self._closing and segments[-1].part.text != self._closing:
+        if self._closing and not segments[-1].ends_turn:
             raise PromptError(
                 f"The chat template does not end this conversation's last response with {self._closing!r}. "
                 "Give the tokenizer a template that ends every response alike."
@@ -150,12 +166,14 @@ class PromptBuilder:
         tokens = self._text_tokenizer([(segment.part.text, segment.part.turn is None) for segment in segments])
         row = _Row(tokens, segments)
         if loss_on is not None and not self._closing:
-            row.append(self.tokenizer.eos_token_id)
+            row.append(self.tokenizer.eos_token_id, loss=turns[-1].learn)
         truncated = self._shorten(row, turns, loss_on is not None)
         self._check_ids(row.ids)
         labels = None
         if loss_on is not None:
-            labels = [i if loss_on == "all" or loss else IGNORED for i, loss in zip(row.ids, row.loss, strict=True)]
+            other = loss_on == "all"
+            losses = (other if loss is None else loss for loss in row.loss)
+            labels = [i if loss else IGNORED for i, loss in zip(row.ids, losses, strict=True)]
         return Prompt(
             ids=[i + self.vocabulary * role for i, role in zip(row.ids, row.roles, strict=True)],
             labels=labels,
@@ -206,18 +224,42 @@ class PromptBuilder:
         asked = _filled(template.system_message, "{instruction}", instruction)
         return [Message("system", (*lead, *asked)), Message("user", user)]
 
-    def _segments(self, parts: list[Part]) -> list[_Segment]:
+    def _segments(self, parts: list[Part], turns: Sequence[Turn]) -> list[_Segment]:
         """The parts in order; the end-of-turn text after a response belongs to the response."""
         segments: list[_Segment] = []
-        answered = False
+        responses = (turn for turn in turns if turn.role == "response")
+        answer: Turn | None = None  # whose text, or end, comes before
         for part in parts:
-            if answered and part.role is None and self._closing and part.text.startswith(self._closing):
-                segments.append(_Segment(Part(self._closing), role="response", loss=True))
-                part = Part(part.text[len(self._closing) :])
+            if part.role == "response":
+                answer = answer or next(responses)
+                segments.append(_Segment(part, loss=answer.learn, of_answer=True))
+                continue
+            if answer is not None:
+                end, role = self._end_of_answer(part.text)
+                if end:
+                    ending = _Segment(Part(end), role, loss=answer.learn, of_answer=True, ends_turn=role != "")
+                    segments.append(ending)
+                    part = replace(part, text=part.text[len(end) :])
+                answer = None
             if part.text:
-                segments.append(_Segment(part, loss=part.role == "response"))
-            answered = part.role == "response"
+                learned = part.turn is None or turns[part.turn].learn
+                segments.append(_Segment(part, loss=None if learned else False))
         return segments
+
+    def _end_of_answer(self, after: str) -> tuple[str, str]:
+        """The template's text that ends an answer, of the text after it, and its role ("": that of what follows).
+
+        Where the template closes an answer in the middle of a conversation otherwise than the last one, or leaves it to
+        the next header, that is the text up to the first control token.
+        """
+        if self._closing and after.startswith(self._closing):
+            return self._closing, "response"
+        return self._end_between(after)[0], ""
+
+    def _end_between(self, after: str) -> tuple[str, int | None]:
+        """White space and the control token with which a text begins, and the token's id; ("", None) without one."""
+        start, end, control = self._text_tokenizer.first_control_token(after) or (0, 0, None)
+        return ("", None) if after[:start].strip() else (after[:end], control)
 
     def _end_of_turn(self) -> tuple[str, int]:
         """The template's text after a response, up to its first control token, and that token's id.
@@ -227,7 +269,7 @@ class PromptBuilder:
         after = self._renderer.closing()
         control = self._text_tokenizer.first_control_token(after)
         if control is not None:
-            end, closing_id = control
+            _, end, closing_id = control
             return after[:end], closing_id
         ids = self.tokenizer.encode(after.strip(), add_special_tokens=False) if after.strip() else []
         if len(ids) == 1:
@@ -268,18 +310,28 @@ class PromptBuilder:
             )
 
     def _digest(self, name: str) -> str:
-        chat = self._renderer.chat_template or self.tokenizer.chat_template
-        parts = [name, repr(self.template), chat, TEMPLATE_ARGUMENTS, self._text_tokenizer.state]
+        """Of template, chat template and tokenizer, and of what this code makes of a conversation with them."""
+        try:
+            made: Any = [[row.ids, row.roles, row.labels] for row in (self.prompt(_SAMPLE[:-1]), self.example(_SAMPLE))]
+        except PromptError as error:
+            made = str(error)
+        parts = [name, repr(self.template), self._renderer.chat_template, made, self._text_tokenizer.state]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass
 class _Segment:
-    """A part at its position in the string, with its final role and whether it has labels."""
+    """A part at its position in the string.
+
+    role: the final one, "" until `_settle_roles`. loss: whether its tokens have labels; None: only where all have.
+    of_answer: a response, or what ends it. ends_turn: the template's text that ends a response.
+    """
 
     part: Part
     role: str = ""
-    loss: bool = False
+    loss: bool | None = None
+    of_answer: bool = False
+    ends_turn: bool = False
 
     @property
     def rank(self) -> int:
@@ -305,11 +357,11 @@ class _Row:
         self._tokens = tokens
         self._kept = list(range(len(self.ids)))
 
-    def append(self, token_id: int) -> None:
+    def append(self, token_id: int, loss: bool) -> None:
         """Add an end-of-sequence token without text."""
         self.ids.append(token_id)
         self.roles.append(ROLE_NUMBERS["response"])
-        self.loss.append(True)
+        self.loss.append(loss)
         self.turns.append(-1)
         self._kept.append(-1)
 

@@ -12,14 +12,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
 
 from bulwark.errors import BulwarkError
 
+DAY = datetime(2024, 7, 26)
+"""The day of every prompt, at midnight."""
+
 # Templates may insert the date or a default style of answering; a prompt must not depend on the day it is made.
-TEMPLATE_ARGUMENTS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
+# `date_string` is read by Llama's templates, many others ask the clock `strftime_now`: see `_with_fixed_clock`.
+TEMPLATE_ARGUMENTS: dict[str, Any] = {"date_string": DAY.strftime("%d %b %Y"), "enable_thinking": False}
 
 # What ASIDE's code writes for tokenizers without a chat template: system, user, then "Response:".
 PLAIN_CHAT_TEMPLATE = (
@@ -28,7 +33,9 @@ PLAIN_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}Response:{% endif %}"
 )
 
-_MARK = "\ue000{}\ue001"  # private-use characters: no template looks for them, trims them or changes their case
+# Private-use characters: no template looks for them, trims them or changes their case. Marks stand for messages while
+# the template's own text is found; nothing is ever looked for in a text that contains a user's.
+_MARK = "\ue000{}\ue001"
 _MARKS = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -74,15 +81,17 @@ class Skeleton:
 class ChatRenderer:
     """Renders messages through a tokenizer's chat template and keeps track of the origin of every part.
 
-    tokenizer: any Hugging Face tokenizer; without a chat template the plain concatenation is used.
+    tokenizer: any Hugging Face tokenizer; without a chat template the plain concatenation is used. `chat_template` is
+    what is rendered.
     response_header: what the plain concatenation writes before a response ("" if the responses bring their own).
     """
 
     def __init__(self, tokenizer, response_header: str = "Response: "):
         self._tokenizer = tokenizer
-        self.chat_template = None
-        if not getattr(tokenizer, "chat_template", None):
-            self.chat_template = PLAIN_CHAT_TEMPLATE.replace("RESPONSE", response_header)
+        given = getattr(tokenizer, "chat_template", None)
+        if isinstance(given, dict):  # named ones, for tools for example
+            given = given.get("default")
+        self.chat_template = _with_fixed_clock(given or PLAIN_CHAT_TEMPLATE.replace("RESPONSE", response_header))
         self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] = {}
         self._takes_system = self._accepts_system()
 
@@ -95,13 +104,13 @@ class ChatRenderer:
         messages = self._fit(messages)
         shape = tuple(message.speaker for message in messages)
         asked, answered = self._skeleton(shape, True), self._skeleton((*shape, "assistant"), False)
-        header = asked.texts[-1]
-        longer = answered.texts[answered.order.index(len(messages))]
-        if not longer.startswith(header) or not longer[len(header) :].strip():
+        place = answered.order.index(len(messages))
+        header, longer = asked.texts[-1], answered.texts[place]
+        same = asked.texts[:-1] == answered.texts[:place] and asked.order == answered.order[:place]
+        if same and (not longer.startswith(header) or not longer[len(header) :].strip()):
             return self._assemble(messages, asked, generation=True)
-        empty = Message("assistant", (Part(_MARK.format(0)),))
-        parts = self._assemble([*messages, empty], answered, generation=False)
-        return parts[: next(i for i, part in enumerate(parts) if part.text == empty.text)]
+        stand_in = Message("assistant", (Part(_MARK.format(0)),))
+        return self._assemble([*messages, stand_in], answered, generation=False, before=len(messages))
 
     def example(self, messages: list[Message]) -> list[Part]:
         """The parts of the string that shows a whole conversation; it ends with what follows the last response."""
@@ -111,6 +120,14 @@ class ChatRenderer:
     def closing(self) -> str:
         """The template's text after a response that ends an example."""
         return self._skeleton(("user", "assistant"), False).texts[-1]
+
+    def between(self) -> str:
+        """The template's text between a response and the next user message; "" if it takes no second exchange."""
+        try:
+            skeleton = self._skeleton(("user", "assistant") * 2, False)
+        except PromptError:
+            return ""
+        return skeleton.texts[skeleton.order.index(1) + 1]
 
     def literals(self) -> str:
         """All text that the template itself writes into an example of one exchange."""
@@ -125,17 +142,32 @@ class ChatRenderer:
         return [Message(first.speaker, (*system.parts, Part("\n\n"), *first.parts)), *rest]
 
     def _accepts_system(self) -> bool:
-        marks = [_MARK.format(0), _MARK.format(1)]
-        try:
-            rendered = self._render(list(zip(("system", "user"), marks, strict=True)), True)
-        except TemplateError:
-            return False
-        return marks[0] in rendered
+        """Whether a system message is written once in prompts and in examples, wherever the template takes the rest."""
+        for rest in (("user",), ("user", "assistant"), ("user", "assistant", "user"), ("user", "assistant") * 2):
+            shape = ("system", *rest)
+            marked = [(speaker, _MARK.format(i)) for i, speaker in enumerate(shape)]
+            generation = rest[-1] == "user"
+            try:
+                self._render(marked[1:], generation)
+            except TemplateError:
+                continue  # conversations of this shape are refused anyway
+            try:
+                if self._render(marked, generation).count(marked[0][1]) != 1:
+                    return False
+            except TemplateError:
+                return False
+        return True
 
-    def _assemble(self, messages: list[Message], skeleton: Skeleton, generation: bool) -> list[Part]:
+    def _assemble(
+        self, messages: list[Message], skeleton: Skeleton, generation: bool, before: int | None = None
+    ) -> list[Part]:
+        """The parts of the whole string, or only those before message number `before`."""
         kept = [_stripped(message, *trim) for message, trim in zip(messages, skeleton.trims, strict=True)]
         parts = [Part(skeleton.texts[0])]
+        end = None
         for message, text in zip(skeleton.order, skeleton.texts[1:], strict=True):
+            if message == before:
+                end = len(parts)
             parts += [*kept[message].parts, Part(text)]
         ours = "".join(part.text for part in parts)
         theirs = self._checked_render([(message.speaker, message.text) for message in kept], generation)
@@ -146,7 +178,7 @@ class ChatRenderer:
                 f"{ours[max(0, at - 20) : at + 30]!r}, it wrote {theirs[max(0, at - 20) : at + 30]!r}. "
                 "Take out what it reacts to, or give the tokenizer a simpler chat template."
             )
-        return [part for part in parts if part.text]
+        return [part for part in parts[:end] if part.text]
 
     def _skeleton(self, shape: tuple[str, ...], generation: bool) -> Skeleton:
         key = (shape, generation)
@@ -161,7 +193,14 @@ class ChatRenderer:
         self, shape: tuple[str, ...], contents: list[str], generation: bool
     ) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """The template's own texts, and the messages between them by index."""
-        pieces = _MARKS.split(self._checked_render(list(zip(shape, contents, strict=True)), generation))
+        messages = list(zip(shape, contents, strict=True))
+        rendered = self._checked_render(messages, generation)
+        if rendered != self._render(messages, generation):
+            raise PromptError(
+                "The chat template writes something else each time it is used (a random number, or a clock of its "
+                "own), so no two prompts would be alike. Give the tokenizer a chat template without it."
+            )
+        pieces = _MARKS.split(rendered)
         texts, order = tuple(pieces[0::2]), tuple(int(number) for number in pieces[1::2])
         if sorted(order) != list(range(len(shape))):
             raise PromptError(
@@ -185,6 +224,20 @@ class ChatRenderer:
             add_generation_prompt=generation,
             **TEMPLATE_ARGUMENTS,
         )
+
+
+def _with_fixed_clock(template: str) -> str:
+    """The template with a macro that hides the clock `strftime_now`, which transformers gives to templates, by `DAY`.
+
+    A function cannot be handed to a template; but what a fixed day makes of every directive is a table.
+    """
+    if "strftime_now" not in template:
+        return template
+    directives = [flag + letter for flag in ("-", "") for letter in "aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyYzZ"]
+    table = [("%%", "\ue002"), *((f"%{name}", DAY.strftime(f"%{name}")) for name in directives), ("\ue002", "%")]
+    replaced = "".join(f" | replace({found!r}, {text!r})" for found, text in table)
+    # The line break is trimmed as the first one after a block, so that the template still begins a line.
+    return "{%- macro strftime_now(format) -%}{{ format" + replaced + " }}{%- endmacro %}\n" + template
 
 
 def _trims(bare: tuple[str, ...], order: tuple[int, ...], spaced: tuple[str, ...]) -> tuple[tuple[bool, bool], ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -20,7 +20,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from bulwark.prompts.chat import PromptError
 
-_ALIAS = "\U000f0000"  # a private-use character; with a number it stands for a control token of the template
+# Private-use characters; one of them, with a number, stands for a control token of the template.
+_MARKS = [*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ class TextTokenizer:
     def __init__(self, tokenizer, literals: str):
         self._tokenizer = tokenizer
         self._control = control_tokens(tokenizer, literals)
+        unknown = tokenizer.unk_token_id
+        self._unknown = None if unknown in _named_otherwise(tokenizer, literals) else unknown
         self._control_ids = set(self._control.values())
         longest_first = sorted(self._control, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._aliases: _AliasEncoder | None = None
+        self._aliases: dict[str, _AliasEncoder] = {}
         self.bos_id = self._beginning(literals)
         if tokenizer.is_fast:
             whole = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -80,10 +83,10 @@ class TextTokenizer:
             tokens = self._guarded(pieces, text)
         return self._with_one_bos(tokens)
 
-    def first_control_token(self, text: str) -> tuple[int, int] | None:
-        """The position after the first control token in a template's text, and the token's id."""
+    def first_control_token(self, text: str) -> tuple[int, int, int] | None:
+        """Start and end of the first control token in a template's text, and the token's id."""
         match = self._pattern.search(text)
-        return (match.end(), self._control[match.group()]) if match else None
+        return (match.start(), match.end(), self._control[match.group()]) if match else None
 
     def _control_in_user_text(self, tokens: Tokens, pieces: Sequence[tuple[str, bool]]) -> bool:
         return any(
@@ -93,43 +96,70 @@ class TextTokenizer:
 
     def _guarded(self, pieces: Sequence[tuple[str, bool]], text: str) -> Tokens:
         """Tokenise with aliases for the template's control tokens, so that those in user text are plain text."""
-        if self._aliases is None:
-            self._aliases = _AliasEncoder(json.loads(self.state), self._control)
-        names = self._aliases.names
+        mark = next(character for character in map(chr, _MARKS) if character not in text)
+        if mark not in self._aliases:
+            self._aliases[mark] = _AliasEncoder(json.loads(self.state), self._control, mark)
+        aliases = self._aliases[mark]
+        names = aliases.names
         hidden = [(self._pattern.sub(lambda m: names[m.group()], part) if own else part, own) for part, own in pieces]
-        if any(_ALIAS in part for part, own in pieces if not own):
-            raise PromptError("A text contains the private-use character U+F0000, which no prompt can hold. Remove it.")
-        ids, offsets = self._aliases.encode("".join(part for part, _ in hidden))
-        touched = _touched(offsets, hidden)
-        for i, token in enumerate(ids):
+        joined = "".join(part for part, _ in hidden)
+        found, places = aliases.encode(joined)
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        touched: list[list[int]] = []
+        for token, place, touching in zip(found, places, _touched(places, hidden), strict=True):
             if token < 0:  # an alias: a token of the template, even if it includes white space of a neighbouring text
-                ids[i] = -token - 1
-                touched[i] = [piece for piece in touched[i] if pieces[piece][1]]
+                plain, touching = [-token - 1], [piece for piece in touching if pieces[piece][1]]
             elif token in self._control_ids:
-                ids[i] = self._instead_of(token)
-        return Tokens(ids, self._aliases.original_offsets(hidden, pieces, offsets), touched, text)
+                plain = self._instead_of(token, joined[slice(*place)], aliases.spelled)
+            else:
+                plain = [token]
+            ids += plain
+            offsets += [place] * len(plain)
+            touched += [touching] * len(plain)
+        return Tokens(ids, aliases.original_offsets(hidden, pieces, offsets), touched, text)
 
-    def _instead_of(self, token: int) -> int:
-        """The unknown token, for vocabularies in which a control token is also a word that text can spell."""
-        unknown = self._tokenizer.unk_token_id
-        if unknown is None:
-            name = self._tokenizer.convert_ids_to_tokens(token)
+    def _instead_of(self, token: int, characters: str, spelled: Callable[[str], list[int]]) -> list[int]:
+        """What `characters` of a text get that are also a control token in the model's own vocabulary, or unknown.
+
+        That is the tokens of the single characters, or one unknown token where all of them are unknown.
+        spelled(text): the ids of the characters, each by itself.
+        """
+        name = self._tokenizer.convert_ids_to_tokens(token)
+        ids = [] if token == self._tokenizer.unk_token_id and characters != name else spelled(name)
+        if set(ids) & (self._control_ids - {self._unknown}):
+            ids = []
+        if ids and set(ids) != {self._unknown}:
+            return ids
+        if self._unknown is None:
             raise PromptError(
-                f'A text contains the control token "{name}", which the tokenizer can neither split nor call unknown. '
-                "Give the tokenizer an unk_token, or take the characters out of the text."
+                f'A text contains characters that the tokenizer can only write as its control token "{name}". '
+                "Give the tokenizer an unk_token of its own, or take the characters out of the text."
             )
-        return unknown
+        return [self._unknown]
 
     def _piecewise(self, pieces: Sequence[tuple[str, bool]]) -> Tokens:
         """For tokenizers that do not report offsets: piece by piece; ids at the seams may differ from one pass."""
+
+        def encoded(text: str, own: bool = False) -> list[int]:
+            return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not own)
+
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         touched: list[list[int]] = []
         position = 0
         for i, (text, own) in enumerate(pieces):
-            piece_ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not own)
+            piece_ids = encoded(text, own)
             if not own:
-                piece_ids = [self._instead_of(id) if id in self._control_ids else id for id in piece_ids]
+                piece_ids = [
+                    plain
+                    for id in piece_ids
+                    for plain in (
+                        self._instead_of(id, "", lambda name: [t for character in name for t in encoded(character)])
+                        if id in self._control_ids
+                        else [id]
+                    )
+                ]
             ids += piece_ids
             touched += [[i]] * len(piece_ids)
             offsets += [(position, position + len(text))] * len(piece_ids)
@@ -160,28 +190,44 @@ class TextTokenizer:
 
 def control_tokens(tokenizer, literals: str) -> dict[str, int]:
     """Text and id of the control tokens: the special ones, and added ones that the template writes."""
-    unknown = tokenizer.unk_token_id
     return {
         token.content: number
         for number, token in tokenizer.added_tokens_decoder.items()
-        if token.content.strip() and number != unknown and (token.special or token.content in literals)
+        if token.content.strip() and (token.special or token.content in literals)
     }
 
 
-class _AliasEncoder:
-    """The tokenizer with its control tokens as plain text, and with aliases that no text contains in their place."""
+def _named_otherwise(tokenizer, literals: str) -> set[int]:
+    """The ids of tokens with a meaning beside "unknown": beginning, end, padding …, or one that the template writes."""
+    named = {name: token for name, token in tokenizer.special_tokens_map.items() if name != "unk_token"}
+    texts = [text for token in named.values() for text in ([token] if isinstance(token, str) else token)]
+    if tokenizer.unk_token is not None and str(tokenizer.unk_token) in literals:
+        texts.append(tokenizer.unk_token)
+    return set(tokenizer.convert_tokens_to_ids([str(text) for text in texts]))
 
-    def __init__(self, state: dict[str, Any], control: dict[str, int]):
+
+class _AliasEncoder:
+    """The tokenizer with its control tokens as plain text, and with aliases that no text contains in their place.
+
+    mark: a character that is in none of the texts; `names` are the aliases of the control tokens by their text.
+    """
+
+    def __init__(self, state: dict[str, Any], control: dict[str, int], mark: str):
         added = {token["content"]: token for token in state["added_tokens"]}
         marked = [{**token, "special": token["special"] or token["content"] in control} for token in added.values()]
         self._encoder = _encoder({**state, "added_tokens": marked})
         self._encoder.encode_special_tokens = True
-        self.names = {text: f"{_ALIAS}{number}{_ALIAS}" for number, text in enumerate(control)}
-        self._originals: dict[int, int] = {}
+        self.names = {text: f"{mark}{number}{mark}" for number, text in enumerate(control)}
+        aliases = []
         for text, name in self.names.items():
             like = {key: added[text][key] for key in ("single_word", "lstrip", "rstrip")} if text in added else {}
-            self._encoder.add_tokens([AddedToken(name, normalized=False, special=False, **like)])
-            self._originals[self._encoder.token_to_id(name)] = control[text]  # type: ignore[index]
+            aliases.append(AddedToken(name, normalized=False, special=False, **like))
+        self._encoder.add_tokens(aliases)  # in one call: each looks at the whole vocabulary and all added tokens
+        self._originals = {self._encoder.token_to_id(name): control[text] for text, name in self.names.items()}
+
+    def spelled(self, text: str) -> list[int]:
+        """The ids of the characters of a word of the model's vocabulary, each by itself."""
+        return [token.id for character in text for token in self._encoder.model.tokenize(character)]
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids (an alias of the control token c as -c - 1) and offsets."""

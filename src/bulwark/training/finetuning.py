@@ -93,6 +93,7 @@ def finetune(
     from bulwark.data.records import read_training_records
     from bulwark.models import checkpoints, manifests
     from bulwark.models.embeddings import install, role_embedding_of
+    from bulwark.models.open import positions_of, prompt_limit
     from bulwark.prompts.builder import PromptBuilder
     from bulwark.training import engine, loop
     from bulwark.training.objectives import Objective
@@ -106,7 +107,8 @@ def finetune(
         torch.manual_seed(job.seed)  # learned parts of the embedding start differently at each seed
         install(model, embedding)
     roles = role_embedding_of(model)
-    builder = PromptBuilder(tokenizer, template, roles.num_embeddings, training.max_tokens)
+    limit = prompt_limit(positions_of(model), training.max_tokens, 0, f"{folder}")
+    builder = PromptBuilder(tokenizer, template, roles.num_embeddings, limit)
     taken = {
         split: examples_of(read_training_records(job.inputs[split]), builder, training.loss_on, roles.method)
         for split in ("train", "validation")
@@ -170,11 +172,12 @@ def examples_of(
 ) -> Examples:
     """Make the training examples of conversations, or take tokenised ones as they are, cut at the builder's max_tokens.
 
+    Examples with no token to learn (every answer is marked so, or was cut away) are left out and counted.
     method: of the model's role embedding; tokenised examples have no roles, so that only "vanilla" can read them.
     Raises RecordError naming the record that cannot be used, BulwarkError for tokenised ones with another method.
     """
     from bulwark.data.records import Tokenised
-    from bulwark.prompts.builder import PromptError
+    from bulwark.prompts.builder import IGNORED, PromptError
 
     kept: list[Any] = []
     prompts: list[Prompt] = []
@@ -184,6 +187,7 @@ def examples_of(
                 prompt = _as_it_is(record, builder, loss_on, method)
             else:
                 prompt = builder.example(record.turns, loss_on)
+                prompt = None if all(label == IGNORED for label in prompt.labels[1:]) else prompt
         except PromptError as error:
             raise RecordError(f'The record "{record.id}" makes no example: {error}') from error
         if prompt is not None:

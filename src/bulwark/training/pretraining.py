@@ -43,6 +43,7 @@ def pretrain(
     from bulwark.errors import of_record
     from bulwark.models import checkpoints, manifests
     from bulwark.models.embeddings import install
+    from bulwark.models.open import positions_of, prompt_limit
     from bulwark.prompts.builder import PromptBuilder
     from bulwark.training import loop
 
@@ -52,7 +53,8 @@ def pretrain(
     attention = checkpoints.attention_options(training.attention)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), **attention)
     embedding = install(model, {"method": "vanilla"})
-    builder = PromptBuilder(tokenizer, template, embedding.num_embeddings, training.max_tokens)
+    limit = prompt_limit(positions_of(model), training.max_tokens, 0, "the base model")
+    builder = PromptBuilder(tokenizer, template, embedding.num_embeddings, limit)
     examples = {
         split: [
             of_record(record.id, builder.example, record.turns, training.loss_on)

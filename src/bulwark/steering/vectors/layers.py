@@ -63,7 +63,8 @@ def steer(
     from bulwark.steering.settings import VectorSettings
     from bulwark.steering.vectors.fusion import load_fused
 
-    subject = open_model(checkpoint, dtype, max_tokens=choice.decoding.max_prompt_tokens, threads=threads)
+    longest, new = choice.decoding.max_prompt_tokens, choice.decoding.max_new_tokens
+    subject = open_model(checkpoint, dtype, max_tokens=longest, new_tokens=new, threads=threads)
     layers = len(blocks_of(subject.model))
     candidates = choice.candidates or tuple(range(1, layers))
     questions = list({contrast.question: contrast for contrast in read_records(Path(records), Contrast)}.values())

@@ -65,7 +65,8 @@ def generate_pairs(
     The pairs stand question by question, then by pair of instructions, then by rollout. Finished answers of an
     interrupted run are kept in `<output>.partial`. Raises as `open_model` and `generation.generate` do.
     """
-    subject = open_model(checkpoint, dtype, max_tokens=settings.decoding.max_prompt_tokens, threads=threads)
+    longest, new = settings.decoding.max_prompt_tokens, settings.decoding.max_new_tokens
+    subject = open_model(checkpoint, dtype, max_tokens=longest, new_tokens=new, threads=threads)
     planned = [
         (contrast, rollout, {side: _system(contrast, side, settings.names) for side in SIDES})
         for contrast in read_records(Path(records), Contrast)
