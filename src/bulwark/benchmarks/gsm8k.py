@@ -73,6 +73,7 @@ class Benchmark(benchmark.Benchmark):
             [record.model_dump() for record in records],
             examples,
             fewshot.count if fewshot else 0,
+            f"{examinee.inputs['fewshot']}" if fewshot else "",
         )
         rows = harness.answers(harness.Examined(examinee, self.settings.decoding), [task])
         return [rows[record.id] for record in records]

@@ -84,14 +84,11 @@ class Benchmark(benchmark.Benchmark):
         tasks = []
         for subject, asked in _by_subject(records).items():
             own = examples.get(subject, [])
-            if len(own) < count:
-                raise RecordError(
-                    f'{examinee.inputs["fewshot"]}: {len(own)} examples of the subject "{subject}", {count} are asked '
-                    "for. Lower fewshot.count, or name a split with more."
-                )
             documents = [[record.model_dump(mode="json") for record in part] for part in (asked, own)]
             config = _config(self.settings, subject)
-            tasks.append(harness.task_of(f"mmlu_{subject}", config, documents[0], documents[1] or None, count))
+            source = f'{examinee.inputs["fewshot"]}, subject "{subject}"' if fewshot else ""
+            shown = documents[1] if fewshot else None
+            tasks.append(harness.task_of(f"mmlu_{subject}", config, documents[0], shown, count, source))
         rows = harness.answers(harness.Examined(examinee), tasks)
         return [rows[record.id] for record in records]
 

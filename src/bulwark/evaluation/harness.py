@@ -11,7 +11,9 @@ import contextlib
 import copy
 import io
 import json
+import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +28,16 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from bulwark.data.records import Turn
-from bulwark.errors import BulwarkError
+from bulwark.errors import BulwarkError, RecordError
 from bulwark.evaluation.benchmark import measured
 from bulwark.evaluation.examinee import Examinee
 from bulwark.models import generation, likelihoods
 from bulwark.models.decoding import Decoding
 from bulwark.prompts.builder import Prompt
 
+log = logging.getLogger(__name__)
+
+_TOO_FEW = "Lower fewshot.count, or name a split with more."
 _SPEAKERS = {"system": "system", "user": "instruction"}
 
 
@@ -128,11 +133,18 @@ def task_of(
     documents: Sequence[Mapping[str, Any]],
     examples: Sequence[Mapping[str, Any]] | None = None,
     count: int = 0,
+    source: str = "the examples",
 ) -> ConfigurableTask:
     """The task `config` over `documents` of ours, `count` of `examples` solved in front of each question.
 
-    Without `examples`, a configuration that brings its own (`fewshot_config.samples`) keeps these and their number.
+    A question that is itself among the examples is not shown its own solution, but another example: the same are a
+    `question` and `choices` of the same words, whatever else the records say. Without `examples`, a configuration that
+    brings its own (`fewshot_config.samples`) keeps these and their number. source: of the examples, for messages.
+    Raises RecordError if there are fewer than `count` examples; or fewer without the question itself, for more than a
+    hundredth of the questions (what may happen in a published data set is told in the log).
     """
+    if examples is not None and len(examples) < count:
+        raise RecordError(f"{source}: {len(examples)} examples, {count} are asked for. {_TOO_FEW}")
     splits = {"test": datasets.Dataset.from_list([dict(document) for document in documents])}
     own = bool((config.get("fewshot_config") or {}).get("samples"))
     if examples is not None:
@@ -150,6 +162,14 @@ def task_of(
         },
     )
     task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+    short = [document["id"] for document in documents if task.others(document) < count]
+    if len(short) > max(1, len(documents) // 100):
+        raise RecordError(
+            f"{source}: questions and examples are the same records. For {len(short)} of {len(documents)} questions "
+            f'("{short[0]}", for example) fewer than {count} examples are left beside the question itself. {_TOO_FEW}'
+        )
+    if short:
+        log.warning('%s: the question "%s" is one of them; it is asked with fewer than %d', source, short[0], count)
     return task
 
 
@@ -200,9 +220,34 @@ class _LocalTask(ConfigurableTask):
     def __init__(self, splits: dict[str, datasets.Dataset], config: dict[str, Any]) -> None:
         self._splits = splits
         super().__init__(config=config)
+        shown = list(self.sampler.df) if hasattr(self, "sampler") else []
+        self._shown = [(_question(example), example) for example in shown]
+        self._times = Counter(question for question, _ in self._shown)
+
+    def others(self, document: Mapping[str, Any]) -> int:
+        """How many examples are not this very question."""
+        return len(self._shown) - self._times[_question(document)]
+
+    def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, *args: Any, **options: Any) -> Any:
+        """Description, examples and question; the question is not among its own examples."""
+        asked = _question(doc)
+        if not num_fewshot or asked not in self._times:
+            return super().fewshot_context(doc, num_fewshot, *args, **options)
+        whole, others = self.sampler.df, [example for question, example in self._shown if question != asked]
+        self.sampler.df = others
+        try:
+            return super().fewshot_context(doc, min(num_fewshot, len(others)), *args, **options)
+        finally:
+            self.sampler.df = whole
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         self.dataset = self._splits
+
+
+def _question(document: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes two documents the same question: its words, and those of its options in any order."""
+    options = sorted(" ".join(str(option).split()) for option in document.get("choices") or ())
+    return (" ".join(str(document.get("question", "")).split()), *options)
 
 
 def _key(request: Instance) -> str:

@@ -225,7 +225,7 @@ def test_unusable_settings_and_records_are_refused(tmp_path, model):
         benchmark(mmlu).answers(examinee(tmp_path, model), five)
     few = written(tmp_path / "dev.jsonl", questions(2, "d"))
     chosen = benchmark(mmlu, fewshot={"data": "mmlu", "split": "dev", "count": 2})
-    with pytest.raises(RecordError, match=r"dev\.jsonl: 1 examples"):
+    with pytest.raises(RecordError, match=r"dev\.jsonl, subject .*: 1 examples, 2 are asked for"):
         chosen.answers(examinee(tmp_path, model, inputs={"fewshot": few}), records_of(questions(2)))
 
 
@@ -234,3 +234,80 @@ def test_the_benchmarks_ask_for_their_examples():
     assert settings(mmlu, fewshot=few).inputs() == {"fewshot": "data/mmlu/dev.jsonl"}
     assert settings(gsm8k).inputs() == {}
     assert settings(gsm8k).decoding == Decoding(max_new_tokens=256)
+
+
+def asked(model, tmp_path, module, records, examples, count, monkeypatch, **changes) -> list[str]:
+    """The texts that the model is asked, `count` of `examples` in front."""
+    texts = []
+
+    def noted(self, requests):
+        texts.extend(json.loads(request.args[0])[-1]["content"] for request in requests)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness.Examined, "scored", noted)
+    monkeypatch.setattr(harness.Examined, "generated", noted)
+    chosen = benchmark(module, fewshot={"data": "own", "split": "test", "count": count}, **changes)
+    inputs = {"fewshot": written(tmp_path / "own.jsonl", examples)}
+    with pytest.raises(KeyboardInterrupt):
+        chosen.answers(examinee(tmp_path, model, inputs=inputs), [module.Record(**record) for record in records])
+    return texts
+
+
+def as_tuples(rows: list[dict]) -> list[dict]:
+    return [{**row, "choices": tuple(row["choices"])} for row in rows]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_question_is_not_among_its_own_examples(tmp_path, model, monkeypatch, elsewhere):
+    """Also where the same records lie in another file under other ids, with other spaces or another solution."""
+    rows = solutions(6)
+    shown = [{"id": f"x{r['id']}", "question": f" {r['question']} ", "answer": "So.\n#### 0"} for r in rows[::-1]]
+    texts = asked(model, tmp_path, gsm8k, rows, shown if elsewhere else rows, 3, monkeypatch)
+    assert len(texts) == 6
+    for row, text in zip(rows, texts, strict=True):
+        assert text.count(row["question"]) == 1
+        assert text.count("Question: ") == 4
+        assert len({line for line in text.split("\n") if line.startswith("Question")}) == 4
+
+
+@pytest.mark.parametrize("format", ["letters", "continuation"])
+def test_the_first_examples_of_a_subject_leave_the_question_out(tmp_path, model, monkeypatch, format):
+    rows = [{**row, "subject": "anatomy"} for row in questions(6)]
+    shown = [{**row, "id": f"x{row['id']}", "choices": row["choices"][::-1]} for row in rows]
+    texts = asked(model, tmp_path, mmlu, as_tuples(rows), shown, 3, monkeypatch, format=format)
+    assert len(texts) == 6 * 4  # one request per option
+    for place, text in enumerate(texts):
+        others = [row["question"] for row in rows if row is not rows[place // 4]][:3]
+        assert [text.find(question) >= 0 for question in others] == [True] * 3
+        assert text.count("Which is") == 4
+        assert text.count(rows[place // 4]["question"]) == 1
+
+
+def test_the_same_words_with_other_options_are_another_question(tmp_path, model, monkeypatch):
+    rows = [{**row, "subject": "anatomy", "question": "Which is true?"} for row in questions(4)]
+    texts = asked(model, tmp_path, mmlu, as_tuples(rows[:1]), rows[1:], 3, monkeypatch)
+    assert texts[0].count("Which is true?") == 4
+
+
+@pytest.mark.parametrize("module", [gsm8k, mmlu])
+def test_too_few_examples_are_told(tmp_path, model, module):
+    rows = [{**row, "subject": "anatomy"} for row in questions(6)] if module is mmlu else solutions(6)
+    records = [module.Record(**row) for row in (as_tuples(rows) if module is mmlu else rows)]
+
+    def ask(shown, count):
+        chosen = benchmark(module, fewshot={"data": "own", "split": "test", "count": count})
+        inputs = {"fewshot": written(tmp_path / "own.jsonl", shown)}
+        chosen.answers(examinee(tmp_path, model, inputs=inputs), records)
+
+    with pytest.raises(RecordError, match=r"own\.jsonl.*: 3 examples, 5 are asked for\. Lower fewshot\.count"):
+        ask(rows[:3], 5)
+    with pytest.raises(RecordError, match=r'same records\. For 6 of 6 questions \("q?0", for example\) fewer than 6'):
+        ask(rows, 6)
+
+
+def test_a_single_question_among_the_published_examples_stops_nothing(tmp_path, model, monkeypatch, caplog):
+    rows = solutions(6)
+    texts = asked(model, tmp_path, gsm8k, rows, [*solutions(20)[10:14], rows[2]], 5, monkeypatch)
+    assert [text.count("Question: ") for text in texts] == [6, 6, 5, 6, 6, 6]
+    assert texts[2].count(rows[2]["question"]) == 1
+    assert 'the question "2" is one of them' in caplog.text
