@@ -40,8 +40,14 @@ MESSAGE_ROLES = {
     "function": "data",
     "ipython": "data",
 }
+# Marks beside a message's text that say whether it is learned: OpenAI's and Mistral's, Axolotl's, ms-swift's.
+LEARNED = ("weight", "train", "training", "loss")
+# What else of a message is read.
+_MESSAGE = {"role", "from", "content", "value", *LEARNED}
 FIELDS = ("id", "system", "instruction", "data", "response")
 _READ = {"id", "messages", "conversations", "conversation", "input_ids", "attention_mask", "labels"}
+_LISTS = ("messages", "conversations", "conversation")
+_ALPACA = {"id", "instruction", "input", "output"}
 # Other columns of messages and tokenised examples that go to a record's `meta`: where a row comes from, labels (level:
 # 0 normal, 1 and 2 the strengths of a trait), and the projections that saved data sets carry.
 META = re.compile(r"level|trait|source_file|row_id|(ref|current)_projection(_\w+)?")
@@ -68,7 +74,9 @@ def read_source(
     ({field of the schema: column}) and other columns are dropped. A record without an id gets its index.
 
     Of the columns beside messages, or beside the input_ids, attention_mask and labels of `Tokenised` rows, those that
-    `META` names go to `meta`; the others are dropped, and the log says which and in how many records. The padding of
+    `META` names go to `meta`; the others are dropped, and the log says which and in how many records, as it does for
+    the keys of messages (reasoning beside an answer, tool calls, names) and other columns of "alpaca". A message that
+    one of the marks in `LEARNED` takes from the loss (0, false) becomes a turn that is not learned. The padding of
     tokenised rows is removed according to their attention_mask.
 
     Raises RecordError for an unusable file or record.
@@ -89,6 +97,10 @@ def read_source(
             record = {name: _typed(value, name, schema, place) for name, value in record.items()}
         if convert in (_from_messages, _from_tokenised):
             unread.update(key for key in row if key not in _READ and not META.fullmatch(key))
+        if convert is _from_messages:
+            unread.update(_unread_of_messages(row))
+        if convert is _from_alpaca:
+            unread.update(key for key in row if key not in _ALPACA)
         if "id" in schema.model_fields:
             record["id"] = _identity(record.get("id"), index, schema)
         records.append(validate_line(_as_json(record, place), schema, place))
@@ -97,7 +109,7 @@ def read_source(
         raise RecordError(f"{path} holds no record. Check the file, or the split.")
     if unread:
         columns = ", ".join(f"{name} ({count} records)" for name, count in sorted(unread.items()))
-        log.warning("%s: columns that are left out: %s", path, columns)
+        log.warning("%s: columns and keys that are left out: %s", path, columns)
     refuse_duplicate_ids(zip(places, records, strict=True))
     return records
 
@@ -281,7 +293,7 @@ def _from_fields(row: dict[str, Any], fields: dict[str, str], place: str) -> dic
 
 
 def _from_messages(row: dict[str, Any], place: str) -> dict[str, Any]:
-    name = next((key for key in ("messages", "conversations", "conversation") if key in row), None)
+    name = next((key for key in _LISTS if key in row), None)
     if name is None or not isinstance(row[name], list):
         raise RecordError(
             f'{place}: the format "messages" needs a list "messages" of {{"role", "content"}}; the record has '
@@ -299,8 +311,11 @@ def _from_messages(row: dict[str, Any], place: str) -> dict[str, Any]:
         if _blank(text) and role in ("system", "developer"):
             continue
         if _blank(text):
-            raise RecordError(f"{where} ({role}) is empty. Fill it, or remove the message.")
-        turns.append({"role": MESSAGE_ROLES[role], "text": text})
+            more = ", ".join(f'"{key}"' for key in sorted(message.keys() - _MESSAGE) if message[key])
+            beside = f" It has {more} instead, which cannot be used." if more else ""
+            raise RecordError(f"{where} ({role}) is empty.{beside} Fill it, or remove the message.")
+        turn = {"role": MESSAGE_ROLES[role], "text": text}
+        turns.append(turn if _learned(message, where) else {**turn, "learn": False})
     return {"turns": turns, "meta": _meta(row), **({"id": row["id"]} if "id" in row else {})}
 
 
@@ -328,10 +343,37 @@ def _meta(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if META.fullmatch(key) and value is not None}
 
 
-def _message_text(content: Any, where: str) -> str:
-    """A message's content: text, or a list of text pieces."""
-    if isinstance(content, list) and all(isinstance(piece, dict) and piece.get("type") == "text" for piece in content):
-        content = "".join(str(piece.get("text", "")) for piece in content)
+def _learned(message: dict[str, Any], where: str) -> bool:
+    """Whether a message is learned, which its marks say; one that is null says nothing."""
+    said = {}
+    for key in LEARNED:
+        mark = message.get(key)
+        if mark is not None:
+            if not isinstance(mark, int | float) or mark not in (0, 1):
+                raise RecordError(
+                    f'{where} has "{key}": {_short(mark)}. A message is learned or not: write 0, 1, true or false.'
+                )
+            said[key] = bool(mark)
+    if len(set(said.values())) > 1:
+        raise RecordError(f"{where} says both that it is learned and that it is not ({said}). Correct one.")
+    return all(said.values())
+
+
+def _unread_of_messages(row: dict[str, Any]) -> set[str]:
+    """The keys of messages that are not read, as "messages.key"; those without a value need not be told."""
+    name = next(key for key in _LISTS if key in row)
+    return {f"{name}.{key}" for message in row[name] for key in message.keys() - _MESSAGE if message[key]}
+
+
+def _message_text(content: Any, where: str) -> Any:
+    """A message's content: text, or a list of text pieces; null is none."""
+    if content is None:
+        return None
+    if isinstance(content, list) and all(
+        isinstance(piece, dict) and piece.get("type") == "text" and isinstance(piece.get("text"), str)
+        for piece in content
+    ):
+        content = "".join(piece["text"] for piece in content)
     if not isinstance(content, str):
         raise RecordError(f"{where} has content that is not text: {_short(content)}. Only text can be used.")
     return content
