@@ -35,7 +35,7 @@ class Turn(Closed):
 
     role: TurnRole
     text: str
-    learn: bool = pydantic.Field(True, exclude_if=bool)  # written only where it says something
+    learn: bool = pydantic.Field(default=True, exclude_if=bool)  # written only where it says something
 
     @pydantic.field_validator("text")
     @classmethod

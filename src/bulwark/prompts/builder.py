@@ -63,15 +63,12 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
-_SAMPLE = tuple(
-    Turn(role=role, text=text)
-    for role, text in (
-        ("instruction", "Name the first word."),
-        ("data", "One two three."),
-        ("response", "One."),
-        ("instruction", "And the last?"),
-        ("response", "Three."),
-    )
+_SAMPLE = (
+    Turn(role="instruction", text="Name the first word."),
+    Turn(role="data", text="One two three."),
+    Turn(role="response", text="One."),
+    Turn(role="instruction", text="And the last?"),
+    Turn(role="response", text="Three."),
 )
 
 
