@@ -1,4 +1,4 @@
-"""The command line: `bulwark plan`, `bulwark status` and `bulwark ask`. Everything else is Snakemake."""
+"""The command line: `bulwark plan`, `status`, `show` and `ask`. Everything else is Snakemake."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     status = commands.add_parser("status", help="what is done: checkpoints, scores, tables, figures, claims")
     status.add_argument("--configfile", nargs="*", default=[], help="overlays, as for snakemake")
 
+    show = commands.add_parser("show", help="the scores of checkpoints, whether a configuration lists them or not")
+    show.add_argument("paths", nargs="*", type=Path, help="scores files, checkpoints or folders of them; all for none")
+
     ask = commands.add_parser("ask", help="let a checkpoint answer an instruction over data")
     ask.add_argument("checkpoint", help="a checkpoint.json, or the folder that holds it")
     ask.add_argument("--instruction", required=True)
@@ -33,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         options = parser.parse_args(given)
     try:
-        return {"plan": _plan, "status": _status, "ask": _ask}[options.command](options)
+        return {"plan": _plan, "status": _status, "show": _show, "ask": _ask}[options.command](options)
     except BulwarkError as error:
         print(f"bulwark: {error}", file=sys.stderr)
         return 1
@@ -95,6 +98,15 @@ def _status(options: argparse.Namespace) -> int:
     for path in [*shown, readable, Path(paths.page(catalogue.name))]:
         if path.exists():
             console.print(f"{path}", markup=False)
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from bulwark.reporting.shown import show
+
+    show(options.paths, Console(markup=False))
     return 0
 
 

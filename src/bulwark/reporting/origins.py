@@ -74,7 +74,7 @@ def _sheet(name: str, cells: Mapping[int, Cell], metrics: Iterable[str]) -> Shee
         benchmark=first.benchmark,
         seeds=list(cells),
         metrics=[(metric, [_values(cell, metric) for cell in cells.values()]) for metric in metrics],
-        facts=[(what, lines) for what, by_seed in _facts(cells) if (lines := _lines(by_seed))],
+        facts=[(what, lines) for what, by_seed in facts(cells) if (lines := _lines(by_seed))],
         settings="" if first.content["provenance"].get("settings") is None else _plain(settings[first.seed]),
     )
 
@@ -88,7 +88,7 @@ def _values(cell: Cell, metric: str) -> tuple[str, str, str]:
     return value + stderr, interval, str(entry.get("n", cell.content["n"]))
 
 
-def _facts(cells: Mapping[int, Cell]) -> Iterable[tuple[str, dict[int, str]]]:
+def facts(cells: Mapping[int, Cell]) -> Iterable[tuple[str, dict[int, str]]]:
     """What is recorded, by seed; empty where it is not."""
 
     def each(fact) -> dict[int, str]:

@@ -1,0 +1,113 @@
+"""What has been measured, in a terminal: scores and analyses of any checkpoint, listed by a configuration or not.
+
+Rates are as in the scores files, from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bulwark import seals
+from bulwark.errors import nearest
+from bulwark.reporting.numbers import NONE, number, with_error
+from bulwark.reporting.origins import facts
+from bulwark.reporting.results import Cell, ResultsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SHOWN = ("files", "decoding", "judge", "counts", "commit")
+_RESULTS = Path("results")
+
+
+def show(paths: Sequence[Path], console: Console) -> None:
+    """Print the measurements at `paths` (see `measured_at`); of a few also how they were made. For no path, all."""
+    cells = [cell for path in paths or [_RESULTS] for cell in measured_at(path)]
+    if len(cells) > 12:
+        console.print(_table(cells), markup=False)
+        return
+    for cell in cells:
+        console.print(_table([cell]), markup=False)
+        for what, by_seed in facts({cell.seed: cell}):
+            if what in _SHOWN and by_seed[cell.seed]:
+                console.print(f"  {what}: {by_seed[cell.seed]}", markup=False, highlight=False)
+        console.print()
+
+
+def measured_at(path: Path) -> list[Cell]:
+    """The measurements at a path: a scores file, a checkpoint or its folder, or a folder of scores.
+
+    Raises ResultsError for a path that does not exist, with the nearest one, and where nothing was measured.
+    """
+    path = Path(path)
+    if not path.exists():
+        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ResultsError(f"{path} does not exist.{nearest(path.name, siblings)} To make it: snakemake -c2 -- {path}")
+    if path.is_file() and path.name != "checkpoint.json":
+        return [_cell(path)]
+    files = [file for folder in _folders(path) for file in sorted(folder.rglob("*.json"))]
+    cells = [_cell(file) for file in files if not file.name.endswith(seals.ENDING)]
+    if not cells:
+        raise ResultsError(
+            f"{path}: nothing has been measured of it. Ask for a benchmark's scores, for example: "
+            f"snakemake -c2 -- {_example(path)}"
+        )
+    return cells
+
+
+def _folders(path: Path) -> list[Path]:
+    """The folders with what was measured of a checkpoint, or the folder itself."""
+    folder = path.parent if path.is_file() else path
+    if "checkpoints" in folder.parts:
+        at = len(folder.parts) - 1 - folder.parts[::-1].index("checkpoints")
+        stages = [Path(*folder.parts[:at], stage, *folder.parts[at + 1 :]) for stage in ("scores", "analyses")]
+        return [stage for stage in stages if stage.is_dir()]
+    inside = [folder / stage for stage in ("scores", "analyses") if (folder / stage).is_dir()]
+    return inside or [folder]
+
+
+def _example(path: Path) -> str:
+    model, recipe, seed = ("<model>", "<recipe>", "seed0")
+    if "checkpoints" in path.parts:
+        model, recipe, seed, *_ = (*path.parts[path.parts.index("checkpoints") + 1 :], model, recipe, seed)[:3]
+    return f"results/scores/{model}/{recipe}/{seed}/<benchmark>.json"
+
+
+def _cell(path: Path) -> Cell:
+    """The measurement in a file. Raises ResultsError if it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        identity = {key: content[key] for key in ("model", "recipe", "seed", "benchmark")}
+        dict(content["metrics"])
+    except (ValueError, KeyError, TypeError):
+        raise ResultsError(
+            f"{path} is no scores file: give results/scores/<model>/<recipe>/seed<n>/… or a checkpoint."
+        ) from None
+    return Cell(**identity, scores=path)
+
+
+def _table(cells: Sequence[Cell]) -> Any:
+    """A row per metric; the title says whose they are if it is one measurement, else every row does."""
+    from rich.table import Table
+
+    table = Table(title=_name(cells[0]) if len(cells) == 1 else None, title_justify="left")
+    for heading in ("metric", "value ± SE", "95 % interval", "n", "better"):
+        table.add_column(heading, overflow="fold")
+    for cell in cells:
+        for name, metric in cell.content["metrics"].items():
+            interval = metric["interval"]
+            table.add_row(
+                name if len(cells) == 1 else f"{_name(cell)}: {name}",
+                with_error(metric["value"], metric["stderr"], 4),
+                f"{number(interval[0], 4)} to {number(interval[1], 4)}" if interval else NONE,
+                str(metric.get("n", cell.content["n"])),
+                {True: "higher", False: "lower", None: ""}[metric["higher_is_better"]],
+            )
+    return table
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.model}/{cell.recipe}/seed{cell.seed} {cell.benchmark}"

@@ -1,0 +1,82 @@
+"""Scores in a terminal, of any checkpoint."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from score_samples import sep_cell, write_scores
+
+from bulwark import seals
+from bulwark.cli import main
+from bulwark.reporting.results import ResultsError
+from bulwark.reporting.shown import measured_at, show
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """results/ of an unlisted chain at two seeds, and of the base model; the working folder is beside it."""
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        sep_cell(Path("results"), "m", "vanilla+aside", seed, [0] * 10, [1] * 10)
+    none = {"value": None, "stderr": None, "interval": None, "higher_is_better": None}
+    write_scores(Path("results"), "m", "base", 0, "other", {"x": none})
+    for path in Path("results/scores").rglob("*.*"):
+        seals.seal(path, "", {}, "score_answers")
+    for recipe in ("vanilla+aside", "base", "heretic"):
+        folder = Path("results/checkpoints/m") / recipe / "seed0"
+        folder.mkdir(parents=True)
+        (folder / "checkpoint.json").write_text("{}")
+    return tmp_path
+
+
+def printed(*paths) -> str:
+    console = Console(width=160, record=True, file=io.StringIO())
+    show([Path(path) for path in paths], console)
+    return console.export_text()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "results/scores/m/vanilla+aside/seed0/sep.json",
+        "results/scores/m/vanilla+aside/seed0",
+        "results/checkpoints/m/vanilla+aside/seed0",
+        "results/checkpoints/m/vanilla+aside/seed0/checkpoint.json",
+    ],
+)
+def test_an_unlisted_chain_is_shown_by_its_scores_or_its_checkpoint(results, path):
+    text = printed(path)
+    for said in ("vanilla+aside", "separation", "1.0000 ± 0", "0.7225 to 1.0000", "higher", "greedy", "0123abc"):
+        assert said in text
+    assert "seed1" not in text
+
+
+def test_without_a_path_everything_is_shown(results):
+    assert [(cell.recipe, cell.seed) for cell in measured_at(Path("results"))] == [
+        ("base", 0), ("vanilla+aside", 0), ("vanilla+aside", 1),
+    ]  # fmt: skip
+    assert "–" in printed()
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("results/scores/m/vanilla+asdie", 'does not exist. Did you mean "vanilla+aside"?'),
+        ("results/checkpoints/m/heretic/seed0", "results/scores/m/heretic/seed0/<benchmark>.json"),
+        ("results/data/records.json", "is no scores file"),
+    ],
+)
+def test_what_cannot_be_shown_is_said(results, path, said):
+    Path("results/data").mkdir(exist_ok=True)
+    Path("results/data/records.json").write_text("[]")
+    with pytest.raises(ResultsError) as raised:
+        measured_at(Path(path))
+    assert said in str(raised.value)
+
+
+def test_the_command(results, capsys):
+    assert main(["show", "results/checkpoints/m/vanilla+aside/seed0"]) == 0
+    assert "separation" in capsys.readouterr().out
+    assert main(["show", "results/nowhere"]) == 1
+    assert "results/nowhere does not exist" in capsys.readouterr().err
