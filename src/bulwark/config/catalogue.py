@@ -70,7 +70,7 @@ class Catalogue:
     """Every entity by name. Look-ups of unknown names raise ConfigurationError with the nearest valid name.
 
     folder: where the entity files are. name: of the configuration, under which its reports are kept. origins: in which
-    files and lines each entity and study stands.
+    files and lines each entity and study stands. studies: those that are run; left_out: the others' names.
     """
 
     models: dict[str, Model]
@@ -87,6 +87,7 @@ class Catalogue:
     folder: Path
     name: str
     origins: dict[tuple[str, str], Origin]
+    left_out: tuple[str, ...] = ()
     _resolved: dict[tuple[Section, str | None, str], Resolved] = field(default_factory=dict, repr=False)
 
     def where(self, section: str, name: str, *keys: str) -> str:

@@ -302,6 +302,11 @@ def _check_study(catalogue: Catalogue, name: str, study: Study) -> None:
 
 def check_measured(catalogue: Catalogue, entity: Table | Figure | Claim, where: str) -> None:
     """Whether the study of a table, figure or claim measures what it speaks of. Raises ConfigurationError."""
+    if entity.study in catalogue.left_out:
+        raise ConfigurationError(
+            f'{where}: shows the study "{entity.study}", which `run` leaves out ({", ".join(catalogue.studies)}). Add '
+            "it to `run`, or take the entity out of the study that lists it."
+        )
     study = find(catalogue.studies, entity.study, "study", where)
     needed = entity.required_benchmarks()
     if not study.models:

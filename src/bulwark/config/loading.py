@@ -48,7 +48,7 @@ def load(configuration: Configuration | Mapping[str, Any], folder: Path) -> Cata
     """
     if not isinstance(configuration, Configuration):
         configuration = overlays.plain(configuration)
-    known = {*_FOLDERS, "studies", overlays.NAME}
+    known = {*_FOLDERS, "studies", overlays.NAME, overlays.RUN}
     for file in configuration.files:
         for key in file.data:
             if key not in known:
@@ -70,7 +70,15 @@ def load(configuration: Configuration | Mapping[str, Any], folder: Path) -> Cata
         overlays.check_name(name, Origin(tuple(parts)).at())
         origins["studies", name] = Origin(tuple(parts))
         studies[name] = validated(Study, overlays.whole(parts), origins["studies", name])
-    catalogue = Catalogue(**entities, studies=studies, folder=folder, name=configuration.name, origins=origins)
+    chosen = configuration.chosen(list(studies))
+    catalogue = Catalogue(
+        **entities,
+        studies={name: studies[name] for name in chosen},
+        left_out=tuple(name for name in studies if name not in chosen),
+        folder=folder,
+        name=configuration.name,
+        origins=origins,
+    )
     checks.check(catalogue)
     published = {path.stem: path for path in (folder / "published").glob("*.yaml")}
     for section in ("tables", "figures"):

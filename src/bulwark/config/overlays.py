@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bulwark.errors import ConfigurationError, nearest
-from bulwark.settings import Document, Mark, merged, parsed, read_document
+from bulwark.settings import Document, Mark, find, merged, parsed, read_document
 
-NAME = "name"
+NAME, RUN = "name", "run"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _NAME_WITHOUT_DOTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 _NAME_LINE = re.compile(r"^name:[ \t]*[\"']?([A-Za-z0-9._-]+)", re.MULTILINE)
@@ -176,6 +176,21 @@ class Configuration:
     @property
     def name(self) -> str:
         return str(self.files[-1].data.get(NAME, "unnamed"))
+
+    def chosen(self, studies: Sequence[str]) -> list[str]:
+        """The studies that the topmost `run` lists; without one, all.
+
+        Raises ConfigurationError if it is no list, names an unknown study, or none.
+        """
+        listing = next((part for file in reversed(self.files) if (part := file.below(RUN))), None)
+        if listing is None:
+            return list(studies)
+        origin = Origin((listing,))
+        if not isinstance(listing.data, list) or not listing.data:
+            raise ConfigurationError(f"{origin.at()}: expected a list of studies, such as [{next(iter(studies), '')}].")
+        for number, name in enumerate(listing.data):
+            find(dict.fromkeys(studies), str(name), "study", origin.at(number))
+        return [name for name in studies if name in listing.data]
 
     def section(self, section: str) -> dict[str, list[Part]]:
         """What the files say of each name of a section, the last file last.

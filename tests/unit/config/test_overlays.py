@@ -346,3 +346,29 @@ def test_a_byte_order_mark_and_shared_parts_are_allowed(tmp_path):
 def test_a_date_is_text(tmp_path):
     text = "name: mine\nmodels: {qwen2.5-7b: {description: 2024-01-01}}"
     assert loading.load(read(tmp_path, text), CONFIG).models["qwen2.5-7b"].description == "2024-01-01"
+
+
+# --- which studies are run ---
+
+
+def test_only_the_studies_that_run_names_are_there(tmp_path):
+    catalogue = loading.load(read(tmp_path, "name: mine\nrun: [aside, abliteration]"), CONFIG)
+    assert list(catalogue.studies) == ["aside", "abliteration"]
+    assert "steering" in catalogue.left_out
+    again = loading.load(read(tmp_path, "name: mine\nrun: [aside]", "name: mine\nrun: [abliteration]"), CONFIG)
+    assert list(again.studies) == ["abliteration"], "the last file's list replaces the one before"
+    assert not loading.load(read(tmp_path, "name: mine"), CONFIG).left_out
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("run: [asid]", 'one.yaml:2, run.0: there is no study "asid". Did you mean "aside"?'),
+        ("run: aside", "one.yaml:2, run: expected a list of studies"),
+        ("run: []", "one.yaml:2, run: expected a list of studies"),
+        ("run: [[aside]]", "one.yaml:2, run.0: there is no study"),
+        ("run: [steering]", "which `run` leaves out (steering). Add it to `run`"),
+    ],
+)
+def test_what_cannot_be_run_is_told(tmp_path, text, part):
+    assert part in refused(tmp_path, f"name: mine\n{text}")
