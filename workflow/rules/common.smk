@@ -2,6 +2,7 @@
 import gc
 import inspect
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,6 @@ from bulwark.errors import BulwarkError
 from bulwark.jobs import stopping, warm
 
 from snakemake.common import overwrite_function_params
-from snakemake.exceptions import WorkflowError
 
 # Downloads happen in local rules with pinned revisions, whose scripts lift this; all other jobs read what is on disk.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -30,11 +30,12 @@ def of_wildcards_only(directive):
 
 
 def explained(function, *arguments):
-    """Call `function`; a mistake in the configuration or a path ends the workflow with the library's own message."""
+    """Call `function`; a mistake in the configuration or a path ends the workflow with the library's message alone."""
     try:
         return function(*arguments)
     except BulwarkError as error:
-        raise WorkflowError(str(error)) from None
+        print(f"bulwark: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
 
 
 def planned(module):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bulwark import benchmarks
-from bulwark.config import checks, digests, paths, recipes
+from bulwark.config import checks, digests, paths, recipes, sources
 from bulwark.config.catalogue import Catalogue, Resolved, Section
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.settings import find, validated
@@ -49,6 +49,7 @@ def records_files(catalogue: Catalogue, dataset: str) -> list[str]:
     """The files that records are read from: a download, the user's own, or none (the miniature makes its records)."""
     entity = catalogue.dataset(dataset, "results/data/")
     source = entity.source
+    sources.check_dataset(catalogue, dataset)
     if source.hub or source.url:
         return [f"results/downloads/{dataset}/download.json"]
     if source.path and entity.parts:
@@ -80,6 +81,7 @@ def model_description(catalogue: Catalogue, model: str) -> dict[str, Any]:
 
 def model_config(catalogue: Catalogue, model: str) -> str:
     """The file by which a model folder of the user's is known."""
+    sources.check_model(catalogue, model)
     return f"{catalogue.model(model).source.path}/config.json"
 
 
@@ -115,6 +117,7 @@ def blocks_of(catalogue: Catalogue, model: str) -> int | None:
     entity = catalogue.model(model)
     if entity.source.miniature is not None:
         return validated(MiniatureSettings, entity.source.miniature, catalogue.where("models", model)).model.layers
+    sources.check_model(catalogue, model)
     file = Path(entity.source.path or f"results/models/{model}") / "config.json"
     if not file.exists():
         return entity.blocks

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Any
 
-from bulwark.config import checks, digests, paths, recipes
+from bulwark.config import checks, digests, paths, recipes, sources
 from bulwark.config.catalogue import Catalogue, Resolved
 from bulwark.config.entities import Trait
 from bulwark.config.plan import Work, blocks_of, filled, resolve, work
@@ -70,7 +70,9 @@ def extraction(catalogue: Catalogue, model: str, recipe: str, trait: str) -> Wor
 
 def published_vectors(catalogue: Catalogue, model: str, recipe: str, trait: str) -> str:
     """The published file of a trait's vectors on a model."""
-    return _trait(catalogue, model, recipe, trait).files[model]
+    entity = _trait(catalogue, model, recipe, trait)
+    sources.check_vectors(catalogue, model, trait)
+    return entity.files[model]
 
 
 def adoption_code(catalogue: Catalogue) -> str:

@@ -12,6 +12,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -61,8 +62,9 @@ def read_source(
     fields: Mapping[str, str] | None = None,
     split: str | None = None,
     subset: str | None = None,
+    most: int | None = None,
 ) -> list[Schema]:
-    """Read every record of a source, in the source's order.
+    """Read every record of a source, in the source's order, or the first of them, `most` at most.
 
     path: a .json file (a list, or one object per line), .jsonl, .parquet, .csv, .tsv; a folder written by
     `Dataset.save_to_disk`; a downloaded snapshot of a Hub data set, from which `split` (default: the only one, or
@@ -89,7 +91,7 @@ def read_source(
     convert = _converter(format, schema, fields, path)
     records: list[Schema] = []
     places: list[str] = []
-    for index, (place, row) in enumerate(rows(path, split, subset)):
+    for index, (place, row) in enumerate(islice(rows(path, split, subset), most)):
         if not isinstance(row, dict):
             raise RecordError(f"{place}: the record should be an object with named fields, not {_short(row)}.")
         record = {**convert(row, place)}

@@ -36,10 +36,10 @@ def rows(path: Path, split: str | None = None, subset: str | None = None) -> Ite
         yield from _file_rows(path)
     elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         yield from _saved_rows(path, split)
-    elif _describes_its_splits(path):
+    elif describes_its_splits(path):
         yield from _hub_rows(path, split, subset)
     else:
-        for file in _files_of_split(path, split, subset):
+        for file in files_of_split(path, split, subset):
             yield from _file_rows(file)
 
 
@@ -175,7 +175,7 @@ def _hub_rows(path: Path, split: str | None, subset: str | None) -> Iterator[tup
         yield from _numbered(path, loaded[_chosen(list(loaded), split, path)])
 
 
-def _describes_its_splits(folder: Path) -> bool:
+def describes_its_splits(folder: Path) -> bool:
     readme = folder / "README.md"
     if not readme.is_file():
         return False
@@ -183,7 +183,7 @@ def _describes_its_splits(folder: Path) -> bool:
     return header is not None and re.search(r"^configs:", header.group(1), re.MULTILINE) is not None
 
 
-def _files_of_split(folder: Path, split: str | None, subset: str | None) -> list[Path]:
+def files_of_split(folder: Path, split: str | None, subset: str | None) -> list[Path]:
     """The data files of a folder: the only one, or those with the split (and subset) as a word in their path."""
     paths = [path.relative_to(folder) for path in sorted(folder.rglob("*"))]
     names = [
