@@ -33,6 +33,11 @@ PROJECTIONS = {  # the modules that write into the residual stream, by the names
 }
 
 
+def positions_of(model) -> int | None:
+    """The most tokens that a model reads, prompt and answer together; None where its configuration says none."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def check_layer(layer: int, layers: int, where: str = "layers") -> None:
     """Raise ConfigurationError unless `layer` is a layer key of a model with `layers` blocks."""
     if not 1 <= layer <= layers - 1:

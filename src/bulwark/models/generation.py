@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import json
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from bulwark.errors import BulwarkError
+from bulwark.models.anatomy import positions_of
 from bulwark.models.answers import Answer, Partial
 from bulwark.models.batching import NOT_NUMBERS, Budget, cache_token_budget, in_batches, padded, progress
 from bulwark.models.decoding import Decoding
@@ -144,11 +146,16 @@ def decode(
 ) -> list[Decoded]:
     """Generate for one batch of prompts, padded on the left; rows that have finished leave it, its cache included.
 
+    No answer goes past the positions that the model knows: it ends there as at `max_new_tokens`.
     choose(logits [rows, vocabulary], step, numbers of the rows [rows]): the next tokens [rows]; None takes the
     likeliest. stop_when(ids of rows): which of them need no more. on_rows(numbers): called before the first pass and
     when rows have left. Raises BulwarkError for logits that are not numbers.
     """
     device, count = model.device, len(prompts)
+    # An answer ends where the positions do that the model knows.
+    reach = positions_of(model) or sys.maxsize
+    most = [max(1, min(max_new_tokens, reach - len(prompt.ids))) for prompt in prompts]
+    max_new_tokens = max(most)
     ids = padded([prompt.ids for prompt in prompts], pad_id, left=True).to(device)
     longest = ids.shape[1]
     # Room for every new token at once: the mask of a step is a view.
@@ -160,7 +167,7 @@ def decode(
     stops = torch.tensor(list(stop_ids), device=device)
     rows = torch.arange(count, device=device)  # numbers of the rows in the batch
     tokens = torch.full((count, max_new_tokens), pad_id, dtype=torch.long, device=device)
-    lengths = torch.full((count,), max_new_tokens, dtype=torch.long, device=device)
+    lengths = torch.tensor(most, device=device)
     ended = torch.zeros(count, dtype=torch.bool, device=device)
     decided = torch.zeros(count, dtype=torch.bool, device=device)
     accepted = inspect.signature(model.forward).parameters
@@ -184,7 +191,7 @@ def decode(
             raise BulwarkError(NOT_NUMBERS)
         chosen = logits.argmax(-1) if choose is None else choose(logits, step, rows)
         tokens[rows, step] = chosen
-        going = ~(ended[rows] | decided[rows])
+        going = ~(ended[rows] | decided[rows]) & (step < lengths[rows])
         stopping = going & torch.isin(chosen, stops)
         ended[rows[stopping]] = True
         lengths[rows[stopping]] = step + 1
@@ -195,6 +202,7 @@ def decode(
             decided[candidates[known]] = True
             lengths[candidates[known]] = step + 1
             going &= ~decided[rows]
+        going &= step + 1 < lengths[rows]
         left = int(going.sum())
         if not left or step + 1 == max_new_tokens:
             break
@@ -202,7 +210,7 @@ def decode(
             rows, mask, positions, chosen = rows[going], mask[going], positions[going], chosen[going]
             if on_rows is not None:
                 on_rows(rows)
-        ids, positions = chosen[:, None], positions[:, -1:] + 1
+        ids, positions = chosen[:, None], (positions[:, -1:] + 1).clamp(max=reach - 1)
     finish = [
         "stop" if e else "decided" if d else "length" for e, d in zip(ended.tolist(), decided.tolist(), strict=True)
     ]

@@ -60,6 +60,8 @@ class LanguageModel:
     @property
     def positions(self) -> int | None:
         """The most tokens that the model reads, prompt and answer together; None where its configuration says none."""
+        from bulwark.models.anatomy import positions_of
+
         return positions_of(self.model)
 
     @property
@@ -93,14 +95,6 @@ class LanguageModel:
         from bulwark.models.generation import generate
 
         self._refuse_resized()
-        if self.positions is not None:
-            beyond = sum(len(prompt.ids) + decoding.max_new_tokens > self.positions for _, prompt in prompts)
-            if beyond:
-                log.warning(
-                    "%d of %d answers may run past the %d tokens that the model reads: lower max_new_tokens, or cut "
-                    "the prompts (max_prompt_tokens)",
-                    *(beyond, len(prompts), self.positions),
-                )
         if self.budget is None:
             self.budget = Budget(cache_token_budget(self.model))
         return generate(
@@ -148,14 +142,14 @@ def open_model(
     """Open a checkpoint (its manifest or folder), or any folder with a causal LM and its tokenizer.
 
     dtype: name of a torch dtype. device: None takes a GPU if there is one, and otherwise the CPU in float32 whatever
-    `dtype` says. max_tokens: longest prompt; of a longer one the builder cuts the data. The limit is never above what
-    the model reads, less the `new_tokens` that will be generated after a prompt. threads: of torch; None leaves
-    them as they are. template: in place of the one that the manifest names, which without a manifest is "chat".
-    Raises CheckpointError if the folder is not a whole checkpoint, BulwarkError if no room is left for a prompt.
+    `dtype` says. max_tokens, new_tokens: of the longest prompt and of what is generated after it; of a longer one the
+    builder cuts the data (see `prompt_limit`). threads: of torch; None leaves them as they are. template: in place of
+    the one that the manifest names, which without a manifest is "chat".
+    Raises CheckpointError if the folder is not a whole checkpoint.
     """
     import torch
 
-    from bulwark.models import checkpoints
+    from bulwark.models import anatomy, checkpoints
     from bulwark.models.embeddings import role_embedding_of
     from bulwark.models.generation import stop_ids_of
     from bulwark.prompts.builder import PromptBuilder
@@ -171,34 +165,25 @@ def open_model(
     model = checkpoints.load_model(folder, dtype=dtype, device=device).eval()
     tokenizer = checkpoints.load_tokenizer(folder)
     template = template or named
-    limit = prompt_limit(positions_of(model), max_tokens, new_tokens, f"{folder}")
+    limit = prompt_limit(anatomy.positions_of(model), max_tokens, new_tokens, f"{folder}")
     stops = stop_ids_of(model, tokenizer)
     builder = PromptBuilder(tokenizer, template, role_embedding_of(model).num_embeddings, limit, stops)
     return LanguageModel(model, tokenizer, template, builder, manifest)
 
 
-def positions_of(model: PreTrainedModel) -> int | None:
-    """The most tokens that a model reads; None where its configuration says none."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def prompt_limit(positions: int | None, max_tokens: int | None, new_tokens: int, model: str) -> int | None:
-    """The longest prompt (or example, with `new_tokens` 0): `max_tokens`, or less where the model reads less.
+    """The longest prompt (or example, with `new_tokens` 0): `max_tokens`, or what a model of so many positions reads.
 
-    A lower limit than was asked for is told in the log. Raises BulwarkError if no room is left for a prompt.
+    Half of the positions is kept for the prompt, however many `new_tokens` are asked for; the answers end where the
+    positions do. A lower limit than was asked for is told in the log.
     """
     if positions is None:
         return max_tokens
-    room = positions - new_tokens
-    if room < 1:
-        raise BulwarkError(
-            f"{model}: the model reads {positions} tokens, so {new_tokens} new ones leave no room for a prompt. "
-            f"Lower max_new_tokens below {positions}."
+    room = positions - min(new_tokens, positions // 2)
+    if (max_tokens or 0) + new_tokens > positions:
+        log.warning(
+            "%s reads %d tokens, fewer than are asked for (%s of a prompt, %d new ones): longer prompts are cut to %d, "
+            "and answers end there; both are counted",
+            *(model, positions, max_tokens or "any number", new_tokens, min(room, max_tokens or room)),
         )
-    if max_tokens is None or max_tokens <= room:
-        return max_tokens if max_tokens is not None else room
-    log.warning(
-        "%s: %d tokens and %d new ones are asked for, but the model reads %d: what is longer is cut to %d and counted",
-        *(model, max_tokens, new_tokens, positions, room),
-    )
-    return room
+    return min(room, max_tokens or room)

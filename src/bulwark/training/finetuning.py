@@ -92,8 +92,9 @@ def finetune(
     from bulwark import files
     from bulwark.data.records import read_training_records
     from bulwark.models import checkpoints, manifests
+    from bulwark.models.anatomy import positions_of
     from bulwark.models.embeddings import install, role_embedding_of
-    from bulwark.models.open import positions_of, prompt_limit
+    from bulwark.models.open import prompt_limit
     from bulwark.prompts.builder import PromptBuilder
     from bulwark.training import engine, loop
     from bulwark.training.objectives import Objective

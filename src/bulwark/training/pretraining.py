@@ -42,8 +42,9 @@ def pretrain(
     from bulwark.data.records import read_records
     from bulwark.errors import of_record
     from bulwark.models import checkpoints, manifests
+    from bulwark.models.anatomy import positions_of
     from bulwark.models.embeddings import install
-    from bulwark.models.open import positions_of, prompt_limit
+    from bulwark.models.open import prompt_limit
     from bulwark.prompts.builder import PromptBuilder
     from bulwark.training import loop
 

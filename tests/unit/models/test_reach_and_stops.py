@@ -9,12 +9,14 @@ import pytest
 import torch
 from examinee_samples import V, tiny_aside
 from tiny_tokenizers import tiny_tokenizer
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from bulwark.data.records import Turn
-from bulwark.errors import BulwarkError
-from bulwark.models import checkpoints
+from bulwark.models import checkpoints, generation
 from bulwark.models.decoding import Decoding
+from bulwark.models.embeddings import install
 from bulwark.models.open import open_model, prompt_limit
+from bulwark.prompts.builder import PromptBuilder
 
 ASK = Turn(role="instruction", text="Name the part.")
 OPEN_TURNS = (
@@ -70,29 +72,47 @@ def test_without_one_the_defaults_of_config_json_count_only_if_they_are_added_to
     assert asked.tokenizer.eos_token_id in asked.builder.stop_ids
 
 
-def test_no_prompt_is_longer_than_the_model_reads(folder, caplog):
-    long = (ASK, Turn(role="data", text="word " * 200))
-    for given, new, expected in ((None, 0, 64), (512, 16, 48), (40, 16, 40)):
-        with caplog.at_level(logging.WARNING):
-            asked = open_model(folder, "float32", device="cpu", max_tokens=given, new_tokens=new)
-        prompt = asked.builder.prompt(long)
-        assert (len(prompt.ids), prompt.truncated) == (expected, True)
-        assert (asked.positions, asked.builder.max_tokens) == (64, expected)
-        assert ("512 tokens and 16 new ones" in caplog.text) == (given == 512)
-        caplog.clear()
-    with pytest.raises(BulwarkError, match="reads 64 tokens, so 64 new ones leave no room"):
-        open_model(folder, "float32", device="cpu", new_tokens=64)
+LONG = (ASK, Turn(role="data", text="word " * 200))
 
 
-def test_answers_past_what_the_model_reads_are_told(folder, caplog):
-    asked = open_model(folder, "float32", device="cpu")
-    prompts = [("1", asked.builder.prompt((ASK,))), ("2", asked.builder.prompt((ASK, ASK, ASK)))]
-    room = asked.positions - len(prompts[0][1].ids)
+@pytest.mark.parametrize(
+    ("given", "new", "expected"),
+    [(None, 0, 64), (512, 16, 48), (40, 16, 40), (512, 1024, 32), (None, 1024, 32), (9, 70, 9)],
+)
+def test_no_prompt_is_longer_than_the_model_reads(folder, caplog, given, new, expected):
     with caplog.at_level(logging.WARNING):
-        asked.generate(prompts, Decoding(max_new_tokens=room))
-    assert "1 of 2 answers may run past the 64 tokens" in caplog.text
+        asked = open_model(folder, "float32", device="cpu", max_tokens=given, new_tokens=new)
+    assert (asked.positions, asked.builder.max_tokens) == (64, expected)
+    assert ("reads 64 tokens, fewer than are asked for" in caplog.text) == ((given or 0) + new > 64)
+    if expected > 30:
+        prompt = asked.builder.prompt(LONG)
+        assert (len(prompt.ids), prompt.truncated) == (expected, True)
 
 
-def test_a_model_without_positions_has_no_limit():
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_answers_end_where_the_positions_do(positions, monkeypatch):
+    """Also beside longer prompts in one batch that nothing leaves, and where positions are learned (GPT-2)."""
+    model = tiny_aside(positions=64)
+    if positions == "learned":
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(
+            GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3)
+        ).eval()
+        install(model, {"method": "aside"})
+    builder = PromptBuilder(tiny_tokenizer("plain"), "chat", V)
+    prompts = [builder.prompt((ASK,) * count) for count in (1, 2)]
+    lengths = [len(prompt.ids) for prompt in prompts]
+    monkeypatch.setattr(generation, "_select_rows", lambda cache, rows: False)
+    together = generation.decode(model, prompts, max_new_tokens=1024, stop_ids=[V - 1], pad_id=0)
+    alone = [generation.decode(model, [p], max_new_tokens=1024, stop_ids=[V - 1], pad_id=0)[0] for p in prompts]
+    assert together == alone
+    assert [len(row.ids) for row in together] == [64 - length for length in lengths]
+    assert {row.finish for row in together} == {"length"}
+    short = generation.decode(model, prompts, max_new_tokens=4, stop_ids=[V - 1], pad_id=0)
+    assert [row.ids for row in short] == [row.ids[:4] for row in alone]
+
+
+def test_a_model_without_positions_has_no_limit(caplog):
     assert prompt_limit(None, None, 16, "m") is None
     assert prompt_limit(None, 512, 10**6, "m") == 512
+    assert not caplog.records
