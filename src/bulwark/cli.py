@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 from bulwark.errors import BulwarkError
@@ -117,7 +118,13 @@ def _ask(options: argparse.Namespace) -> int:
     if not options.instruction.strip():
         raise BulwarkError("--instruction is empty: say what the model is to do.")
     decoding = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
-    print(assistant.answer(options.instruction, options.data, **decoding))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        answer = assistant.answer(options.instruction, options.data, **decoding)
+    for warning in told:
+        if warning.category is UserWarning:
+            print(f"bulwark: {warning.message}", file=sys.stderr)
+    print(answer)
     return 0
 
 

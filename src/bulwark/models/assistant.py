@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bulwark.data.records import Turn
 from bulwark.errors import CheckpointError
@@ -19,6 +19,9 @@ from bulwark.models import checkpoints
 from bulwark.models.decoding import Decoding
 from bulwark.models.open import LanguageModel, open_model
 from bulwark.settings import validated
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NEW_TOKENS = 256
 
@@ -66,7 +69,8 @@ class Assistant:
 
         decoding: the settings of `bulwark.models.decoding.Decoding`; greedy, at most 256 new tokens (or half of what
         the model can attend to, if that is less), unless given. Prompts above `max_prompt_tokens` (default: what the
-        model can attend to) lose the end of their data, with a warning.
+        model can attend to) lose the end of their data, with a warning. So are words told that the tokenizer does not
+        know (the miniature knows some hundreds): the model cannot read them.
         Raises ConfigurationError for an unknown setting.
         """
         limit = self.language_model.positions
@@ -76,6 +80,12 @@ class Assistant:
         self.builder.max_tokens = settings.max_prompt_tokens or room
         conversations = [_turns(*((pair, None) if isinstance(pair, str) else pair), system) for pair in pairs]
         prompts = [(str(i), self.builder.prompt(turns)) for i, turns in enumerate(conversations)]
+        if unknown := _unknown_words(self.language_model.tokenizer, conversations):
+            warnings.warn(
+                f"The model does not know {', '.join(unknown[:10])}{' …' if len(unknown) > 10 else ''}: its tokenizer "
+                "has no token for it. Use its own words (docs/miniature.md shows those of the miniature).",
+                stacklevel=2,
+            )
         cut = sum(prompt.truncated for _, prompt in prompts)
         if cut:
             warnings.warn(
@@ -84,6 +94,15 @@ class Assistant:
                 stacklevel=2,
             )
         return [answer.response for answer in self.language_model.generate(prompts, settings, seed=seed)]
+
+
+def _unknown_words(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Sequence[Turn]]) -> list[str]:
+    """The words of conversations that become the tokenizer's unknown token, in their order; none if it has no such."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown == tokenizer.eos_token_id:
+        return []
+    words = dict.fromkeys(word for turns in conversations for turn in turns for word in turn.text.split())
+    return [word for word in words if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
 
 
 def _turns(instruction: str, data: str | None, system: str | None) -> Sequence[Turn]:

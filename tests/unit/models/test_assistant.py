@@ -8,7 +8,9 @@ from tiny_tokenizers import tiny_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import bulwark
+from bulwark.cli import main
 from bulwark.errors import BulwarkError, CheckpointError, ConfigurationError
+from bulwark.miniature.tokenizer import build_tokenizer
 from bulwark.models import checkpoints, manifests
 from bulwark.models.assistant import Assistant
 from bulwark.models.embeddings import install, role_embedding_of
@@ -82,6 +84,27 @@ TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num
 def test_a_prompt_that_does_not_fit_warns(assistant):
     with pytest.warns(UserWarning, match="1 of 1 prompts were cut to 248 tokens"):
         assistant.answer("Name the tree.", "The committee met. " * 100, max_new_tokens=8)
+
+
+def test_words_that_the_tokenizer_does_not_know_are_told(tmp_path, capsys, monkeypatch):
+    tokenizer = build_tokenizer(64)
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
+        )
+    )
+    install(model, {"method": "vanilla"})
+    checkpoints.save_model(model, tokenizer, tmp_path)
+    manifests.write_manifest(tmp_path / "checkpoint.json", {"template": "chat", "weights": "."})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    asked = ["ask", str(tmp_path), "--max-new-tokens", "2", "--instruction"]
+    assert main([*asked, "name the first name .", "--data", "ben greets Zaphod ."]) == 0
+    told = capsys.readouterr()
+    assert "bulwark: The model does not know" in told.err
+    assert "Zaphod" in told.err
+    assert "ben" not in told.err
+    assert main([*asked, "name the first name ."]) == 0
+    assert "does not know" not in capsys.readouterr().err
 
 
 def test_wrong_use_is_explained(folder, assistant, tmp_path):
