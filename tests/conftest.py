@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,6 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parents[1]
 SMALLEST = "tests/config/smallest.yaml"
+STEERING = ("config/miniature.yaml", "tests/config/steering.yaml")
 
 # Files of tests that share a fixture of the session.
 SHARING = {
@@ -26,9 +28,26 @@ SHARING = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", type=int, default=40, help="faults that each test of tests/faults tries")
+    parser.addoption("--faults-seed", default="0", help="another number tries other faults")
+    parser.addoption("--faults-world", help="a checkout in which the smallest configurations have run already")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many faults were tried, and what was said about them."""
+    counts: Counter[str] = Counter()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        for name, value in getattr(report, "user_properties", ()) if getattr(report, "when", "") == "teardown" else ():
+            counts.update(value if name == "faults" else {})
+    if counts:
+        found = ", ".join(f"{counts[kind]} {kind}" for kind in ("silent", "riddles", "told", "mended"))
+        terminalreporter.write_line(f"{counts.total()} faults: {found}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests, so that no worker is left with one of them at the end."""
-    folders = ("end_to_end", "workflow", "unit")
+    folders = ("end_to_end", "faults", "workflow", "unit")
     items.sort(key=lambda item: next(number for number, name in enumerate(folders) if name in item.path.parts))
 
 
@@ -52,6 +71,8 @@ def group_of(nodeid: str) -> str:
     path = PurePath(nodeid.split("::")[0])
     if path.parent.name == "workflow":
         return nodeid
+    if path.parent.name == "faults":
+        return "finished"
     return next((name for name, files in SHARING.items() if path.name in files), str(path))
 
 
@@ -137,4 +158,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A copy in which the smallest configuration of the miniature has run; tests leave its results as they are."""
     copy = copy_of_the_tree(tmp_path_factory.mktemp("finished") / "bulwark")
     copy.snakemake("--cores", "2", "--configfile", SMALLEST, "--quiet", "rules", "--", "all")
+    return copy
+
+
+@pytest.fixture(scope="session")
+def steered(finished: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A copy of the finished run in which steering has run, too, on the base model that was there."""
+    copy = Checkout(tmp_path_factory.mktemp("steered") / "bulwark")
+    shutil.copytree(finished.folder, copy.folder, symlinks=True)
+    assert "pretrain_model" not in copy.plan("--configfile", *STEERING, "--", "all")
+    copy.snakemake("--cores", "2", "--configfile", *STEERING, "--quiet", "rules", "--", "all")
     return copy

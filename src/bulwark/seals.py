@@ -283,8 +283,8 @@ def _checked(file: Path, remedy: str, key: str = "check") -> dict[str, Any]:
         raise CheckpointError(f"{file}: damaged, it is no text ({error}). {remedy}.") from None
     try:
         known = json.loads(text)
-        claimed = known.pop(key, None)
-        right = claimed == digest(known)
+        right = text == _text(known)  # to the byte, as it was written
+        right = known.pop(key, None) == digest(known) and right
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{file}: damaged, it is no JSON object ({error}). {remedy}.") from None
     if not right:

@@ -1,24 +1,12 @@
 """Steering's whole path at the smallest configuration: vectors, projections, trainings, detectors, tables, claims."""
 
 import json
-import shutil
 
 import pytest
 
-from tests.conftest import Checkout
+from tests.conftest import STEERING
 
 pytestmark = pytest.mark.slow
-OVERLAYS = ("config/miniature.yaml", "tests/config/steering.yaml")
-
-
-@pytest.fixture(scope="module")
-def steered(finished, tmp_path_factory):
-    """A copy of the finished run in which it has run, too, on the base model that was there."""
-    copy = Checkout(tmp_path_factory.mktemp("steered") / "bulwark")
-    shutil.copytree(finished.folder, copy.folder, symlinks=True)
-    assert "pretrain_model" not in copy.plan("--configfile", *OVERLAYS, "--", "all")
-    copy.snakemake("--cores", "2", "--configfile", *OVERLAYS, "--quiet", "rules", "--", "all")
-    return copy
 
 
 def manifest(checkout, recipe):
@@ -77,4 +65,4 @@ def test_detectors_have_areas_under_the_roc(steered):
 
 
 def test_a_second_run_does_nothing(steered):
-    assert steered.plan("--configfile", *OVERLAYS, "--", "all") == {}
+    assert steered.plan("--configfile", *STEERING, "--", "all") == {}

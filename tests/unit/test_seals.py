@@ -52,7 +52,7 @@ def test_a_sealed_file_is_what_it_was(scores):
         (lambda p: seals.seal_of(p).write_text("{"), r"sep\.json\.seal\.json: damaged.* Remove"),
         (lambda p: seals.seal_of(p).write_bytes(b"\xff"), r"sep\.json\.seal\.json: damaged.* Remove"),
         (lambda p: seals.seal_of(p).write_text("[]"), r"sep\.json\.seal\.json: damaged.* Remove"),
-        (lambda p: seals.seal_of(p).write_text(json.dumps({"check": digest({})})), r"seal\.json: not a seal.*Remove"),
+        (lambda p: seals.seal_of(p).write_text(seals._text({"check": digest({})})), r"seal\.json: not a seal.*Remove"),
     ],
 )
 def test_damage_is_told_with_its_remedy(scores, damage, message):

@@ -20,6 +20,8 @@ from bulwark.files import digest
 
 _FULL = "there is no space left for it. Free some (or a quota) and give the same command again; what is finished stays."
 _FORBIDDEN = "it may not be written or read. Correct the permissions (or the mount) and give the same command again."
+# What torch says when a file that it writes does not grow; it does not say why.
+_CUT_SHORT = ("unexpected pos", "PytorchStreamWriter failed writing", "iostream error", "failed writing file")
 _REASONS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _FORBIDDEN),
@@ -112,6 +114,8 @@ def _reason(error: BaseException) -> str | None:
         for number, reason in _REASONS.items():  # safetensors and torch tell the system's error in their text
             if os.strerror(number) in str(cause) and not isinstance(cause, OSError):
                 return reason
+        if any(text in str(cause) for text in _CUT_SHORT):
+            return _FULL
     return None
 
 

@@ -119,6 +119,7 @@ def full(cause=None):
         (OSError(errno.EDQUOT, "Disk quota exceeded"), rf"{SCORES}: there is no space left"),
         (OSError(errno.EROFS, "Read-only file system", SCORES), rf"{SCORES}: it may not be written.* mount"),
         (PermissionError(errno.EACCES, "Permission denied", "results/x"), r"results/x: it may not be written"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 78464 vs 78352"), "no space left"),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "no space left"),
     ],
 )
