@@ -152,6 +152,8 @@ def _sentence(claim: Mapping[str, Any], condition: Mapping[str, Any], measured: 
     if kind == "equal":
         return f"{what} of {recipe}: within {margin} of that of {than}"
     way = {True: "higher", False: "lower", None: "better"}[higher]
+    if terms["than"] == claim.get("about") and higher is not None:  # the same, said of the other recipe
+        recipe, than, way = than, recipe, "lower" if higher else "higher"
     by = f" by more than {margin}" if terms["margin"] else ""
     return f"{what} of {recipe}: {way} than that of {than}{by}"
 
@@ -176,7 +178,7 @@ def _markdown(claims: Sequence[Mapping[str, Any]], columns: Mapping[str, Columns
         found = headline(claim, columns.get(claim["id"], {}))
         cells = (
             f"**{found.outcome}**", claim["statement"], f"{found.quantity}{f' of {found.of}' if found.of else ''}",
-            found.effect, f"{claim['confidence']:.0%} {found.interval}", found.p,
+            found.effect, f"{claim['confidence']:.0%} {found.interval}", found.p.removeprefix("= "),
         )  # fmt: skip
         lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     for claim in claims:

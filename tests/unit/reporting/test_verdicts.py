@@ -123,7 +123,7 @@ def test_the_files(tmp_path):
     assert json.loads((tmp_path / "claims.json").read_text()) == [claim]
     text = (tmp_path / "claims.md").read_text()
     assert "| **reproduced** | It teaches &#124; the trait | trait of sft − clean | +1.80 of 9 | 95% [+1." in text
-    assert "trait of clean: lower than that of sft by more than 0.9 of 9: **holds**" in text
+    assert "trait of sft: higher than that of clean by more than 0.9 of 9: **holds**" in text
 
 
 def test_an_undefined_metric_is_shown_as_a_dash(tmp_path):
