@@ -107,7 +107,8 @@ def wilson(rate: float, n: float, confidence: float = CONFIDENCE) -> tuple[float
     z = float(stats.norm.ppf(0.5 + confidence / 2))
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+    # At the ends the bound is the end itself, not what rounding leaves of it.
+    return float(max(0.0, centre - half)) if rate > 0 else 0.0, float(min(1.0, centre + half)) if rate < 1 else 1.0
 
 
 def sample(rows: Mapping[int, Sequence[Mapping[str, Any]]], metric: str, where: str = "") -> Sample:

@@ -21,6 +21,7 @@ from bulwark.settings import validated
 
 _PARTS = ("value", "stderr", "n", "seed_sd", "published", "published_stderr")
 _VALUE = "mean ± SE"
+_NOTHING = 1e-9  # a standard error, in percent or less, that rounding has left of 0
 
 
 def make_table(
@@ -194,6 +195,9 @@ def reading(table: Table, columns: list[Column], frame: pd.DataFrame, *, compact
     clustered = ", a record with its seeds being one cluster" if several else ""
     spread = f" ± one standard error over records{clustered}; 95 % intervals reach about twice as far" if errors else ""
     sentences = [f"{means}{spread}."]
+    shown_errors = frame.filter(regex=r"(?<!published_)stderr$").to_numpy(dtype=float)
+    if (shown_errors < _NOTHING).any():
+        sentences.append("± 0: all records agree; the interval is wider than that.")
     for average in table.averages:
         if len(of := members(average, columns)) > 1:
             sentences.append(f"{label_of(average, of)}: mean of {', '.join(column.label for column in of)}.")

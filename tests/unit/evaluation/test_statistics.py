@@ -31,6 +31,13 @@ def test_mean_and_error_is_scipys_sem():
     assert mean_and_error([]) == (None, None)
 
 
+def test_the_ends_of_a_rate_are_its_bounds():
+    """Not what rounding leaves of them, which a reader would take for a number."""
+    for n in (3, 24, 300, 1000, 12.7):
+        assert wilson(0.0, n)[0] == 0.0
+        assert wilson(1.0, n)[1] == 1.0
+
+
 def test_wilson_is_scipys():
     for hits, n in ((0, 10), (3, 10), (10, 10), (480, 892)):
         expected = stats.binomtest(hits, n).proportion_ci(method="wilson")

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from score_samples import study_cells
+from score_samples import sep_cell, study_cells
 
 from bulwark.config import loading, overlays, plan_reports
 from bulwark.reporting.claims import check_claim
@@ -277,3 +277,12 @@ def test_studies_that_run_nothing_are_not_on_the_page(files, studies):
     assert set(page.figures) == {name for study in page.studies for name in study["figures"]}
     if files:
         assert all(study["figures"] for study in page.studies), "one figure for each headline of the demo"
+
+
+def test_a_headline_without_a_value_says_why(tmp_path, made):
+    cells = [sep_cell(tmp_path / "none", "miniature", recipe, 0, [0] * 20, [0] * 20) for recipe in ("aside", "vanilla")]
+    claim = check_claim("aside_separates", read_yaml(CONFIG / "claims" / "aside_separates.yaml"), cells)
+    write_claims([claim], COLUMNS, tmp_path / "claims.json", tmp_path / "claims.md")
+    make_report(tmp_path / "report.html", **{**made, "cells": cells, "tables": {}, "studies": [], "figures": {}})
+    [summary] = [node for node in Page(tmp_path / "report.html").nodes("summary") if "undecided" in node.text]
+    assert summary.text.endswith("SEP score: no record counts")

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from score_samples import sep_cell, study_cells, tasks_cell, write_scores
 
+from bulwark.config import loading
+from bulwark.config import overlays as layers
 from bulwark.reporting.results import Results, ResultsError, read_published
 from bulwark.reporting.settings import Table
 from bulwark.reporting.tables import make_table
@@ -24,6 +26,9 @@ SPEC = {
     ],
     "labels": {"aside": "ASIDE"},
 }
+
+
+SEPARATION = SPEC["columns"][0]
 
 
 def made(folder, spec, cells, published=None):
@@ -220,3 +225,64 @@ def test_averages_are_of_columns_of_one_scale(label, percent, told):
     spec = SPEC | {"columns": columns, "averages": [{"label": "both", "of": ["one", label]}]}
     with pytest.raises(ConfigurationError, match=told):
         validated(Table, spec, "here")
+
+
+def test_an_error_of_0_is_not_taken_for_certainty(tmp_path):
+    """Where all records agree the standard error is 0, and the note says that the interval is not."""
+    texts = []
+    for obeyed in ([0] * 20, [0] * 19 + [1]):
+        cells = [sep_cell(tmp_path / str(len(texts)), "m", "aside", 0, obeyed, [1] * 20)]
+        paths = [tmp_path / f"t.{ending}" for ending in ("csv", "md", "tex")]
+        make_table({"title": "t", "study": "s", "columns": [SEPARATION]}, cells, None, *paths)
+        texts.append(paths[1].read_text())
+    assert "100.0 ± 0 |" in texts[0]
+    assert "± 0: all records agree; the interval is wider than that." in texts[0]
+    assert "± 0:" not in texts[1]
+
+
+def test_notes_are_shown_where_what_they_speak_of_is(tmp_path):
+    spec = {
+        "title": "t", "study": "s", "caption": "Always.",
+        "columns": [SEPARATION, {"benchmark": "tasks", "metric": "accuracy", "label": "tasks", "if_measured": True}],
+        "notes": [
+            {"text": "On SEP.", "columns": ["SEP score", "tasks"]},
+            {"text": "On tasks.", "columns": ["tasks"]},
+            {"text": "On ISE.", "rows": ["ise"]},
+            {"text": "On PIS.", "rows": ["pis"]},
+            {"text": "On tasks of ISE.", "columns": ["tasks"], "rows": ["ise"]},
+            {"text": "As printed.", "published": True},
+        ],
+    }  # fmt: skip
+    paths = [tmp_path / f"t.{ending}" for ending in ("csv", "md", "tex")]
+    make_table(spec, study_cells(tmp_path, n=20), None, *paths)
+    assert "\n\nAlways. On SEP. On ISE.\n\n" in paths[1].read_text()
+    assert "Always. On SEP. On ISE. Means over seeds" in paths[2].read_text()
+
+
+@pytest.mark.parametrize(
+    ("note", "said"),
+    [
+        ({"text": "x"}, "depends on columns, rows or published"),
+        ({"text": "x", "columns": ["SEPS"]}, "no column's label"),
+    ],
+)
+def test_a_note_on_nothing_or_on_what_no_column_is_is_refused(note, said):
+    with pytest.raises(ConfigurationError, match=said):
+        validated(Table, {"title": "t", "study": "s", "columns": [SEPARATION], "notes": [note]}, "here")
+
+
+@pytest.mark.parametrize("overlays", [("miniature.yaml",), ("miniature.yaml", "demo.yaml")], ids=str)
+def test_captions_speak_of_no_column_or_row_that_is_not_there(overlays):
+    """Of the configured tables, as the miniature shows them: no benchmark that it does not measure, no other recipe."""
+    catalogue = loading.load(layers.read([CONFIG / overlay for overlay in overlays], CONFIG), CONFIG)
+    for name in {name for study in catalogue.studies.values() for name in study.tables}:
+        table = catalogue.tables[name]
+        measured = {cell[3] for cell in (*catalogue.cells(table.study), *catalogue.analysis_cells(table.study))}
+        shown = [column for column in table.columns if column.benchmark in measured]
+        rows = table.rows or catalogue.studies[table.study].recipes
+        caption = table.described(shown, rows, published=False)
+        absent = {column.label for column in table.columns} - {column.label for column in shown}
+        absent |= {table.label(recipe) for recipe in table.labels} - {table.label(recipe) for recipe in rows}
+        there = " ".join([*(column.label for column in shown), *(table.label(recipe) for recipe in rows)])
+        names = {name for name in absent if name[0].isupper() and name not in there}
+        assert not [name for name in names if name in caption], name

@@ -45,7 +45,8 @@ def _note(results: Results, columns, drawn: set[str]) -> str:
     """Of how many records and seeds the bars are, and the marks that were drawn."""
     measured = {column.benchmark for column in columns}
     counts = look.span(cell.content["n"] for cell in results.cells if cell.benchmark in measured)
-    parts = [f"n = {counts} records; {look.seeds(results.cells)}", "bars: means over seeds"]
+    several = len({cell.seed for cell in results.cells}) > 1
+    parts = [f"n = {counts} records; {look.seeds(results.cells)}", *(["bars: means over seeds"] if several else [])]
     marks = {"whiskers": look.WHISKERS, "circles": "circles: single seeds", "diamonds": "diamonds: published"}
     parts += [text for mark, text in marks.items() if mark in drawn]
     if "errors" in drawn:
@@ -70,7 +71,8 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
             estimate = results.estimate(model, recipe, column.benchmark, column.metric)
             place = group + (index - (len(recipes) - 1) / 2) * width
             if estimate.value is None:
-                panel.text(place, 0, "n = 0", rotation=90, ha="center", va="bottom", fontsize=8)
+                nothing = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 8}
+                panel.annotate("n = 0", (place, 0), (0, 4), textcoords="offset points", **nothing)
                 continue
             height = estimate.value * scale
             panel.bar(place, height, 0.92 * width, edgecolor="white", linewidth=0.5, **style)
