@@ -154,6 +154,7 @@ def attack_settings(**changes: Any) -> AttackSettings:
 def checkpoint(folder: Path) -> Path:
     """The tiny model as a checkpoint; returns its manifest."""
     checkpoints.save_model(refusing_model(), words_tokenizer(), folder)
+    (folder / "processor_config.json").write_text("{}")
     manifest = folder / manifests.MANIFEST
     manifests.write_manifest(manifest, {"model": "tiny", "recipe": "base", "seed": 0, "template": "chat"})
     return manifest

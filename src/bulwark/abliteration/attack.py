@@ -145,6 +145,7 @@ def export(
     from bulwark.abliteration.search import outcome
     from bulwark.models import checkpoints
     from bulwark.models.batching import free_memory
+    from bulwark.models.folders.carried import carry_on
     from bulwark.steering import embedded
 
     answers = {
@@ -163,6 +164,7 @@ def export(
         factors = exports.adapters(edits, plan, rank, job.seed)
         exports.write_adapter(model, factors, folder, "the parent of this checkpoint")
     changed = exports.merge(model, edits, plan) + (also(model) if also is not None else [])
+    names = carry_on(job.parent, job.folder)
     checkpoints.save_model(model, examiner.subject.tokenizer, job.folder)
     embedded.pass_on(manifests.weights_folder(job.parent), job.folder)
     dtype, device = model.dtype, model.device
@@ -173,6 +175,7 @@ def export(
     manifest = {
         "template": manifests.open_manifest(job.parent)[2],
         **NOTICE,
+        "carried": names,
         "changed_modules": changed,
         "adapter": exports.ADAPTER if with_adapter else None,
     }

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from bulwark import files
 from bulwark.errors import CheckpointError
 from bulwark.models import embeddings, manifests
+from bulwark.models.folders.weights import refuse_adapter, weights_of
 
 transformers_logging.disable_progress_bar()  # its bars of reading and writing shards would fill the jobs' logs
 
@@ -53,8 +54,9 @@ def load_model(
     "sdpa" is "eager" in the classes that have no other.
     Raises CheckpointError if the folder is missing, half-written, changed since its manifest, or does not fit.
     """
+    known = manifests.manifest_path(folder).is_file()
     folder = _weights(Path(folder))
-    config = _checked(folder, unfinished)
+    config = _checked(folder, unfinished, known)
     place = {} if torch.device(device).type == "cpu" else {"device_map": {"": device}}
     options = {"dtype": _dtype(dtype), "local_files_only": True, "output_loading_info": True, **place}
     options |= attention_options(attention)
@@ -109,6 +111,8 @@ def save_model(
     if not isinstance(model, PreTrainedModel):
         hint = "merge the adapter first (merge_and_unload)" if hasattr(model, "merge_and_unload") else "unwrap it first"
         raise CheckpointError(f"{folder}: cannot save a {type(model).__name__}: {hint}.")
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers would write the adapter only
+        raise CheckpointError(f"{folder}: cannot save a model with an adapter on it: merge the adapter first.")
     try:
         embeddings.describe_in(model.config, embeddings.role_embedding_of(model))
     except ValueError as error:
@@ -139,25 +143,16 @@ def _weights(folder: Path) -> Path:
     return folder
 
 
-def _checked(folder: Path, unfinished: bool = False) -> dict[str, Any]:
-    """Return config.json of a folder that is whole, as far as sizes tell. Raises CheckpointError if it is not."""
+def _checked(folder: Path, unfinished: bool, known: bool) -> dict[str, Any]:
+    """Return config.json of a folder that is whole, as far as sizes tell, and that holds one set of weights.
+
+    known: a manifest belongs to it. Raises CheckpointError if it is not whole or leaves the weights in doubt.
+    """
+    refuse_adapter(folder)
     config = _config(folder)
     if not unfinished and (folder / "training").is_dir() and not manifests.manifest_path(folder).exists():
         raise CheckpointError(f"{folder}: the training in this folder has not finished (there is no checkpoint.json).")
-    for name in ("model.safetensors", "pytorch_model.bin"):  # in transformers' order
-        index = folder / f"{name}.index.json"
-        if (folder / name).exists():
-            files = {name}
-        elif index.exists():
-            files = set(_json(index).get("weight_map", {}).values())
-        else:
-            continue
-        break
-    else:
-        raise CheckpointError(f"{folder}: there are no weights (model.safetensors, or its shards and their index).")
-    for file in sorted(folder / name for name in files):
-        if not file.exists():
-            raise CheckpointError(f"{folder}: the weights file {file.name} is missing (named in {index.name}).")
+    for file in weights_of(folder, compare=not known):
         if file.suffix == ".safetensors":
             _refuse_cut(file)
     return config

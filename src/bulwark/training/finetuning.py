@@ -84,8 +84,8 @@ def finetune(
     parts: makes the objective and the observers, which may change the model before it is trained; None trains plainly.
 
     Returns what the manifest records: the training report, those of objective and observers, the prompt template and
-    how many examples were cut. Raises RecordError for unusable data, BulwarkError for settings that do not fit the
-    machine.
+    how many examples were cut, and the loss of what was saved. Raises RecordError for unusable data, BulwarkError for
+    settings that do not fit the machine and for a saved model that is not the trained one.
     """
     import torch
 
@@ -94,9 +94,11 @@ def finetune(
     from bulwark.models import checkpoints, manifests
     from bulwark.models.anatomy import positions_of
     from bulwark.models.embeddings import install, role_embedding_of
+    from bulwark.models.folders.carried import carry_on
     from bulwark.models.open import prompt_limit
     from bulwark.prompts.builder import PromptBuilder
     from bulwark.training import engine, loop
+    from bulwark.training.checks.remeasured import measure_again
     from bulwark.training.objectives import Objective
 
     training = settings.training
@@ -150,19 +152,25 @@ def finetune(
         objective=objective,
         observers=observers,
     )
+    names: list[str] = []
     if trained.main_process:
+        names = carry_on(parent, job.folder)
         checkpoints.save_model(trained.model, tokenizer, job.folder)
         for observer in observers:
             observer.write(job.folder)
-    return {
+    record = {
         "main_process": trained.main_process,
         "template": template,
         "prompt_digest": builder.digest,
+        "carried": names,
         **counts,
         "training": asdict(trained.report),
         **objective.report(),
         **{key: value for observer in observers for key, value in observer.report().items()},
     }
+    if trained.main_process:
+        record["measured_again"] = measure_again(job.folder, trained.model, trained.judged, training)
+    return record
 
 
 def examples_of(

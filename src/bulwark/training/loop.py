@@ -28,10 +28,11 @@ from bulwark import interrupts
 from bulwark.errors import BulwarkError
 from bulwark.training import engine as engines
 from bulwark.training.batches import StepBatches, evaluation_batches, training_batches
+from bulwark.training.checks.packing import check_packing
+from bulwark.training.checks.remeasured import Judged, SampleLoss, learnable
 from bulwark.training.lora import attach_lora
 from bulwark.training.objectives import Objective
 from bulwark.training.observers import Observer
-from bulwark.training.packing import check_packing
 from bulwark.training.progress import Progress
 from bulwark.training.saved.state import TrainingState
 from bulwark.training.settings import MOST_SAVING, TrainingSettings
@@ -81,11 +82,15 @@ class TrainingReport:
 
 @dataclass(frozen=True)
 class Trained:
-    """The finished model, whole on the main process only, which is the one to save it; adapters are merged."""
+    """The finished model, whole on the main process only, which is the one to save it; adapters are merged.
+
+    judged: by what the saved model can be compared with this one (see `checks.remeasured`).
+    """
 
     model: nn.Module
     report: TrainingReport
     main_process: bool
+    judged: Judged
 
 
 @dataclass
@@ -95,6 +100,9 @@ class _Position:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     validation: list[list[float]] = field(default_factory=list)
+    samples: list[list[Any]] = field(
+        default_factory=list
+    )  # [step, the main process's first losses], see checks.remeasured
     best_step: int | None = None
     best_loss: float = math.inf
     tokens: int = 0
@@ -137,6 +145,7 @@ def train(
     layout = {"pad_id": pad_id, "rank": processes.rank, "ranks": processes.count, "flatten": flatten}
     batches = training_batches(examples, settings, seed=seed, **layout)
     validating = evaluation_batches(validation, settings, **layout) if validation else None
+    judging = validating or evaluation_batches(learnable(examples), settings, **layout)
     if settings.keep_best and validating is None:
         raise BulwarkError("keep_best needs validation examples, and there are none.")
     total = settings.total_steps(len(examples))
@@ -173,6 +182,8 @@ def train(
             run = _Run(engine, objective, observers, settings, processes, keeper, position, progress, total, name)
             run.first_saving = _BYTES_OF_STATE * sizes["trainable_parameters"] / processes.count / _SLOW_DISK
             run.train(batches, validating)
+            if validating is None:
+                run.measure(judging)
         interrupts.see_through()
         chosen = position.best_step if settings.keep_best else position.step
         model = engines.release(engine)
@@ -184,7 +195,8 @@ def train(
                 model = model.merge_and_unload()
             for part in parts:
                 part.finish(model, chosen, total)
-    return Trained(model, _report(position, chosen, batches, processes, sizes), processes.main)
+    judged = Judged(judging, dict(position.samples)[chosen], objective, sizes["parameters"])
+    return Trained(model, _report(position, chosen, batches, processes, sizes), processes.main, judged)
 
 
 @dataclass
@@ -286,13 +298,9 @@ class _Run:
 
     def _evaluate(self, validating: StepBatches) -> None:
         """Take the mean loss per token over the validation examples; keep the weights if it is the lowest."""
-        position, device = self.position, self.processes.device
-        total = torch.zeros((), device=device, dtype=torch.float64)
+        position = self.position
         with engines.evaluation_weights(self.engine):
-            with torch.no_grad():
-                for batch in validating.of_step(0):
-                    total += self.objective.validation_loss(self.engine, batch.to(device)).double()
-            loss = float(engines.over_ranks(total))
+            loss = self._measured(validating)
             if not math.isfinite(loss):
                 self._stop(position.step, loss, math.nan)
             position.validation.append([position.step, loss])
@@ -304,6 +312,23 @@ class _Run:
         self.progress.record(position.step, {"loss/validation": loss})
         if self.processes.main:
             log.info("Step %d: evaluation loss %.4f%s.", position.step, loss, ", the lowest so far" if better else "")
+
+    def measure(self, batches: StepBatches) -> None:
+        """Take note of the loss on `batches` where there is no validation."""
+        with engines.evaluation_weights(self.engine):
+            self._measured(batches)
+
+    @torch.no_grad()
+    def _measured(self, batches: StepBatches) -> float:
+        """The mean loss per token over all ranks; that of the first examples is noted."""
+        device, sample = self.processes.device, SampleLoss()
+        total = torch.zeros((), device=device, dtype=torch.float64)
+        for batch in batches.of_step(0):
+            share = self.objective.validation_loss(self.engine, batch.to(device)).double()
+            total += share
+            sample.add(batch, share)
+        self.position.samples.append([self.position.step, sample.losses()])
+        return float(engines.over_ranks(total))
 
     def _decisions(self, done: int) -> tuple[bool, bool]:
         """Whether to save after this step, and whether to end then, on all ranks alike."""

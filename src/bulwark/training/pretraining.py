@@ -47,6 +47,7 @@ def pretrain(
     from bulwark.models.open import prompt_limit
     from bulwark.prompts.builder import PromptBuilder
     from bulwark.training import loop
+    from bulwark.training.checks.remeasured import measure_again
 
     started = time.time()
     torch.set_num_threads(threads)
@@ -87,6 +88,7 @@ def pretrain(
         "template": template,
         "settings": described,
         "training": asdict(trained.report),
+        "measured_again": measure_again(output.parent, trained.model, trained.judged, training),
         "wall_seconds": round(time.time() - started, 1),
         "provenance": manifests.provenance(),
     }

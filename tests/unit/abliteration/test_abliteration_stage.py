@@ -68,7 +68,14 @@ GIVEN: dict[str, dict[str, Any]] = {
     },
 }
 STEPS = {"heretic": heretic, "iconoclast": iconoclast, "refusal_direction": refusal_direction}
-COMMON = {"comparison.json", "summary.json", "directions.safetensors", "model.safetensors", "config.json"}
+COMMON = {
+    "processor_config.json",
+    "comparison.json",
+    "summary.json",
+    "directions.safetensors",
+    "model.safetensors",
+    "config.json",
+}
 SEARCHED = {
     "trials.jsonl",
     "pareto.json",

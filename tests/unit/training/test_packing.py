@@ -25,8 +25,8 @@ from bulwark.models.checkpoints import load_model, save_model
 from bulwark.models.embeddings import install
 from bulwark.settings import validated
 from bulwark.training.batches import Batch, StepBatches
+from bulwark.training.checks.packing import check_packing
 from bulwark.training.objectives import next_token_loss
-from bulwark.training.packing import check_packing
 from bulwark.training.settings import TrainingSettings
 
 _REFUSED = """
