@@ -74,11 +74,11 @@ def folder(launched: Path) -> Path:
 
 
 def weights(folder: Path, name: str, ranks: int) -> dict[str, torch.Tensor]:
-    return torch.load(folder / f"{name}_{ranks}" / "weights.pt")
+    return torch.load(folder / f"{name}_{ranks}" / "weights.pt", weights_only=True)
 
 
 def objective(folder: Path, name: str, ranks: int, rank: int = 0) -> dict:
-    return torch.load(folder / f"{name}_{ranks}" / f"objective_{rank}.pt", weights_only=False)
+    return torch.load(folder / f"{name}_{ranks}" / f"objective_{rank}.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("name", TRAININGS)

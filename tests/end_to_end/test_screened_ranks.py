@@ -64,7 +64,7 @@ def folder(launched: Path) -> Path:
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_ranks_that_drop_different_rows_end_where_one_ends(name, folder):
-    one, two = (torch.load(folder / f"{name}_{ranks}" / "weights.pt") for ranks in (1, 2))
+    one, two = (torch.load(folder / f"{name}_{ranks}" / "weights.pt", weights_only=True) for ranks in (1, 2))
     torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
     losses = [json.loads((folder / f"{name}_{ranks}" / "report.json").read_text())["loss"] for ranks in (1, 2)]
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), atol=1e-5, rtol=0)
@@ -93,7 +93,10 @@ def test_the_rows_of_both_ranks_are_recorded_once(name, folder):
 def test_two_ranks_resume_with_the_same_weights_and_rows(name, folder):
     whole, parts = (folder / f"{run}_2" for run in (name.removesuffix("_resumed"), name))
     assert json.loads((parts / "report.json").read_text())["resumed_at"] == [2]
-    weights, others = torch.load(whole / "weights.pt"), torch.load(parts / "weights.pt")
+    weights, others = (
+        torch.load(whole / "weights.pt", weights_only=True),
+        torch.load(parts / "weights.pt", weights_only=True),
+    )
     assert [key for key in weights if not torch.equal(weights[key], others[key])] == []
     assert rows_in(parts) == rows_in(whole)
     told = [json.loads((part / "report.json").read_text())["detections"] for part in (whole, parts)]

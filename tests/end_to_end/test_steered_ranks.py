@@ -50,7 +50,7 @@ def report(folder: Path, name: str, ranks: int) -> dict:
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_ranks_end_where_one_ends_and_record_the_same(name, folder):
-    one, two = (torch.load(folder / f"{name}_{ranks}" / "weights.pt") for ranks in (1, 2))
+    one, two = (torch.load(folder / f"{name}_{ranks}" / "weights.pt", weights_only=True) for ranks in (1, 2))
     torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
     ours, theirs = report(folder, name, 2), report(folder, name, 1)
     assert [step for step, _ in ours["loss"]] == [1, 2, 3, 4, 5]
@@ -74,7 +74,10 @@ def test_the_interventions_do_something(stage, folder):
 @pytest.mark.parametrize("name", RESUMED)
 def test_two_ranks_resume_with_the_same_weights_and_record(name, folder):
     whole, parts = (folder / f"{run}_2" for run in (name.removesuffix("_resumed"), name))
-    weights, others = torch.load(whole / "weights.pt"), torch.load(parts / "weights.pt")
+    weights, others = (
+        torch.load(whole / "weights.pt", weights_only=True),
+        torch.load(parts / "weights.pt", weights_only=True),
+    )
     assert [key for key in weights if not torch.equal(weights[key], others[key])] == []
     told, again = report(folder, name.removesuffix("_resumed"), 2), report(folder, name, 2)
     assert again.pop("resumed_at") == [2]

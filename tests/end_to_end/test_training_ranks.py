@@ -71,7 +71,7 @@ def folder(launched: Path) -> Path:
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_ranks_end_where_one_ends(name, folder):
-    one, two = (torch.load(folder / f"{name}_{ranks}" / "weights.pt") for ranks in (1, 2))
+    one, two = (torch.load(folder / f"{name}_{ranks}" / "weights.pt", weights_only=True) for ranks in (1, 2))
     torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
 
 
@@ -92,7 +92,10 @@ def test_the_best_weights_came_from_a_step_before_the_last(folder):
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_two_ranks_resume_bit_for_bit(name, folder):
-    whole, parts = (torch.load(folder / f"{run}_2" / "weights.pt") for run in (name.removesuffix("_resumed"), name))
+    whole, parts = (
+        torch.load(folder / f"{run}_2" / "weights.pt", weights_only=True)
+        for run in (name.removesuffix("_resumed"), name)
+    )
     assert json.loads((folder / f"{name}_2" / "report.json").read_text())["resumed_at"] == [6]
     assert whole.keys() == parts.keys()
     assert [key for key in whole if not torch.equal(whole[key], parts[key])] == []

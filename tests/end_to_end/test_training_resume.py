@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_weights_are_those_of_an_uninterrupted_run(name, folder):
-    whole, parts = (torch.load(folder / run / "weights.pt") for run in (f"{name}_whole", name))
+    whole, parts = (torch.load(folder / run / "weights.pt", weights_only=True) for run in (f"{name}_whole", name))
     assert whole.keys() == parts.keys()
     assert [key for key in whole if not torch.equal(whole[key], parts[key])] == []
 

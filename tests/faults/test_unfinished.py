@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -109,3 +110,49 @@ def test_journals(searched, tmp_path, drawn, faults, tally, name):
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
         tally.note("told", f"{name} {number} of {path.name}", said, [path.name])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The state of a training that was stopped in the middle, and the weights of one that was not."""
+    from tests.unit.training.test_training_state import run
+
+    folder = tmp_path_factory.mktemp("training")
+    whole, _ = run(folder / "whole", keep_best=True, save_every=None)
+    run(folder / "parts", 5, keep_best=True)
+    return folder / "parts" / "training", whole.model
+
+
+@pytest.mark.parametrize("name", [*DAMAGES, "deleted", "exchanged"])
+def test_training_states(trained, tmp_path, drawn, faults, tally, name):
+    """A file of the state is damaged, or stands in another's place; resuming says so, or ends with the right bits."""
+    from tests.unit.training.test_training_state import run, same_bits
+
+    state, right = trained
+    for number in range(max(3, faults // 10)):
+        folder = tmp_path / str(number) / "training"
+        shutil.copytree(state, folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+        path = drawn.choice(files)
+        before = path.read_bytes()
+        if name == "exchanged":
+            other = drawn.choice([file for file in files if file != path])
+            path.write_bytes(other.read_bytes())
+            other.write_bytes(before)
+        elif name == "deleted":
+            path.unlink()
+        else:
+            DAMAGES[name](path, drawn)
+        if path.exists() and path.read_bytes() == before:
+            continue
+        try:
+            result, _ = run(tmp_path / str(number), keep_best=True)
+            same_bits(result.model, right)
+            said = f"{path.name}: what was lost is made again"
+        except AssertionError:
+            said = None
+        except BulwarkError as error:
+            said = str(error)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+        tally.note("told", f"{name} of {path.relative_to(folder)}", said, [path.name, "training"])

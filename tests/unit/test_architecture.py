@@ -38,6 +38,7 @@ ROOMS = [
 ]
 HEIGHT = {name: height for height, name in enumerate(ROOMS)}
 LARGE_ROOMS = {"steps", "benchmarks", "figures"}  # one file per kind: as many as there are kinds
+PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 HEAVY = ["torch", "transformers", "deepspeed", "datasets", "peft", "pandas", "matplotlib", "scipy", "sklearn"]
 HEAVY += ["lm_eval", "optuna"]
 
@@ -140,6 +141,22 @@ def test_scripts_are_thin_adapters(path):
     assert not any(f"import {name}" in text or f"from {name}" in text for name in HEAVY)
     assert len(text.splitlines()) <= 45
     assert "**call_of(snakemake)" in text or "sealed(sealing_of(snakemake))" in text  # what it reads and makes
+
+
+def test_nothing_is_unpickled_but_messages_of_the_warm_parent():
+    """A pickle runs whatever it holds; tensors and plain data need none."""
+    found = []
+    folders = (ROOT / name for name in ("src", "tests", "bench", "workflow"))
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        for node in (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if type(node) is ast.Call):
+            called = ast.unparse(node.func)
+            options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+            freely = called == "torch.load" and options.get("weights_only") != "True"
+            freely |= options.get("allow_pickle") == "True"
+            freely |= called.split(".")[-1] in ("load", "loads", "Unpickler") and called.split(".")[0] in PICKLES
+            if freely and path != PACKAGE / "jobs" / "warm.py":
+                found.append(f"{path.relative_to(ROOT)}, line {node.lineno}: {ast.unparse(node)}")
+    assert not found, "\n".join(found)
 
 
 def test_files_can_be_read_at_a_sitting():

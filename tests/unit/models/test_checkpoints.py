@@ -214,7 +214,7 @@ import sys
 sys.modules["bulwark"] = None  # importing it fails, wherever it is installed
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-folders, expected = sys.argv[1].split(","), torch.load(sys.argv[2])
+folders, expected = sys.argv[1].split(","), torch.load(sys.argv[2], weights_only=True)
 for folder in folders:
     for options in ({}, {"trust_remote_code": False}):
         try:

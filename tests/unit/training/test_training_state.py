@@ -127,7 +127,7 @@ def test_only_the_newest_state_stays_with_all_that_resuming_needs(tmp_path):
 
 def test_adapters_write_no_frozen_weights(tmp_path):
     run(tmp_path / "lora", at=5, lora={"rank": 1})
-    saved = torch.load(next((tmp_path / "lora").rglob("*model_states.pt")), weights_only=False)["module"]
+    saved = torch.load(next((tmp_path / "lora").rglob("*model_states.pt")), weights_only=True)["module"]
     assert saved
     assert all("lora_" in name for name in saved)
 
