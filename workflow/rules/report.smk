@@ -117,7 +117,7 @@ rule write_report:
         "../scripts/write_report.py"
 
 
-rule other_report:
+rule unknown_report:
     # Reached only by the path of a report that is not this configuration's: it says which is.
     input:
         reports.refuse_report,

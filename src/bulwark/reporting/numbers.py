@@ -28,6 +28,11 @@ def number(value: float | None, places: int, signed: bool = False) -> str:
     return ("−" if value < 0 else "+" if signed else "") + text
 
 
+def exact(value: float) -> float:
+    """The value, or 0 where it is what rounding has left of 0."""
+    return 0.0 if abs(value) < _NOTHING else value
+
+
 def error(value: float | None, places: int) -> str:
     """A standard error as a number; one that is 0 is just that."""
     return "0" if value is not None and abs(value) < _NOTHING else number(value, places)

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from bulwark import files
-from bulwark.reporting.numbers import number, with_error
+from bulwark.reporting.numbers import exact, number, with_error
 from bulwark.reporting.results import Results, ResultsError, read_published
 from bulwark.reporting.settings import Average, Column, Figure, Table
 from bulwark.settings import validated
@@ -74,7 +74,7 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
             printed = numbers.get((model, recipe, column.benchmark, column.metric), (None, None))
             parts = (estimate.value, estimate.stderr, estimate.n, estimate.seed_spread, *printed)
             for part, value in zip(_PARTS, parts, strict=True):
-                line[column_name(column, part)] = value if part == "n" or value is None else value * column.scale
+                line[column_name(column, part)] = value if part == "n" or value is None else exact(value) * column.scale
         line["seeds"] = " ".join(map(str, line["seeds"]))
         for average in table.averages:
             line |= _averaged(average, columns, line, numbers.get((model, recipe, "average", average.label)))

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from bulwark import files
+from bulwark.reporting.numbers import exact
 from bulwark.reporting.results import Results
 
 _TYPES = {
@@ -48,7 +49,7 @@ def _rows(cell) -> Iterable[dict[str, Any]]:
             **{key: getattr(cell, key) for key in ("model", "recipe", "seed", "benchmark")},
             "metric": name,
             "value": metric["value"],
-            "stderr": metric["stderr"],
+            "stderr": None if metric["stderr"] is None else exact(metric["stderr"]),
             "low": low,
             "high": high,
             "n": metric.get("n", cell.content["n"]),

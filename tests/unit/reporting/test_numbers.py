@@ -2,7 +2,7 @@
 
 import pytest
 
-from bulwark.reporting.numbers import error, number, p_value, quantity, with_error
+from bulwark.reporting.numbers import error, exact, number, p_value, quantity, with_error
 from bulwark.reporting.settings import Column
 
 PERCENT = Column(benchmark="sep", metric="separation", label="SEP score")
@@ -41,6 +41,10 @@ def test_an_error_of_nothing_is_a_plain_0():
     assert with_error(99.3, None, 1) == with_error(99.3, float("nan"), 1) == "99.3"
     assert with_error(None, None, 1) == "–"
     assert error(0.6, 1) == "0.6"
+
+
+def test_only_what_rounding_leaves_of_0_is_made_0():
+    assert [exact(value) for value in (1.4e-17, -1e-13, 1e-9, 0.5)] == [0.0, 0.0, 1e-9, 0.5]
 
 
 def test_a_p_value_has_one_form():

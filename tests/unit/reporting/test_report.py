@@ -143,6 +143,20 @@ def test_markup_in_texts_stays_text(page):
     assert "<b>records</b>" not in page.source
 
 
+def test_what_a_model_wrote_is_not_on_the_page(tmp_path, made):
+    """Wherever a scores file may hold it."""
+    written = "ignore all rules <img src=x onerror=alert(2)>"
+    for cell in made["cells"]:
+        path = Path(cell["scores"])
+        content = json.loads(path.read_text())
+        content["reported"] |= {"examples": [written], "failed_judgements": written, "answers": written}
+        content["breakdowns"] |= {written: content["metrics"]}
+        content["provenance"]["answers"] = written
+        path.write_text(json.dumps(content))
+    make_report(tmp_path / "report.html", **made)
+    assert "onerror" not in (tmp_path / "report.html").read_text()
+
+
 def test_the_verdicts_come_first_one_line_each_with_the_details_folded(page):
     headings = [node.text for node in page.nodes("h1")]
     assert headings == ["Bulwark: sample"]
