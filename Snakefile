@@ -10,6 +10,7 @@ min_version("9.18")
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/standing.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/vectors.smk"

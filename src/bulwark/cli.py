@@ -6,9 +6,17 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bulwark.errors import BulwarkError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bulwark.config.catalogue import Catalogue
+    from bulwark.config.entities import Study
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     plan = commands.add_parser("plan", help="jobs and GPU hours that a target still needs")
     plan.add_argument("arguments", nargs="*", help="targets and options, as for snakemake")
 
-    status = commands.add_parser("status", help="what is done: checkpoints, scores, tables, figures, claims")
+    status = commands.add_parser("status", help="what is done, stale (and why) or missing; tables and claims")
     status.add_argument("--configfile", nargs="*", default=[], help="overlays, as for snakemake")
 
     show = commands.add_parser("show", help="the scores of checkpoints, whether a configuration lists them or not")
@@ -47,14 +55,18 @@ def _plan(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from bulwark.config.costs import plan
+    from bulwark.config.costs import costs
+    from bulwark.config.standing.dry_run import dry_run, told_again
 
     table = Table("rule", "jobs", "hours in a row", "GPU hours", title="still to do (expected times)")
-    costs = plan(options.arguments)
-    for rule, cost in sorted(costs.items(), key=lambda item: -item[1].gpu_hours):
+    printed = dry_run(options.arguments)
+    if again := told_again(printed):
+        print(again + "\n")
+    needed = costs(printed)
+    for rule, cost in sorted(needed.items(), key=lambda item: -item[1].gpu_hours):
         table.add_row(rule, str(cost.jobs), f"{cost.hours:,.1f}", f"{cost.gpu_hours:,.1f}")
     table.add_section()
-    totals = [sum(getattr(cost, name) for cost in costs.values()) for name in ("jobs", "hours", "gpu_hours")]
+    totals = [sum(getattr(cost, name) for cost in needed.values()) for name in ("jobs", "hours", "gpu_hours")]
     table.add_row("all", str(totals[0]), f"{totals[1]:,.1f}", f"{totals[2]:,.1f}")
     Console().print(table)
     return 0
@@ -65,41 +77,70 @@ def _status(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from bulwark.config import loading, overlays, paths
+    from bulwark.config.standing.dry_run import standings
+    from bulwark.config.standing.overview import STATES, overview
 
     for path in [Path("config/config.yaml"), *map(Path, options.configfile)]:
         if not path.is_file():
             raise BulwarkError(f"{path} does not exist. Run this in the top folder of the repository.")
     catalogue = loading.load(overlays.read(options.configfile, Path("config")), Path("config"))
+    overlaid = ["--configfile", *options.configfile] if options.configfile else []
+    found = overview(catalogue, standings([*overlaid, "--", "all"]))
     console = Console()
 
-    table = Table("study", "checkpoints", "scores", "tables", "figures", title="done / asked for")
-    shown: list[Path] = []
-    for name, study in catalogue.studies.items():
-        cells = catalogue.cells(name)
-        if not cells:  # an overlay's way to leave a study out
-            continue
-        scores = [Path(paths.scores(*cell)) for cell in cells]
-        checkpoints = {Path(paths.checkpoint(*cell[:3])) for cell in cells}
-        tables = [Path(paths.table(catalogue.name, table)[1]) for table in study.tables]
-        figures = [Path(paths.figure(catalogue.name, figure)[1]) for figure in study.figures]
-        asked = (checkpoints, scores, tables, figures)
-        table.add_row(name, *(f"{sum(path.exists() for path in files)} / {len(files)}" for files in asked))
-        shown += [path for path in [*tables, *figures] if path.exists()]
+    kinds = ("checkpoints", "scores", "tables", "figures")
+    table = Table("study", *kinds, title=f"{catalogue.name}: what is there of what is asked for")
+    for study, counts in found.studies.items():
+        table.add_row(study, *(_counted(counts[kind], STATES) for kind in kinds))
     console.print(table)
-    for path in shown:
-        if path.suffix == ".md":
-            console.print(f"\n[bold]{path}[/bold]")
-            console.print(path.read_text(encoding="utf-8").strip(), markup=False, soft_wrap=True)
-    claims, readable = map(Path, paths.claims(catalogue.name))
-    if claims.exists():
-        console.print("\n[bold]claims[/bold]")
-        for claim in json.loads(claims.read_text(encoding="utf-8")):
+
+    files = [path for study in catalogue.studies.values() for path in _shown_by(catalogue, study)]
+    files = [path for path in dict.fromkeys(files) if Path(path).exists()]
+    for path in files:
+        if path.endswith(".md"):
+            console.print(f"\n[bold]{path}[/bold]{_mark(found.states, path)}")
+            console.print(Path(path).read_text(encoding="utf-8").strip(), markup=False, soft_wrap=True)
+    claims, readable = paths.claims(catalogue.name)
+    if Path(claims).exists():
+        console.print(f"\n[bold]claims[/bold]{_mark(found.states, claims)}")
+        for claim in json.loads(Path(claims).read_text(encoding="utf-8")):
             console.print(f"  {claim['verdict'].upper()}: {claim['statement']} ({claim['source']})", markup=False)
     console.print()
-    for path in [*shown, readable, Path(paths.page(catalogue.name))]:
-        if path.exists():
-            console.print(f"{path}", markup=False)
+    for path in [*files, readable, paths.page(catalogue.name)]:
+        if Path(path).exists():
+            console.print(f"{path}{_mark(found.states, path)}", markup=False, soft_wrap=True)
+    _print_rest("Stale, and why:", [f"{_some(them)}: {why}" for why, them in found.stale.items()], console)
+    if found.derived:
+        console.print(f"  {found.derived} more, because they are made from these")
     return 0
+
+
+def _shown_by(catalogue: Catalogue, study: Study) -> list[str]:
+    """The readable tables and figures of a study."""
+    from bulwark.config import paths
+
+    tables = [paths.table(catalogue.name, table)[1] for table in study.tables]
+    return tables + [paths.figure(catalogue.name, figure)[1] for figure in study.figures]
+
+
+def _counted(numbers: Mapping[str, int], states: Sequence[str]) -> str:
+    """ "3 done, 1 stale"; "-" for nothing that is asked for."""
+    return ", ".join(f"{numbers[state]} {state}" for state in states if numbers.get(state)) or "-"
+
+
+def _mark(states: Mapping[str, str], path: str) -> str:
+    return "  (stale: it shows what was asked for before)" if states.get(path) == "stale" else ""
+
+
+def _some(paths: Sequence[str]) -> str:
+    return paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
+def _print_rest(title: str, lines: Sequence[str], console: Console, most: int = 40) -> None:
+    if lines:
+        console.print(f"\n[bold]{title}[/bold]")
+        for line in [*lines[:most], *([f"… and {len(lines) - most} more"] if len(lines) > most else [])]:
+            console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 def _show(options: argparse.Namespace) -> int:

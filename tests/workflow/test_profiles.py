@@ -77,8 +77,8 @@ def test_no_cluster_is_presumed():
     assert not {"slurm-qos", "slurm-reservation", "slurm-partition-config", "set-resources"} & set(values)
 
 
-def test_code_does_not_trigger_and_retries_are_the_profiles():
-    assert set(keys("default")["rerun-triggers"]) == {"mtime", "params", "input"}
+def test_seals_alone_trigger_and_retries_are_the_profiles():
+    assert set(keys("default")["rerun-triggers"]) == {"params"}
     assert keys("slurm")["retries"] >= 1
     assert keys("slurm")["slurm-requeue"] is True
 

@@ -63,11 +63,15 @@ def of(function, attribute, *keys):
     return of_wildcards_only(directive)
 
 
-def decided(rule, **params):
-    """The directive `params` of a rule: these functions of wildcards and, as `asked`, all that they decide in a line."""
+def decided(rule, gpus=None, **params):
+    """The directive `params` of a rule: these functions of wildcards and, as `asked`, all that they decide in a line.
+
+    gpus: the function that says how many of them a job gets; none where its jobs get none.
+    """
 
     def directive(wildcards):
-        return asked(rule, wildcards, {name: param(wildcards) for name, param in params.items()})
+        decides = {name: param(wildcards) for name, param in params.items()}
+        return asked(rule, wildcards, decides, gpus(wildcards) if gpus else 0)
 
     return {**params, "asked": of_wildcards_only(directive)}
 
@@ -78,7 +82,9 @@ def needs(work):
 
 
 # What stands in the files, with the files' own names: Snakemake's `config` is merged, and has lost duplicate keys.
-folder = Path(workflow.basedir) / "config"
+# No path below this folder is absolute, so that a moved checkout asks for the same.
+base = Path(workflow.basedir)
+folder = (base.relative_to(Path.cwd()) if base.is_relative_to(Path.cwd()) else base) / "config"
 settings = workflow.config_settings
 catalogue = explained(loading.load, explained(overlays.read, settings.configfiles, folder, settings.config), folder)
 plan, vectors, reports = planned(plan_jobs), planned(plan_vectors), planned(plan_reports)

@@ -17,6 +17,7 @@ rule generate_answers:
     params:
         **decided(
             "generate_answers",
+            gpus=of(plan.answers, "resources", "gpu"),
             module=of(plan.answers, "module"),
             settings=of(plan.answers, "settings"),
             code=of(plan.answers, "code"),

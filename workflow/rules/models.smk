@@ -21,7 +21,7 @@ rule download_model:
 
 rule adopt_model:
     input:
-        plan.model_config,
+        plan.model_files,
     output:
         "results/models/{model}/model.json",
     log:
@@ -55,6 +55,7 @@ rule pretrain_model:
     params:
         **decided(
             "pretrain_model",
+            gpus=of(plan.pretraining, "resources", "gpu"),
             model=plan.model_description,
             code=of(plan.pretraining, "code"),
         ),

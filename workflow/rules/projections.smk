@@ -18,6 +18,7 @@ rule project_dataset:
     params:
         **decided(
             "project_dataset",
+            gpus=of(vectors.projection, "resources", "gpu"),
             settings=of(vectors.projection, "settings"),
             code=of(vectors.projection, "code"),
             dtype=plan.dtype,

@@ -19,6 +19,7 @@ rule apply_step:
     params:
         **decided(
             "apply_step",
+            gpus=of(plan.step, "resources", "gpu"),
             kind=of(plan.step, "module"),
             settings=of(plan.step, "settings"),
             code=of(plan.step, "code"),

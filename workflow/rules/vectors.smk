@@ -18,6 +18,7 @@ rule generate_contrasts:
     params:
         **decided(
             "generate_contrasts",
+            gpus=of(vectors.contrasts, "resources", "gpu"),
             settings=of(vectors.contrasts, "settings"),
             code=of(vectors.contrasts, "code"),
             dtype=plan.dtype,
@@ -63,6 +64,7 @@ rule extract_vectors:
     params:
         **decided(
             "extract_vectors",
+            gpus=of(vectors.extraction, "resources", "gpu"),
             minimum=of(vectors.extraction, "settings"),
             code=of(vectors.extraction, "code"),
             dtype=plan.dtype,
@@ -107,6 +109,7 @@ rule steer_layers:
     params:
         **decided(
             "steer_layers",
+            gpus=of(vectors.layer_steering, "resources", "gpu"),
             choice=of(vectors.layer_steering, "settings"),
             code=of(vectors.layer_steering, "code"),
             dtype=plan.dtype,

@@ -7,12 +7,8 @@ The plan is Snakemake's (`snakemake -n`), so what is done already counts nothing
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
-
-from bulwark.errors import BulwarkError
 
 LIMIT_OVER_EXPECTED = 1.5
 
@@ -27,18 +23,6 @@ class Cost:
     jobs: int = 0
     hours: float = 0.0
     gpu_hours: float = 0.0
-
-
-def plan(arguments: list[str]) -> dict[str, Cost]:
-    """Ask Snakemake for the plan of `arguments` (targets and options) and return the cost per rule.
-
-    Raises BulwarkError with Snakemake's message if there is no plan.
-    """
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "all", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BulwarkError(f"Snakemake has no plan for this:\n{(done.stdout + done.stderr).strip()[-3000:]}")
-    return costs(done.stdout + done.stderr)
 
 
 def costs(dry_run: str) -> dict[str, Cost]:

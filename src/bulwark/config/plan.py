@@ -17,6 +17,7 @@ from typing import Any
 from bulwark import benchmarks
 from bulwark.config import checks, digests, paths, recipes, sources
 from bulwark.config.catalogue import Catalogue, Resolved, Section
+from bulwark.files import files_below
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.settings import find, validated
 from bulwark.steering.settings import check_layers
@@ -55,8 +56,15 @@ def records_files(catalogue: Catalogue, dataset: str) -> list[str]:
     if source.path and entity.parts:
         return [f"{source.path}/{part}" for part in entity.parts]
     if source.path:
-        return [source.path] if isinstance(source.path, str) else list(source.path.values())
+        given = [source.path] if isinstance(source.path, str) else source.path.values()
+        return [file for path in given for file in files_of(path)]
     return []
+
+
+def files_of(path: str) -> list[str]:
+    """A file of the user's, or all files below a folder: what is there is watched whole."""
+    below = files_below(Path(path)) if Path(path).is_dir() else []
+    return [f"{path}/{name}" for name in below] or [path]
 
 
 def records_recipe(catalogue: Catalogue, dataset: str, split: str) -> dict[str, Any]:
@@ -79,10 +87,12 @@ def model_description(catalogue: Catalogue, model: str) -> dict[str, Any]:
     return {"source": entity.source.model_dump(mode="json"), "template": entity.template}
 
 
-def model_config(catalogue: Catalogue, model: str) -> str:
-    """The file by which a model folder of the user's is known."""
+def model_files(catalogue: Catalogue, model: str) -> list[str]:
+    """All files of a model folder of the user's; if it is empty, the one by which such a folder is known."""
     sources.check_model(catalogue, model)
-    return f"{catalogue.model(model).source.path}/config.json"
+    path = catalogue.model(model).source.path
+    found = files_of(path)
+    return [f"{path}/config.json"] if found == [path] else found
 
 
 def pretraining_records(catalogue: Catalogue, model: str) -> dict[str, str]:

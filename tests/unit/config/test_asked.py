@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from bulwark.config.standing.asked import asked, same
+from bulwark.config.standing.asked import asked, differences, gpus_of, same
 from tests.conftest import ROOT
 
 PARAMS = {
@@ -47,15 +47,27 @@ def test_the_line_tells_the_settings_apart():
         PARAMS | {"settings": {"data": "x", "training": {"learning_rate": 0.2, "epochs": 3}}},
     ).split(" ")
     assert one[1] == "apply_step:mine/vanilla+aside/0"
-    assert [a.split("=")[0] for a, b in zip(one[1:], other[1:], strict=True) if a != b] == [
-        "settings.training.learning_rate"
-    ]
+    assert [a.split("=")[0] for a, b in zip(one[1:], other[1:], strict=True) if a != b] == ["settings.training"]
 
 
 def test_one_object_under_two_names_is_told_under_both():
     shared = {"a": 1}
     line = asked("rule", (), {"one": shared, "two": shared})
-    assert re.findall(r"(\S+)=", line) == ["one.a", "two.a"]
+    assert re.findall(r"(\S+)=", line) == ["gpus", "one.a", "two.a"]
+
+
+def test_the_number_of_gpus_is_told_and_does_not_count():
+    one, other = (asked("apply_step", WILDCARDS, PARAMS, gpus) for gpus in (0, 8))
+    assert same(one, other)
+    assert (gpus_of(one), gpus_of(other)) == (0, 8)
+    assert differences(one, other) == ("", [])
+
+
+@pytest.mark.parametrize("line", ["", "0123", "a b c d", "0123 what gpus=many"])
+def test_a_line_of_another_kind_is_different_and_no_more(line):
+    assert gpus_of(line) == 0
+    assert not same(line, asked("rule", (), {}))
+    differences(line, asked("rule", (), {}))
 
 
 def test_every_rule_with_a_script_says_what_is_asked_of_it():
@@ -66,3 +78,11 @@ def test_every_rule_with_a_script_says_what_is_asked_of_it():
                 named[rule] = re.findall(r"\*\*decided\(\s*\"(\w+)\"", body)
     assert len(named) >= 20
     assert named == {rule: [rule] for rule in named}
+
+
+def test_every_script_seals_what_its_job_makes():
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "workflow" / "scripts").glob("*.py")}
+    assert len(scripts) >= 20
+    assert not [
+        name for name, text in scripts.items() if not re.search(r"call_of\(snakemake\)|sealing_of\(snakemake\)", text)
+    ]

@@ -1,0 +1,110 @@
+# Which jobs a plan needs: those whose results are missing, or stale by their seals (bulwark.config.standing). Neither
+# time stamps nor Snakemake's own memory of parameters (.snakemake/metadata) decide.
+import json
+import os
+
+from bulwark.config.costs import LIMIT_OVER_EXPECTED
+from bulwark.config.standing import gate
+from bulwark.config.standing.dry_run import STANDING
+from bulwark.config.standing.standing import Standings, Task
+from bulwark.errors import ConfigurationError
+
+from snakemake.jobs import Job
+from snakemake.logging import logger
+from snakemake.persistence import NO_PARAMS_CHANGE, ParamsChange
+
+
+class Reason(ParamsChange):
+    """Why a job runs again, where Snakemake would say which of its parameters have changed."""
+
+    def __init__(self, standing, files):
+        super().__init__(only_new={standing.reason} if standing.state == "stale" else set(), files=set(files))
+
+    def __str__(self):
+        return "".join(self.only_new)
+
+
+async def no_time():
+    return None
+
+
+def by_standing(build):
+    """Build the DAG so that seals decide what runs; say what of it is finished, and stop where that needed GPUs."""
+
+    def build_dag():
+        dag, persistence = workflow.dag, workflow.persistence
+        decide = dag.update_needrun
+
+        async def update_needrun(create_inventory=False):
+            wanted = {job: task_of(job) for job in dag.jobs if "asked" in job.params.keys()}
+            standings = Standings(wanted.values())
+            explained(refuse_orphans, standings)
+            done = {path for task in wanted.values() if standings.of(task).state == "done" for path in task.outputs}
+            # Snakemake takes what it did not see finish, because it was killed itself, for incomplete.
+            dag.forcefiles -= done - set(workflow.dag_settings.forcerun)
+            persistence.has_metadata = lambda job: True
+            persistence.has_outdated_metadata = lambda job: False
+            persistence.params_changed = lambda job: (
+                Reason(standings.of(wanted[job]), job.output) if job in wanted else NO_PARAMS_CHANGE
+            )
+            by_time, Job.output_mintime = Job.output_mintime, property(lambda job: no_time())
+            try:
+                await decide(create_inventory)
+            finally:
+                Job.output_mintime = by_time
+            if told := os.environ.get(STANDING):
+                Path(told).write_text(json.dumps(standings.as_plain()), encoding="utf-8")
+            if workflow.executor_plugin is not None and not workflow.touch:
+                finished = [
+                    (job, standings.of(task))
+                    for job, task in wanted.items()
+                    if dag.needrun(job)
+                    and standings.of(task).state != "missing"
+                    and not await persistence.incomplete(job)
+                ]
+                tell([remade_by(job, standing) for job, standing in finished])
+
+        dag.update_needrun = update_needrun
+        build()
+
+    return build_dag
+
+
+def task_of(job):
+    params = dict(job.params.items())
+    return Task(params.pop("asked"), tuple(map(str, job.input)), tuple(map(str, job.output)), params)
+
+
+def refuse_orphans(standings):
+    """End a plan over a result that nothing can make any more: Snakemake would take it as given."""
+    for path in standings.orphans():
+        raise ConfigurationError(
+            f"{path} is there, but cannot be made any more: a file that it is made from is missing, or a name in its "
+            "path is unknown. Correct the path of that file (source.path of the model or data set), or the name."
+        )
+
+
+def remade_by(job, standing):
+    """The finished result that a job would replace."""
+    gpus = job.resources.get("gpu", 0) * job.resources.get("nodes", 1)
+    reason = standing.reason if standing.root else ""
+    if not reason and workflow.dag.reason(job).forced:
+        reason = "you asked for it (--forcerun, --forceall)"
+    hours = gpus * job.resources.get("runtime", 0) / 60 / LIMIT_OVER_EXPECTED
+    return gate.Remade(tuple(map(str, job.output)), job.rule.name, reason, max(gpus, standing.gpus), hours)
+
+
+def tell(remade):
+    """Print what would be made again; before a run, stop where it needed GPUs."""
+    remade = [*remade, *gate.left_stale(remade)] if gate.told(remade) else remade
+    if not workflow.dryrun:
+        explained(gate.refuse, remade, config.get("replace", False))
+    if text := gate.told(remade):
+        logger.warning(text)
+
+
+if workflow.is_main_process:
+    workflow.log_provenance_info = (
+        lambda: None
+    )  # it tells how to make Snakemake forget parameters: nothing would change
+    workflow._build_dag = by_standing(workflow._build_dag)
