@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from bulwark.evaluation.benchmark import measured
 from bulwark.evaluation.examinee import Examinee
 from bulwark.models import generation, likelihoods
 from bulwark.models.decoding import Decoding
+from bulwark.models.open import prompt_limit
 from bulwark.prompts.builder import Prompt
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,12 @@ class Examined(LM):
         self.decoding = decoding or Decoding()
         self._builder = copy.copy(examinee.builder)
         self._builder.max_tokens = None  # what is too long is cut here
+
+    @cached_property
+    def _room_to_answer(self) -> float:
+        """The longest prompt that is generated after."""
+        longest, new = self.decoding.max_prompt_tokens, self.decoding.max_new_tokens
+        return prompt_limit(self.examinee.language_model.positions, longest, new, "the model") or math.inf
 
     @property
     def tokenizer_name(self) -> str:
@@ -97,10 +105,7 @@ class Examined(LM):
     def _fitting(self, turns: list[Turn], continuation: str | None = None) -> Prompt:
         """The prompt of `turns`, or with a continuation the example, not longer than the model can read."""
         builder, tokenizer = self._builder, self.examinee.language_model.tokenizer
-        positions = self.examinee.language_model.positions or math.inf
-        room = positions
-        if continuation is None:
-            room = min(positions - self.decoding.max_new_tokens, self.decoding.max_prompt_tokens or math.inf)
+        room = self._room_to_answer if continuation is None else self.examinee.language_model.positions or math.inf
         cut = False
         while True:
             if continuation is None:

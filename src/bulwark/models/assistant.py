@@ -17,7 +17,7 @@ from bulwark.data.records import Turn
 from bulwark.errors import CheckpointError
 from bulwark.models import checkpoints
 from bulwark.models.decoding import Decoding
-from bulwark.models.open import LanguageModel, open_model
+from bulwark.models.open import LanguageModel, open_model, prompt_limit
 from bulwark.settings import validated
 
 if TYPE_CHECKING:
@@ -76,8 +76,9 @@ class Assistant:
         limit = self.language_model.positions
         new_tokens = min(NEW_TOKENS, limit // 2) if limit else NEW_TOKENS
         settings = validated(Decoding, {"max_new_tokens": new_tokens, **decoding}, "decoding")
-        room = max(1, limit - settings.max_new_tokens) if limit else None
-        self.builder.max_tokens = settings.max_prompt_tokens or room
+        self.builder.max_tokens = prompt_limit(
+            limit, settings.max_prompt_tokens, settings.max_new_tokens, f"The {type(self.model).__name__}"
+        )
         conversations = [_turns(*((pair, None) if isinstance(pair, str) else pair), system) for pair in pairs]
         prompts = [(str(i), self.builder.prompt(turns)) for i, turns in enumerate(conversations)]
         if unknown := _unknown_words(self.language_model.tokenizer, conversations):

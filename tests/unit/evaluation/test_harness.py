@@ -145,7 +145,9 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(tmp_path):
     whole = lm.apply_chat_template([{"role": "user", "content": "Question?"}])
     assert not lm.scored([Instance("loglikelihood", {}, (whole, "A"), 0, ("t", 1, 1))])[0][1].truncated
     with pytest.raises(BulwarkError, match="does not fit"):
-        lm.generated([Instance("generate_until", {}, (whole, {"until": []}), 0, ("t", 2, 1))])
+        harness.Examined(lm.examinee, Decoding(max_prompt_tokens=5)).generated(
+            [Instance("generate_until", {}, (whole, {"until": []}), 0, ("t", 2, 1))]
+        )
 
 
 def test_other_shapes_of_tasks_are_refused(tmp_path, model):

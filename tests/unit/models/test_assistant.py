@@ -84,6 +84,8 @@ TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num
 def test_a_prompt_that_does_not_fit_warns(assistant):
     with pytest.warns(UserWarning, match="1 of 1 prompts were cut to 248 tokens"):
         assistant.answer("Name the tree.", "The committee met. " * 100, max_new_tokens=8)
+    with pytest.warns(UserWarning, match="1 of 1 prompts were cut to 128 tokens"):
+        assistant.answer("Name the tree.", "The committee met. " * 100, max_new_tokens=900, max_prompt_tokens=900)
 
 
 def test_words_that_the_tokenizer_does_not_know_are_told(tmp_path, capsys, monkeypatch):
