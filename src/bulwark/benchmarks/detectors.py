@@ -138,7 +138,9 @@ class Benchmark(benchmark.Benchmark):
         layers, layer = len(anatomy.blocks_of(model)), settings.vectors.layer
         files = {trait: inputs[f"vector_{trait}"] for trait in settings.vectors.traits}
         fused = fusion.load_fused(settings.vectors, files, model)
-        references = _references(inputs["projections"], records, settings, fused) if settings.projections else None
+        references = (
+            _references(inputs["projections"], examples.records, settings, fused) if settings.projections else None
+        )
         scored = detectors.score_rows(
             model,
             examples.prompts,
@@ -149,7 +151,11 @@ class Benchmark(benchmark.Benchmark):
             references=references,
             pad_id=builder.pad_id,
         )
-        nothing = {"n_resp": 0, "truncated": True, "depth": layer / layers}  # max_tokens left nothing to supervise
+        nothing = {
+            "n_resp": 0,
+            "truncated": True,
+            "depth": layer / layers,
+        }  # nothing is learned of it, or max_tokens cut it
         results = {record.id: nothing for record in records}
         for record, prompt, row in zip(examples.records, examples.prompts, scored, strict=True):
             below = references[record.id]["prompt_projection"] if references is not None else None

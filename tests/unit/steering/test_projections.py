@@ -311,3 +311,17 @@ def test_what_is_compared_must_be_of_the_same_rows_tokens_and_vectors():
         compared(max_tokens=32)
     with pytest.raises(ConfigurationError, match=r"other mode \(prompt_last\)"):
         compared(mode="prompt_last")
+
+
+def test_answers_that_are_not_learned_are_not_projected(checkpoint, tmp_path):
+    def unlearned(conversation, *places):
+        turns = [t.model_copy(update={"learn": n not in places}) for n, t in enumerate(conversation.turns)]
+        return conversation.model_copy(update={"turns": tuple(turns)})
+
+    given = [CONVERSATIONS[0], unlearned(CONVERSATIONS[1], 1), unlearned(CONVERSATIONS[3], 1)]
+    rows, screening = made(checkpoint, tmp_path, given)
+    whole, _ = made(checkpoint, tmp_path, CONVERSATIONS)
+    assert list(rows) == ["c0", "c3"]
+    assert screening["counts"]["left_out_without_response"] == 1
+    assert rows["c3"]["n_response"] < whole["c3"]["n_response"], "its last answer alone"
+    assert rows["c0"] == whole["c0"]

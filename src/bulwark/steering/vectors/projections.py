@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from bulwark import files, seals
-from bulwark.data.records import Conversation, Turn, read_records
+from bulwark.data.records import Conversation, read_records
 from bulwark.errors import BulwarkError, ConfigurationError, of_record
 from bulwark.models import manifests
 from bulwark.models.decoding import Decoding
@@ -167,8 +167,8 @@ def project(
     model, builder, layer = subject.model, subject.builder, parsed.vectors.layer
     fused = load_fused(parsed.vectors, vectors, model, subject.description["digest"])
     directions = torch.stack([fused.at[layer], *(read(vectors[trait])[0][layer] for trait in parsed.vectors.traits)])
-    conversations = read_records(records, Conversation)
-    examples = examples_of(conversations, builder)
+    examples = examples_of(read_records(records, Conversation), builder)
+    conversations: Any = examples.records  # of the others training learns nothing either
     kept = output.with_name(f"{output.name}.partial")
     answers: dict[str, Answer] = {}
     if parsed.mode == "response_mean":
@@ -199,6 +199,7 @@ def project(
     _write_table(output, rows, description)
     counts = {
         "conversations": len(rows),
+        "left_out_without_response": examples.left_out,
         "excluded": dict(Counter(row["excluded"] for row in rows if row["excluded"])),
         "truncated": sum(row["truncated"] for row in rows),
         "baseline_at_length_limit": sum(row["baseline_finish"] == "length" for row in rows),
@@ -217,7 +218,8 @@ def project(
 
 def with_response(conversation: Conversation, text: str) -> Conversation:
     """The conversation with another last response."""
-    return conversation.model_copy(update={"turns": (*conversation.turns[:-1], Turn(role="response", text=text))})
+    last = conversation.turns[-1].model_copy(update={"text": text})
+    return conversation.model_copy(update={"turns": (*conversation.turns[:-1], last)})
 
 
 def project_texts(
