@@ -23,7 +23,8 @@ from bulwark.config.catalogue import Catalogue
 from bulwark.config.entities import Dataset
 from bulwark.data import contrasts, readers
 from bulwark.data.records import SCHEMAS
-from bulwark.errors import ConfigurationError, RecordError, nearest
+from bulwark.errors import CheckpointError, ConfigurationError, RecordError, nearest
+from bulwark.models.folders.weights import weights_of
 
 FIRST = 3  # records of a file that are looked at
 _BEGINNING = 1 << 20  # bytes of a file in which they are looked for
@@ -59,7 +60,7 @@ def check(catalogue: Catalogue) -> None:
 
 @cache
 def check_model(catalogue: Catalogue, model: str) -> None:
-    """Whether a model of the user's is a folder with configuration, tokenizer and whole weights."""
+    """Whether a model of the user's is a folder with configuration, tokenizer and one set of whole weights."""
     given = catalogue.model(model).source.path
     if given is None:
         return
@@ -86,6 +87,10 @@ def check_model(catalogue: Catalogue, model: str) -> None:
         )
     for file in _weights(folder, given, where):
         _check_weights(file, where)
+    try:
+        weights_of(folder, compare=False)  # two formats are compared when the folder is adopted
+    except CheckpointError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
 
 
 def _weights(folder: Path, given: str, where: str) -> list[Path]:

@@ -156,6 +156,18 @@ def test_an_adapter_alone_is_called_one(here):
     assert "merge it into its model" in refused_model()
 
 
+@pytest.mark.parametrize(
+    ("left", "part"),
+    [
+        ("adapter_config.json", "beside whole weights lies an adapter (adapter_config.json)"),
+        ("model-q4.safetensors", "model-q4.safetensors look(s) like weights"),
+    ],
+)
+def test_a_folder_that_leaves_its_weights_in_doubt_is_refused(here, left, part):
+    (here / "my-model" / left).write_bytes(WEIGHTS)
+    assert part in refused_model()
+
+
 # --- data ---
 
 
