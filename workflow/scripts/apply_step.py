@@ -17,6 +17,7 @@ job = Job(
         "seed": int(snakemake.wildcards.seed),
     },
     log=snakemake.log[0],
+    code=snakemake.params.code,
 )
 gpus, nodes = snakemake.resources.gpu, snakemake.resources.nodes
 run(

@@ -18,6 +18,7 @@ run(
         "threads": snakemake.threads,
         "answers": Path(snakemake.output.answers),
         "provenance": Path(snakemake.output.provenance),
+        "code": snakemake.params.code,
         "inputs": {name: path for name, path in snakemake.input.items() if name not in ("checkpoint", "records")},
     },
     **call_of(snakemake),

@@ -17,6 +17,7 @@ run(
         "seed": int(snakemake.wildcards.seed),
         "dtype": snakemake.params.dtype,
         "threads": snakemake.threads,
+        "code": snakemake.params.code,
         "output": Path(snakemake.output.projections),
         "screening": Path(snakemake.output.screening),
     },

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bulwark.benchmarks import benchmark_of
+from bulwark.config import paths
 from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
 
@@ -21,6 +22,7 @@ run(
         },
         "provenance": Path(snakemake.input.provenance),
         "scores": Path(snakemake.output.scores),
+        "checkpoint": Path(paths.checkpoint(*(snakemake.wildcards[name] for name in ("model", "recipe", "seed")))),
     },
     **call_of(snakemake),
     warm="use",

@@ -19,6 +19,7 @@ run(
         "seed": int(snakemake.wildcards.seed),
         "dtype": snakemake.params.dtype,
         "threads": snakemake.threads,
+        "code": snakemake.params.code,
         "output": Path(snakemake.output[0]),
     },
     **call_of(snakemake),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from bulwark import files
+from bulwark import files, seals
 from bulwark.evaluation.benchmark import Benchmark
 from bulwark.evaluation.examinee import Examinee
 from bulwark.models import manifests
@@ -31,10 +31,12 @@ def answer(
     answers: Path,
     provenance: Path,
     inputs: Mapping[str, Path] | None = None,
+    code: str = "",
 ) -> None:
     """Let `checkpoint` answer the benchmark over `records`.
 
-    inputs: the further files that the benchmark reads, by the names in its `Settings.inputs()`.
+    inputs: the further files that the benchmark reads, by the names in its `Settings.inputs()`. code: the digest of the
+    code that makes prompts and answers.
     Writes `answers` (JSON lines: id, variant, response, tokens, finish, truncated) and `provenance` (how they were
     made). Finished answers of an interrupted run, kept in `<answers>.partial`, are not made again if nothing
     that decides them has changed.
@@ -46,13 +48,14 @@ def answer(
     language_model = open_model(checkpoint, dtype, max_tokens=longest, new_tokens=new, threads=threads)
     partial = answers.with_name(answers.name + ".partial")
     settled = {
-        "checkpoint": files.digest(language_model.manifest),
+        "checkpoint": seals.content(language_model.manifest),
         "records": files.digest(records),
         "settings": benchmark.settings.model_dump(mode="json", exclude={"scoring"}),
         "prompt": language_model.builder.digest,
         "dtype": language_model.dtype,
         "seed": seed,
         "inputs": {name: files.digest(path) for name, path in inputs.items()},
+        "code": code,
     }
     examinee = Examinee(language_model, seed, inputs, partial, files.digest(settled))
     rows = benchmark.answers(examinee, benchmark.load(records))

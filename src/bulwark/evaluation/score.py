@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from bulwark import files
+from bulwark import files, seals
 from bulwark.errors import RecordError
 from bulwark.evaluation.benchmark import Benchmark
 from bulwark.evaluation.metrics import records_beside
@@ -30,16 +30,19 @@ def score_file(
     identity: Mapping[str, Any],
     provenance: Mapping[str, Any] | Path,
     scores: Path,
+    checkpoint: Path | None = None,
 ) -> dict[str, Any]:
     """Score the answers of one checkpoint: write `scores` (JSON) and, beside it, the rows (`records_beside(scores)`).
 
     identity: benchmark, model, recipe, seed. provenance: how the answers were made, or the file that says so; the
-    resolved settings and the digests of answers and records are added. Raises RecordError if answers are missing,
-    doubled or of no record.
+    resolved settings and the digests of answers and records are added. checkpoint: the manifest of the one that was
+    to answer, if it is still there. Raises RecordError if answers are missing, doubled, of no record, or were made from
+    other records or by another checkpoint.
     """
     answers, records, scores = Path(answers), Path(records), Path(scores)
     if isinstance(provenance, Path):
         provenance = json.loads(provenance.read_text(encoding="utf-8"))
+    _refuse_foreign(answers, provenance, records, checkpoint)
     known = benchmark.load(records)
     given = read_answers(answers, {record.id: benchmark.variants(record) for record in known})
     responses = {record.id: {v: a.response for v, a in given[record.id].items()} for record in known}
@@ -80,6 +83,20 @@ def score_file(
     files.write_text(records_beside(scores), "".join(lines))
     files.write_text(scores, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return result
+
+
+def _refuse_foreign(answers: Path, provenance: Mapping[str, Any], records: Path, checkpoint: Path | None) -> None:
+    """Raise RecordError if the provenance of answers names other records, or another checkpoint, than these."""
+    held = {"records": (records, files.digest(records))}
+    if checkpoint is not None and checkpoint.exists():
+        held["checkpoint"] = (checkpoint, seals.content(checkpoint))
+    for name, (path, digest) in held.items():
+        if name in provenance and provenance[name] != digest:
+            raise RecordError(
+                f"{answers}: these answers belong to another {path} than the one that is there now (its digest is not "
+                f"that in their provenance). Remove the answers and give the same command again, or restore {path} "
+                "from a copy."
+            )
 
 
 def judgements_beside(scores: Path) -> Path:

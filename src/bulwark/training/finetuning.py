@@ -147,6 +147,7 @@ def finetune(
             "parent": files.digest(parent),
             "data": {name: files.digest(path) for name, path in job.inputs.items()},
             "prompt": builder.digest,
+            "code": job.code,
         },
         pad_id=builder.pad_id,
         objective=objective,

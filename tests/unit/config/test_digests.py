@@ -225,3 +225,26 @@ def test_a_figure_depends_on_its_own_kind(edited):
     change = ("reporting/figures/roc.py", "def draw(", "SIZE = 1\n\n\ndef draw(")
     assert edited(digests.figure_digest, "roc") != edited(digests.figure_digest, "roc", change=change)
     assert edited(digests.figure_digest, "bars") == edited(digests.figure_digest, "bars", change=change)
+
+
+PROMPTED = {
+    "answers": (digests.answers_digest, "sep"),
+    "training": (digests.code_digest, *digests.step_roots("aside")),
+    "an attack": (digests.code_digest, *digests.step_roots("heretic")),
+    "contrasts": (digests.code_digest, "bulwark.steering.vectors.pairs:generate_pairs"),
+    "projections": (digests.code_digest, "bulwark.steering.vectors.projections:project"),
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "function"),
+    [
+        ("prompts/builder.py", "_settle_roles"),
+        ("prompts/chat.py", "_stripped"),
+        ("prompts/tokenisation.py", "_touched"),
+    ],
+)
+def test_code_that_changes_a_prompts_meaning_makes_all_that_reads_prompts_again(edited, file, function):
+    change = (file, f"def {function}(", f"def {function}(*given):\n    return None\n\n\ndef _before(")
+    for what, (digest, *arguments) in PROMPTED.items():
+        assert edited(digest, *arguments) != edited(digest, *arguments, change=change), what

@@ -38,13 +38,13 @@ def checkpoint(tmp_path_factory):
     return folder / "checkpoint.json"
 
 
-def answered(checkpoint, folder, module="mmlu", settings=MMLU, rows=QUESTIONS, inputs=True):
+def answered(checkpoint, folder, module="mmlu", settings=MMLU, rows=QUESTIONS, inputs=True, code=""):
     records = write_lines(folder / "records.jsonl", rows)
     dev = write_lines(folder / "dev.jsonl", [{**QUESTIONS[0], "id": "d"}]) if inputs else None
     paths = {"answers": folder / "answers.jsonl", "provenance": folder / "provenance.json"}
     answer.answer(
         checkpoint, records, benchmark_of(module, settings), seed=0, dtype="float32", threads=1,
-        inputs={"fewshot": dev} if inputs else None, **paths,
+        inputs={"fewshot": dev} if inputs else None, code=code, **paths,
     )  # fmt: skip
     return records, paths["answers"], json.loads(paths["provenance"].read_text())
 
@@ -88,8 +88,10 @@ def test_another_input_discards_what_was_kept(checkpoint, tmp_path, monkeypatch)
     answered(checkpoint, tmp_path)
     monkeypatch.setitem(QUESTIONS[0], "question", "Another?")
     answered(checkpoint, tmp_path, rows=QUESTIONS[1:])
+    answered(checkpoint, tmp_path, rows=QUESTIONS[1:], code="0123")
     assert seen[0] == seen[1]
     assert seen[0][0] != seen[2][0]
+    assert seen[2][0] != seen[3][0], "other code answers otherwise"
     assert seen[0][1:] == ({"fewshot": tmp_path / "dev.jsonl"}, "chat")
 
 
@@ -109,6 +111,23 @@ def test_a_missing_answer_is_told(checkpoint, tmp_path):
             benchmark_of("mmlu", MMLU), answers=answers, records=records, identity=IDENTITY, provenance=told,
             scores=tmp_path / "mmlu.json",
         )  # fmt: skip
+
+
+def test_answers_of_other_records_or_of_another_checkpoint_are_not_scored(checkpoint, tmp_path):
+    records, answers, told = answered(checkpoint, tmp_path)
+    own = {"benchmark": benchmark_of("mmlu", MMLU), "answers": answers, "identity": IDENTITY, "provenance": told}
+    own |= {"scores": tmp_path / "mmlu.json"}
+    score_file(**own, records=records, checkpoint=checkpoint)
+    score_file(**own, records=records, checkpoint=tmp_path / "removed" / "checkpoint.json")
+    other = write_lines(tmp_path / "other.jsonl", [*QUESTIONS[1:], QUESTIONS[0]])  # the same ids, in another order
+    with pytest.raises(RecordError, match=r"belong to another .*other\.jsonl .*Remove the answers"):
+        score_file(**own, records=other, checkpoint=checkpoint)
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "weights.bin").write_text("other weights", encoding="utf-8")
+    another = tmp_path / "another" / "checkpoint.json"
+    manifests.write_manifest(another, {"template": "chat", "weights": "."})
+    with pytest.raises(RecordError, match=r"belong to another .*another/checkpoint\.json"):
+        score_file(**own, records=records, checkpoint=another)
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,12 @@ def steer(
     dtype: str,
     threads: int,
     output: Path,
+    code: str = "",
 ) -> None:
     """Answer the questions of `records` without steering and under each candidate layer; write `Steered` rows.
 
-    Finished answers of an interrupted run are kept beside `output`. Raises ConfigurationError for a candidate outside
-    1 … N-1 or a vector of another model.
+    Finished answers of an interrupted run are kept beside `output`, for this code (a digest). Raises ConfigurationError
+    for a candidate outside 1 … N-1 or a vector of another model.
     """
     from bulwark.models.anatomy import blocks_of
     from bulwark.steering.intervention import steer_generation
@@ -88,7 +89,7 @@ def steer(
         if layer is not None:
             steering = steer_generation(subject.model, layer, at[layer], choice.coefficient, choice.positions)
         settled = subject.fingerprint(
-            layer=layer, choice=choice.model_dump(mode="json"), vector=files.digest(Path(vector))
+            code=code, layer=layer, choice=choice.model_dump(mode="json"), vector=files.digest(Path(vector))
         )
         with steering:
             answers = subject.generate(prompts, choice.decoding, seed=seed, partial=partials[-1], fingerprint=settled)

@@ -58,12 +58,21 @@ class Pair(Closed):
 
 
 def generate_pairs(
-    checkpoint: Path, records: Path, settings: ContrastSettings, *, seed: int, dtype: str, threads: int, output: Path
+    checkpoint: Path,
+    records: Path,
+    settings: ContrastSettings,
+    *,
+    seed: int,
+    dtype: str,
+    threads: int,
+    output: Path,
+    code: str = "",
 ) -> None:
     """Answer every contrast of `records` under both instructions, and write the pairs to `output` (JSON Lines).
 
     The pairs stand question by question, then by pair of instructions, then by rollout. Finished answers of an
-    interrupted run are kept in `<output>.partial`. Raises as `open_model` and `generation.generate` do.
+    interrupted run are kept in `<output>.partial`, for this code (a digest). Raises as `open_model` and
+    `generation.generate` do.
     """
     longest, new = settings.decoding.max_prompt_tokens, settings.decoding.max_new_tokens
     subject = open_model(checkpoint, dtype, max_tokens=longest, new_tokens=new, threads=threads)
@@ -81,9 +90,8 @@ def generate_pairs(
         for side, system in systems.items()
     ]
     partial = Path(f"{output}.partial")
-    answers = iter(
-        subject.generate(prompts, settings.decoding, seed=seed, partial=partial, fingerprint=subject.fingerprint())
-    )
+    settled = subject.fingerprint(code=code)
+    answers = iter(subject.generate(prompts, settings.decoding, seed=seed, partial=partial, fingerprint=settled))
     pairs = [
         Pair(
             id=f"{contrast.id}-{rollout}",

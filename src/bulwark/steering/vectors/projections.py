@@ -149,11 +149,13 @@ def project(
     threads: int,
     output: Path,
     screening: Path,
+    code: str = "",
 ) -> None:
     """Project the data set `records` and the answers of `checkpoint` to it; write `output` (parquet) and `screening`.
 
-    vectors: {trait: file}. The checkpoint's finished answers are kept in `<output>.partial`, from which a run that was
-    interrupted goes on. Raises RecordError for records that are no conversations ending with a response.
+    vectors: {trait: file}. The checkpoint's finished answers are kept in `<output>.partial`, from which a run of the
+    same code (a digest) that was interrupted goes on. Raises RecordError for records that are no conversations ending
+    with a response.
     """
     import torch
 
@@ -174,7 +176,9 @@ def project(
     if parsed.mode == "response_mean":
         asked = [(one.id, of_record(one.id, builder.prompt, one.turns[:-1])) for one in conversations]
         decoding = Decoding(max_new_tokens=parsed.max_new_tokens)
-        generated = subject.generate(asked, decoding, seed=seed, partial=kept, fingerprint=subject.fingerprint())
+        generated = subject.generate(
+            asked, decoding, seed=seed, partial=kept, fingerprint=subject.fingerprint(code=code)
+        )
         answers = {answer.id: answer for answer in generated}
     responses = {key: answer.response for key, answer in answers.items() if answer.response}
     answered = [with_response(c, responses[c.id]) for c in conversations if c.id in responses]
