@@ -33,6 +33,9 @@ rule all:
     localrule: True
 
 
+refuse_unknown_targets(workflow)
+
+
 onstart:
     collect_garbage_again()
     refuse_what_this_machine_lacks(workflow)

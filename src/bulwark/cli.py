@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bulwark.errors import BulwarkError
+from bulwark.errors import BulwarkError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     ask.add_argument("--max-new-tokens", type=int, help="default: 256, or half of what the model can attend to")
 
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and not given[0].startswith("-") and given[0] not in commands.choices:
+        print(f'bulwark: there is no command "{given[0]}".{nearest(given[0], commands.choices)}', file=sys.stderr)
+        return 2
     if given[:1] == ["plan"] and not {"-h", "--help"} & set(given):
         options = argparse.Namespace(command="plan", arguments=given[1:])  # Snakemake's own options pass untouched
     else:
@@ -80,9 +83,8 @@ def _status(options: argparse.Namespace) -> int:
     from bulwark.config.standing.dry_run import standings
     from bulwark.config.standing.overview import STATES, overview
 
-    for path in [Path("config/config.yaml"), *map(Path, options.configfile)]:
-        if not path.is_file():
-            raise BulwarkError(f"{path} does not exist. Run this in the top folder of the repository.")
+    if not Path("config/config.yaml").is_file():
+        raise BulwarkError("config/config.yaml does not exist. Run this in the top folder of the repository.")
     catalogue = loading.load(overlays.read(options.configfile, Path("config")), Path("config"))
     overlaid = ["--configfile", *options.configfile] if options.configfile else []
     found = overview(catalogue, standings([*overlaid, "--", "all"]))

@@ -17,7 +17,9 @@ MINIATURE = ("--configfile", "config/miniature.yaml")
 
 
 def keys(name: str) -> dict:
-    return yaml.safe_load(PROFILES[name].read_text())
+    """What a profile sets, without what makes it a template."""
+    read = yaml.safe_load(PROFILES[name].read_text())
+    return {key: value for key, value in read.items() if not key.startswith("__")}
 
 
 @cache

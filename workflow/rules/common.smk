@@ -11,7 +11,9 @@ from bulwark.config.standing.asked import asked
 from bulwark.errors import BulwarkError
 from bulwark.jobs import stopping, warm
 
+from snakemake.cli import get_argument_parser
 from snakemake.common import overwrite_function_params
+from snakemake_interface_executor_plugins.settings import ExecMode
 
 # Downloads happen in local rules with pinned revisions, whose scripts lift this; all other jobs read what is on disk.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -110,6 +112,26 @@ def collect_garbage_again():
     """For a run, which may take days: of what the plan has not made."""
     gc.freeze()
     gc.enable()
+
+
+def refuse_unknown_targets(workflow):
+    """End a run if what it is asked for is neither a rule, nor a file, nor made by a rule: Snakemake gives no hint."""
+    known = {rule.name for rule in workflow.rules}
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    if workflow.exec_mode != ExecMode.DEFAULT or all(word in known for word in words):
+        return
+    try:
+        arguments, _ = get_argument_parser().parse_known_args()
+    except SystemExit:
+        return  # not Snakemake's own command line
+    made = [str(path) for rule in workflow.rules for path in rule.output]
+    menu = [rule.name for rule in workflow.rules if not rule.has_wildcards()]
+    chosen = [*arguments.forcerun, *arguments.prioritize, *arguments.until, *arguments.omit_from]
+    for words, rules in ((arguments.targets, menu), (chosen, known)):
+        for word in words:
+            there = word in known or Path(word).exists() or any(rule.is_producer(word) for rule in workflow.rules)
+            if not there:
+                explained(plan_reports.refuse_unknown, word, rules, made)
 
 
 def judge_of(job):

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +231,56 @@ def read(paths: Sequence[str | Path], folder: Path, options: Mapping[str, Any] |
                 f"--config {option}=…: there is no such option.{nearest(option, _OPTIONS)} Settings stand in a file "
                 "(--configfile)."
             )
-    files = [_part(_shown(path), read_document(Path(path))) for path in (folder / "config.yaml", *paths)]
+    files = [_part(_shown(path), _document(Path(path))) for path in (folder / "config.yaml", *paths)]
     _check_name(files[-1], [*paths, folder / "config.yaml"][len(paths) - 1], folder)
     return Configuration(tuple(files), dict(options or {}))
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Whether the files after --configfile on a command line of Snakemake's are there and readable.
+
+    Snakemake reads them before it reads a Snakefile, and takes every word up to the next option for one of them, also
+    targets. Raises ConfigurationError that says so.
+    """
+    files: list[str] = []
+    reading = False
+    for position, word in enumerate(arguments):
+        if word == "--":
+            break
+        option, _, value = word.partition("=")
+        if word.startswith("-"):
+            reading = option in ("--configfile", "--configfiles")
+            word = value
+        if not reading or not word:
+            continue
+        target = not Path(word).is_file() or Path(word).parts[0] == "results"
+        if target and files and Path(word).suffix not in (".yaml", ".yml"):
+            targets = list(takewhile(lambda later: not later.startswith("-"), arguments[position:]))
+            command = " ".join(["--configfile", *files, "--", *targets])
+            raise ConfigurationError(
+                f'"{word}" is read as a configuration: --configfile takes every word up to the next option. Write -- '
+                f"before the targets, and other options before that: {command}"
+            )
+        files.append(word)
+        _document(Path(word))
+
+
+def ends_on_a_mistake() -> None:
+    """End this process with a message if `check_arguments` refuses its command line."""
+    try:
+        check_arguments(sys.argv[1:])
+    except ConfigurationError as error:
+        print(f"bulwark: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _document(path: Path) -> Document:
+    """A file of a configuration. Raises ConfigurationError, with what is nearest, if it is not there."""
+    if not path.exists():
+        folder = path.parent if path.parent.is_dir() else Path()
+        names = [entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml", ".json")]
+        raise ConfigurationError(f'There is no file "{path}".{nearest(path.name, names[:1000])}')
+    return read_document(path)
 
 
 def plain(data: Mapping[str, Any]) -> Configuration:

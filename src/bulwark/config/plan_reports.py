@@ -5,6 +5,8 @@ A cell is one measurement: model, recipe, seed, benchmark (or analysis) and the 
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +15,7 @@ from typing import Any
 
 from bulwark.config import checks, digests, paths, recipes
 from bulwark.config.catalogue import Catalogue
-from bulwark.errors import ConfigurationError
+from bulwark.errors import ConfigurationError, nearest
 from bulwark.evaluation.metrics import records_beside
 from bulwark.reporting.settings import Claim, Figure, Table
 from bulwark.settings import find
@@ -214,6 +216,42 @@ def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
     """Raise ConfigurationError for a target `<kind>_<name>` that does not exist."""
     entities = {"table": catalogue.tables, "figure": catalogue.figures, "paper": catalogue.studies}[kind]
     find(entities, name, {"paper": "study"}.get(kind, kind), f'target "{kind}_{name}"')
+
+
+def refuse_unknown(asked: str, targets: Collection[str], outputs: Collection[str]) -> None:
+    """Raise ConfigurationError, with what is nearest, for a target or path that no rule makes.
+
+    targets: the names of rules. outputs: the paths that rules make, with wildcards, `results/data/{dataset}/…`.
+    """
+    if "/" not in asked:
+        raise ConfigurationError(
+            f'There is no target "{asked}".{nearest(asked, targets)} `snakemake --list-target-rules` lists them all.'
+        )
+    parts = asked.split("/")
+    outputs = [re.sub(r"\{(\w+),[^{}]*\}", r"{\1}", form) for form in outputs]  # without what wildcards can be
+    same = [form for form in outputs if form.count("/") == asked.count("/")]
+    meant = min((_as_form(parts, form.split("/")) for form in same), default=None)
+    if meant is None or meant[0] > len(parts) / 2:  # too few or too many folders: the form of the nearest stage
+        stages = {form.split("/")[1]: form for form in reversed(outputs) if form.startswith("results/")}
+        close = difflib.get_close_matches(parts[1], stages, n=1)
+        form = f' Paths there look like "{stages[close[0]]}".' if parts[0] == "results" and close else ""
+        raise ConfigurationError(
+            f'There is no file "{asked}", and no rule makes it.{form} All paths: docs/architecture.md.'
+        )
+    raise ConfigurationError(f'There is no file "{asked}", and no rule makes it. Did you mean "{meant[1]}"?')
+
+
+def _as_form(parts: list[str], form: list[str]) -> tuple[float, str]:
+    """How far the parts of a path are from those of a form, and the path in this form."""
+    far, meant = 0.0, []
+    for part, wanted in zip(parts, form, strict=True):
+        pattern = "".join(
+            "[^/]+" if piece.startswith("{") else re.escape(piece) for piece in re.split(r"({\w+})", wanted)
+        )
+        fits = re.fullmatch(pattern, part) is not None
+        far += 0.0 if fits else 2 - difflib.SequenceMatcher(None, part, wanted).ratio()
+        meant.append(part if fits else wanted)
+    return far, "/".join(meant)
 
 
 def refuse_report(catalogue: Catalogue, report: str) -> None:

@@ -372,3 +372,38 @@ def test_only_the_studies_that_run_names_are_there(tmp_path):
 )
 def test_what_cannot_be_run_is_told(tmp_path, text, part):
     assert part in refused(tmp_path, f"name: mine\n{text}")
+
+
+# --- the command line ---
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["-n all", "--configfile one.yaml two.yaml -- x/y", "--configfile one.yaml -c2 x/y", "-- --configfile x/y", "x/y"],
+)
+def test_a_command_line_that_names_its_files_is_let_through(tmp_path, monkeypatch, arguments):
+    read(tmp_path, "name: mine", "name: mine")
+    monkeypatch.chdir(tmp_path)
+    overlays.check_arguments(arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("--configfile one.yaml x/y -c2", "before that: --configfile one.yaml -- x/y"),
+        ("--configfiles one.yaml claims table_sep", "--configfile one.yaml -- claims table_sep"),
+        ("--configfile one.yaml results/scores.json", "--configfile one.yaml -- results/scores.json"),
+        ("--configfile=on.yaml", 'Did you mean "one.yaml"?'),
+        ("--configfile x/y", 'There is no file "x/y"'),
+        ("--configfile two.yaml", "two.yaml:2"),
+    ],
+)
+def test_a_target_that_is_read_as_a_configuration_is_told(tmp_path, monkeypatch, arguments, part):
+    (tmp_path / "one.yaml").write_text("name: mine")
+    (tmp_path / "two.yaml").write_text("- a\n- b: c: d")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "scores.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError) as error:
+        overlays.check_arguments(arguments.split())
+    assert part in str(error.value)

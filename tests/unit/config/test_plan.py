@@ -56,7 +56,9 @@ def test_an_unknown_name_in_a_path_is_an_error_with_the_nearest_one(papers, func
     assert f"Did you mean {nearest}?" in str(refused.value)
 
 
-def test_a_trait_without_data_is_explained():
+def test_a_trait_without_data_is_explained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mean.pt").touch()
     known = loaded("traits: {mean: {files: {miniature: mean.pt}}}")
     with pytest.raises(ConfigurationError, match=r"overlay\.yaml:1, traits\.mean: .*\"qwen3-8b\""):
         plan_vectors.contrast_records(known, "qwen3-8b", "base", "mean")
@@ -250,3 +252,20 @@ def test_the_tidy_table_holds_every_measurement_of_the_studies_once(miniature):
     cells = plan_reports.measured(miniature).cells
     files = [cell["scores"] for cell in cells]
     assert sorted(files) == sorted({*plan_reports.scores(miniature), *plan_reports.analyses(miniature)})
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ("tabel_sep", 'Did you mean "table_sep"?'),
+        ("results/data/own/tran.json", 'Did you mean "results/data/own/{split}.jsonl"?'),
+        ("results/dat/own/train.jsonl", 'Did you mean "results/data/own/train.jsonl"?'),
+        ("results/datta/own", 'Paths there look like "results/data/{dataset}/{split}.jsonl"'),
+        ("elsewhere/own", "no rule makes it. All paths"),
+    ],
+)
+def test_what_no_rule_makes_is_answered_with_what_is_nearest(asked, answer):
+    made = [r"results/data/{dataset,[^/]+}/{split,[^/.]+}.jsonl", r"results/models/{model,[^/]+}/model.json"]
+    with pytest.raises(ConfigurationError) as refused:
+        plan_reports.refuse_unknown(asked, ["table_sep", "all"], made)
+    assert answer in str(refused.value)
