@@ -40,14 +40,19 @@ class Field:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table. heads: (label, unit, arrow) per metric. rows: (model, recipe, fields). models: if there are several."""
+    """A table. heads: (label, unit, arrow) per metric. models: (model, its rows), a row being (recipe, fields)."""
 
     name: str
     title: str
     caption: str
     heads: list[tuple[str, str, str]]
-    rows: list[tuple[str, str, list[Field]]]
-    models: bool
+    models: list[tuple[str, list[tuple[str, list[Field]]]]]
+
+    @property
+    def wide(self) -> bool:
+        """Whether it does not fit on a phone."""
+        fields = [field for _, rows in self.models for _, fields in rows for field in fields]
+        return len(self.heads) > (1 if any(field.published for field in fields) else 2)
 
 
 def grid(
@@ -74,7 +79,7 @@ def grid(
         if len(of := members(average, columns)) > 1:
             heads.append((label_of(average, of), heads[columns.index(of[0])][1], direction(of[0], results).strip()))
             keys.append((f"{average.label}.", of[0].places, None))
-    rows = []
+    models: dict[str, list[tuple[str, list[Field]]]] = {}
     for line in frame.to_dict("records"):
         fields = []
         for key, places, column in keys:
@@ -88,10 +93,10 @@ def grid(
                     origin=origin(line["model"], line["recipe"], column.benchmark, column.metric) if column else "",
                 )
             )
-        rows.append((line["model"], table.label(line["recipe"]), fields))
+        models.setdefault(line["model"], []).append((table.label(line["recipe"]), fields))
     note = f"{_measured_on(table, frame)} {reading(table, columns, frame, compact=True, elsewhere=ELSEWHERE)}"
     parts = (caption_of(table, columns, frame), note)
-    return Grid(name, table.title, " ".join(filter(None, parts)), heads, rows, len(results.models) > 1)
+    return Grid(name, table.title, " ".join(filter(None, parts)), heads, list(models.items()))
 
 
 def _known(line: Mapping[str, Any], key: str) -> float | None:

@@ -232,6 +232,21 @@ def test_a_table_shows_what_its_markdown_shows(tmp_path, page, made):
     assert "Published" not in page.nodes("p", _class="caption")[0].text, "no published number is of this model"
 
 
+def test_several_models_are_groups_of_rows(tmp_path, made):
+    cells = study_cells(tmp_path / "two", models=("qwen2.5-7b", "mistral-7b-v0.3"), n=20)
+    tables = {"sep": {"spec": made["tables"]["sep"]["spec"], "cells": cells}}
+    make_report(tmp_path / "report.html", **{**made, "tables": tables, "cells": [*made["cells"], *cells]})
+    page = Page(tmp_path / "report.html")
+    [table] = page.nodes("table", _class="grid")
+    groups = table.all("tbody")
+    assert [group.all("tr")[0].text for group in groups] == ["qwen2.5-7b", "mistral-7b-v0.3"]
+    recipes = [[row.all("th")[0].text for row in group.all("tr")[1:]] for group in groups]
+    assert recipes == [["Base", "Vanilla", "ISE", "ASIDE"]] * 2
+    assert "published 37.5 ± 0.6" in groups[0].text
+    assert "Published: the paper's number" in page.nodes("p", _class="caption")[0].text
+    assert [hint.text for hint in page.nodes("p", _class="hint")] == ["2 columns: scroll sideways →"]
+
+
 def test_what_is_wide_scrolls_and_says_so(page):
     for table in page.nodes("table"):
         assert table.parent.attributes.get("class", "").startswith(("wide", "origin"))
