@@ -99,11 +99,11 @@ def _status(options: argparse.Namespace) -> int:
     files = [path for study in catalogue.studies.values() for path in _shown_by(catalogue, study)]
     files = [path for path in dict.fromkeys(files) if Path(path).exists()]
     for path in files:
-        if path.endswith(".md"):
+        if path.endswith(".md") and _whole(path):
             console.print(f"\n[bold]{path}[/bold]{_mark(found.states, path)}")
             console.print(Path(path).read_text(encoding="utf-8").strip(), markup=False, soft_wrap=True)
     claims, readable = paths.claims(catalogue.name)
-    if Path(claims).exists():
+    if _whole(claims):
         console.print(f"\n[bold]claims[/bold]{_mark(found.states, claims)}")
         for claim in json.loads(Path(claims).read_text(encoding="utf-8")):
             console.print(f"  {claim['verdict'].upper()}: {claim['statement']} ({claim['source']})", markup=False)
@@ -115,6 +115,16 @@ def _status(options: argparse.Namespace) -> int:
     if found.derived:
         console.print(f"  {found.derived} more, because they are made from these")
     return 0
+
+
+def _whole(path: str) -> bool:
+    """Whether a result is there as it was made; what is damaged is listed as stale, with the reason, and not shown."""
+    from bulwark import seals
+
+    try:
+        return Path(path).exists() and not seals.damage(path)
+    except BulwarkError:  # of a damaged seal
+        return False
 
 
 def _shown_by(catalogue: Catalogue, study: Study) -> list[str]:

@@ -163,13 +163,15 @@ def damage(path: str | Path) -> str:
         entries = read_manifest(path)["files"]
         listed = [(beside(path, e["name"]), e["bytes"], e["sha256"], e.get("modified", 0)) for e in entries]
     for file, size, sha256, modified in listed:
-        with suppress(FileNotFoundError):
+        try:
             stat = file.stat()
-            untouched = size > _GLANCED_BYTES and stat.st_mtime_ns == modified
-            if stat.st_size == size and (untouched or hashed(file) == sha256):
-                continue
-            return f"{file} was changed since it was made"
-        return f"{file} is missing"
+        except FileNotFoundError:
+            return f"{file} is missing"
+        if stat.st_size != size:
+            return f"{file} has {stat.st_size} bytes, but had {size} when it was made"
+        untouched = size > _GLANCED_BYTES and stat.st_mtime_ns == modified
+        if not untouched and hashed(file) != sha256:
+            return f"{file} has another content than when it was made"
     return ""
 
 

@@ -161,13 +161,14 @@ def test_a_glance_sees_whatever_was_written_since(scores, tmp_path):
     for file, sealed in of.items():
         whole, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
         file.write_bytes(b"x" + whole[1:])
-        assert seals.damage(sealed) == f"{file} was changed since it was made"
+        assert seals.damage(sealed) == f"{file} has another content than when it was made"
         file.write_bytes(whole)
         assert seals.damage(sealed) == ""  # only its time is another
         os.utime(file, ns=times)
         file.write_bytes(whole[:-1])
         os.utime(file, ns=times)
-        assert seals.damage(sealed) == f"{file} was changed since it was made"
+        sizes = len(whole) - 1, len(whole)
+        assert seals.damage(sealed) == "{} has {} bytes, but had {} when it was made".format(file, *sizes)
         file.unlink()
         assert seals.damage(sealed) == f"{file} is missing"
         file.write_bytes(whole)

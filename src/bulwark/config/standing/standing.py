@@ -18,8 +18,6 @@ from bulwark.config.standing.asked import gpus_of, same
 from bulwark.config.standing.reasons import difference
 from bulwark.errors import CheckpointError
 
-_SMALL_BYTES = 1 << 16  # of a file whose content every plan looks at: tables, scores, claims
-
 
 @dataclass(frozen=True)
 class Task:
@@ -88,7 +86,7 @@ class Standings:
             gpus = max(gpus, gpus_of(seal.asked))
             reason = self._difference(path, seal, task)
             if not reason and path not in gone:
-                reason = _damage(path, seal)
+                reason = seals.damage(path)
             if reason:
                 break
         else:
@@ -160,15 +158,3 @@ def _sealed(folder: str) -> Iterator[str]:
         for name in names:
             if name in seals.MANIFESTS or f"{name}{seals.ENDING}" in there:
                 yield os.path.join(place, name)
-
-
-def _damage(path: str, seal: seals.Seal) -> str:
-    """What is wrong with a file, by its seal. The files of a manifest, and large ones, are read by their users."""
-    if seals.is_manifest(path):
-        return ""
-    size = os.stat(path).st_size
-    if size != seal.bytes:
-        return f"{path} has {size} bytes, but had {seal.bytes} when it was made"
-    if size <= _SMALL_BYTES and seals.hashed(path) != seal.sha256:
-        return f"{path} has another content than when it was made"
-    return ""
