@@ -12,7 +12,7 @@ rule apply_step:
     benchmark:
         "results/timings/apply_step/{model}/{recipe}/seed{seed}.tsv"
     wildcard_constraints:
-        recipe="(?!base/)[^/]+",
+        recipe="(?!base/)(?![^/]*@[0-9]+/)[^/]+",
     threads: of(plan.step, "threads")
     resources:
         **needs(plan.step),
@@ -26,3 +26,20 @@ rule apply_step:
         ),
     script:
         "../scripts/apply_step.py"
+
+
+# A snapshot, a+sft@40, lies in the folder of the training that kept it, a+sft; this rule gives it a manifest.
+rule take_snapshot:
+    input:
+        plan.snapshot_source,
+    output:
+        "results/checkpoints/{model}/{recipe}/seed{seed}/checkpoint.json",
+    log:
+        "results/logs/take_snapshot/{model}/{recipe}/seed{seed}.log",
+    wildcard_constraints:
+        recipe="[^/]*@[0-9]+",
+    localrule: True
+    params:
+        **decided("take_snapshot", step=plan.snapshot_step),
+    script:
+        "../scripts/take_snapshot.py"

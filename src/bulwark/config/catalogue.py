@@ -123,15 +123,36 @@ class Catalogue:
     def resolve(self, section: Section, model: str | None, name: str, where: str = "") -> Resolved:
         """Return an entity of a section as it is on `model`; resolved once, since every job of a plan asks for it.
 
-        Raises ConfigurationError for unknown names, with `where` they stood, and for settings that are not valid.
+        A step may be meant before its end, "sft@40".
+        Raises ConfigurationError for unknown names, with `where` they stood, for settings that are not valid, and for
+        a snapshot that the training does not keep.
         """
         if model is not None:
             self.model(model, where)
+        name, at = recipes.snapshot_of(name)
+        if at is not None:
+            self._check_snapshot(model, name, at, where)
         entity = find(getattr(self, section), name, section[:-1], where)
         key = (section, model if model in entity.models else None, name)
         if key not in self._resolved:
             self._resolved[key] = _resolved(entity, key[1], self.origins[section, name])
         return self._resolved[key]
+
+    def _check_snapshot(self, model: str | None, name: str, at: int, where: str) -> None:
+        training = getattr(self.step(model, name, where).settings, "training", None)
+        kept = training.snapshots if training is not None else ()
+        if at in kept:
+            return
+        what = f'{where}: the step "{name}"' + (f" on {model}" if model else "")
+        if training is None:
+            raise ConfigurationError(f"{what} trains nothing, so that it has no snapshots.")
+        near = min(kept, key=lambda step: abs(step - at), default=None)
+        known = f"it keeps {', '.join(map(str, kept))}" if kept else "it keeps none"
+        raise ConfigurationError(
+            f"{what} keeps no snapshot after {at} optimizer steps; {known}."
+            + (f' Did you mean "{name}@{near}"?' if near else "")
+            + f" Or add {at} to settings.training.snapshots at {self.where('steps', name)}, and it is trained again."
+        )
 
     def analysis(self, model: str, recipe: str, name: str, where: str = "") -> Analysis:
         """Return the analysis `name`. Raises ConfigurationError if the recipe's last step leaves nothing for it."""
@@ -146,7 +167,10 @@ class Catalogue:
     def analysed(self, model: str, recipe: str, name: str) -> bool:
         """Whether the last step of `recipe` leaves behind what the analysis `name` reads."""
         module = find(self.analyses, name, "analysis").module
-        last = None if recipe == recipes.BASE else self.step(model, recipes.last_step(recipe)).settings
+        name = None if recipe == recipes.BASE else recipes.last_step(recipe)
+        if name and recipes.snapshot_of(name)[1] is not None:
+            return False  # what a training writes down is beside its end
+        last = None if name is None else self.step(model, name).settings
         return analysis_modules.applies(module, last)
 
     def judge_of_trait(self, name: str) -> JudgeSettings | None:

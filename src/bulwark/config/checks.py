@@ -61,7 +61,8 @@ def _use_recipe(catalogue: Catalogue, use: Use, model: str, recipe: str) -> None
     if source.data is not None:
         use.datasets.add(source.data)
     for step in recipes.steps_of(recipe):
-        _use(catalogue, use, "steps", model, step)
+        catalogue.step(model, step)  # whether there is such a snapshot
+        _use(catalogue, use, "steps", model, recipes.snapshot_of(step)[0])
 
 
 def _use(catalogue: Catalogue, use: Use, section: Section, model: str, name: str) -> None:

@@ -163,6 +163,18 @@ def step(catalogue: Catalogue, model: str, recipe: str) -> Work:
     return work(catalogue, model, digests.code_digest(*digests.step_roots(resolved.module)), resolved=resolved)
 
 
+def snapshot_source(catalogue: Catalogue, model: str, recipe: str, seed: str) -> str:
+    """The checkpoint of the training that a recipe's last step is a snapshot of."""
+    _step(catalogue, model, recipe)
+    return paths.checkpoint(model, recipes.to_its_end(recipe), seed)
+
+
+def snapshot_step(catalogue: Catalogue, model: str, recipe: str) -> int:
+    """After how many optimizer steps a recipe's last step is meant."""
+    _step(catalogue, model, recipe)
+    return recipes.snapshot_of(recipes.last_step(recipe))[1]
+
+
 # --- answers and scores ---
 
 
@@ -272,7 +284,9 @@ def resolve(catalogue: Catalogue, section: Section, model: str, recipe: str, nam
     the model does not have.
     """
     recipes.check(recipe, catalogue.steps, where)
-    name = name or recipes.last_step(recipe)
+    for step in recipes.steps_of(recipe):
+        catalogue.step(model, step, where)  # whether there is such a snapshot
+    name = name or recipes.snapshot_of(recipes.last_step(recipe))[0]
     resolved = catalogue.resolve(section, model, name, where)
     if blocks := blocks_of(catalogue, model):
         origin = catalogue.settings_origin(section, name, model)

@@ -2,6 +2,9 @@
 
 A recipe is a chain of steps joined by `+`, applied left to right to the base model: `aside`, `random_map+tar`,
 `aside+heretic`. `base` is the model itself, without any step. Whether a step defends or attacks plays no part.
+
+`sft@40` is the training `sft` after 40 optimizer steps: a snapshot that the training keeps, if its settings list it
+under training.snapshots. It is a step like any other: `sft@40+heretic`.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Iterable
 from bulwark.errors import ConfigurationError, nearest
 
 BASE = "base"
-_STEP = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+_STEP = re.compile(r"^(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)(@[1-9][0-9]*)?$")
 
 
 def steps_of(recipe: str) -> tuple[str, ...]:
@@ -24,12 +27,25 @@ def steps_of(recipe: str) -> tuple[str, ...]:
         return ()
     steps = tuple(recipe.split("+"))
     for step in steps:
-        if step == BASE or not _STEP.match(step):
+        matched = _STEP.match(step)
+        if matched is None or matched["name"] == BASE:
             raise ConfigurationError(
                 f'Recipe "{recipe}": "{step}" is not the name of a step. Write steps joined by "+", left to right, '
-                f'such as "aside+heretic", or "{BASE}" alone for the model without any step.'
+                f'such as "aside+heretic", or "{BASE}" alone for the model without any step. "sft@40" is the snapshot '
+                "of sft after 40 optimizer steps."
             )
     return steps
+
+
+def snapshot_of(step: str) -> tuple[str, int | None]:
+    """The name of a step of a recipe, and after how many optimizer steps it is meant; None for its end."""
+    name, _, at = step.partition("@")
+    return name, int(at) if at else None
+
+
+def to_its_end(recipe: str) -> str:
+    """The recipe whose last step makes the snapshot that `recipe` ends with: `a+sft@40` → `a+sft`."""
+    return "+".join([*steps_of(recipe)[:-1], snapshot_of(last_step(recipe))[0]])
 
 
 def parent_of(recipe: str) -> str:
@@ -53,7 +69,7 @@ def check(recipe: str, known_steps: Iterable[str], where: str) -> None:
         steps = steps_of(recipe)
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from None
-    for step in steps:
+    for step, _ in map(snapshot_of, steps):
         if step not in known:
             raise ConfigurationError(
                 f'{where}: the recipe "{recipe}" uses the unknown step "{step}".{nearest(step, known)} '

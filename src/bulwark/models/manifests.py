@@ -25,7 +25,8 @@ from bulwark.files import digest, files_below
 MANIFEST = "checkpoint.json"
 BASE_MANIFEST = "model.json"
 # What may lie beside a manifest and is no part of it: resumable state, the job's own description, TensorBoard's events.
-PASSING = ("training", "job.json", "tensorboard")
+PASSING = ("training", "training-set-aside", "job.json", "tensorboard")
+SNAPSHOTS = "snapshots"  # folder of a checkpoint with a model per snapshot, by its number of optimizer steps
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 # What transformers reads from a model's folder, if it is there.
 _LOADED = re.compile(
@@ -150,6 +151,37 @@ def start_recipe(model: Path, output: Path, identity: dict[str, Any]) -> dict[st
             {**entry, "name": Path(os.path.normpath(os.path.join(to_base, entry["name"]))).as_posix()}
             for entry in read_manifest(base)["files"]
         ],
+    }
+    return seals.write_manifest(output, content)
+
+
+def take_snapshot(training: Path, step: int, output: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest of a snapshot, `output`: a checkpoint whose weights a training kept after `step` steps.
+
+    `training` is the manifest of the finished training; its hashes are taken over. `identity` says for whom: model,
+    recipe, seed. Returns what was written. Raises CheckpointError if the training kept no such snapshot.
+    """
+    path, folder, template = open_manifest(training)
+    made = read_manifest(path)
+    kept = f"{SNAPSHOTS}/{step}/"
+    entries = [entry for entry in made["files"] if entry["name"].startswith(kept)]
+    if not entries:
+        raise CheckpointError(
+            f"{path}: the training kept no snapshot after {step} optimizer steps. Remove it and "
+            "give the same command again."
+        )
+    place = Path(os.path.relpath(folder, output.parent)).as_posix()
+    content = {
+        **identity,
+        "kind": made["kind"],
+        "settings": made["settings"],
+        "template": template,
+        "prompt_digest": made.get("prompt_digest"),
+        "step": step,
+        "source": {"path": Path(os.path.relpath(path, output.parent)).as_posix(), "digest": digest(path)},
+        "weights": f"{place}/{kept}".rstrip("/"),
+        "provenance": provenance(),
+        "files": [{**entry, "name": f"{place}/{entry['name']}"} for entry in entries],
     }
     return seals.write_manifest(output, content)
 

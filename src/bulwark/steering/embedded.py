@@ -16,7 +16,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +128,13 @@ class Carried(Observer):
 
     def write(self, folder: Path) -> None:
         write_embedded(embedded_in(self.model), folder)
+
+    def snapshot(self) -> dict[str, Any]:
+        return self.state_dict()
+
+    def write_snapshot(self, folder: Path, observed: dict[str, Any]) -> None:
+        intervention = embedded_in(self.model)
+        write_embedded(intervention and replace(intervention, **observed), folder)
 
     def report(self) -> dict[str, Any]:
         intervention = embedded_in(self.model)

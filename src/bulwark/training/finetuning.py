@@ -7,6 +7,7 @@ stand inside the functions, because the workflow reads the settings when it plan
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -171,6 +172,13 @@ def finetune(
     }
     if trained.main_process:
         record["measured_again"] = measure_again(job.folder, trained.model, trained.judged, training)
+        shutil.rmtree(job.folder / manifests.SNAPSHOTS, ignore_errors=True)  # of an earlier attempt
+        for step, snapshot, observed in trained.snapshots:
+            place = job.folder / manifests.SNAPSHOTS / str(step)
+            carry_on(parent, place)
+            checkpoints.save_model(snapshot, tokenizer, place)
+            for part, at_step in zip([objective, *observers], observed, strict=True):
+                part.write_snapshot(place, at_step)
     return record
 
 

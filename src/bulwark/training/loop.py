@@ -8,6 +8,7 @@ same arguments ends with the same weights, bit for bit on a CPU (see `state`).
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib.metadata
 import logging
@@ -15,7 +16,7 @@ import math
 import random
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,12 +86,15 @@ class Trained:
     """The finished model, whole on the main process only, which is the one to save it; adapters are merged.
 
     judged: by what the saved model can be compared with this one (see `checks.remeasured`).
+    snapshots: on the main process, the models that were kept on the way, one at a time: (optimizer steps, model, what
+    the observers had in mind then). To be taken when the finished model is saved: each takes the place of the last.
     """
 
     model: nn.Module
     report: TrainingReport
     main_process: bool
     judged: Judged
+    snapshots: Iterator[tuple[int, nn.Module, list[dict[str, Any]]]]
 
 
 @dataclass
@@ -191,12 +195,25 @@ def train(
             if chosen != position.step:
                 log.info("Taking the weights of step %d, whose evaluation loss was the lowest.", chosen)
                 model.load_state_dict(keeper.best_weights(chosen), strict=False)
+            adapted = copy.deepcopy(model) if settings.lora is not None and settings.snapshots else None
             if settings.lora is not None:
                 model = model.merge_and_unload()
             for part in parts:
                 part.finish(model, chosen, total)
+    snapshots = _snapshots(keeper, settings.snapshots, model, adapted) if processes.main else iter(())
     judged = Judged(judging, dict(position.samples)[chosen], objective, sizes["parameters"])
-    return Trained(model, _report(position, chosen, batches, processes, sizes), processes.main, judged)
+    return Trained(model, _report(position, chosen, batches, processes, sizes), processes.main, judged, snapshots)
+
+
+def _snapshots(
+    keeper: TrainingState, steps: Sequence[int], model: nn.Module, adapted: nn.Module | None
+) -> Iterator[tuple[int, nn.Module, list[dict[str, Any]]]]:
+    """The kept models, in turn. adapted: the model with its adapters beside it, where there were any."""
+    for step in steps:
+        weights, observed = keeper.snapshot(step)
+        whole = model if adapted is None else copy.deepcopy(adapted)
+        whole.load_state_dict(weights, strict=False)
+        yield step, whole if adapted is None else whole.merge_and_unload(), observed
 
 
 @dataclass
@@ -242,7 +259,7 @@ class _Run:
                 self._evaluate(validating)
             position.seconds += time.monotonic() - lap
             if done in settings.snapshots:
-                self.keeper.keep_snapshot(self.engine, done)
+                self.keeper.keep_snapshot(self.engine, done, [part.snapshot() for part in self.parts])
             if save:
                 self.keeper.save(self.engine, self.parts, vars(position))
                 self.saved_at = time.monotonic()

@@ -50,6 +50,13 @@ class Observer:
     def write(self, folder: Path) -> None:
         """On the main process, when the weights lie in the checkpoint's folder: write what belongs beside them."""
 
+    def snapshot(self) -> dict[str, Any]:
+        """On the main process, after a step whose weights are kept: what `write_snapshot` needs of this moment."""
+        return {}
+
+    def write_snapshot(self, folder: Path, observed: dict[str, Any]) -> None:
+        """On the main process, when a snapshot's weights lie in its folder: write what belongs beside them."""
+
     def report(self) -> dict[str, Any]:
         """What the manifest records of it, as plain data."""
         return {}

@@ -74,7 +74,7 @@ class TrainingState:
         self._fingerprint = json.loads(json.dumps(fingerprint, default=str))
         self._digest = files.digest(self._fingerprint)
         self._beside: dict[str, str] = {}  # best-….pt and snapshot-….pt: their SHA-256
-        self._unwritten: dict[str, dict[str, Tensor]] = {}  # the same, where the disk was full
+        self._unwritten: dict[str, dict[str, Any]] = {}  # what they hold, where the disk was full
         self._lock = None
         problem = None
         if processes.main:
@@ -181,34 +181,35 @@ class TrainingState:
         # The former best stays until a state that no longer names it has been saved.
         self._keep(engine, _name("best", step))
 
-    def keep_snapshot(self, engine: DeepSpeedEngine, step: int) -> None:
-        """Write the present weights as those after `step` steps."""
-        self._keep(engine, _name("snapshot", step))
+    def keep_snapshot(self, engine: DeepSpeedEngine, step: int, observed: list[dict[str, Any]]) -> None:
+        """Write the present weights as those after `step` steps, with what the observers have in mind."""
+        self._keep(engine, _name("snapshot", step), observed)
 
     def best_weights(self, step: int) -> dict[str, Tensor]:
         """What `keep_best` wrote at `step`; on the main process."""
-        return self._kept(_name("best", step))
+        return self._kept(_name("best", step))["weights"]
 
-    def snapshot_weights(self, step: int) -> dict[str, Tensor]:
+    def snapshot(self, step: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """What `keep_snapshot` wrote at `step`; on the main process."""
-        return self._kept(_name("snapshot", step))
+        kept = self._kept(_name("snapshot", step))
+        return kept["weights"], kept["observed"]
 
-    def _keep(self, engine: DeepSpeedEngine, name: str) -> None:
+    def _keep(self, engine: DeepSpeedEngine, name: str, observed: Sequence[dict[str, Any]] = ()) -> None:
         weights = gather_weights(engine, trainable_only=True)
         if weights is None:
             return
-        self._unwritten[name] = weights
+        self._unwritten[name] = {"weights": weights, "observed": list(observed)}
         try:
             self._write_the_unwritten()
         except OSError as error:
             log.warning("%s could not be written (%s); it is kept in memory.", self.folder / name, error)
 
     def _write_the_unwritten(self) -> None:
-        for name, weights in list(self._unwritten.items()):
+        for name, content in list(self._unwritten.items()):
             target = self.folder / name
             unfinished = target.with_suffix(".tmp")
             try:
-                digest = stored.save(weights, unfinished)
+                digest = stored.save(content, unfinished)
                 _sync(unfinished)
                 os.replace(unfinished, target)
                 _sync(self.folder)
@@ -218,7 +219,7 @@ class TrainingState:
             self._beside[name] = digest
             del self._unwritten[name]
 
-    def _kept(self, name: str) -> dict[str, Tensor]:
+    def _kept(self, name: str) -> dict[str, Any]:
         if name in self._unwritten:
             return self._unwritten[name]
         latest = self.latest()
