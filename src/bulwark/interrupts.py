@@ -58,6 +58,11 @@ def catch() -> None:
         _note(signal.SIGTERM, None)
 
 
+def forget() -> None:
+    """Be again as before `catch`, but for the handlers of signals."""
+    _State.caught, _State.told, _State.works = False, 0, []
+
+
 def mark_of(workflow: str) -> Path | None:
     """The file by which a workflow's jobs see that it was told to end; None for no workflow."""
     return Path(".snakemake", f"told-to-end-{workflow.replace(':', '-')}") if workflow else None

@@ -75,7 +75,8 @@ def test_the_default_profile_sets_nothing_that_the_slurm_profile_sets():
 def test_no_cluster_is_presumed():
     values = keys("slurm")
     resources = values["default-resources"]
-    assert set(resources) == {"nodes", "runtime", "mem_mb"}
+    assert set(resources) == {"nodes", "runtime", "mem_mb", "slurm_extra"}
+    assert resources["slurm_extra"] == "'--signal=TERM@120'"  # names nothing of a cluster's own
     assert not {"slurm-qos", "slurm-reservation", "slurm-partition-config", "set-resources"} & set(values)
 
 

@@ -177,6 +177,7 @@ def take_snapshot(training: Path, step: int, output: Path, identity: dict[str, A
         "settings": made["settings"],
         "template": template,
         "prompt_digest": made.get("prompt_digest"),
+        "carried": made.get("carried", []),
         "step": step,
         "source": {"path": Path(os.path.relpath(path, output.parent)).as_posix(), "digest": digest(path)},
         "weights": f"{place}/{kept}".rstrip("/"),

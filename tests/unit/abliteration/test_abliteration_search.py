@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from abliteration_samples import attack_settings
+from interrupt_samples import caught
 
 from bulwark.abliteration.search import pareto
 from bulwark.abliteration.search.objectives import Measures
@@ -18,6 +21,7 @@ from bulwark.abliteration.search.search import Search
 from bulwark.abliteration.search.trials import Parameters, TrialResult
 from bulwark.abliteration.settings import AttackSettings
 from bulwark.errors import CheckpointError
+from bulwark.interrupts import Interrupted
 
 LAYERS, TRIALS, STARTUP = 6, 12, 5
 BATCHES = [1, 4]
@@ -111,6 +115,25 @@ def test_a_search_killed_at_a_trial_goes_on_as_if_nothing_had_been(whole, tmp_pa
     assert rest.given == TRIALS - dies_at // batch * batch
     assert resumed.records() == search.records()
     assert front(resumed) == front(search)
+
+
+def test_a_search_told_to_end_says_what_is_kept_and_goes_on(whole, tmp_path, caplog):
+    batch, _, search = whole
+
+    class Told(Examine):
+        def __call__(self, *arguments):
+            if self.given == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(*arguments)
+
+    with caught(), pytest.raises(Interrupted):
+        opened(tmp_path, settings_of(batch)).run(Told(), score)
+    kept = 5 if batch == 1 else 8
+    assert any(f"{kept} of {TRIALS} trials are kept in {tmp_path}" in line for line in caplog.messages)
+    resumed, rest = opened(tmp_path, settings_of(batch)), Examine()
+    resumed.run(rest, score)
+    assert rest.given == TRIALS - kept
+    assert resumed.records() == search.records()
 
 
 def test_a_search_killed_at_every_trial_in_turn_is_the_whole_one(whole, tmp_path):

@@ -269,3 +269,36 @@ def test_what_no_rule_makes_is_answered_with_what_is_nearest(asked, answer):
     with pytest.raises(ConfigurationError) as refused:
         plan_reports.refuse_unknown(asked, ["table_sep", "all"], made)
     assert answer in str(refused.value)
+
+
+def test_a_snapshot_is_taken_from_the_training_that_keeps_it(miniature):
+    assert plan.snapshot_source(miniature, "miniature", "vanilla+sft@38", "1") == paths.checkpoint(
+        "miniature", "vanilla+sft", 1
+    )
+    assert plan.snapshot_step(miniature, "miniature", "vanilla+sft@38") == 38
+    inputs = plan.step_inputs(miniature, "miniature", "sft@38+heretic", "0")
+    assert inputs["parent"] == paths.checkpoint("miniature", "sft@38", 0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("sft@40", ["after 40 optimizer steps", "19, 38, 76", 'Did you mean "sft@38"', "training.snapshots"]),
+        ("sft@38+sft@20+heretic", ["after 20 optimizer steps", 'Did you mean "sft@19"']),
+        ("aside@3", ["it keeps none"]),
+        ("heretic@3", ["trains nothing"]),
+    ],
+)
+def test_a_snapshot_that_no_training_keeps_is_refused(recipe, told, miniature):
+    for function in (
+        lambda: plan.step(miniature, "miniature", recipe),
+        lambda: plan.answers(miniature, "miniature", recipe, "tasks"),
+    ):
+        with pytest.raises(ConfigurationError) as error:
+            function()
+        assert [part for part in told if part not in str(error.value)] == []
+
+
+def test_a_study_of_a_snapshot_that_no_training_keeps_is_refused():
+    with pytest.raises(ConfigurationError, match="keeps no snapshot after 40"):
+        loaded("miniature.yaml", "name: mine\nstudies: {aside: {recipes: [base, vanilla, aside, aside@40]}}")

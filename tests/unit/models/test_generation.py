@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 from itertools import pairwise
 
 import pytest
 import torch
+from interrupt_samples import caught
 from tiny_tokenizers import SENTENCES, tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -22,6 +25,7 @@ from transformers import (
 
 from bulwark.data.records import Turn
 from bulwark.errors import BulwarkError
+from bulwark.interrupts import Interrupted
 from bulwark.models import generation
 from bulwark.models.batching import CPU_TOKEN_BUDGET, cache_token_budget
 from bulwark.models.decoding import Decoding
@@ -223,6 +227,29 @@ def test_an_interrupted_run_continues_where_it_stopped(answer, model, tmp_path):
     assert finished.rows == []
     rows = [json.loads(line) for line in partial.read_text().splitlines()]
     assert sorted(row["id"] for row in rows[1:]) == sorted(one.id for one in whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_told_to_end_it_finishes_the_batch_and_says_what_is_kept(answer, model, tmp_path, number, caplog):
+    partial = tmp_path / "answers.jsonl.partial"
+    whole = answer()
+
+    class Told(Counted):
+        def __call__(self, input_ids, **options):
+            if len(self.rows) == 2 and input_ids.shape[1] > 1:
+                os.kill(os.getpid(), number)
+            return super().__call__(input_ids, **options)
+
+    told = Told(model)
+    with caught(), pytest.raises(Interrupted) as ended:
+        answer(model=told, token_budget=150, partial=partial, fingerprint="x")
+    done = sum(told.rows)
+    assert ended.value.code == 128 + number
+    assert len(told.rows) == 3  # the batch was finished
+    assert f"{done} of {len(whole)} answers are kept in {partial}; give the same command again" in caplog.messages
+    again = Counted(model)
+    assert answer(model=again, partial=partial, fingerprint="x") == whole
+    assert sum(again.rows) == len(whole) - done
 
 
 @pytest.mark.parametrize("line", [0, 1, 7, 13])

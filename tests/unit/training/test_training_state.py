@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import random
 import resource
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from interrupt_samples import caught
 from tiny_causal_models import tiny_model
 from torch import nn
 from training_samples import PAD, examples, settings, trained
 
 from bulwark.errors import BulwarkError, CheckpointError
 from bulwark.files import digest, sha256_of
+from bulwark.interrupts import Interrupted
 from bulwark.models.embeddings import install
 from bulwark.training import loop
 from bulwark.training.engine import Processes
@@ -275,6 +279,40 @@ def test_without_room_for_a_second_state_nothing_is_written(tmp_path, caplog, mo
     with caplog.at_level(logging.WARNING, logger="bulwark"):
         run(tmp_path)
     assert any("are free" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("full", [False, True])
+def test_told_to_end_it_saves_after_the_step(number, full, tmp_path, caplog):
+    whole, _ = run(tmp_path / "whole", save_every=None)
+
+    class Told(_Ends):
+        def before_step(self, engine, step, total):
+            super().before_step(engine, step, total)
+            if step == 4:
+                os.kill(os.getpid(), number)
+
+    disk = no_file_larger_than(5000) if full else contextlib.nullcontext()
+    with caught(), disk, pytest.raises(Interrupted) as ended:
+        trained(model_of("vanilla"), tmp_path, objective=Told(), max_steps=7, evaluate_every=3)
+    assert ended.value.code == 128 + number
+    told = "step 5 of 7 could not be saved, nothing was saved before" if full else "saved at step 5 of 7"
+    assert any(line.endswith(f"{told}; give the same command again") for line in caplog.messages)
+    result, _ = run(tmp_path, save_every=None)
+    assert result.report.resumed_at == ([] if full else [5])
+    same_bits(result.model, whole.model)
+
+
+def test_told_to_end_in_its_last_step_it_ends(tmp_path):
+    class Told(_Ends):
+        def before_step(self, engine, step, total):
+            super().before_step(engine, step, total)
+            if step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with caught():
+        result = trained(model_of("vanilla"), tmp_path, objective=Told(), max_steps=7, evaluate_every=3)
+    assert result.report.steps == 7
 
 
 def test_saving_by_the_clock_takes_its_share_at_most(tmp_path, monkeypatch):
