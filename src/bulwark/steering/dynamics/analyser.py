@@ -230,7 +230,8 @@ class Analyser(Observer):
                 file.write(json.dumps(row | {"phase": phase}) + "\n")
                 if known is not None:
                     tag = _TAGS.get((module, quantity), f"Analysis/L{{}}_{module}_{quantity}").format(layer)
-                    self._events.add_scalar(tag, known, step)
+                    with contextlib.suppress(OSError):  # the curves are for looking at, the file above is the result
+                        self._events.add_scalar(tag, known, step)
 
     def _open(self, step: int) -> None:
         """Before the first step of this process: take out what was written from this step on, on the main process."""
