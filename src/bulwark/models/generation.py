@@ -202,7 +202,6 @@ def decode(
             decided[candidates[known]] = True
             lengths[candidates[known]] = step + 1
             going &= ~decided[rows]
-        going &= step + 1 < lengths[rows]
         left = int(going.sum())
         if not left or step + 1 == max_new_tokens:
             break
