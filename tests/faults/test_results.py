@@ -102,8 +102,9 @@ def test_damage(inside, drawn, faults, tally, name):
             DAMAGES[name](path, drawn)
             if path.exists() and path.read_bytes() == before:
                 continue
+            spared = name == "deleted" and seals.WEIGHTS.fullmatch(path.name)  # only who opens the model needs them
             large = path.exists() and path.stat().st_size > seals._GLANCED_BYTES
-            check(tally, name, file, owners, plan=not (large and name == "flipped bit, times kept"))
+            check(tally, name, file, owners, plan=not spared and not (large and name == "flipped bit, times kept"))
 
 
 def test_edited_documents(inside, drawn, faults, tally):

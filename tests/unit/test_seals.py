@@ -173,6 +173,12 @@ def test_a_glance_sees_whatever_was_written_since(scores, tmp_path):
         assert seals.damage(sealed) == f"{file} is missing"
         file.write_bytes(whole)
     assert seals.damage(tmp_path / "no seal") == ""
+    (folder / "model.safetensors").write_bytes(bytes(8))
+    manifests.write_manifest(folder / "model.json", {"template": "chat"})
+    (folder / "model.safetensors").unlink()
+    assert seals.damage(folder / "model.json") == ""  # to save space
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: it is missing.*remove"):
+        manifests.read_manifest(folder)
 
 
 # What is remembered

@@ -27,7 +27,6 @@ BASE_MANIFEST = "model.json"
 # What may lie beside a manifest and is no part of it: resumable state, the job's own description, TensorBoard's events.
 PASSING = ("training", "training-set-aside", "job.json", "tensorboard")
 SNAPSHOTS = "snapshots"  # folder of a checkpoint with a model per snapshot, by its number of optimizer steps
-_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 # What transformers reads from a model's folder, if it is there.
 _LOADED = re.compile(
     r".*\.(safetensors|bin|pt|pth|py|jinja|index\.json)|.*config\.json|tokenizer.*|vocab.*|merges\.txt|.*\.model"
@@ -97,7 +96,7 @@ def weights_folder(path: str | Path) -> Path:
 
 def holds_weights(name: str) -> bool:
     """Whether a file of this name holds a model's weights, all of them or a shard."""
-    return _WEIGHTS.fullmatch(Path(name).name) is not None
+    return seals.WEIGHTS.fullmatch(Path(name).name) is not None
 
 
 def refuse_unlisted(folder: Path, path: Path, content: dict[str, Any]) -> None:
