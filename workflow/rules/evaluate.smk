@@ -32,6 +32,7 @@ rule score_answers:
         answers="results/answers/{model}/{recipe}/seed{seed}/{benchmark}.jsonl",
         provenance="results/answers/{model}/{recipe}/seed{seed}/{benchmark}.provenance.json",
         records=plan.benchmark_records,
+        judge=plan.benchmark_judge,
     output:
         scores="results/scores/{model}/{recipe}/seed{seed}/{benchmark}.json",
         rows="results/scores/{model}/{recipe}/seed{seed}/{benchmark}.records.jsonl",

@@ -30,6 +30,7 @@ rule generate_contrasts:
 rule judge_contrasts:
     input:
         "results/vectors/{model}/{recipe}/seed{seed}/{trait}.contrasts.jsonl",
+        judge=vectors.judge_files,
     output:
         "results/vectors/{model}/{recipe}/seed{seed}/{trait}.judged.jsonl",
     log:
@@ -121,6 +122,7 @@ rule steer_layers:
 rule choose_layer:
     input:
         "results/vectors/{model}/{recipe}/seed{seed}/{trait}.steered.jsonl",
+        judge=vectors.judge_files,
     output:
         "results/vectors/{model}/{recipe}/seed{seed}/{trait}.layers.json",
     log:

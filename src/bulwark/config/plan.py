@@ -14,10 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bulwark import benchmarks
+from bulwark import benchmarks, seals
 from bulwark.config import checks, digests, paths, recipes, sources
 from bulwark.config.catalogue import Catalogue, Resolved, Section
 from bulwark.files import files_below
+from bulwark.judges import JudgeSettings
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.settings import find, validated
 from bulwark.steering.settings import check_layers
@@ -215,6 +216,20 @@ def answers(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> Wo
 def scores(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> Work:
     resolved = _benchmark(catalogue, model, recipe, benchmark)
     return work(catalogue, model, _scoring_code(resolved), resolved=resolved)
+
+
+def judge_files(judge: JudgeSettings | None) -> list[str]:
+    """The files of a judge that is a model in a folder of the user's; none for any other judge."""
+    path = getattr(judge.own, "path", None) if judge is not None else None
+    local = path is not None and Path(path).is_dir() and Path(path).parts[:1] != (seals.RESULTS,)
+    return files_of(path) if local else []
+
+
+@cache
+def benchmark_judge(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> list[str]:
+    """The files of the judge of a benchmark."""
+    resolved = _benchmark(catalogue, model, recipe, benchmark)
+    return judge_files(benchmarks.benchmark_of(resolved.module, resolved.settings).judge())
 
 
 @cache

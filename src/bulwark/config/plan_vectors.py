@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Any
 
-from bulwark.config import checks, digests, paths, recipes, sources
+from bulwark.config import checks, digests, paths, plan, recipes, sources
 from bulwark.config.catalogue import Catalogue, Resolved
 from bulwark.config.entities import Trait
 from bulwark.config.plan import Work, blocks_of, filled, resolve, work
@@ -47,6 +47,11 @@ def trait_judge(catalogue: Catalogue, trait: str) -> dict[str, Any] | None:
     """The settings of the judge that scores contrasted and steered answers; None for none."""
     settings = catalogue.judge_of_trait(trait)
     return None if settings is None else settings.model_dump(mode="json")
+
+
+def judge_files(catalogue: Catalogue, trait: str) -> list[str]:
+    """The files of the judge that scores contrasted and steered answers."""
+    return plan.judge_files(catalogue.judge_of_trait(trait))
 
 
 @cache

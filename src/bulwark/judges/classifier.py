@@ -7,11 +7,13 @@ a GPU if there is one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from bulwark import seals
 from bulwark.errors import BulwarkError, ConfigurationError, nearest
 from bulwark.judges import Judgement, Request
 from bulwark.settings import Closed
@@ -40,16 +42,23 @@ class Settings(Closed):
 
 
 def identity(request: Request, settings: Settings, scale: int) -> dict[str, Any]:
-    """The texts, the label, and the classifier (a folder is identified by the names, sizes and dates of its files)."""
-    files = sorted(path for path in Path(settings.path).glob("*") if path.is_file())
+    """The texts, the label, and the classifier (a folder is identified by what it holds)."""
+    folder = Path(settings.path)
+    states = tuple((path.name, path.stat().st_mtime_ns, path.stat().st_ino) for path in sorted(folder.glob("*")))
     question = request.question if settings.reads == "pair" else None
     return {
         **settings.model_dump(mode="json", include={"path", "revision", "reads", "max_tokens"}),
-        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "content": _content(folder, states) if folder.is_dir() else None,
         "label": _label(request, settings).model_dump(),
         "scale": scale,
         "texts": [question, request.answer],
     }
+
+
+@cache
+def _content(folder: Path, states: tuple[Any, ...]) -> str:
+    """Once per state of its files, since it is asked for with every request."""
+    return seals.content(folder)
 
 
 def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:

@@ -1,6 +1,8 @@
 """Judges: the settings that name one, the kinds that cost nothing, the classifier, and what they share."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from bulwark import judges, seals
+from bulwark.config import plan
 from bulwark.config.digests import Package, judge_roots
 from bulwark.errors import BulwarkError, ConfigurationError, RecordError
 from bulwark.judges import Judgement, JudgeSettings, Request, judge
@@ -217,6 +220,24 @@ def test_a_classifier_without_the_label_or_the_folder_is_refused(classifier, tmp
         classified(classifier, [request("good", "rude")])
     with pytest.raises(BulwarkError, match="cannot load"):
         classified(tmp_path, asked)
+
+
+def test_a_classifier_that_is_replaced_in_place_judges_anew_and_one_that_was_copied_does_not(classifier, tmp_path):
+    """What it holds counts, not when its files were written; a plan reads all of them."""
+    folder, cache = tmp_path / "judge", tmp_path / "cache.jsonl"
+    shutil.copytree(classifier, folder)
+    given = {"path": str(folder), "labels": {"safety": {"label": "toxic"}}}
+    files = plan.judge_files(JudgeSettings(kind="classifier", classifier=given))
+    assert sorted(files) == sorted(str(path) for path in folder.iterdir())
+    asked = [request("good", "safety")]
+    classified(folder, asked, cache)
+    os.utime(folder / "model.safetensors", (0, 0))
+    classified(folder, asked, cache)
+    assert len(cache.read_text().splitlines()) == 1
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
+    classified(folder, asked, cache)
+    assert len(cache.read_text().splitlines()) == 2
 
 
 def test_a_broken_cache_names_its_line(classifier, tmp_path):
