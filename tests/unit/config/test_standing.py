@@ -7,9 +7,13 @@ import shutil
 import pytest
 
 from bulwark import seals
+from bulwark.config import loading, overlays, paths
 from bulwark.config.standing import gate
 from bulwark.config.standing.asked import asked
+from bulwark.config.standing.dry_run import told_again
+from bulwark.config.standing.overview import overview
 from bulwark.config.standing.standing import Standings, Task, made_from
+from tests.conftest import ROOT, SMALLEST
 
 DATA, MODEL, ANSWERS, SCORES = (
     "results/data/d/test.jsonl",
@@ -199,3 +203,33 @@ def test_a_plan_is_written_as_plain_data():
         ("stale", False),
         ("stale", False),
     ]
+
+
+def test_what_is_told_is_found_again_in_what_a_dry_run_prints():
+    found = [gate.Remade((MODEL,), "apply_step", "settings.rate was 0.1 and is to be 0.2", 8, 16.0)]
+    text = gate.told(found)
+    assert told_again(f"Building DAG of jobs...\n{text}\nJob stats:\n  x\n") == text
+    assert told_again("Building DAG of jobs...\nNothing to be done\n") == ""
+
+
+def test_the_overview_counts_by_study_and_lists_reasons():
+    config = ROOT / "config"
+    catalogue = loading.load(overlays.read([ROOT / SMALLEST], config), config)
+    cells = catalogue.cells("aside")
+    tasks = [
+        {
+            "outputs": [paths.scores(*cell)],
+            "state": "stale" if cell[1] == "aside" else "done",
+            "reason": "",
+            "root": False,
+        }
+        for cell in cells
+    ]
+    model = paths.checkpoint("miniature", "aside", 0)
+    tasks.append({"outputs": [model], "state": "stale", "reason": "its code has changed", "root": True})
+    found = overview(catalogue, tasks)
+    assert set(found.studies) == {"aside"}
+    assert found.studies["aside"]["scores"] == {"done": 4, "stale": 2}
+    assert found.studies["aside"]["checkpoints"] == {"stale": 1, "missing": 2}
+    assert found.studies["aside"]["tables"] == {"missing": 1}
+    assert (found.stale, found.derived) == ({"its code has changed": [model]}, 2)
