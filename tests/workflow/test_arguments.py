@@ -27,6 +27,8 @@ def answer(checkout, *arguments) -> str:
         (["results/scores/miniature/aside/seed0/sep.jsn"], ["seed0/{benchmark}.json"]),
         (["results/scores/miniature/aside/sep.json"], ["results/scores/{model}/{recipe}/seed{seed}/{benchmark}.json"]),
         (["results/scores/miniature/asid/seed0/sep.json"], ['unknown step "asid"', 'Did you mean "aside"?']),
+        (["results/scores/miniature/aside/seed007/sep.json"], ["aside/seed{seed}/sep.json"]),
+        ([f"results/scores/miniature/aside/seed{'9' * 100}/sep.json"], ["aside/seed{seed}/sep.json"]),
         (["nowhere/x"], ['no file "nowhere/x"', "docs/architecture.md"]),
         (["--configfile", MINIATURE, SCORES], [f"--configfile {MINIATURE} -- {SCORES}"]),
         (["--configfile", MINIATURE, "table_sep", "claims", "-c2"], [f"--configfile {MINIATURE} -- table_sep claims"]),

@@ -96,7 +96,7 @@ plan, vectors, reports = planned(plan_jobs), planned(plan_vectors), planned(plan
 wildcard_constraints:
     model=r"[^/]+",
     recipe=r"[^/]+",
-    seed=r"\d+",
+    seed=r"0|[1-9]\d{0,8}",
     dataset=r"[^/]+",
     split=r"[^/.]+",
     benchmark=r"[^/.]+",

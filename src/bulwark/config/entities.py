@@ -215,7 +215,7 @@ class Study(Closed):
     description: str = ""
     models: tuple[str, ...]
     recipes: tuple[str, ...]
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...]
+    seeds: tuple[Annotated[int, Field(ge=0, lt=10**9)], ...]
     benchmarks: tuple[str, ...]
     analyses: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()

@@ -36,8 +36,6 @@ _FOLDERS: dict[str, type[Closed]] = {
     "figures": Figure,
     "claims": Claim,
 }
-# Whose names are folders or end a target; files of the others have endings after the name.
-_WITH_DOTS = {"models", "datasets", "steps"}
 
 
 def load(configuration: Configuration | Mapping[str, Any], folder: Path) -> Catalogue:
@@ -97,8 +95,7 @@ def _parts(section: str, folder: Path, configuration: Configuration) -> dict[str
         own[path.stem] = [Part(f"{folder.name}/{section}/{path.name}", document.data, document.mark)]
     for name, parts in configuration.section(section).items():
         own[name] = own.get(name, []) + parts
-    for name, parts in own.items():
-        overlays.check_name(name, Origin(tuple(parts)).at(), dots=section in _WITH_DOTS)
+    overlays.check_names(section, own)
     return own
 
 

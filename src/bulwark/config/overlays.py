@@ -28,6 +28,9 @@ _NAME_WITHOUT_DOTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 _NAME_LINE = re.compile(r"^name:[ \t]*[\"']?([A-Za-z0-9._-]+)", re.MULTILINE)
 _OF_MODELS = ("settings", "dataset", "split", "cost")  # what a step, benchmark or projection says for one model, too
 _LIKE = 20
+# Sections by their names: folders, or the ends of targets; and those whose files have endings after the name.
+_WITH_DOTS = ("models", "datasets", "steps", "studies")
+_WITHOUT_DOTS = ("benchmarks", "analyses", "traits", "projections", "tables", "figures", "claims")
 _OPTIONS = ("replace",)
 
 
@@ -232,6 +235,10 @@ def read(paths: Sequence[str | Path], folder: Path, options: Mapping[str, Any] |
                 "(--configfile)."
             )
     files = [_part(_shown(path), _document(Path(path))) for path in (folder / "config.yaml", *paths)]
+    for file in files:
+        for section in {*_WITH_DOTS, *_WITHOUT_DOTS} & set(file.data):
+            for name in _keys(file.data[section]):
+                check_name(name, Origin((file,)).at(section, name), dots=section in _WITH_DOTS)
     _check_name(files[-1], [*paths, folder / "config.yaml"][len(paths) - 1], folder)
     return Configuration(tuple(files), dict(options or {}))
 
@@ -316,6 +323,12 @@ def _check_name(file: Part, path: str | Path, folder: Path) -> None:
                 f'{place}: "{name}" is the name of {_shown(other)}. Give this configuration a name of its '
                 "own, so that its tables, figures, claims and report do not replace those."
             )
+
+
+def check_names(section: str, parts: Mapping[str, Sequence[Part]]) -> None:
+    """Raise ConfigurationError for a name of a section that cannot be one."""
+    for name, said in parts.items():
+        check_name(name, Origin(tuple(said)).at(), dots=section in _WITH_DOTS)
 
 
 def check_name(name: Any, where: str, dots: bool = True) -> None:

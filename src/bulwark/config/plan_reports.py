@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -218,6 +218,10 @@ def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
     find(entities, name, {"paper": "study"}.get(kind, kind), f'target "{kind}_{name}"')
 
 
+# A wildcard in a path of Snakemake's, with the regular expression that limits it.
+_WILDCARD = re.compile(r"\{(\w+),((?:[^{}]|\{[^{}]*\})*)\}")
+
+
 def refuse_unknown(asked: str, targets: Collection[str], outputs: Collection[str]) -> None:
     """Raise ConfigurationError, with what is nearest, for a target or path that no rule makes.
 
@@ -228,9 +232,10 @@ def refuse_unknown(asked: str, targets: Collection[str], outputs: Collection[str
             f'There is no target "{asked}".{nearest(asked, targets)} `snakemake --list-target-rules` lists them all.'
         )
     parts = asked.split("/")
-    outputs = [re.sub(r"\{(\w+),[^{}]*\}", r"{\1}", form) for form in outputs]  # without what wildcards can be
+    limits = {name: what for form in outputs for name, what in _WILDCARD.findall(form)}
+    outputs = [_WILDCARD.sub(r"{\1}", form) for form in outputs]
     same = [form for form in outputs if form.count("/") == asked.count("/")]
-    meant = min((_as_form(parts, form.split("/")) for form in same), default=None)
+    meant = min((_as_form(parts, form.split("/"), limits) for form in same), default=None)
     if meant is None or meant[0] > len(parts) / 2:  # too few or too many folders: the form of the nearest stage
         stages = {form.split("/")[1]: form for form in reversed(outputs) if form.startswith("results/")}
         close = difflib.get_close_matches(parts[1], stages, n=1)
@@ -241,14 +246,13 @@ def refuse_unknown(asked: str, targets: Collection[str], outputs: Collection[str
     raise ConfigurationError(f'There is no file "{asked}", and no rule makes it. Did you mean "{meant[1]}"?')
 
 
-def _as_form(parts: list[str], form: list[str]) -> tuple[float, str]:
-    """How far the parts of a path are from those of a form, and the path in this form."""
+def _as_form(parts: list[str], form: list[str], limits: Mapping[str, str]) -> tuple[float, str]:
+    """How far the parts of a path are from those of a form, and the path in this form; limits: of its wildcards."""
     far, meant = 0.0, []
     for part, wanted in zip(parts, form, strict=True):
-        pattern = "".join(
-            "[^/]+" if piece.startswith("{") else re.escape(piece) for piece in re.split(r"({\w+})", wanted)
-        )
-        fits = re.fullmatch(pattern, part) is not None
+        pieces = re.split(r"{(\w+)}", wanted)  # every second one is a wildcard
+        regex = "".join(f"(?:{limits.get(p, '[^/]+')})" if n % 2 else re.escape(p) for n, p in enumerate(pieces))
+        fits = re.fullmatch(regex, part) is not None
         far += 0.0 if fits else 2 - difflib.SequenceMatcher(None, part, wanted).ratio()
         meant.append(part if fits else wanted)
     return far, "/".join(meant)

@@ -63,6 +63,23 @@ def test_only_known_options_are_taken(tmp_path):
     assert 'Did you mean "replace"?' in refused(tmp_path, "name: mine", options={"replaec": True})
 
 
+@pytest.mark.parametrize(
+    ("section", "name", "written"),
+    [
+        ("models", "llama 3.1 (8B), it's", "llama-3.1-8B-it-s"),
+        ("models", "org/model", "org-model"),
+        ("datasets", "a:b", "a-b"),
+        ("benchmarks", "my.sep", "my-sep"),
+        ("studies", "mine & yours", "mine-yours"),
+    ],
+)
+def test_the_name_of_an_entity_is_told_first_with_what_to_write(tmp_path, section, name, written):
+    """Also where the configuration has no name of its own yet."""
+    message = refused(tmp_path, f'{section}:\n  "{name}": {{}}')
+    assert f'one.yaml:2, {section}.{name}: "{name}" cannot be a name' in message
+    assert f'Write "{written}"' in message
+
+
 # --- what is laid over what ---
 
 MINE = """
