@@ -204,11 +204,11 @@ class _Reader:
         assert isinstance(event, kind), event
 
     def _refuse(self, event: Any, problem: str) -> NoReturn:
-        raise ConfigurationError(f"{self.path}:{event.start_mark.line + 1}: {problem}.")
+        raise ConfigurationError(f"{self.path}:{_line(event)}: {problem}.")
 
     def _value(self, event: Any, depth: int) -> tuple[Any, Mark]:
         """The value that begins with an event."""
-        line = event.start_mark.line + 1
+        line = _line(event)
         before = self.size
         self.size += 1
         if isinstance(event, yaml.AliasEvent):
@@ -217,11 +217,10 @@ class _Reader:
             known = self.anchors[event.anchor]
             if known is None:
                 self._refuse(event, f"*{event.anchor} stands inside of &{event.anchor}, so it would have no end")
-            data, mark, size = known
-            self.size += size
+            self.size += known[2]
             if self.size > self.SIZE:
                 self._refuse(event, f"with all its aliases the file holds more than {self.SIZE} values")
-            return data, Mark(line, mark.below)
+            return known[0], Mark(line, known[1].below)
         if depth > self.DEPTH:
             self._refuse(event, f"nested more than {self.DEPTH} levels deep")
         if event.anchor is not None:
@@ -265,9 +264,10 @@ class _Reader:
                 self._refuse(at, f'the key {written} is {json.dumps(key)} to YAML; write "{written}" in quotes')
             if first := keys.get(str(key)):
                 self._refuse(at, f'the key "{key}" stands twice, first in line {first}. Keep one')
-            keys[str(key)] = at.start_mark.line + 1
+            line = _line(at)
+            keys[str(key)] = line
             value, mark = self._value(self.loader.get_event(), depth + 1)
-            data[key], below[key] = value, Mark(at.start_mark.line + 1, mark.below)
+            data[key], below[key] = value, Mark(line, mark.below)
         for part, of in shared:
             for key, value in part.items():
                 if key not in data:
@@ -295,6 +295,11 @@ class _Reader:
 
 
 _SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
+
+
+def _line(event: Any) -> int:
+    """The line of a file that an event of its YAML begins in, from 1."""
+    return event.start_mark.line + 1
 
 
 def _explained(problem: ErrorDetails, cls: type[BaseModel]) -> str:

@@ -183,12 +183,13 @@ def p_beyond(
     rate that inverts Wilson's interval, which is the score test, for a mean Student's, the t-test. None if undefined.
     floor: the smallest p-value that the interval's resamples can tell.
     """
-    if at(CONFIDENCE) is None:
-        return None
 
     def left_out(z: float) -> bool:
-        low, high = at(float(1 - 2 * stats.norm.sf(z)))
+        low, high = at(float(1 - 2 * stats.norm.sf(z))) or (bound, bound)
         return low > bound if side == "above" else high < bound
+
+    if at(CONFIDENCE) is None:
+        return None
 
     if not left_out(_NO_CONFIDENCE):
         return 1.0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from bulwark.reporting.numbers import NONE, error, number, with_error
 from bulwark.reporting.results import Results
@@ -24,6 +23,9 @@ from bulwark.reporting.tables import (
     table_frame,
 )
 from bulwark.settings import validated
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ELSEWHERE = "Click a number for n, the values of the seeds and where it comes from."
 
@@ -101,7 +103,7 @@ def grid(
 
 def _known(line: Mapping[str, Any], key: str) -> float | None:
     value = line.get(key)
-    return None if pd.isna(value) else value
+    return None if value is None or math.isnan(value) else value
 
 
 def _measured_on(table: Table, frame: pd.DataFrame) -> str:

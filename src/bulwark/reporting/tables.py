@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from bulwark import files
 from bulwark.reporting.numbers import exact, number, with_error
 from bulwark.reporting.results import Results, ResultsError, read_published
 from bulwark.reporting.settings import Average, Column, Figure, Table
 from bulwark.settings import validated
+
+if TYPE_CHECKING:
+    import pandas as pd  # half a second: figures, which share this module's rows and columns, do without
 
 _PARTS = ("value", "stderr", "n", "seed_sd", "published", "published_stderr")
 _VALUE = "mean ± SE"
@@ -79,6 +80,8 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
         for average in table.averages:
             line |= _averaged(average, columns, line, numbers.get((model, recipe, "average", average.label)))
         lines.append(line)
+    import pandas as pd
+
     frame = pd.DataFrame(lines)
     optional = frame.columns[frame.columns.str.endswith((".seed_sd", ".published", ".published_stderr"))]
     return frame.drop(columns=[name for name in optional if frame[name].isna().all()])
@@ -113,6 +116,8 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
             presented[heading, "SD over seeds"] = [number(sd, digits) for sd in frame[key + "seed_sd"]]
         if key + "published" in frame:
             presented[heading, published] = both("published", "published_stderr")
+    import pandas as pd
+
     return pd.DataFrame(presented)
 
 
@@ -224,6 +229,8 @@ def _markdown(title: str, caption: str, presented: pd.DataFrame, note: str) -> s
 
 
 def _latex(caption: str, presented: pd.DataFrame, label: str) -> str:
+    import pandas as pd
+
     escaped = presented.map(_escaped)
     escaped.columns = pd.MultiIndex.from_tuples([tuple(map(_escaped, pair)) for pair in presented.columns])
     return escaped.style.hide(axis="index").to_latex(
