@@ -146,6 +146,15 @@ def test_an_overlay_of_a_variant_beats_what_the_others_file_says_of_a_model(tmp_
     assert training(tmp_path, text, step="vanilla").learning_rate != 0.5
 
 
+def test_an_overlay_of_what_a_variant_is_like_leaves_what_the_variant_says_of_a_model(tmp_path):
+    first = (
+        "name: mine\nsteps: {pale: {like: vanilla, models: {miniature: {settings: {training: {learning_rate: 0.5}}}}}}"
+    )
+    second = "name: mine\nsteps: {vanilla: {settings: {training: {learning_rate: 0.25}}}}"
+    assert training(tmp_path, first, second, step="pale").learning_rate == 0.5
+    assert training(tmp_path, first, second, step="pale", model="qwen2.5-7b").learning_rate == 0.25
+
+
 # --- where things stand ---
 
 
