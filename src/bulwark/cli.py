@@ -79,9 +79,10 @@ def _status(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from bulwark.config import loading, overlays, paths
+    from bulwark.config import loading, overlays, paths, plan_reports
     from bulwark.config.standing.dry_run import standings
     from bulwark.config.standing.overview import STATES, overview
+    from bulwark.reporting import verdicts
 
     if not Path("config/config.yaml").is_file():
         raise BulwarkError("config/config.yaml does not exist. Run this in the top folder of the repository.")
@@ -105,8 +106,10 @@ def _status(options: argparse.Namespace) -> int:
     claims, readable = paths.claims(catalogue.name)
     if _whole(claims):
         console.print(f"\n[bold]claims[/bold]{_mark(found.states, claims)}")
+        columns = plan_reports.columns(catalogue)
         for claim in json.loads(Path(claims).read_text(encoding="utf-8")):
-            console.print(f"  {claim['verdict'].upper()}: {claim['statement']} ({claim['source']})", markup=False)
+            said = verdicts.line(claim, columns.get(claim["id"], {}))
+            console.print(f"  {said}", markup=False, soft_wrap=True)
     console.print()
     for path in [*files, readable, paths.page(catalogue.name)]:
         if Path(path).exists():

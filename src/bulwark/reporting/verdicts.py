@@ -75,6 +75,16 @@ def headline(claim: Mapping[str, Any], columns: Columns) -> Shown:
     return _shown(claim, claim["conditions"][0], entry, columns)
 
 
+def line(claim: Mapping[str, Any], columns: Columns) -> str:
+    """A claim on one line: verdict, statement, effect with its interval; without these from a file that has none."""
+    said = f"{claim['verdict'].upper()}: {claim['statement']}"
+    try:
+        found = headline(claim, columns)
+    except (KeyError, StopIteration):  # written by other code than this
+        return said
+    return f"{said} ({found.quantity}: {found.effect}, {claim['confidence']:.0%} interval {found.interval})"
+
+
 def _correction(claim: Mapping[str, Any]) -> str:
     """What the correction for many claims has changed; nothing for most."""
     alone = claim.get("uncorrected_verdict")

@@ -11,7 +11,7 @@ from bulwark.reporting.claims import check_claim
 from bulwark.reporting.numbers import quantity
 from bulwark.reporting.settings import Claim, Column
 from bulwark.reporting.tables import make_table
-from bulwark.reporting.verdicts import conditions, headline, not_measured, write_claims
+from bulwark.reporting.verdicts import conditions, headline, line, not_measured, write_claims
 from bulwark.settings import ConfigurationError, merged, read_yaml, validated
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -124,6 +124,13 @@ def test_the_files(tmp_path):
     text = (tmp_path / "claims.md").read_text()
     assert "| **reproduced** | It teaches &#124; the trait | trait of sft − clean | +1.80 of 9 | 95% [+1." in text
     assert "trait of sft: higher than that of clean by more than 0.9 of 9: **holds**" in text
+
+
+def test_a_claim_on_one_line(tmp_path):
+    claim = taught(tmp_path, about="sft", statement="It teaches")
+    assert line(claim, COLUMNS).startswith("REPRODUCED: It teaches (trait: +1.80 of 9, 95% interval [+1.")
+    del claim["models"]
+    assert line(claim, COLUMNS) == "REPRODUCED: It teaches", "what other code wrote is shown as far as it goes"
 
 
 def test_an_undefined_metric_is_shown_as_a_dash(tmp_path):
