@@ -20,6 +20,7 @@ from bulwark.models.manifests import (
     provenance,
     read_manifest,
     start_recipe,
+    take_snapshot,
     weights_folder,
     write_manifest,
 )
@@ -228,3 +229,23 @@ def test_neither_torch_nor_transformers_is_imported():
     environment = os.environ | {"PYTHONPATH": str(Path(manifests.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_snapshot_is_a_checkpoint_in_the_folder_of_its_training(tmp_path):
+    training = folder_with(
+        tmp_path / "m/sft/seed0", weights="end", snapshots__40__weights="abc", snapshots__4__weights="x"
+    )
+    made = {"kind": "sft", "settings": {"a": 1}, "template": "chat", "carried": ["extra"]}
+    write_manifest(training / "checkpoint.json", made)
+    output = tmp_path / "m/sft@40/seed0/checkpoint.json"
+    written = take_snapshot(training / "checkpoint.json", 40, output, {"recipe": "sft@40"})
+    assert [entry["name"] for entry in written["files"]] == ["../../sft/seed0/snapshots/40/weights"]
+    assert (written["recipe"], written["step"], written["kind"], written["carried"]) == ("sft@40", 40, "sft", ["extra"])
+    path, folder, template = open_manifest(output)
+    assert (path, template) == (output, "chat")
+    assert (folder / "weights").read_text() == "abc"
+    with pytest.raises(CheckpointError, match="kept no snapshot after 41"):
+        take_snapshot(training / "checkpoint.json", 41, tmp_path / "checkpoint.json", {})
+    (training / "snapshots/40/weights").write_text("abd")
+    with pytest.raises(CheckpointError, match="snapshots/40/weights"):
+        read_manifest(output)

@@ -157,6 +157,18 @@ def test_it_acts_under_adapters_checkpointing_and_packing(tmp_path, changes):
     assert embedded_in(steered.model) is not None
 
 
+def test_a_snapshot_carries_it_as_far_as_it_had_come(tmp_path):
+    model = carrying()
+    observer = Carried(model)
+    result = trained(model, tmp_path / "a", observers=[observer], max_steps=STEPS, snapshots=(2,))
+    [(step, _, observed)] = result.snapshots
+    observer.write_snapshot(tmp_path, observed[1])
+    two = trained(other := carrying(), tmp_path / "b", observers=[Carried(other)], max_steps=2).report.target_tokens
+    assert step == 2
+    assert read_embedded(tmp_path).exposure == two
+    assert embedded_in(model).exposure == result.report.target_tokens > two
+
+
 def test_the_file_says_all_and_is_refused_when_broken(tmp_path):
     model = carrying(2.0, exposure=7, end=1.5)
     write_embedded(embedded_in(model), tmp_path)
