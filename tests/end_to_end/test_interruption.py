@@ -109,7 +109,10 @@ def test_interrupted_three_times_the_results_are_those_of_one_run(whole, tmp_pat
 
     run = Run(checkout, ASIDE, ANSWERS)  # Ctrl-C while answers are generated
     run.wait_until(lambda: any(results.glob("answers/miniature/aside@50/seed0/*.partial")))
-    quiet(run.told(signal.SIGINT, group=True))
+    text = run.told(signal.SIGINT, group=True)
+    assert " of 400 answers are kept in results/answers/miniature/aside@50/seed0/tasks.jsonl.partial" in text
+    assert "starts again" not in text
+    quiet(text)
 
     done(checkout, ASIDE, ANSWERS)
     for path in (MODEL, ASIDE, "results/checkpoints/miniature/aside/seed0/snapshots/50/checkpoint.json"):

@@ -51,6 +51,12 @@ def wait(path):
     note(path)
     time.sleep(30)
 
+def wait_through(path):
+    from bulwark import interrupts
+    interrupts.see_through()
+    note(path)
+    time.sleep(30)
+
 def wait_once(path):
     note(path)
     time.sleep(30 if len(Path(path).read_text().splitlines()) == 1 else 0)

@@ -62,6 +62,7 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, sign
 _SECONDS_BETWEEN_CHECKS = 30
 _SECONDS_TO_DIE = 10
 _SECONDS_TO_START = 120
+_told: list[int] = []  # the signals that the job's process has passed on
 
 
 # In Snakemake's process
@@ -103,8 +104,8 @@ def hand_over(call: Mapping[str, Any], *, start: bool = True) -> None:
         _exit_like(status)
     # The parent was killed, and its child with it.
     select.select([child], [], [], _SECONDS_TO_DIE)
-    if not _alive(workflow):
-        os._exit(1)
+    if _told or not _alive(workflow):
+        os._exit(128 + _told[0] if _told else 1)
     for number, handler in before.items():
         signal.signal(number, handler)
     print("The warm parent was killed; this job starts again in its own process.", file=sys.stderr, flush=True)
@@ -151,10 +152,17 @@ def _start_parent(listener: socket.socket, workflow: str) -> None:
         [sys.executable, "-P", "-m", __spec__.name, str(listener.fileno()), workflow],
         pass_fds=[listener.fileno()],
         start_new_session=True,
+        preexec_fn=_leave_signals_to_children,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def _leave_signals_to_children() -> None:
+    """A workflow that is told to end tells every process below it that handles the signal; the parent goes with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _surroundings() -> dict[str, Any]:
@@ -176,6 +184,7 @@ def _forward_signals(child: int) -> dict[int, Any]:
     """Pass on to the process behind the descriptor `child` what this process is sent; return the handlers before."""
 
     def forward(number: int, _: object) -> None:
+        _told.append(number)
         with suppress(ProcessLookupError):  # it has ended, and its status is on the way
             signal.pidfd_send_signal(child, number)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 from warm_samples import alive, until, workflow_in
@@ -143,6 +144,27 @@ def test_a_child_that_starts_when_the_workflow_was_told_to_end_does_nothing(work
     job = workflow.job("succeed")
     assert job.communicate(timeout=30) == ("", "Stopped; give the same command again.\n")
     assert job.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_parent_leaves_signals_to_its_children(workflow, number):
+    job = workflow.job("wait")
+    child, parent = workflow.noted()
+    os.kill(parent, number)
+    time.sleep(0.2)
+    assert alive(parent)
+    assert alive(child)
+    job.kill()
+
+
+def test_a_job_that_was_told_to_end_does_not_start_again_without_its_parent(workflow):
+    job = workflow.job("wait_through")
+    _, parent = workflow.noted()
+    job.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    os.kill(parent, signal.SIGKILL)
+    assert job.wait(20) == 128 + signal.SIGTERM
+    assert len(workflow.notes()) == 1
 
 
 def test_the_child_dies_with_its_job(workflow):

@@ -40,12 +40,17 @@ class _Interrupted(Exception):
 
 
 class _Ends(Objective):
-    """Stops in the middle of optimizer step `at`; counts steps, draws random numbers, and keeps both in its state."""
+    """Stops in the middle of optimizer step `at`; counts steps, draws random numbers, and keeps both in its state.
 
-    def __init__(self, at: int | None = None) -> None:
-        self.at, self.count, self.drawn = at, 0, []
+    told: (step, signal): sends itself the signal before that step.
+    """
+
+    def __init__(self, at: int | None = None, told: tuple[int, int] | None = None) -> None:
+        self.at, self.told, self.count, self.drawn = at, told, 0, []
 
     def before_step(self, engine, step, total):
+        if self.told and step == self.told[0]:
+            os.kill(os.getpid(), self.told[1])
         self.count += 1
         self.drawn.append((random.random(), float(np.random.random()), float(torch.rand(()))))
 
@@ -285,16 +290,9 @@ def test_without_room_for_a_second_state_nothing_is_written(tmp_path, caplog, mo
 @pytest.mark.parametrize("full", [False, True])
 def test_told_to_end_it_saves_after_the_step(number, full, tmp_path, caplog):
     whole, _ = run(tmp_path / "whole", save_every=None)
-
-    class Told(_Ends):
-        def before_step(self, engine, step, total):
-            super().before_step(engine, step, total)
-            if step == 4:
-                os.kill(os.getpid(), number)
-
     disk = no_file_larger_than(5000) if full else contextlib.nullcontext()
     with caught(), disk, pytest.raises(Interrupted) as ended:
-        trained(model_of("vanilla"), tmp_path, objective=Told(), max_steps=7, evaluate_every=3)
+        trained(model_of("vanilla"), tmp_path, objective=_Ends(told=(4, number)), max_steps=7, evaluate_every=3)
     assert ended.value.code == 128 + number
     told = "step 5 of 7 could not be saved, nothing was saved before" if full else "saved at step 5 of 7"
     assert any(line.endswith(f"{told}; give the same command again") for line in caplog.messages)
@@ -304,14 +302,9 @@ def test_told_to_end_it_saves_after_the_step(number, full, tmp_path, caplog):
 
 
 def test_told_to_end_in_its_last_step_it_ends(tmp_path):
-    class Told(_Ends):
-        def before_step(self, engine, step, total):
-            super().before_step(engine, step, total)
-            if step == 6:
-                os.kill(os.getpid(), signal.SIGTERM)
-
+    ends = _Ends(told=(6, signal.SIGTERM))
     with caught():
-        result = trained(model_of("vanilla"), tmp_path, objective=Told(), max_steps=7, evaluate_every=3)
+        result = trained(model_of("vanilla"), tmp_path, objective=ends, max_steps=7, evaluate_every=3)
     assert result.report.steps == 7
 
 
