@@ -160,6 +160,13 @@ def finetune(
         checkpoints.save_model(trained.model, tokenizer, job.folder)
         for observer in observers:
             observer.write(job.folder)
+        shutil.rmtree(job.folder / manifests.SNAPSHOTS, ignore_errors=True)  # of an earlier attempt
+        for step, snapshot, observed in trained.snapshots:
+            place = job.folder / manifests.SNAPSHOTS / str(step)
+            carry_on(parent, place)
+            checkpoints.save_model(snapshot, tokenizer, place)
+            for part, at_step in zip([objective, *observers], observed, strict=True):
+                part.write_snapshot(place, at_step)
     record = {
         "main_process": trained.main_process,
         "template": template,
@@ -172,13 +179,6 @@ def finetune(
     }
     if trained.main_process:
         record["measured_again"] = measure_again(job.folder, trained.model, trained.judged, training)
-        shutil.rmtree(job.folder / manifests.SNAPSHOTS, ignore_errors=True)  # of an earlier attempt
-        for step, snapshot, observed in trained.snapshots:
-            place = job.folder / manifests.SNAPSHOTS / str(step)
-            carry_on(parent, place)
-            checkpoints.save_model(snapshot, tokenizer, place)
-            for part, at_step in zip([objective, *observers], observed, strict=True):
-                part.write_snapshot(place, at_step)
     return record
 
 

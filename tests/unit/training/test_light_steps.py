@@ -100,6 +100,22 @@ def test_a_step_without_anything_of_its_own_keeps_the_embedding_and_trains_plain
     assert not {"analysis", "embedded_intervention"} & record.keys()
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_snapshots_lie_beside_the_end_as_whole_models(place, lora):
+    def trained_for(steps: int, name: str, **more):
+        training = TRAINING | {"max_steps": steps, "schedule": "constant", "lora": lora, **more}
+        fine_tuned(place, f"{name}{bool(lora)}", FineTuningSettings(data="x", training=training))
+        return f"{name}{bool(lora)}"
+
+    long = trained_for(4, "long", snapshots=(1, 4))
+    short = trained_for(1, "short")
+    one, four = (weights_of(place, f"{long}/snapshots/{step}") for step in (1, 4))
+    for ours, expected in ((one, weights_of(place, short)), (four, weights_of(place, long))):
+        assert [name for name in expected if not torch.equal(ours[name], expected[name])] == []
+    assert any(not torch.equal(one[name], four[name]) for name in one)
+    assert checkpoints.load_tokenizer(place / long / "snapshots/1")
+
+
 def test_a_step_gives_an_embedding(place):
     fine_tuned(place, "vanilla", embedding=lambda settings: {"method": "vanilla"})
     assert role_embedding_of(checkpoints.load_model(place / "vanilla")).method == "vanilla"
