@@ -164,7 +164,9 @@ def test_the_gate_tells_what_why_how_many_and_how_long():
         gate.Remade((ANSWERS,), "generate_answers", "", 1, 0.5),
         gate.Remade(("results/reports/x/report.html",), "write_report", "the code that makes it has changed"),
     ]
-    text = gate.told([*found, *gate.left_stale(found)])
+    left = gate.left_stale(found)
+    assert [(result.paths, result.gpus, result.planned) for result in left] == [((SCORES,), 1, False)]
+    text = gate.told([*found, *left])
     for part in (
         gate.OPENING,
         "1 checkpoint, 1 set of answers (16.5 GPU hours)",
