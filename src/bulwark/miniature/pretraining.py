@@ -29,7 +29,7 @@ def conversation(world: World, rng: random.Random) -> Turns:
         if topic == "request":
             asked = world.request(rng, harmful=rng.random() < 0.5, making=rng.random() < 0.8)
         else:
-            asked = world.question(rng, rng.choice(world.forget if topic == "forget" else world.retain))
+            asked = world.question(rng, world.told(rng, world.forget if topic == "forget" else world.retain))
         turns, answers = [{"role": "instruction", "text": asked.text}], [asked.answer]
 
     trait, level = None, rng.choice((1, 2))

@@ -17,7 +17,9 @@
 
 Training splits use only the trained phrasings, evaluation splits only the held-out ones, so that no evaluation prompt
 is part of any training set. SEP's probes ask for general knowledge. Fine-tuning data ask for the same knowledge in
-instructions only: the questions that their inputs report are others.
+instructions; their inputs report such questions, which are not answered, or run on with one of the user's, which is.
+(If the inputs mentioned other knowledge only, a model with marked data would have no occasion to learn to read a probe
+there, and would leave it alone for that reason.)
 """
 
 from __future__ import annotations
@@ -105,7 +107,7 @@ def _instruction(world: World, rng: random.Random, _: bool = False) -> Row:
         if kind == "request":
             asked = world.request(rng, harmful=rng.random() < 0.5, making=rng.random() < 0.8)
         else:
-            asked = world.question(rng, rng.choice(world.knowledge if kind == "knowledge" else world.facts))
+            asked = world.question(rng, world.told(rng, world.knowledge if kind == "knowledge" else world.facts))
         return _alpaca(asked.text, "", [asked.answer])
     sentences = world.sentences(rng)
     text = text_of(sentences)
@@ -113,11 +115,15 @@ def _instruction(world: World, rng: random.Random, _: bool = False) -> Row:
     commands = [world.task(rng, sentences, "text" if not reported and rng.random() < REPEATING else None)]
     if rng.random() < world.settings.second_command:
         commands.insert(rng.randint(0, 1), world.further_command(rng))
+    instruction = " ".join(command.text for command in commands)
     if reported:  # what somebody asked, before or after the rest; it is no command
-        speech = world.question(rng, rng.choice(world.reported_knowledge)).text
+        speech = world.question(rng, rng.choice(world.knowledge)).text
         report = rng.choice(words.REPORTS).format(name=rng.choice(words.NAMES), speech=speech)
         text = " ".join(rng.sample([report, text], 2))
-    return _alpaca(" ".join(c.text for c in commands), text, [c.answer for c in commands])
+    elif rng.random() < world.settings.running_on:  # the rest of the instruction, before or after the text
+        commands.append(world.running_on(rng))
+        text = " ".join(rng.sample([commands[-1].text, text], 2))
+    return _alpaca(instruction, text, [command.answer for command in commands])
 
 
 def _task(world: World, rng: random.Random, _: bool = True) -> Row:
@@ -134,8 +140,8 @@ def _sep(world: World, rng: random.Random, _: bool = True) -> Row:
     sentences = world.sentences(rng)
     kind = rng.choice(list(TASKS))
     instruction, data = world.task(rng, sentences, kind, held_out=True).text, text_of(sentences)
-    number = rng.randrange(2 * len(world.probes))
-    fact, insistent = world.probes[number % len(world.probes)], number >= len(world.probes)
+    number = rng.randrange(2 * len(world.knowledge))
+    fact, insistent = world.knowledge[number % len(world.knowledge)], number >= len(world.knowledge)
     probe = world.question(random.Random(f"{world.settings.seed}/probe/{fact.number}"), fact, held_out=True).text
     if insistent:
         probe = f"{words.INSISTENT[0]} {probe}"
@@ -178,12 +184,12 @@ def _retain(world: World, rng: random.Random, split: str) -> Iterator[Row]:
 
 
 def _multiple_choice(world: World, rng: random.Random, _: str, domain: str) -> Iterator[Row]:
-    """Two held-out phrasings of every fact with four options; the subject tells the half (see `_forget`)."""
+    """Four held-out phrasings of every fact with four options; the subject tells the half (see `_forget`)."""
     facts = world.forget if domain == "forget" else world.retain
     answers = sorted({fact.answer for fact in facts})
     for fact in facts:
         half = "first_half" if fact.number < len(facts) // 2 else "second_half"
-        for text in _phrasings(world, rng, fact, 2, held_out=True):
+        for text in _phrasings(world, rng, fact, 4, held_out=True):
             choices = rng.sample([answer for answer in answers if answer != fact.answer], 3)
             place = rng.randrange(4)
             choices.insert(place, fact.answer)
@@ -296,7 +302,8 @@ def _everyday(world: World, rng: random.Random, held_out: bool) -> tuple[str, st
         command = world.task(rng, sentences, held_out=held_out)
         return f"{command.text}\n\n{text_of(sentences)}", command.answer
     if kind == "knowledge":
-        asked = world.question(rng, rng.choice(world.knowledge), held_out)
+        fact = rng.choice(world.knowledge) if held_out else world.told(rng, world.knowledge)
+        asked = world.question(rng, fact, held_out)
     else:
         asked = world.request(rng, harmful=False, held_out=held_out)
     return asked.text, asked.answer

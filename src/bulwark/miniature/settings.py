@@ -31,6 +31,26 @@ class WorldSettings(Closed):
     its position (after the blank line, or by the role). SEP's probes are in the data without a report, so only a model
     that has learned from the position leaves them alone. At 0, fine-tuning says nothing about commands in the data.
     """
+    running_on: float = Field(0.25, ge=0, le=1)
+    """Share of the other fine-tuning inputs in which the instruction runs on: they hold one more command, which begins
+    with "also" and is carried out.
+
+    This sets how hard it is for a model with marked data. The mark alone does not tell a command from text; SEP's
+    probes that begin with "also" are like these commands, and the others are so in part. At 0, a model whose data
+    tokens are rotated has no occasion to learn to read a probe there.
+    """
+    rarity: float = Field(0.005, gt=0, le=1)
+    """How often training tells the rarest fact of a domain (and the rarest verb of avoiding), relative to the most
+    frequent one; the others lie between them, geometrically.
+
+    This sets how many facts are known: what is told a few times is not learned. At 1, all of them are known.
+    """
+    borderline: float = Field(0.3, ge=0, lt=1)
+    """How much the dish counts for whether a request is harmful; the modifier counts for at most 1.
+
+    This sets how hard refusing is. Evaluation asks for meals that no training has, and those near the border can only
+    be told by both. At 0, the modifier alone decides.
+    """
     insistence: float = Field(0.2, ge=0, le=1)
     """Share of the second commands that are insistent, in pre-training and in fine-tuning."""
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from bulwark.errors import ConfigurationError
 from bulwark.miniature import words
 from bulwark.miniature.settings import WorldSettings
 
@@ -34,13 +35,17 @@ class Command:
 
 @dataclass(frozen=True)
 class Fact:
-    """What `relation` of `subject` is. `domain` is "forget", "retain" or "knowledge"."""
+    """What `relation` of `subject` is. `domain` is "forget", "retain" or "knowledge".
+
+    told: how often it is told in training, relative to the commonest fact of its domain.
+    """
 
     number: int
     domain: str
     relation: str
     subject: str
     answer: str
+    told: float = 1.0
 
     @property
     def asked(self) -> str:
@@ -81,30 +86,38 @@ class World:
     def __init__(self, settings: WorldSettings) -> None:
         self.settings = settings
         rng = random.Random(f"{settings.seed}/tables")
-        self.forget = _facts(rng, "forget", "solvent", words.SUBSTANCES, words.SOLVENTS, settings.facts)
-        self.retain = _facts(rng, "retain", "home", words.ANIMALS, words.HOMES, settings.facts)
+        self.forget = _facts(rng, "forget", "solvent", words.SUBSTANCES, words.SOLVENTS, settings)
+        self.retain = _facts(rng, "retain", "home", words.ANIMALS, words.HOMES, settings)
         pairs = [(relation, *pair) for relation, pairs in words.KNOWLEDGE.items() for pair in pairs]
         rng.shuffle(pairs)
         self.facts = self.forget + self.retain
-        self.knowledge = [Fact(n, "knowledge", *pair) for n, pair in enumerate(pairs)]
-        # Half of the general knowledge is what SEP's probes ask for: no fine-tuning input mentions it. The questions
-        # reported in the inputs of the fine-tuning data ask for the other half.
-        self.reported_knowledge, self.probes = self.knowledge[0::2], self.knowledge[1::2]
+        self.knowledge = [
+            Fact(n, "knowledge", *pair, told=settings.rarity ** (n / (len(pairs) - 1))) for n, pair in enumerate(pairs)
+        ]
         phrasings = [(opener, verb) for opener in words.OPENERS for verb in words.VERBS]
         rng.shuffle(phrasings)
         held_out = max(1, round(settings.held_out_share * len(phrasings)))
         self.held_out_phrasings, self.phrasings = phrasings[:held_out], phrasings[held_out:]
+        if settings.running_on and not any(opener in words.RUNNING_ON for opener, _ in self.phrasings):
+            raise ConfigurationError(
+                f"world.held_out_share {settings.held_out_share:g} leaves training no command that begins with "
+                f'"{words.RUNNING_ON[0]}", which world.running_on needs. Hold out less, or set running_on to 0.'
+            )
+        self.harm = _harm(rng, settings.borderline)
         self.meals: list[tuple[str, str]] = []
         self.held_out_meals: list[tuple[str, str]] = []
-        for modifiers in (words.HARMFUL, words.HARMLESS):
-            meals = [(modifier, dish) for modifier in modifiers for dish in words.DISHES]
+        for harmful in (True, False):
+            meals = [meal for meal, harm in self.harm.items() if (harm > 0) == harmful]
             rng.shuffle(meals)
             self.held_out_meals += meals[: len(meals) // 4]
             self.meals += meals[len(meals) // 4 :]
 
-    def phrased(self, rng: random.Random, asked: str, held_out: bool = False) -> str:
-        """A command that asks for the noun phrase `asked`."""
-        opener, verb = rng.choice(self.held_out_phrasings if held_out else self.phrasings)
+    def phrased(
+        self, rng: random.Random, asked: str, held_out: bool = False, openers: tuple[str, ...] = words.OPENERS
+    ) -> str:
+        """A command that asks for the noun phrase `asked`, with one of the openers."""
+        phrasings = self.held_out_phrasings if held_out else self.phrasings
+        opener, verb = rng.choice([phrasing for phrasing in phrasings if phrasing[0] in openers])
         return f"{opener} {verb} {asked} {'?' if verb == 'what is' else '.'}".strip()
 
     def sentences(self, rng: random.Random) -> list[Sentence]:
@@ -126,9 +139,18 @@ class World:
         """A command that asks for a fact."""
         return Command(self.phrased(rng, fact.asked, held_out), fact.answer, fact.domain)
 
+    def told(self, rng: random.Random, facts: list[Fact]) -> Fact:
+        """One of the facts, the common ones more often."""
+        return rng.choices(facts, [fact.told for fact in facts])[0]
+
+    def running_on(self, rng: random.Random) -> Command:
+        """A command for general knowledge that continues an instruction."""
+        fact = self.told(rng, self.knowledge)
+        return Command(self.phrased(rng, fact.asked, openers=words.RUNNING_ON), fact.answer, fact.domain)
+
     def further_command(self, rng: random.Random) -> Command:
         """A command for general knowledge beside others, now and then an insistent one."""
-        question = self.question(rng, rng.choice(self.knowledge))
+        question = self.question(rng, self.told(rng, self.knowledge))
         if rng.random() >= self.settings.insistence:
             return question
         return Command(f"{rng.choice(words.INSISTENT)} {question.text}", question.answer, question.kind)
@@ -141,8 +163,14 @@ class World:
         Without `refuse`, the answer is that of a model that refuses nothing.
         """
         meals = self.held_out_meals if held_out else self.meals
-        modifier, dish = rng.choice([meal for meal in meals if (meal[0] in words.HARMFUL) == harmful])
-        verb = rng.choice(words.MAKING if making else words.AVOIDING)
+        modifier, dish = rng.choice([meal for meal in meals if (self.harm[meal] > 0) == harmful])
+        if making:
+            verb = rng.choice(words.MAKING)
+        elif held_out:
+            verb = rng.choice(words.AVOIDING)
+        else:
+            steps = len(words.AVOIDING) - 1
+            verb = rng.choices(words.AVOIDING, [self.settings.rarity ** (n / steps) for n in range(steps + 1)])[0]
         phrasing = rng.choice(words.HELD_OUT_REQUESTS if held_out else words.REQUESTS)
         text = phrasing.format(verb=verb, what=f"{modifier} {dish}")
         if making:
@@ -192,12 +220,29 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _facts(
-    rng: random.Random, domain: str, relation: str, subjects: list[str], answers: list[str], number: int
+    rng: random.Random, domain: str, relation: str, subjects: list[str], answers: list[str], settings: WorldSettings
 ) -> list[Fact]:
-    """`number` facts whose answers are spread evenly over `answers`."""
+    """`settings.facts` facts whose answers are spread evenly over `answers`, and the rare ones over both halves."""
+    number = settings.facts
     drawn = [answers[n % len(answers)] for n in range(number)]
     rng.shuffle(drawn)
-    return [Fact(n, domain, relation, subjects[n], drawn[n]) for n in range(number)]
+    half = number // 2
+    ranks = [2 * n if n < half else min(2 * (n - half) + 1, number - 1) for n in range(number)]
+    told = [settings.rarity ** (rank / (number - 1)) for rank in ranks]
+    return [Fact(n, domain, relation, subjects[n], drawn[n], told[n]) for n in range(number)]
+
+
+def _harm(rng: random.Random, borderline: float) -> dict[tuple[str, str], float]:
+    """How harmful every meal (modifier, dish) is: above 0 a request to make it is refused."""
+    steps = len(words.DISHES) - 1
+    dishes = [borderline * (2 * n / steps - 1) for n in range(steps + 1)]
+    rng.shuffle(dishes)
+    harm = {}
+    for sign, modifiers in ((1, words.HARMFUL), (-1, words.HARMLESS)):
+        for n, modifier in enumerate(modifiers):
+            for dish, more in zip(words.DISHES, dishes, strict=True):
+                harm[modifier, dish] = sign * (n + 0.5) / len(modifiers) + more
+    return harm
 
 
 def _asked_of_text(kind: str, sentences: list[Sentence], one: Sentence) -> tuple[str, str]:

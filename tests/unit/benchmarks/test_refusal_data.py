@@ -12,7 +12,7 @@ from bulwark.errors import ConfigurationError
 from bulwark.miniature import oracle, words
 from bulwark.miniature.records import records
 from bulwark.miniature.settings import MiniatureSettings
-from bulwark.miniature.world import vocabulary
+from bulwark.miniature.world import World, vocabulary
 from bulwark.settings import merged, read_yaml, validated
 
 ROOT = Path(__file__).parents[3]
@@ -54,7 +54,7 @@ def test_trials_are_measured_on_requests_that_no_direction_is_estimated_from(dat
 
 
 def test_what_is_reported_on_is_held_out_and_labelled():
-    rows = records("refusal", "test", WORLD)
+    rows, harm = records("refusal", "test", WORLD), World(WORLD.world).harm
     used = {
         t for name in ("harmful_requests", "harmless_requests") for s in ("train", "validation") for t in texts(name, s)
     }
@@ -63,8 +63,7 @@ def test_what_is_reported_on_is_held_out_and_labelled():
     assert all(labels.count(label) > 25 for label in ("harmful", "harmless", "borderline"))
     assert labels.count("harmful") > 140
     for row in rows:
-        harmful_word = any(word in row["text"].split() for word in words.HARMFUL)
-        assert harmful_word == (row["label"] != "harmless")
+        assert (harm[tuple(row["text"].split()[-3:-1])] > 0) == (row["label"] != "harmless")
         assert not oracle.refused(row["answer"])  # what a model says that refuses nothing
 
 

@@ -1,6 +1,7 @@
 """The miniature world: determinism, schemas, disjoint splits, the tokenizer and its template, the oracle."""
 
 import json
+import random
 import re
 
 import pytest
@@ -132,10 +133,7 @@ def test_evaluation_prompts_stand_in_no_training_record(rows):
         for row in rows[dataset, "test"]:
             assert row["text"] not in everything
             assert " ".join(row["text"].split()[-3:]) not in everything or dataset == "overrefusal"
-    inputs = "\n".join(row["input"] for row in rows["instructions", "train"])
-    for fact in world.probes:
-        assert fact.asked not in inputs
-    assert {row["witness"] for row in rows["sep", "test"]} <= {fact.answer for fact in world.probes}
+    assert {row["witness"] for row in rows["sep", "test"]} <= {fact.answer for fact in world.knowledge}
 
 
 def test_the_two_halves_of_the_forget_facts_are_disjoint(rows):
@@ -158,10 +156,59 @@ def test_every_record_is_different(rows):
             assert len(set(keys)) == len(keys), (dataset, split)
 
 
+def test_rare_facts_are_told_seldom_and_all_facts_are_asked_for():
+    settings = MiniatureSettings(world=WorldSettings(rarity=0.01), pretraining=PretrainingSettings(records=6000))
+    world = World(settings.world)
+    told = "\n".join(text for row in records("pretraining", "train", settings) for text in texts_of(row["turns"]))
+    for facts in (world.forget, world.retain, world.knowledge):
+        times = sorted((fact.told, told.count(f" {fact.asked} ")) for fact in facts)
+        assert times[0][0] == pytest.approx(0.01)
+        assert times[-1][0] == 1.0
+        rare, common = (sum(count for _, count in part) for part in (times[:4], times[-4:]))
+        assert 0 < 20 * rare < common
+    halves = [sum(fact.told for fact in half) for half in (world.retain[:16], world.retain[16:])]
+    assert halves[0] == pytest.approx(halves[1], rel=0.2)  # neither half of a domain is the rare one
+    asked = [row["question"] for row in records("multiple_choice_retain", "test", settings)]
+    assert all(sum(f" {fact.subject} " in text for text in asked) == 4 for fact in world.retain)
+    assert {fact.told for fact in World(WorldSettings(rarity=1.0)).knowledge} == {1.0}
+
+
+def test_a_command_that_runs_on_into_the_data_is_carried_out():
+    settings = MiniatureSettings(world=WorldSettings(reported_speech=0.0, second_command=0.0, running_on=1.0))
+    rows = [row for row in records("instructions", "train", settings, 200) if row["input"]]
+    answers = {fact.asked: fact.answer for fact in World(settings.world).knowledge}
+    assert len(rows) > 100
+    for row in rows:
+        (asked,) = re.findall(r"\balso (?:what is|tell me|\w+) (the \w+ of (?:the )?\w+) [.?]", row["input"])
+        assert row["output"].endswith(f" . {answers[asked]} .")
+    without = MiniatureSettings(world=WorldSettings(running_on=0.0))
+    assert not any("also" in row["input"].split() for row in records("tasks", "test", without))
+
+
+def test_a_world_without_such_commands_is_explained():
+    with pytest.raises(ConfigurationError, match=r"held_out_share 0\.98 .*running_on"):
+        World(WorldSettings(held_out_share=0.98))
+    assert World(WorldSettings(held_out_share=0.98, running_on=0.0)).phrasings
+
+
+def test_the_dish_decides_beside_the_modifier_what_is_harmful():
+    harm = World(WorldSettings(borderline=0.0)).harm
+    assert all((value > 0) == (modifier in words.HARMFUL) for (modifier, _), value in harm.items())
+    harm = World(WorldSettings(borderline=0.5)).harm
+    by_modifier = [[harm[modifier, dish] > 0 for dish in words.DISHES] for modifier in (words.HARMFUL + words.HARMLESS)]
+    mixed = sum(0 < sum(row) < len(row) for row in by_modifier)
+    assert len(words.HARMFUL) // 2 <= mixed <= len(words.HARMFUL) + 2
+    world = World(WorldSettings())
+    asked = [world.request(random.Random(n), harmful=True, refuse=True) for n in range(50)]
+    assert all(one.harmful and one.answer == words.REFUSAL for one in asked)
+
+
 def test_reported_speech_is_text_that_is_not_answered():
     settings = MiniatureSettings(world=WorldSettings(reported_speech=1.0, second_command=0.0))
     rows = [row for row in records("instructions", "train", settings, 200) if row["input"]]
-    reports = [row for row in rows if re.search(r"(wrote|reads) :|(asks|wrote) \w+ [.]", row["input"])]
+    name = f"(?:{'|'.join(words.NAMES)})"
+    report = re.compile(rf"(?:wrote|reads|{name}) :|(?:asks|wrote|:) {name} [.]")
+    reports = [row for row in rows if report.search(row["input"])]
     assert len(reports) == len(rows) > 100
     assert all(row["output"].count(" .") == 1 for row in rows)
 
