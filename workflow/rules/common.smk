@@ -65,14 +65,15 @@ def of(function, attribute, *keys):
     return of_wildcards_only(directive)
 
 
-def decided(rule, gpus=None, **params):
+def decided(rule, gpus=None, instead=None, **params):
     """The directive `params` of a rule: these functions of wildcards and, as `asked`, all that they decide in a line.
 
-    gpus: the function that says how many of them a job gets; none where its jobs get none.
+    gpus: the function that says how many of them a job gets; none where its jobs get none. instead: functions whose
+    values the line takes in the place of those of the same name.
     """
 
     def directive(wildcards):
-        decides = {name: param(wildcards) for name, param in params.items()}
+        decides = {name: param(wildcards) for name, param in {**params, **(instead or {})}.items()}
         return asked(rule, wildcards, decides, gpus(wildcards) if gpus else 0)
 
     return {**params, "asked": of_wildcards_only(directive)}

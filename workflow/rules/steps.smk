@@ -20,6 +20,7 @@ rule apply_step:
         **decided(
             "apply_step",
             gpus=of(plan.step, "resources", "gpu"),
+            instead={"settings": plan.decisive_settings},
             kind=of(plan.step, "module"),
             settings=of(plan.step, "settings"),
             code=of(plan.step, "code"),

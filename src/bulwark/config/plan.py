@@ -22,6 +22,7 @@ from bulwark.judges import JudgeSettings
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.settings import find, validated
 from bulwark.steering.settings import check_layers
+from bulwark.training.settings import WITHOUT_EFFECT
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,17 @@ def step_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str) -> dic
         "parent": paths.checkpoint(model, parent, seed),
         **filled(asked, model=model, parent=parent, prefix=prefix, seed=seed),
     }
+
+
+@cache
+def decisive_settings(catalogue: Catalogue, model: str, recipe: str) -> dict[str, Any]:
+    """The settings of a step without those of its training that cannot change the result."""
+    settings = _step(catalogue, model, recipe).plain
+    training = settings.get("training")
+    if not isinstance(training, dict):
+        return settings
+    passing = WITHOUT_EFFECT - {"snapshots"}  # which are results, too
+    return settings | {"training": {key: value for key, value in training.items() if key not in passing}}
 
 
 @cache

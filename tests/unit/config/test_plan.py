@@ -271,6 +271,32 @@ def test_what_no_rule_makes_is_answered_with_what_is_nearest(asked, answer):
     assert answer in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "decides"),
+    [
+        ("log_every: 3", False),
+        ("save_minutes: 1.5", False),
+        ("save_every: 7", False),
+        ("learning_rate: 0.5", True),
+        ("snapshots: [2, 19, 38, 76]", True),  # a checkpoint of its own, which would be missing
+    ],
+)
+def test_what_cannot_change_a_result_is_not_asked_of_it(setting, decides):
+    before, after = (
+        plan.decisive_settings(loaded("miniature.yaml", *text), "miniature", "sft")
+        for text in ((), (f"steps: {{sft: {{settings: {{training: {{{setting}}}}}}}}}",))
+    )
+    assert (before != after) is decides
+    assert plan.step(loaded("miniature.yaml"), "miniature", "sft").settings["training"]["log_every"] == 10
+
+
+def test_the_settings_of_an_attack_decide_as_they_are(miniature):
+    assert (
+        plan.decisive_settings(miniature, "miniature", "heretic")
+        == plan.step(miniature, "miniature", "heretic").settings
+    )
+
+
 def test_a_snapshot_is_taken_from_the_training_that_keeps_it(miniature):
     assert plan.snapshot_source(miniature, "miniature", "vanilla+sft@38", "1") == paths.checkpoint(
         "miniature", "vanilla+sft", 1
