@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -24,13 +25,13 @@ def log_to(path: str | Path) -> None:
     logging.basicConfig(level=logging.WARNING, format=_FORMAT, datefmt="%H:%M:%S", handlers=handlers, force=True)
     logging.getLogger("bulwark").setLevel(logging.INFO)
     logging.captureWarnings(True)
-    sys.excepthook = _log_exception
+    sys.excepthook = partial(_log_exception, path)
     interrupts.catch()
 
 
-def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Log an error in the input as one sentence, everything else with its traceback."""
+def _log_exception(path: Path, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Log an error in the input as one sentence, everything else with its traceback; the log's path names the job."""
     if isinstance(error, BulwarkError):
-        logging.getLogger("bulwark").error("%s", error)
+        logging.getLogger("bulwark").error("%s (%s)", error, path)
     else:
-        logging.getLogger("bulwark").error("This job failed.", exc_info=(kind, error, trace))
+        logging.getLogger("bulwark").error("This job failed (%s).", path, exc_info=(kind, error, trace))

@@ -3,6 +3,7 @@
 import json
 import os
 
+from bulwark import seals
 from bulwark.config.costs import LIMIT_OVER_EXPECTED
 from bulwark.config.standing import gate
 from bulwark.config.standing.dry_run import STANDING
@@ -60,7 +61,7 @@ def by_standing(build):
                     for job, task in wanted.items()
                     if dag.needrun(job)
                     and standings.of(task).state != "missing"
-                    and not await persistence.incomplete(job)
+                    and (is_sealed(task) or not await persistence.incomplete(job))
                 ]
                 tell([remade_by(job, standing) for job, standing in finished])
 
@@ -73,6 +74,11 @@ def by_standing(build):
 def task_of(job):
     params = dict(job.params.items())
     return Task(params.pop("asked"), tuple(map(str, job.input)), tuple(map(str, job.output)), params)
+
+
+def is_sealed(task):
+    """Whether a job has finished, though Snakemake may have been killed before it saw that."""
+    return all((Path(path) if seals.is_manifest(path) else seals.seal_of(path)).exists() for path in task.outputs)
 
 
 def refuse_orphans(standings):

@@ -120,6 +120,9 @@ class Dataset(Closed):
             raise ValueError("parts name files below a folder: the source is `hub`, a zip's `url` or one `path`")
         if self.parts and any(isinstance(wanted, str) for wanted in self.splits.values()):
             raise ValueError("with parts, a split is a share or a number of all their records")
+        shares = sum(wanted for wanted in self.splits.values() if isinstance(wanted, float))
+        if shares > 1 + 1e-9:
+            raise ValueError(f"the shares of the splits add up to {shares:g}; all records together are 1.0")
         if self.format == "artefact" and self.kind not in ("contrast", "traits"):
             raise ValueError(f'the format "artefact" holds contrasts or traits\' questions, not records of {self.kind}')
         return self

@@ -85,12 +85,26 @@ def check_model(catalogue: Catalogue, model: str) -> None:
         raise ConfigurationError(
             f'{where}: "{given}" has no tokenizer. Save it there with tokenizer.save_pretrained("{given}").'
         )
+    if catalogue.model(model).template == "chat" and not _has_chat_template(folder):
+        raise ConfigurationError(
+            f'{catalogue.where("models", model, "template")}: the tokenizer in "{given}" has no chat template. Write '
+            "`template: alpaca` for a base model, or save a chat template with the tokenizer."
+        )
     for file in _weights(folder, given, where):
         _check_weights(file, where)
     try:
         weights_of(folder, compare=False)  # two formats are compared when the folder is adopted
     except CheckpointError as error:
         raise ConfigurationError(f"{where}: {error}") from None
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _weights(folder: Path, given: str, where: str) -> list[Path]:

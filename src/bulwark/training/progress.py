@@ -13,6 +13,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 10.0
+_WIDE = 100  # columns of a terminal that has room for name and bar
 
 
 class Progress:
@@ -95,14 +96,15 @@ def _bar():
     from rich import progress
     from rich.console import Console
 
-    return progress.Progress(
-        "{task.description}",
-        progress.BarColumn(),
+    console = Console(stderr=True)
+    # What a narrow terminal has no room for is left out, not cut: the name stands in the lines before.
+    wide = console.width >= _WIDE
+    columns = [
+        *(("{task.description}", progress.BarColumn()) if wide else ()),
         progress.MofNCompleteColumn(),
         "{task.fields[rates]}",
         progress.TimeElapsedColumn(),
         "left",
         progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
-        refresh_per_second=2,
-    )
+    ]
+    return progress.Progress(*columns, console=console, refresh_per_second=2)

@@ -240,7 +240,7 @@ def run(folder: Path, block: int | None, batch: int, overrefusal: float = 0.0, t
         objectives={"overrefusal": overrefusal},
     )
     subject = Attacked(settings)
-    search = Search(folder / f"{block}-{batch}" / "j", settings, 2, 1, "x")
+    search = Search(folder / f"{block}-{batch}" / "j", settings, 2, 5, "x")
     search.run(subject.examine, subject.score)
     return outcome.marked(search.records(), SelectionSettings(), None)
 

@@ -433,3 +433,8 @@ def test_a_target_that_is_read_as_a_configuration_is_told(tmp_path, monkeypatch,
     with pytest.raises(ConfigurationError) as error:
         overlays.check_arguments(arguments.split())
     assert part in str(error.value)
+
+
+def test_shares_that_are_more_than_everything_are_told(tmp_path):
+    text = "name: mine\ndatasets: {own: {kind: sep, source: {path: x}, splits: {train: 0.9, test: 0.3}}}"
+    assert "the shares of the splits add up to 1.2; all records together are 1.0" in refused(tmp_path, text)

@@ -26,6 +26,7 @@ def here(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 2}')
     (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "model.safetensors").write_bytes(WEIGHTS)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return tmp_path
@@ -154,6 +155,14 @@ def test_a_model_folder_that_is_not_whole_is_refused(here, name, content, part):
 def test_an_adapter_alone_is_called_one(here):
     (here / "my-model" / "config.json").rename(here / "my-model" / "adapter_config.json")
     assert "merge it into its model" in refused_model()
+
+
+def test_a_model_that_is_to_chat_has_a_chat_template(here):
+    (here / "my-model" / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigurationError, match=r"mine.yaml:5, .*template: the tokenizer .* has no chat template"):
+        sources.check_model(model(), "mine")
+    (here / "my-model" / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    sources.check_model(model(), "mine")
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,12 @@ def measure_again(folder: Path, model: nn.Module, judged: Judged, settings: Trai
             f"their micro-batches differ by {apart:.4f} on average. "
             f"{advice} The folder has no manifest, so it is no checkpoint."
         )
-    log.info("Loaded again, the model has a loss of %.4f (trained: %.4f).", saved, trained)
+    log.info(
+        "Loaded again, the saved model has a loss of %.4f on the first %d examples, as it had before: %.4f.",
+        saved,
+        sample.examples,
+        trained,
+    )
     return {"examples": sample.examples, "trained": trained, "saved": saved, "tolerance": tolerance}
 
 
