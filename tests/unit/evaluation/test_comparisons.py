@@ -167,3 +167,13 @@ def test_many_records_cost_no_more_than_few():
     rng = np.random.default_rng(7)
     found = compare(taken(*(rng.random((3, 20_000)) < 0.8)), taken(*(rng.random((3, 20_000)) < 0.79)))
     assert found.interval[0] < found.difference < found.interval[1]
+
+
+def test_an_interval_grows_with_its_confidence_also_where_the_values_are_skewed():
+    """With one value far out the formula of BCa has a pole, beyond which its levels would turn round."""
+    skewed = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 60.0]
+    found = compare(taken(skewed), taken([0.15] * 8), resamples=2000)
+    spans = [found.at(confidence) for confidence in (0.5, 0.9, 0.99, 0.9999, 1 - 1e-9, 1 - 1e-14)]
+    for (low, high), (lower, higher) in itertools.pairwise(spans):
+        assert lower <= low
+        assert high <= higher
