@@ -52,6 +52,7 @@ class Run:
 
     def __init__(self, folder: Path, cluster: Cluster) -> None:
         self.folder = folder
+        self.cluster = cluster
         self.deadline = time.monotonic() + PATIENCE
         variables = {**os.environ, **cluster.environment, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
         variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables["PATH"]])
@@ -79,8 +80,8 @@ class Run:
     def wait_until(self, what: str, happened: Callable[[], object]) -> None:
         """Look until `happened` returns something true; fail if Snakemake ends or the time runs out first."""
         while not happened():
-            assert self.process.poll() is None, f"Snakemake ended before {what}:\n{self.output[-8000:]}"
-            assert time.monotonic() < self.deadline, f"Waited in vain until {what}:\n{self.output[-8000:]}"
+            assert self.process.poll() is None, self._told(f"Snakemake ended before {what}")
+            assert time.monotonic() < self.deadline, self._told(f"Waited in vain until {what}")
             time.sleep(0.2)
 
     def finish(self) -> None:
@@ -88,8 +89,11 @@ class Run:
         try:
             code = self.process.wait(max(1.0, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            pytest.fail(f"Not finished after {PATIENCE:.0f} s:\n{self.output[-8000:]}")
-        assert code == 0, self.output[-8000:]
+            pytest.fail(self._told(f"Not finished after {PATIENCE:.0f} s"))
+        assert code == 0, self._told("Snakemake failed")
+
+    def _told(self, what: str) -> str:
+        return f"{what}:\n{self.output[-8000:]}\nThe cluster:\n{self.cluster.condition()}"
 
 
 def steps_saved(state: Path) -> list[int]:

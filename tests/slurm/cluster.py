@@ -160,6 +160,12 @@ class Cluster:
         jobs = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
         return {job["JobId"]: job for job in jobs if job}
 
+    def condition(self) -> str:
+        """The state of the node and of the jobs, and the ends of the daemons' logs: what to read when a job hangs."""
+        node = self.command("sinfo", "-N", "-h", "-o", "node %N is %T, reason: %E", check=False)
+        jobs = self.command("squeue", "-h", "-o", "job %i is %T, reason: %r", check=False)
+        return f"{node}{jobs}{self._ends_of_logs()}"
+
     def _write_files(self) -> None:
         for folder in ("state", "spool", "bin"):
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
@@ -203,10 +209,12 @@ class Cluster:
     def _wait_for(self, ready: Callable[[], bool], seconds: float) -> None:
         if _wait(lambda: ready() or self._fallen(), seconds) and not self._fallen():
             return
-        ends = {log.name: log.read_text(errors="replace")[-2000:] for log in sorted(self.folder.glob("*.log"))}
-        logs = "\n".join(f"--- {name}\n{end}" for name, end in ends.items())
         what = f"{', '.join(self._fallen())} ended at once" if self._fallen() else f"Not ready after {seconds:.0f} s"
-        raise ClusterError(f"{what}. The logs end with:\n{logs}")
+        raise ClusterError(f"{what}. The logs end with:\n{self._ends_of_logs()}")
+
+    def _ends_of_logs(self) -> str:
+        ends = {log.name: log.read_text(errors="replace")[-2000:] for log in sorted(self.folder.glob("*.log"))}
+        return "\n".join(f"--- {name}\n{end}" for name, end in ends.items())
 
     def _fallen(self) -> list[str]:
         return [name for name, pid in self._daemons().items() if not _alive(pid)]
