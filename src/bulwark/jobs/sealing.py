@@ -16,7 +16,6 @@ from typing import Any
 
 from bulwark import seals
 from bulwark.errors import BulwarkError, CheckpointError
-from bulwark.files import digest
 
 _FULL = "there is no space left for it. Free some (or a quota) and give the same command again; what is finished stays."
 _FORBIDDEN = "it may not be written or read. Correct the permissions (or the mount) and give the same command again."
@@ -39,11 +38,18 @@ class Sealing:
 
 
 def sealing_of(snakemake: Any) -> Sealing:
-    """The sealing of a script's job, from the object that Snakemake gives to the script."""
-    told = {name: snakemake.params.get(name) for name in snakemake.params.keys()}  # noqa: SIM118 (no mapping)
-    asked = told.get("asked") or digest(json.loads(json.dumps([told, list(snakemake.wildcards)], default=str)))
+    """The sealing of a script's job, from the object that Snakemake gives to the script.
+
+    Raises BulwarkError for a rule that does not say what it asks: no plan could tell whether its results are stale.
+    """
+    asked, rule = snakemake.params.get("asked"), str(snakemake.rule)
+    if not asked:
+        raise BulwarkError(
+            f'The rule {rule} has no `asked` among its params. Write them as **decided("{rule}", …), as the other '
+            "rules under workflow/rules/ do."
+        )
     inputs, outputs = (tuple(dict.fromkeys(map(str, files))) for files in (snakemake.input, snakemake.output))
-    return Sealing(inputs, outputs, str(asked), str(snakemake.rule))
+    return Sealing(inputs, outputs, str(asked), rule)
 
 
 @contextmanager
