@@ -122,16 +122,30 @@ def test_a_run_stops_where_finished_results_needed_gpus(sealed, monkeypatch):
 
 def test_what_snakemake_did_not_see_finish_is_done_if_it_is_sealed_and_no_finished_result_if_not(sealed):
     scores = sealed.folder / "results/scores/miniature/aside/seed0/sep.json"
-    incomplete = sealed.folder / ".snakemake" / "incomplete"
-    incomplete.mkdir(parents=True)
-    for path in (CHECKPOINT, str(scores.relative_to(sealed.folder))):
-        (incomplete / base64.b64encode(path.encode()).decode()).touch()
+    unseen_by_snakemake(sealed, CHECKPOINT, str(scores.relative_to(sealed.folder)))
     plan, printed = planned(sealed, *ALL)
     assert "Nothing to be done" in printed
     seals.seal_of(scores).unlink()
     plan, printed = planned(sealed, *ALL)
     assert states(plan)["score_answers", "stale"] == 1
     assert "made again" not in printed
+
+
+def test_what_snakemake_did_not_see_finish_is_counted_among_what_would_be_replaced(sealed):
+    """A checkpoint has its seal in its manifest, scores have theirs beside them."""
+    scores = "results/scores/miniature/aside/seed0/sep.json"
+    unseen_by_snakemake(sealed, CHECKPOINT, scores)
+    changed = overlay(sealed, "steps: {aside: {models: {miniature: {settings: {training: {learning_rate: 0.25}}}}}}\n")
+    _, printed = planned(sealed, *changed)
+    assert "1 checkpoint, 2 sets of answers, 2 files of scores" in printed, printed
+
+
+def unseen_by_snakemake(checkout: Checkout, *paths: str) -> None:
+    """Mark results as Snakemake leaves them that was killed before it saw them finish."""
+    incomplete = checkout.folder / ".snakemake" / "incomplete"
+    incomplete.mkdir(parents=True)
+    for path in paths:
+        (incomplete / base64.b64encode(path.encode()).decode()).touch()
 
 
 def test_with_replace_a_run_goes_on(sealed, monkeypatch):
