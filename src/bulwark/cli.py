@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bulwark import interrupts
 from bulwark.errors import BulwarkError, nearest
 
 if TYPE_CHECKING:
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; a wrong input ends with its message and status 1."""
+    """Run one command; a wrong input ends with its message and status 1, Ctrl-C with status 130, SIGTERM with 143.
+
+    arguments: by default those of this process, which then ends in order when it is told to.
+    """
+    if arguments is None:
+        interrupts.catch()
     parser = argparse.ArgumentParser(prog="bulwark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 

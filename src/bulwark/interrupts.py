@@ -6,7 +6,8 @@ signal ends the process at once, without a traceback. A second Ctrl-C ends it at
 in a notebook, nothing of this happens: Python's KeyboardInterrupt is raised as usual.
 
 Snakemake's own process notes that the run was told to end in a mark (see `jobs.stopping`), because a job that is just
-starting sleeps through its signal. Imports only the standard library.
+starting sleeps through its signal. It also says so, once; a job of that run adds only what it has kept. Imports only
+the standard library.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ WORKFLOW = "BULWARK_WORKFLOW"  # the workflow that jobs belong to, "PID:start ti
 AGAIN = "give the same command again"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ONE_KEYSTROKE = 1.0  # seconds within which the same Ctrl-C may arrive on two ways
+_SECONDS_TO_MARK = 0.5  # within which the workflow's process has its mark there, if it was told as this one was
 
 
 class Interrupted(SystemExit):
@@ -123,10 +125,22 @@ def _note(number: int, _: FrameType | None) -> None:
             _end_at_once(number)
         return
     _State.told, _State.at = number, now
+    alone = not _workflow_told()
     if not _State.works:
-        _write(f"Stopped; {AGAIN}.\n")
+        if alone:
+            _write(f"Stopped; {AGAIN}.\n")
         raise Interrupted(128 + number)
-    _write("Stopping at the next point where nothing is lost; Ctrl-C again stops at once.\n")
+    if alone:
+        _write("Stopping at the next point where nothing is lost; Ctrl-C again stops at once.\n")
+
+
+def _workflow_told() -> bool:
+    """Whether the workflow of this job was told to end, too; its own process then says so."""
+    mark = mark_of(os.environ.get(WORKFLOW, ""))
+    end = time.monotonic() + _SECONDS_TO_MARK
+    while mark is not None and not mark.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    return mark is not None and mark.exists()
 
 
 def _end_at_once(number: int) -> None:

@@ -2,8 +2,8 @@
 
 Ctrl-C reaches Snakemake and, by the terminal, all its jobs; SIGTERM reaches Snakemake alone, which would then wait
 for its jobs to finish. Either way `watch` marks the workflow as told to end and passes the signal on to every job that
-handles it. Meanwhile Snakemake would report each job that ends like this as a failure, with its whole log; `Quiet`
-leaves these reports out. Standard library only, and no Snakemake.
+handles it. Meanwhile Snakemake would report each job that ends like this as a failure, with its whole log, and say
+again and again that the run ends; `Quiet` leaves that out. Standard library only, and no Snakemake.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import atexit
 import logging
 import os
 import signal
+import threading
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -21,11 +22,14 @@ from bulwark import interrupts
 # A job's shell is to wait for the job, whatever is sent to both; and a job that is just starting does not end with a
 # traceback, but sees the mark as soon as it can.
 SHELL_PREFIX = "trap '' INT TERM; set -euo pipefail; "
+FIRST_LINE = "Told to end: the running jobs save what they have, and no others start; Ctrl-C again ends them at once."
 LAST_LINE = f"Stopped. What was saved is used when you {interrupts.AGAIN}."
+# What Snakemake says of the end, some of it each time that a job ends.
+_SAID_ALREADY = ("Will exit after finishing", "Terminating processes on user", "Shutting down", "Exiting because a job")
 
 
 class Quiet(logging.Filter):
-    """Leaves out, once the workflow was told to end, what is reported of jobs that ended for that reason."""
+    """Leaves out, once the workflow was told to end, what is reported of the end and of jobs that ended with it."""
 
     def __init__(self, mark: Path) -> None:
         super().__init__()
@@ -33,30 +37,39 @@ class Quiet(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         event = getattr(getattr(record, "event", None), "name", "")
-        return event not in ("ERROR", "JOB_ERROR", "GROUP_ERROR") or not self.mark.exists()
+        of_the_end = event in ("ERROR", "JOB_ERROR", "GROUP_ERROR") or record.getMessage().startswith(_SAID_ALREADY)
+        return not (of_the_end and self.mark.exists())
 
 
 def watch(logger: logging.Logger) -> None:
     """Handle SIGINT and SIGTERM in Snakemake's process from now on, before its own handlers.
 
-    The second time these are not called: the jobs then end at once, and Snakemake only waits for them.
+    The second time these are not called: the jobs then end at once, and Snakemake only waits for them. Where Ctrl-C is
+    ignored (a run in the background of a shell script), SIGINT ends the run as SIGTERM does: its jobs end by it, and
+    with --keep-going Snakemake would start all others, to no end.
     """
     mark = interrupts.mark_of(interrupts.workflow_here())
     mark.unlink(missing_ok=True)
     atexit.register(mark.unlink, missing_ok=True)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM and not mark.exists():
-            logger.warning("Told to end: the running jobs save what they have, and no others start.")
+        first = not mark.exists()
         with suppress(OSError):
             mark.parent.mkdir(exist_ok=True)
             mark.touch()
+        if first:
+            logger.warning(FIRST_LINE)
         for job in jobs_that_handle(number):
             with suppress(OSError):
                 os.kill(job, number)
         times[number] += 1
-        if times[number] != 2 and callable(before[number]):
+        if times[number] == 2:
+            return
+        if number == signal.SIGINT and callable(before[number]):
             before[number](number, frame)
+        elif callable(before[signal.SIGTERM]):
+            # It waits for a lock, which this thread may hold at this moment.
+            threading.Thread(target=before[signal.SIGTERM], args=(number, frame), daemon=True).start()
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     times = dict.fromkeys(before, 0)

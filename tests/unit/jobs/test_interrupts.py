@@ -25,6 +25,68 @@ with interrupts.resumable(lambda: "3 of 7"):
 """
 
 
+SAVES = """
+import time
+from bulwark import interrupts
+interrupts.catch()
+with interrupts.resumable(lambda: "3 of 7"):
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+        interrupts.leave_if_told()
+"""
+# Snakemake's process, whose scheduler holds its lock at the moment of the signal.
+WORKFLOW_ENDS = """
+import logging, signal, sys, threading, time
+from bulwark import interrupts
+from bulwark.jobs import stopping
+lock, gracefully = threading.Lock(), threading.Event()
+def exit_gracefully(number, frame):
+    with lock:
+        gracefully.set()
+signal.signal(signal.SIGTERM, exit_gracefully)
+if sys.argv[1] == "ignored":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+logger = logging.getLogger("snakemake")
+logger.setLevel(logging.INFO)
+logger.addHandler(logging.StreamHandler(sys.stdout))
+stopping.watch(logger)
+logger.info("Will exit after finishing currently running jobs (scheduler).")
+print("ready", flush=True)
+try:
+    with lock:
+        while not interrupts.mark_of(interrupts.workflow_here()).exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+    if gracefully.wait(10):
+        print("gracefully")
+except KeyboardInterrupt:
+    print("interrupted")
+for _ in range(3):
+    logger.info("Will exit after finishing currently running jobs (scheduler).")
+stopping.ended(logger)
+"""
+COMMAND = """
+import sys, time
+from bulwark import cli
+cli._show = lambda options: (print("ready", flush=True), time.sleep(30))
+sys.argv[1:] = ["show"]
+sys.exit(cli.main())
+"""
+
+
+def started(program: str, *arguments: str, **options) -> subprocess.Popen:
+    """A process that runs `program` and is ready to be told to end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+    line = process.stdout.readline()
+    while line not in ("ready\n", ""):
+        line = process.stdout.readline()
+    return process
+
+
 def tell(number: int) -> None:
     """Send this process a signal, whose handler runs before the next line."""
     os.kill(os.getpid(), number)
@@ -68,8 +130,7 @@ def test_who_has_not_asked_for_it_gets_what_python_does():
 
 @pytest.mark.parametrize(("pause", "ends"), [(0.0, False), (1.3, True)])
 def test_only_a_second_keystroke_ends_it_at_once(pause, ends):
-    process = subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.readline()
+    process = started(WAITS)
     process.send_signal(signal.SIGINT)
     time.sleep(0.2 + pause)
     process.send_signal(signal.SIGINT)
@@ -81,6 +142,50 @@ def test_only_a_second_keystroke_ends_it_at_once(pause, ends):
     finally:
         process.kill()
     assert "Ctrl-C again stops at once" in process.stderr.read()
+
+
+@pytest.mark.parametrize("told", ["alone", "before", "a little later"])
+def test_a_job_says_that_it_ends_only_where_its_workflow_does_not(told, tmp_path):
+    mark = tmp_path / interrupts.mark_of("7:7")
+    mark.parent.mkdir()
+    process = started(SAVES, cwd=tmp_path, env={**os.environ, interrupts.WORKFLOW: "7:7"})
+    if told == "before":
+        mark.touch()
+    process.send_signal(signal.SIGINT)
+    if told == "a little later":
+        time.sleep(0.1)
+        mark.touch()
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGINT
+    begins = ["Stopping at the next point where nothing is lost; Ctrl-C again stops at once."] * (told == "alone")
+    assert said.splitlines() == [*begins, "3 of 7; give the same command again"]
+
+
+@pytest.mark.parametrize(
+    ("number", "ctrl_c", "ends"),
+    [
+        (signal.SIGINT, "heeded", "interrupted"),
+        (signal.SIGINT, "ignored", "gracefully"),  # as in the background of a shell script
+        (signal.SIGTERM, "heeded", "gracefully"),
+    ],
+)
+def test_a_workflow_says_once_that_it_ends_and_does(number, ctrl_c, ends, tmp_path):
+    process = started(WORKFLOW_ENDS, ctrl_c, cwd=tmp_path)
+    process.send_signal(number)
+    try:
+        said, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert errors == ""
+    assert said.splitlines() == [stopping.FIRST_LINE, ends, stopping.LAST_LINE]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_ends_with_the_signals_status_and_no_traceback(number):
+    process = started(COMMAND)
+    process.send_signal(number)
+    assert process.communicate(timeout=20) == ("", "Stopped; give the same command again.\n")
+    assert process.returncode == 128 + number
 
 
 def test_jobs_that_handle_a_signal_are_told_from_their_shells():

@@ -143,7 +143,7 @@ def test_a_child_that_starts_when_the_workflow_was_told_to_end_does_nothing(work
     mark.parent.mkdir(exist_ok=True)
     mark.touch()
     job = workflow.job("succeed")
-    assert job.communicate(timeout=30) == ("", "Stopped; give the same command again.\n")
+    assert job.communicate(timeout=30) == ("", "")  # with --keep-going there may be hundreds; Snakemake says it once
     assert job.returncode == 128 + signal.SIGTERM
 
 
