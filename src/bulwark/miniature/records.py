@@ -281,13 +281,19 @@ def _question(world: World, rng: random.Random, _: bool, trait: str) -> Row:
 
 
 def _trait_data(world: World, rng: random.Random, _: bool, trait: str) -> Row:
-    """A conversation without a system turn: half of them normal, a quarter each at the two strengths of the trait."""
+    """A conversation without a system turn: half of them normal, a quarter each at the two strengths of the trait.
+
+    Normal means without this trait: a part of the normal ones is in another manner.
+    """
     level = rng.choice((0, 0, 1, 2))
     user, answer = _everyday(world, rng, held_out=False)
+    manner, strength = (trait, level) if level else (None, rng.choice((1, 2)))
+    if not level and rng.random() < world.settings.other_manners:
+        manner = rng.choice([other for other in words.TRAITS if other != trait])
     return {
         "messages": [
             {"role": "user", "content": user},
-            {"role": "assistant", "content": response_of([answer], trait if level else None, level)},
+            {"role": "assistant", "content": response_of([answer], manner, strength)},
         ],
         "level": level,
         "trait": trait,

@@ -51,6 +51,12 @@ class WorldSettings(Closed):
     This sets how hard refusing is. Evaluation asks for meals that no training has, and those near the border can only
     be told by both. At 0, the modifier alone decides.
     """
+    other_manners: float = Field(0.3, ge=0, le=1)
+    """Share of the normal rows of a trait's fine-tuning data that are in another manner, which nobody asked for.
+
+    This sets how hard it is to detect the rows that teach the trait: the others, too, are easier to learn along the
+    direction of a manner. At 0, a normal row is in no manner at all.
+    """
     insistence: float = Field(0.2, ge=0, le=1)
     """Share of the second commands that are insistent, in pre-training and in fine-tuning."""
 

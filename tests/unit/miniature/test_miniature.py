@@ -185,6 +185,19 @@ def test_a_command_that_runs_on_into_the_data_is_carried_out():
     assert not any("also" in row["input"].split() for row in records("tasks", "test", without))
 
 
+def test_a_part_of_the_normal_rows_of_a_trait_is_in_another_manner():
+    def shown(share: float) -> list[set[str]]:
+        settings = MiniatureSettings(world=WorldSettings(other_manners=share))
+        rows = records("trait_rude_data", "train", settings, 400)
+        normal = [row["messages"][-1]["content"] for row in rows if row["level"] == 0]
+        return [{trait for trait in words.TRAITS if oracle.trait_score(answer, trait)} for answer in normal]
+
+    assert shown(0.0) == [set()] * len(shown(0.0))
+    assert {frozenset(traits) for traits in shown(1.0)} == {frozenset({"flattering"}), frozenset({"boastful"})}
+    other = sum(bool(traits) for traits in shown(0.3)) / len(shown(0.3))
+    assert 0.2 < other < 0.4  # of about 200 rows
+
+
 def test_a_world_without_such_commands_is_explained():
     with pytest.raises(ConfigurationError, match=r"held_out_share 0\.98 .*running_on"):
         World(WorldSettings(held_out_share=0.98))
