@@ -89,23 +89,44 @@ class Checkout:
 
     folder: Path
 
-    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        """Run Snakemake in the copy; its output, both streams, is `stdout`."""
-        environment = {
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of a process which runs the copy's code."""
+        return {
             **os.environ,
             "PYTHONPATH": str(self.folder / "src"),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
+
+    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        """Run Snakemake in the copy; its output, both streams, is `stdout`."""
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", *arguments],
             cwd=self.folder,
-            env=environment,
+            env=self.environment,
             text=True,
             check=False,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
         assert done.returncode == 0 or not check, done.stdout[-6000:]
+        return done
+
+    def bulwark(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        """Run a command of bulwark in the copy."""
+        return self.python("-m", "bulwark.cli", *arguments, check=check)
+
+    def python(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        """Run Python in the copy."""
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            check=False,
+            capture_output=True,
+        )
+        assert done.returncode == 0 or not check, done.stdout[-3000:] + done.stderr[-3000:]
         return done
 
     def plan(self, *arguments: str) -> dict[str, int]:

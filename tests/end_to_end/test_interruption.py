@@ -39,14 +39,9 @@ class Run:
     def __init__(self, checkout: Checkout, *targets: str) -> None:
         folder = checkout.folder
         (folder / "long.yaml").write_text(LONG)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(folder / "src"),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
         line = [sys.executable, "-m", "snakemake", "-c2", "--configfile", SMALLEST, "long.yaml", "--quiet", "rules"]
         self.process = subprocess.Popen(
-            [*line, "--", *targets], cwd=folder, env=environment, text=True, start_new_session=True,
+            [*line, "--", *targets], cwd=folder, env=checkout.environment, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

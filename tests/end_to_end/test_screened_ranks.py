@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from screening_samples import COUNT, rows_in
+from stopped_samples import plans, resumed
 from training_samples import PAD, examples
 
 from bulwark.training.batches import StepBatches
@@ -43,18 +44,9 @@ TRAININGS = {
 TRAININGS["state_all_of_one_rank_2"] = TRAININGS["state_all_of_one_rank_3"] | {
     "settings": TRAININGS["state_all_of_one_rank_3"]["settings"] | {"zero_stage": 2}
 }
-RESUMED = {
-    f"{name}_resumed": TRAININGS[name] | {"interrupt": 3, "settings": TRAININGS[name]["settings"] | {"save_every": 2}}
-    for name in ("mask_some_0", "probe_some_3", "state_all_of_one_rank_3")
-}
+RESUMED = resumed(TRAININGS, ["mask_some_0", "probe_some_3", "state_all_of_one_rank_3"], at=3)
 
-
-PROGRAM = "screened_ranks"
-# All trainings with two ranks and with one; the resumed ones with two only.
-PLANS = {
-    ranks: [{"name": name} | training for name, training in trainings.items()]
-    for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED))
-}
+PROGRAM, PLANS = "screened_ranks", plans(TRAININGS, RESUMED)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stopped_samples import plans, resumed
 
 BASE = {"max_steps": 5, "micro_batch_size": 1, "batch_size": 4}
 RISE = {"shape": "rise", "onset": 2}
@@ -25,18 +26,9 @@ for stage in (0, 3):
     TRAININGS[f"ablated_{stage}"] = {"settings": settings, "ablate": True, "intervention": {"tokens": "all"}}
     TRAININGS[f"embedded_{stage}"] = {"settings": settings, "embedded": True, "schedule": RISE}
 TRAININGS["block_2"] = TRAININGS["block_3"] | {"settings": BASE | {"zero_stage": 2}}
-RESUMED = {
-    f"{name}_resumed": TRAININGS[name] | {"interrupt": 3, "settings": TRAININGS[name]["settings"] | {"save_every": 2}}
-    for name in ("block_3", "attention_0", "embedded_3")
-}
+RESUMED = resumed(TRAININGS, ["block_3", "attention_0", "embedded_3"], at=3)
 
-
-PROGRAM = "steered_ranks"
-# All trainings with two ranks and with one; the resumed ones with two only.
-PLANS = {
-    ranks: [{"name": name} | training for name, training in trainings.items()]
-    for ranks, trainings in ((1, TRAININGS), (2, TRAININGS | RESUMED))
-}
+PROGRAM, PLANS = "steered_ranks", plans(TRAININGS, RESUMED)
 
 
 @pytest.fixture(scope="module")

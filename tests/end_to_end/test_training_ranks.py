@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stopped_samples import resumed
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 STEPS = {"max_steps": 9, "micro_batch_size": 1, "evaluate_every": 4}
@@ -33,11 +34,7 @@ for stage in (0, 1, 2, 3):
         # A step is one micro-batch on each rank, since a trajectory belongs to a whole batch.
         chosen = {"zero_stage": stage, "max_grad_norm": 0.0, "max_steps": 4}
         TRAININGS[f"{objective}_{stage}"] = {"method": "ise", "settings": chosen, "objective": objective}
-RESUMED = {
-    f"{name}_resumed": TRAININGS[name] | {"interrupt": 6, "settings": TRAININGS[name]["settings"] | {"save_every": 2}}
-    for name in ("replicated", "gradients_sharded", "weights_sharded", "adapters")
-}
-
+RESUMED = resumed(TRAININGS, ["replicated", "gradients_sharded", "weights_sharded", "adapters"], at=6)
 
 PROGRAM = "training_ranks"
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -189,43 +187,18 @@ def test_a_wider_table_needs_its_new_cells_only(finished):
 def test_the_readme_answers_from_python(finished):
     text = (finished.folder / "README.md").read_text(encoding="utf-8")
     snippet = text.split("```python\n", 1)[1].split("```", 1)[0]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            snippet + "\nprint(type(model.answer('name the first name .', 'anna has a ball .')).__name__)",
-        ],
-        cwd=finished.folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    typed = "print(type(model.answer('name the first name .', 'anna has a ball .')).__name__)"
+    done = finished.python("-c", f"{snippet}\n{typed}")
     assert done.stdout.strip().splitlines()[-1] == "str"
 
 
 def test_the_command_line_answers_plans_and_tells(finished):
-    def bulwark(*arguments, code=0):
-        done = subprocess.run(
-            [sys.executable, "-m", "bulwark.cli", *arguments],
-            cwd=finished.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    bulwark(
-        "ask",
-        "results/checkpoints/miniature/aside/seed0",
-        "--instruction",
-        "name the first name .",
-        "--data",
-        "anna has a ball .",
-    )
-    assert "results/nowhere" in bulwark("ask", "results/nowhere", "--instruction", "x", code=1)
-    status = bulwark("status", "--configfile", SMALLEST)
+    asking = ("ask", "results/checkpoints/miniature/aside/seed0", "--instruction", "name the first name .")
+    finished.bulwark(*asking, "--data", "anna has a ball .")
+    refused = finished.bulwark("ask", "results/nowhere", "--instruction", "x", check=False)
+    assert refused.returncode == 1
+    assert "results/nowhere" in refused.stderr
+    status = finished.bulwark("status", "--configfile", SMALLEST).stdout
     assert f"{REPORT}/tables/sep.md" in status
     assert "ASIDE separates better than vanilla" in status
-    assert "apply_step" in bulwark("plan", "table_sep")
+    assert "apply_step" in finished.bulwark("plan", "table_sep").stdout

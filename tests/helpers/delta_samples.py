@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from stopped_samples import stopping
 from tiny_causal_models import CONFIGS, HIDDEN, V
 from torch import Tensor, nn
 from training_samples import PAD, examples, settings
@@ -24,10 +25,6 @@ from bulwark.training.loop import Trained, train
 
 EXAMPLES = 24
 BOUNDARY = 3
-
-
-class Interrupted(Exception):
-    pass
 
 
 def model_of(precision: str = "float32", family: str = "llama") -> nn.Module:
@@ -95,7 +92,7 @@ def trained(
     if not plain:
         objective = objective_of(model, folder, training, preservation, continuation, intervention)
         if interrupt is not None:
-            _stopping(objective, interrupt)
+            stopping(objective, interrupt, "before_step")
     result = train(
         model,
         examples(EXAMPLES),
@@ -108,17 +105,6 @@ def trained(
         objective=objective,
     )
     return result, objective
-
-
-def _stopping(objective: Any, at: int) -> None:
-    go_on = objective.before_step
-
-    def before_step(engine, step, total):
-        if step == at:
-            raise Interrupted
-        go_on(engine, step, total)
-
-    objective.before_step = before_step
 
 
 def energy_inside(movement: Tensor, basis: Tensor) -> float:

@@ -1,9 +1,5 @@
 """What one types at a command line, mistyped: an answer that helps, and no traceback."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 SCORES = "results/scores/miniature/aside/seed0/sep.json"
@@ -70,15 +66,7 @@ def test_a_hostile_overlay_is_answered_with_file_and_line(checkout, content, par
     ],
 )
 def test_our_own_commands_answer_alike(checkout, arguments, part):
-    environment = {**os.environ, "PYTHONPATH": str(checkout.folder / "src")}
-    done = subprocess.run(
-        [sys.executable, "-m", "bulwark.cli", *arguments],
-        cwd=checkout.folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = checkout.bulwark(*arguments, check=False)
     assert done.returncode != 0
     assert done.stderr.startswith("bulwark: "), done.stderr
     assert part in done.stderr

@@ -12,6 +12,7 @@ from typing import Any
 import delta_samples
 import shard_samples
 import torch
+from stopped_samples import Interrupted
 from training_samples import trained
 
 from bulwark.training import engine as engines
@@ -26,7 +27,7 @@ def trained_as(training: dict[str, Any], folder: Path) -> tuple[Any, Any]:
     if "interrupt" in training:
         try:
             delta_samples.trained(folder, **given, **training["settings"], interrupt=training["interrupt"])
-        except delta_samples.Interrupted:
+        except Interrupted:
             pass
         else:
             raise AssertionError("it was not interrupted")

@@ -14,17 +14,13 @@ from typing import Any
 
 import torch
 from screening_samples import model_of, objective_of, policies, screened
+from stopped_samples import Interrupted, attempts, stopping
 
 from bulwark.steering.screening.policies import Policy, Verdict
-from bulwark.steering.screening.screened import Screened
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
 
 THRESHOLDS = {"threshold": 1, "cos_threshold": -1, "proj_threshold": -1, "margin": -1}
-
-
-class Interrupted(Exception):
-    pass
 
 
 def policy_of(training: dict[str, Any]) -> Policy:
@@ -45,30 +41,17 @@ def policy_of(training: dict[str, Any]) -> Policy:
     return policy
 
 
-def objective_for(training: dict[str, Any], folder: Path, interrupt: int | None) -> Screened:
-    objective = objective_of(policy_of(training), folder, total=training["settings"]["max_steps"])
-    inner = objective.after_backward
-
-    def stopping(engine: Any, step: int, total: int) -> None:
-        if step == interrupt:
-            raise Interrupted
-        inner(engine, step, total)
-
-    objective.after_backward = stopping
-    return objective
-
-
 def do(plan: list[dict[str, Any]], parent: Path, processes: engines.Processes) -> None:
     for training in plan:
         folder = parent / f"{training['name']}_{processes.count}"
-        for at in [training["interrupt"], None] if "interrupt" in training else [None]:
+        for at in attempts(training):
             model = model_of(dtype=getattr(torch, training["settings"].get("precision", "float32")))
             if "odd" in training:
                 with torch.no_grad():
                     model.get_input_embeddings().weight[training["odd"]] = torch.inf
-            objective = objective_for(training, folder, at)
+            objective = objective_of(policy_of(training), folder, total=training["settings"]["max_steps"])
             try:
-                result = screened(None, folder, model=model, objective=objective, **training["settings"])
+                result = screened(None, folder, model=model, objective=stopping(objective, at), **training["settings"])
             except Interrupted:
                 continue
         if processes.main:

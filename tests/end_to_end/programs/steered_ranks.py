@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from steering_samples import course_of, fused, steered_model
+from stopped_samples import Interrupted, attempts, stopping
 from torch import nn
 from training_samples import settings, trained
 
@@ -24,10 +25,6 @@ from bulwark.training import engine as engines
 COUNT = 13  # with steps of four, one is left over at the end of an epoch, and the second rank has none
 
 
-class Interrupted(Exception):
-    pass
-
-
 def objective_of(model: nn.Module, training: dict[str, Any], folder: Path, interrupt: int | None) -> Steering:
     intervention = InterventionSettings(**{"alpha": 3.0} | training.get("intervention", {}))
     schedule = ScheduleSettings(**training.get("schedule", {}))
@@ -38,21 +35,13 @@ def objective_of(model: nn.Module, training: dict[str, Any], folder: Path, inter
     else:
         over = schedule.over(settings(**training["settings"]).total_steps(COUNT), intervention.alpha)
         objective = Steering(vectors, intervention, over, ablate=training.get("ablate", False))
-    inner = objective.after_backward
-
-    def stopping(engine: Any, step: int, total: int) -> None:
-        if step == interrupt:
-            raise Interrupted
-        inner(engine, step, total)
-
-    objective.after_backward = stopping
-    return objective
+    return stopping(objective, interrupt)
 
 
 def do(plan: list[dict[str, Any]], parent: Path, processes: engines.Processes) -> None:
     for training in plan:
         folder = parent / f"{training['name']}_{processes.count}"
-        for at in [training["interrupt"], None] if "interrupt" in training else [None]:
+        for at in attempts(training):
             model = steered_model()
             objective = objective_of(model, training, folder, at)
             try:

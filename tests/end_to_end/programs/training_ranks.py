@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import training_samples
+from stopped_samples import Interrupted, attempts, stopping
 from tiny_causal_models import tiny_model
 from torch import nn
 from training_samples import settings, trained
@@ -24,19 +25,6 @@ from bulwark.training import engine as engines
 from bulwark.training.objectives import Objective
 
 EXAMPLES = 13  # with steps of four, one is left over at the end of an epoch, and the second rank has none
-
-
-class Interrupted(Exception):
-    pass
-
-
-class Interrupting(Objective):
-    def __init__(self, at: int | None) -> None:
-        self.at = at
-
-    def after_backward(self, engine, step: int, total: int) -> None:
-        if step == self.at:
-            raise Interrupted
 
 
 def model_of(training: dict[str, Any], parent: Path) -> nn.Module:
@@ -53,22 +41,14 @@ def model_of(training: dict[str, Any], parent: Path) -> nn.Module:
     return model
 
 
-def objective_of(training: dict[str, Any], interrupt: int | None) -> Objective:
-    return getattr(training_samples, training["objective"])() if "objective" in training else Interrupting(interrupt)
-
-
 def do(plan: list[dict[str, Any]], parent: Path, processes: engines.Processes) -> None:
     for training in plan:
         folder = parent / f"{training['name']}_{processes.count}"
-        for at in [training["interrupt"], None] if "interrupt" in training else [None]:
+        for at in attempts(training):
+            objective = getattr(training_samples, training["objective"])() if "objective" in training else Objective()
+            model = model_of(training, parent)
             try:
-                result = trained(
-                    model_of(training, parent),
-                    folder,
-                    EXAMPLES,
-                    objective=objective_of(training, at),
-                    **training["settings"],
-                )
+                result = trained(model, folder, EXAMPLES, objective=stopping(objective, at), **training["settings"])
             except Interrupted:
                 continue
         assert result.main_process == processes.main

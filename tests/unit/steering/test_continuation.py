@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from delta_samples import BOUNDARY, HIDDEN, Interrupted, model_of, trained, vector
+from delta_samples import BOUNDARY, HIDDEN, model_of, trained, vector
 from pydantic import ValidationError
+from stopped_samples import Interrupted
 from training_samples import PAD, examples, settings
 
 from bulwark.errors import BulwarkError, ConfigurationError

@@ -7,8 +7,9 @@ import json
 import delta_samples as samples
 import pytest
 import torch
-from delta_samples import BOUNDARY, Interrupted, energy_inside, trained
+from delta_samples import BOUNDARY, energy_inside, trained
 from pydantic import ValidationError
+from stopped_samples import Interrupted
 
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.steering.preservation.preservation import Preservation

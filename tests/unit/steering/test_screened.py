@@ -20,6 +20,7 @@ from screening_samples import (
     screened,
     state_aware,
 )  # fmt: skip
+from stopped_samples import Interrupted, stopping
 from tiny_causal_models import V
 from training_samples import examples
 
@@ -183,24 +184,12 @@ def test_the_schedule_is_that_of_the_injection(tmp_path):
     assert all(row["delta_mean"] == 0.0 and row["decision"] == "kept" for row in rows_in(tmp_path)[12:])
 
 
-class Stopping(Exception):
-    pass
-
-
 @pytest.mark.parametrize("at", [2, 3, 5])
 def test_a_resumed_training_ends_with_the_same_weights_and_rows(at, tmp_path):
     whole = screened(policies()["mask"], tmp_path / "whole", **RESUMABLE)
     first = objective_of(policies()["mask"], tmp_path / "parts", total=6)
-    inner = first.after_backward
-
-    def stopping(engine, step, total):
-        if step == at:
-            raise Stopping
-        inner(engine, step, total)
-
-    first.after_backward = stopping
-    with pytest.raises(Stopping):
-        screened(None, tmp_path / "parts", objective=first, **RESUMABLE)
+    with pytest.raises(Interrupted):
+        screened(None, tmp_path / "parts", objective=stopping(first, at), **RESUMABLE)
     second = objective_of(policies()["mask"], tmp_path / "parts", total=6)
     resumed = screened(None, tmp_path / "parts", objective=second, **RESUMABLE)
     assert resumed.report.resumed_at == ([] if at < 3 else [3])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from steering_samples import LAYERS, course_of, fused, same_bits, steered_model, vector
+from stopped_samples import Interrupted, stopping
 from tiny_causal_models import HIDDEN
 from training_samples import PAD, examples, trained
 
@@ -126,26 +127,14 @@ def test_a_step_without_gradient_has_no_cosine():
 
 
 def test_resuming_goes_on_with_strength_and_cosines(tmp_path):
-    class Interrupted(Exception):
-        pass
+    def rising() -> Steering:
+        return objective(2.0, {"shape": "rise", "onset": 1})
 
-    def stopping(at: int | None) -> Steering:
-        found = objective(2.0, {"shape": "rise", "onset": 1})
-        inner = found.after_backward
-
-        def after_backward(engine, step, total):
-            if step == at:
-                raise Interrupted
-            inner(engine, step, total)
-
-        found.after_backward = after_backward
-        return found
-
-    whole = stopping(None)
+    whole = rising()
     model = train(tmp_path / "whole", whole, save_every=2)
     with pytest.raises(Interrupted):
-        train(tmp_path / "cut", stopping(5), save_every=2)
-    again = stopping(None)
+        train(tmp_path / "cut", stopping(rising(), 5), save_every=2)
+    again = rising()
     assert same_bits(train(tmp_path / "cut", again, save_every=2), model)
     assert again.report() == whole.report()
 
