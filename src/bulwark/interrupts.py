@@ -101,9 +101,14 @@ def see_through() -> None:
         _State.works.append(None)
 
 
+def leaving() -> bool:
+    """Whether `leave_if_told` would end this process: for a work that puts things in order before it calls that."""
+    return bool(_State.told) and None not in _State.works
+
+
 def leave_if_told() -> None:
     """End this process, with a line that says what is kept, if it has been told to. Call it where that is safe."""
-    if _State.told and None not in _State.works:
+    if leaving():
         leave(_State.works[0]() if _State.works else "Stopped")
 
 

@@ -1,6 +1,7 @@
 """Batched answers: length-sorted, within a token budget, resumable by record; finished rows leave their batch.
 
-Every finished answer is appended to a partial file, so a killed job continues where it stopped. An answer depends on
+Every finished answer is appended to a partial file, so a killed job continues where it stopped; one that is told to
+end stops between two tokens and keeps the answers of its batch that are finished. An answer depends on
 its prompt, the decoding settings, the seed and the record's key, not on the other records: greedily the same for every
 batch size (in float32), and sampled by numbers that belong to the record.
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from bulwark import interrupts
 from bulwark.errors import BulwarkError
 from bulwark.models.anatomy import positions_of
 from bulwark.models.answers import Answer, Partial
@@ -87,6 +89,8 @@ def generate(
         log.info("%d of %d answers are there already", len(answers), len(prompts))
 
     def texts(rows: Sequence[Sequence[int]]) -> list[str]:
+        if not rows:  # of which tokenizers make one text
+            return []
         return tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def work(batch: list[int]) -> None:
@@ -102,13 +106,16 @@ def generate(
             stop_when=stop_when and (lambda rows: [stop_when(text) for text in texts(rows)]),
             on_rows=on_rows and (lambda rows: on_rows([numbers[row] for row in rows.tolist()])),
         )
-        written = texts([row.ids[: -1 if row.finish == "stop" else None] for row in rows])
-        for number, row, text in zip(numbers, rows, written, strict=True):
+        done = [(number, row) for number, row in zip(numbers, rows, strict=True) if row is not None]
+        written = texts([row.ids[: -1 if row.finish == "stop" else None] for _, row in done])
+        for (number, row), text in zip(done, written, strict=True):
             key, prompt = prompts[number]
             answers[key] = Answer(key, text.strip(), len(row.ids), row.finish, prompt.truncated)
             kept.append(answers[key], digests[number])
         kept.flush()
-        advance(len(batch))
+        advance(len(done))
+        if len(done) < len(batch):
+            interrupts.leave_if_told()
 
     training = model.training
     if training:
@@ -143,10 +150,11 @@ def decode(
     choose: Callable[[Tensor, int, Tensor], Tensor] | None = None,
     stop_when: Callable[[list[list[int]]], list[bool]] | None = None,
     on_rows: Callable[[Tensor], None] | None = None,
-) -> list[Decoded]:
+) -> list[Decoded | None]:
     """Generate for one batch of prompts, padded on the left; rows that have finished leave it, its cache included.
 
-    No answer goes past the positions that the model knows: it ends there as at `max_new_tokens`.
+    No answer goes past the positions that the model knows: it ends there as at `max_new_tokens`. None for a row that
+    was still being written when the process was told to end (see `interrupts.leaving`).
     choose(logits [rows, vocabulary], step, numbers of the rows [rows]): the next tokens [rows]; None takes the
     likeliest. stop_when(ids of rows): which of them need no more. on_rows(numbers): called before the first pass and
     when rows have left. Raises BulwarkError for logits that are not numbers.
@@ -174,6 +182,7 @@ def decode(
     cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
     cache = None
+    unfinished: set[int] = set()
     if on_rows is not None:
         on_rows(rows)
     for step in range(max_new_tokens):
@@ -205,6 +214,9 @@ def decode(
         left = int(going.sum())
         if not left or step + 1 == max_new_tokens:
             break
+        if interrupts.leaving():
+            unfinished = set(rows[going].tolist())
+            break
         if left <= COMPACT_AT * len(rows) and _select_rows(cache, going.nonzero()[:, 0]):
             rows, mask, positions, chosen = rows[going], mask[going], positions[going], chosen[going]
             if on_rows is not None:
@@ -214,7 +226,8 @@ def decode(
         "stop" if e else "decided" if d else "length" for e, d in zip(ended.tolist(), decided.tolist(), strict=True)
     ]
     return [
-        Decoded(row[:length], how) for row, length, how in zip(tokens.tolist(), lengths.tolist(), finish, strict=True)
+        None if number in unfinished else Decoded(row[:length], how)
+        for number, (row, length, how) in enumerate(zip(tokens.tolist(), lengths.tolist(), finish, strict=True))
     ]
 
 

@@ -1,17 +1,14 @@
-"""Generation: the same answers whatever the batches, and none lost or made twice."""
+"""Generation: the same answers whatever the batches, by greedy decoding and by sampling."""
 
 from __future__ import annotations
 
-import json
+import functools
 import logging
-import os
-import signal
 from itertools import pairwise
 
 import pytest
 import torch
-from interrupt_samples import caught
-from tiny_tokenizers import SENTENCES, tiny_tokenizer
+from generation_samples import GREEDY, SAMPLED, SIZE, Counted, answers, sample_builder, sample_model, sample_prompts
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
@@ -23,86 +20,38 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from bulwark.data.records import Turn
 from bulwark.errors import BulwarkError
-from bulwark.interrupts import Interrupted
 from bulwark.models import generation
 from bulwark.models.batching import CPU_TOKEN_BUDGET, cache_token_budget
-from bulwark.models.decoding import Decoding
 from bulwark.models.embeddings import install
 from bulwark.models.generation import generate
-from bulwark.prompts.builder import Prompt, PromptBuilder
-
-SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-GREEDY = Decoding(max_new_tokens=12)
-SAMPLED = Decoding(max_new_tokens=12, do_sample=True, temperature=0.9, top_p=0.8)
-
-
-def tiny_model(config_class=LlamaConfig):
-    torch.manual_seed(0)
-    heads = {} if config_class is GPTNeoXConfig else {"num_key_value_heads": 2, "head_dim": 8}
-    config = config_class(vocab_size=500, max_position_embeddings=512, initializer_range=0.3, **SIZE, **heads)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    install(model, {"method": "aside"})
-    return model.eval()
+from bulwark.prompts.builder import Prompt
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model()
+    return sample_model()
 
 
 @pytest.fixture(scope="module")
 def builder():
-    return PromptBuilder(tiny_tokenizer("chatml"), "chat", 500)
+    return sample_builder()
 
 
 @pytest.fixture(scope="module")
 def prompts(builder) -> list[tuple[str, Prompt]]:
-    words = SENTENCES[3].split()
-    turns = [
-        (
-            Turn(role="instruction", text="Name " + words[i]),
-            Turn(role="data", text=" ".join(words[: 1 + (i * 5) % 13])),
-        )
-        for i in range(13)
-    ]
-    return [(f"r{i}", builder.prompt(pair)) for i, pair in enumerate(turns)]
+    return sample_prompts(builder)
 
 
 @pytest.fixture
 def answer(model, builder, prompts):
-    def call(decoding=GREEDY, model=model, prompts=prompts, **options):
-        options = {"stop_ids": builder.stop_ids, "pad_id": builder.pad_id, **options}
-        return generate(model, prompts, decoding, tokenizer=builder.tokenizer, **options)
-
-    return call
-
-
-class Counted:
-    """Notes the size of every prefill and the rows of every pass; runs out of memory above `most` rows."""
-
-    def __init__(self, model, most=10**6, error=None):
-        self._model, self.most, self.rows, self.widths, self.passes = model, most, [], [], []
-        self._error = error or torch.OutOfMemoryError("CUDA out of memory.")
-
-    def __getattr__(self, name):
-        return getattr(self._model, name)
-
-    def __call__(self, input_ids, **options):
-        self.passes.append(len(input_ids))
-        if input_ids.shape[1] > 1:
-            self.rows.append(len(input_ids))
-            self.widths.append(input_ids.shape[1])
-        if len(input_ids) > self.most:
-            raise self._error
-        return self._model(input_ids=input_ids, **options)
+    return functools.partial(answers, model=model, builder=builder, prompts=prompts)
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("config_class", [LlamaConfig, Qwen3Config, GPTNeoXConfig])
 def test_the_same_answers_whatever_the_batches(answer, prompts, config_class, decoding):
-    model = tiny_model(config_class)
+    model = sample_model(config_class)
     alone = answer(decoding, model=model, token_budget=1)
     assert [one.id for one in alone] == [key for key, _ in prompts]
     assert answer(decoding, model=model, token_budget=150) == alone
@@ -202,97 +151,6 @@ def test_out_of_memory_with_one_record_and_other_errors(answer, model):
         answer(model=Counted(model, most=0, error=RuntimeError("another fault")))
 
 
-def test_an_interrupted_run_continues_where_it_stopped(answer, model, tmp_path):
-    partial = tmp_path / "answers.jsonl.partial"
-    whole = answer()
-
-    class Killed(Counted):
-        def __call__(self, input_ids, **options):
-            if len(self.rows) == 3 and input_ids.shape[1] > 1:
-                raise KeyboardInterrupt
-            return super().__call__(input_ids, **options)
-
-    killed = Killed(model)
-    with pytest.raises(KeyboardInterrupt):
-        answer(model=killed, token_budget=150, partial=partial, fingerprint="x")
-    done = sum(killed.rows)
-    assert len(partial.read_text().splitlines()) == 1 + done
-    with partial.open("ab") as file:
-        file.write(b'{"id": "r4", "resp')  # cut off in the middle of a line
-    again = Counted(model)
-    assert answer(model=again, partial=partial, fingerprint="x") == whole
-    assert sum(again.rows) == len(whole) - done
-    finished = Counted(model)
-    assert answer(model=finished, partial=partial, fingerprint="x") == whole
-    assert finished.rows == []
-    rows = [json.loads(line) for line in partial.read_text().splitlines()]
-    assert sorted(row["id"] for row in rows[1:]) == sorted(one.id for one in whole)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_told_to_end_it_finishes_the_batch_and_says_what_is_kept(answer, model, tmp_path, number, caplog):
-    partial = tmp_path / "answers.jsonl.partial"
-    whole = answer()
-
-    class Told(Counted):
-        def __call__(self, input_ids, **options):
-            if len(self.rows) == 2 and input_ids.shape[1] > 1:
-                os.kill(os.getpid(), number)
-            return super().__call__(input_ids, **options)
-
-    told = Told(model)
-    with caught(), pytest.raises(Interrupted) as ended:
-        answer(model=told, token_budget=150, partial=partial, fingerprint="x")
-    done = sum(told.rows)
-    assert ended.value.code == 128 + number
-    assert len(told.rows) == 3  # the batch was finished
-    assert f"{done} of {len(whole)} answers are kept in {partial}; give the same command again" in caplog.messages
-    again = Counted(model)
-    assert answer(model=again, partial=partial, fingerprint="x") == whole
-    assert sum(again.rows) == len(whole) - done
-
-
-@pytest.mark.parametrize("line", [0, 1, 7, 13])
-def test_from_a_damaged_line_on_answers_are_generated_again(answer, tmp_path, line, caplog):
-    """Even where it is a whole answer still."""
-    partial = tmp_path / "a.partial"
-    whole = answer(partial=partial, fingerprint="x")
-    lines = partial.read_text().splitlines(keepends=True)
-    at = lines[line].index('"response":"' if line else '"fingerprint":"') + 17
-    lines[line] = lines[line][:at] + ("b" if lines[line][at] != "b" else "c") + lines[line][at + 1 :]
-    partial.write_text("".join(lines))
-    with caplog.at_level(logging.WARNING, logger="bulwark"):
-        assert answer(partial=partial, fingerprint="x") == whole
-    assert f"{partial}, line {line + 1}: damaged" in caplog.text
-    assert len(partial.read_text().splitlines()) == 14
-
-
-@pytest.mark.parametrize(
-    "other",
-    [{"fingerprint": "y"}, {"seed": 3}, {"stop_ids": [5]}, {"decoding": Decoding(max_new_tokens=3)}],
-    ids=lambda other: next(iter(other)),
-)
-def test_answers_made_under_other_settings_are_discarded(answer, model, tmp_path, other, caplog):
-    partial = tmp_path / "a.partial"
-    answer(partial=partial, fingerprint="x")
-    counted = Counted(model)
-    with caplog.at_level(logging.WARNING, logger="bulwark"):
-        answer(model=counted, partial=partial, **{"fingerprint": "x", **other})
-    assert sum(counted.rows) == 13
-    assert "discarded" in caplog.text
-    assert len(partial.read_text().splitlines()) == 14
-
-
-def test_a_changed_prompt_is_answered_anew(answer, model, prompts, tmp_path):
-    partial = tmp_path / "a.partial"
-    answer(partial=partial)
-    changed = [(prompts[0][0], prompts[1][1]), *prompts[1:]]
-    counted = Counted(model)
-    found = answer(model=counted, prompts=changed, partial=partial)
-    assert counted.rows == [1]
-    assert found[0].response == answer(prompts=changed)[0].response
-
-
 def test_the_models_own_generation_options_are_not_used_and_kept(answer, model):
     expected = answer()
     own = GenerationConfig(repetition_penalty=5.0, do_sample=True, top_k=3, max_new_tokens=2)
@@ -313,7 +171,7 @@ def test_bad_input_is_named(answer, prompts):
 
 
 def test_logits_that_are_no_numbers_are_an_error(answer):
-    broken = tiny_model()
+    broken = sample_model()
     with torch.no_grad():
         broken.lm_head.weight[3] = torch.nan
     with pytest.raises(BulwarkError, match="not numbers"):
