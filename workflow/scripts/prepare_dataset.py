@@ -3,10 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from bulwark import benchmarks
 from bulwark.config.entities import Dataset
+from bulwark.config.sources import schema_of, told_of_other_kinds
 from bulwark.data import contrasts, readers
-from bulwark.data.records import SCHEMAS, write_records
+from bulwark.data.records import write_records
 from bulwark.jobs.calls import sealed, sealing_of
 from bulwark.logs import log_to
 from bulwark.miniature.records import write as write_miniature
@@ -30,16 +30,13 @@ with sealed(sealing_of(snakemake)), tempfile.TemporaryDirectory() as scratch:
         folder = Path(snakemake.input[0]).parent
         path = folder / source.files[0] if len(source.files) == 1 and not dataset.parts else folder
     artefact = dataset.format == "artefact"
-    records = readers.read_split(
-        contrasts.unpacked(path, dataset.kind, Path(scratch)) if artefact else path,
-        split,
-        dataset.splits,
-        {**SCHEMAS, contrasts.KIND: contrasts.Contrast}.get(dataset.kind) or benchmarks.module_of(dataset.kind).Record,
-        format="native" if artefact else dataset.format,
-        fields=dataset.fields,
-        parts=dataset.parts,
-        where=dataset.where,
-        shuffle_seed=dataset.shuffle_seed,
-        limit=dataset.limit,
-    )
+    with told_of_other_kinds(dataset, path, split):
+        records = readers.read_split(
+            contrasts.unpacked(path, dataset.kind, Path(scratch)) if artefact else path,
+            split,
+            dataset.splits,
+            schema_of(dataset.kind),
+            format="native" if artefact else dataset.format,
+            **dataset.model_dump(include={"fields", "parts", "where", "shuffle_seed", "limit"}),
+        )
     write_records(Path(snakemake.output[0]), records)

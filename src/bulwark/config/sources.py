@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import pydantic
 
 from bulwark import benchmarks
 from bulwark.config import checks
@@ -23,7 +27,7 @@ from bulwark.config.catalogue import Catalogue
 from bulwark.config.entities import Dataset
 from bulwark.data import contrasts, readers
 from bulwark.data.records import SCHEMAS
-from bulwark.errors import CheckpointError, ConfigurationError, RecordError, nearest
+from bulwark.errors import BulwarkError, CheckpointError, ConfigurationError, RecordError, nearest
 from bulwark.models.folders.weights import weights_of
 
 FIRST = 3  # records of a file that are looked at
@@ -194,13 +198,84 @@ def _check_records(dataset: Dataset, given: str, split: str | None, where: str) 
                 start = _beginning(path, split, Path(scratch), where)
             if start is None:
                 return
-            schema = {**SCHEMAS, contrasts.KIND: contrasts.Contrast}.get(dataset.kind)
             options: Mapping[str, Any] = {"fields": dataset.fields, "format": dataset.format}
             if dataset.format == "artefact":
                 options = {}
-            readers.read_source(start, schema or benchmarks.module_of(dataset.kind).Record, most=FIRST, **options)
+            readers.read_source(start, schema_of(dataset.kind), most=FIRST, **options)
         except RecordError as error:
-            raise ConfigurationError(f"{where}: {str(error).replace(str(start), given)}") from None
+            told = str(error).replace(str(start), given) + other_kind(dataset, start)
+            raise ConfigurationError(f"{where}: {told}") from None
+
+
+def schema_of(kind: str) -> type[pydantic.BaseModel]:
+    """The schema of a kind of records. Raises ConfigurationError for a kind that there is not."""
+    known: dict[str, Any] = {**SCHEMAS, contrasts.KIND: contrasts.Contrast}
+    return known[kind] if kind in known else benchmarks.module_of(kind).Record
+
+
+@contextmanager
+def told_of_other_kinds(dataset: Dataset, source: Any, split: str) -> Iterator[None]:
+    """A RecordError of reading a split of `dataset` also says which kind its records are of, if another is."""
+    try:
+        yield
+    except RecordError as error:
+        wanted = dataset.splits[split]
+        raise RecordError(
+            f"{error}{other_kind(dataset, source, wanted if isinstance(wanted, str) else None)}"
+        ) from None
+
+
+def other_kind(dataset: Dataset, source: Any, split: str | None = None) -> str:
+    """The end of a message about records that do not fit: of which kind the first of them is; "" if nobody can tell.
+
+    source: a file or folder, or {split: file}. A kind fits a row that has all fields which the kind requires, with
+    values of their types. Kinds that have no use for some of the columns come after the others; of each, those that
+    require most come first.
+    """
+    from bulwark.data import sources
+
+    if dataset.format == "artefact":
+        return ""
+    try:
+        path = next(iter(source.values())) if isinstance(source, Mapping) else source
+        path = Path(path, next(iter(dataset.parts))) if dataset.parts and Path(path).is_dir() else Path(path)
+        row = next(row for _, row in sources.rows(path, split))
+    except (BulwarkError, OSError, StopIteration):
+        return ""
+    fitting = _fitting(row) if isinstance(row, dict) else {}
+    if not fitting or (dataset.kind, dataset.format) in fitting:
+        return ""
+    best = [named for named, rank in fitting.items() if rank == max(fitting.values())]
+    kinds, format = list(dict.fromkeys(kind for kind, _ in best)), best[0][1]
+    said = [" or ".join(f"`kind: {kind}`" for kind in kinds)] if dataset.kind not in kinds else []
+    said += [f"`format: {format}`"] if dataset.format != format else []
+    return f" These records look like {' or '.join(kinds)}: say {' and '.join(said)}."
+
+
+def _fitting(row: dict[str, Any]) -> dict[tuple[str, str], tuple[bool, int]]:
+    """{(kind, format) that a row may be of: (whether all its columns are read, how many of them it has to have)}."""
+    fitting: dict[tuple[str, str], tuple[bool, int]] = {}
+    for name in ("messages", "conversations", "conversation"):
+        if isinstance(row.get(name), list):
+            fitting["conversation", "messages"] = (True, 1)
+    if all(isinstance(row.get(name), str) for name in ("instruction", "input", "output")):
+        fitting["conversation", "alpaca"] = (set(row) <= {"id", "instruction", "input", "output"}, 3)
+    names = [*SCHEMAS, contrasts.KIND, *sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))]
+    schemas: dict[type[pydantic.BaseModel], str] = {}
+    for name in names:
+        schemas.setdefault(schema_of(name), name)  # of two benchmarks over the same records, the first
+    for schema, kind in schemas.items():
+        required = {name for name, field in schema.model_fields.items() if field.is_required() and name != "id"}
+        whole = set(row) <= set(schema.model_fields)
+        if required <= set(row) and (whole or len(required) > 1):
+            known = {name: row[name] for name in schema.model_fields if name in row}
+            try:
+                # As the cells of a CSV file are read: "3" may be a number.
+                schema.model_validate_json(json.dumps({**known, "id": str(row.get("id", 0))}), strict=False)
+            except (ValueError, TypeError):
+                continue
+            fitting[kind, "native"] = (whole, len(required))
+    return fitting
 
 
 def _beginning(path: Path, split: str | None, scratch: Path, where: str) -> Path | None:

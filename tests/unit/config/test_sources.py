@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bulwark.config import loading, overlays, plan, plan_vectors, sources
-from bulwark.errors import ConfigurationError
+from bulwark.config import entities, loading, overlays, plan, plan_vectors, sources
+from bulwark.errors import ConfigurationError, RecordError
 
 CONFIG = Path(__file__).parents[3] / "config"
 ROWS = [{"question": f"Name city {n}.", "context": "Oslo, Rome", "answer": "Oslo"} for n in range(5)]
@@ -247,7 +247,61 @@ def test_first_records_that_do_not_fit_are_told(here, name, content, part):
 
 
 def test_records_of_another_kind_are_told(here):
-    assert "rows.jsonl, line 1" in refused_data(rest="format: native", kind="sep", splits="{test: 1.0}")
+    message = refused_data(rest="format: native", kind="sep", splits="{test: 1.0}")
+    assert "rows.jsonl, line 1" in message
+    assert "look like" not in message  # nobody can tell what they are
+
+
+SEP = {
+    **dict.fromkeys(("system_prompt_clean", "prompt_clean", "system_prompt_instructed", "prompt_instructed"), "text"),
+    "witness": "cat",
+    "info": {"type": "a", "subtask": "b", "subtask_descr": "c", "appended_task_id": 1, "appended_type": "ll"},
+}
+SEP["info"]["is_insistent"] = True
+MMLU = {"question": "What?", "choices": ["a", "b"], "answer": 1, "subject": "logic"}
+MESSAGES = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "rest", "kind", "advice"),
+    [
+        (SEP, "format: native", "conversation", "look like sep: say `kind: sep`."),
+        (SEP, "format: messages", "conversation", "look like sep: say `kind: sep` and `format: native`."),
+        (MMLU, "format: native", "gsm8k", "look like mmlu: say `kind: mmlu`."),
+        ({"question": "1 + 1?", "answer": "#### 2"}, "format: native", "mmlu", "look like gsm8k: say `kind: gsm8k`."),
+        (MESSAGES, "format: native", "sep", "look like conversation: say `kind: conversation` and `format: messages`."),
+        (MESSAGES, "format: native", "conversation", "look like conversation: say `format: messages`."),
+        ({"turns": []}, "format: native", "conversation", None),
+        ({**MMLU, "answer": 7}, "format: native", "mmlu", None),
+        ({"prompt": "Hello", "reply": "Hello"}, "format: native", "conversation", None),
+    ],
+)
+def test_records_of_another_kind_come_with_the_kind_that_they_are_of(here, row, rest, kind, advice):
+    (here / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    message = refused_data(rest=rest, kind=kind, splits="{test: 1.0}")
+    assert "rows.jsonl, line 1: " in message
+    assert message.endswith(f"These records {advice}") if advice else "look like" not in message, message
+
+
+def test_a_job_that_reads_a_download_tells_the_kind_too(here):
+    """What is downloaded cannot be looked at when the plan is made."""
+    (here / "download").mkdir()
+    (here / "download" / "train.jsonl").write_text(json.dumps(SEP) + "\n")
+    source, splits = {"hub": "a/b", "revision": "1"}, {"all": "train", "half": 0.5}
+    dataset = entities.Dataset.model_construct(kind="conversation", format="native", source=source, splits=splits)
+    for split, read in (("all", here / "download"), ("half", here / "download" / "train.jsonl")):
+        with (
+            pytest.raises(RecordError, match=r"^mine\. These records look like sep: say `kind: sep`\.$"),
+            sources.told_of_other_kinds(dataset, read, split),
+        ):
+            raise RecordError("mine.")
+    with sources.told_of_other_kinds(dataset, here, "half"):
+        pass
+
+
+def test_the_kind_of_a_csv_file_is_told_too(here):
+    (here / "rows.csv").write_text('question,answer\n1 + 1?,"Two.\n#### 2"\n')
+    assert "say `kind: gsm8k`." in refused_data("rows.csv", "format: native", "safety", "{test: 1.0}")
 
 
 def test_a_split_without_a_file_is_told_and_every_file_is_looked_at(here):
