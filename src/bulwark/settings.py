@@ -78,7 +78,10 @@ def validated(cls: type[SettingsClass], data: Any, where: str | Where) -> Settin
         # Through JSON, where a list is the only kind of sequence: strict mode then accepts it for a tuple field.
         return cls.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        lines = [f"{place(problem['loc'])}: {_explained(problem, cls)}" for problem in error.errors()]
+        lines = [
+            f"{place(problem['loc'])}: {_explained(problem, cls)}{_places(problem, data, place)}"
+            for problem in error.errors()
+        ]
         kinds = {problem["type"] for problem in error.errors()}
         raise (CombinationError if kinds == {"value_error"} else ConfigurationError)("\n".join(lines)) from None
     except (TypeError, ValueError) as error:
@@ -321,6 +324,31 @@ def _explained(problem: ErrorDetails, cls: type[BaseModel]) -> str:
             written = f"{mantissa}{'0' if mantissa.endswith('.') else ''}e{int(exponent[3]):+d}"
             return f'"{path}" is the text "{value}": YAML reads it as text without a point and a sign; write {written}.'
     return f'"{path}": {problem["msg"]}, found {json.dumps(value, default=str)[:200]}.'
+
+
+def _places(problem: ErrorDetails, data: Any, place: Where) -> str:
+    """Where the keys stand that a text of our validators names; "" if that is the place of the message for all of them.
+
+    What does not fit together is often said by two files, an entity's own and an overlay.
+    """
+    if problem["type"] != "value_error":
+        return ""
+    names = re.findall(r"[A-Za-z_]\w*(?:\.\w+)*", str(problem["ctx"]["error"]))
+    keys = {name: (*problem["loc"], *name.split(".")) for name in names}
+    lines = {name: place(key).split(", ")[0] for name, key in keys.items() if _value_at(data, key) is not None}
+    if set(lines.values()) <= {place(problem["loc"]).split(", ")[0]}:
+        return ""
+    return f" These stand in: {', '.join(f'{name} {line}' for name, line in lines.items())}."
+
+
+def _value_at(data: Any, keys: tuple[str | int, ...]) -> Any:
+    """The value under a path of keys; None if there is none."""
+    for key in keys:
+        inside = key in data if isinstance(data, Mapping) else isinstance(data, list) and key in range(len(data))
+        if not inside:
+            return None
+        data = data[key]
+    return data
 
 
 def _keys_beside(cls: type[BaseModel], location: tuple) -> list[str]:
