@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,9 @@ def log_to(path: str | Path) -> None:
     logging.basicConfig(level=logging.WARNING, format=_FORMAT, datefmt="%H:%M:%S", handlers=handlers, force=True)
     logging.getLogger("bulwark").setLevel(logging.INFO)
     logging.captureWarnings(True)
+    # peft 0.21 asks models of transformers 5 for it under its old name whenever adapters are put on; nobody who reads
+    # the log can do anything about that.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     sys.excepthook = partial(_log_exception, path)
     interrupts.catch()
 
