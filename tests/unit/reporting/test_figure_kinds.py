@@ -186,7 +186,7 @@ def test_roc_curves_by_level(tmp_path, draw):
     ]
     assert second.get_legend().get_texts()[1].get_text() == "probe projection (not measured)"
     assert list(every.lines[1].get_ydata()) == [0, 0.7, 0.95, 1]
-    assert note(canvas).startswith("n = 50 rows; seed 0;")
+    assert note(canvas).startswith("n = 240 rows; seed 0;")
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path, draw):

@@ -57,8 +57,10 @@ def test_the_marks_are_explained_in_the_picture_and_in_its_caption(tmp_path, dra
     told = Image.open(paths[1]).info
     assert told["Title"] == SPEC["title"]
     assert told["Description"].startswith("SEP score: share of probes")
-    note = "n = 40 records; seeds 0, 1; bars: means over seeds; whiskers: 95 % interval over records (± in tables: one "
-    note += "standard error, about half a whisker); circles: single seeds; diamonds: published ± standard error."
+    # The score is of the records alone whose probe is carried out in the instruction.
+    note = "n = 20 to 40 records (SEP score), 40 (SEP utility); seeds 0, 1; bars: means over seeds; whiskers: 95 % "
+    note += "interval over records (± in tables: one standard error, about half a whisker); circles: single seeds; "
+    note += "diamonds: published ± standard error."
     assert told["Description"].endswith(note)
     assert note.rstrip(".") in " ".join(text.get_text() for text in drawn[0].texts).replace("\n", " ")
 

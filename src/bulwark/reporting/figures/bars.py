@@ -37,16 +37,15 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     labels = [figure.label(recipe) for recipe in recipes]
     names = sorted(handle_of, key=lambda name: labels.index(name) if name in labels else len(labels))
     handles = [handle_of[name] for name in names]
-    look.foot(canvas, _note(results, columns, drawn), handles, names, columns=min(len(names), max(3, 4 * across)))
+    counted = look.records(columns, models, recipes, results)
+    look.foot(canvas, _note(results, counted, drawn), handles, names, columns=min(len(names), max(3, 4 * across)))
     return canvas
 
 
-def _note(results: Results, columns, drawn: set[str]) -> str:
+def _note(results: Results, counted: str, drawn: set[str]) -> str:
     """Of how many records and seeds the bars are, and the marks that were drawn."""
-    measured = {column.benchmark for column in columns}
-    counts = look.span(cell.content["n"] for cell in results.cells if cell.benchmark in measured)
     several = len({cell.seed for cell in results.cells}) > 1
-    parts = [f"n = {counts} records; {look.seeds(results.cells)}", *(["bars: means over seeds"] if several else [])]
+    parts = [f"n = {counted}; {look.seeds(results.cells)}", *(["bars: means over seeds"] if several else [])]
     marks = {"whiskers": look.WHISKERS, "circles": "circles: single seeds", "diamonds": "diamonds: published"}
     parts += [text for mark, text in marks.items() if mark in drawn]
     if "errors" in drawn:

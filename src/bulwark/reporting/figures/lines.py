@@ -31,9 +31,9 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     handle_of = dict(zip(*reversed(panels.flat[0].get_legend_handles_labels()), strict=True))
     names = [*figure.lines.series, *(name for name in handle_of if name not in figure.lines.series)]
     handles = [handle_of[name] for name in names]
-    counts = {results.estimate(m, r, c.benchmark, c.metric).n for m, c in places for r in figure.recipes()}
+    counted = look.records(columns, results.models, figure.recipes(), results, " per mark")
     means = "; marks: means over seeds" if len({cell.seed for cell in results.cells}) > 1 else ""
-    note = f"n = {look.span(counts)} records per mark; {look.seeds(results.cells)}{means}"
+    note = f"n = {counted}; {look.seeds(results.cells)}{means}"
     note += f"; {look.WHISKERS}"
     estimates = [results.estimate(m, r, c.benchmark, c.metric) for m, c in places for r in _swept(figure)]
     if any(len(estimate.by_seed) > 1 for estimate in estimates):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
-from bulwark.reporting.results import Cell
+from bulwark.reporting.results import Cell, Results
 from bulwark.reporting.settings import Column, Figure
 
 # Okabe and Ito's palette (2008), without the yellow, which is hard to see on white; black is for the baseline.
@@ -128,6 +129,24 @@ def seeds(cells: Sequence[Cell]) -> str:
     """ "seed 0" or "seeds 0, 1, 2": those of all cells."""
     seeds = sorted({cell.seed for cell in cells})
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def records(
+    columns: Sequence[Column], models: Iterable[str], recipes: Iterable[str], results: Results, each: str = ""
+) -> str:
+    """Of how many records each metric is: "80 records", or "231 to 260 records (SEP score), 300 (SEP utility)".
+
+    A metric may count only some of them: SEP's score, those whose probe is carried out in the instruction.
+    """
+    rows = list(product(models, recipes))
+    labels: dict[str, list[str]] = {}
+    for column in columns:
+        counts = [results.estimate(*row, column.benchmark, column.metric).n for row in rows]
+        labels.setdefault(span(counts), []).append(column.label)
+    if len(labels) == 1:
+        return f"{next(iter(labels))} records{each}"
+    told = [f"{counts} ({', '.join(dict.fromkeys(of))})" for counts, of in labels.items()]
+    return ", ".join(told).replace(" (", f" records{each} (", 1)
 
 
 def span(counts: Iterable[int]) -> str:
