@@ -73,7 +73,9 @@ def records_recipe(catalogue: Catalogue, dataset: str, split: str) -> dict[str, 
     """Everything that decides the content of a split."""
     entity = catalogue.dataset(dataset)
     find(entity.splits, split, f'split of the data set "{dataset}"', "results/data/")
-    world = catalogue.model(entity.source.world).source.miniature if entity.source.miniature else None
+    world = _miniature(catalogue, entity.source.world).of_records() if entity.source.miniature else None
+    if world is not None and entity.source.miniature != "pretraining":
+        del world["pretraining"]  # the sizes of that one data set
     return {
         "dataset": entity.model_dump(mode="json", exclude={"description", "licence"}),
         "world": world,
@@ -86,7 +88,16 @@ def records_recipe(catalogue: Catalogue, dataset: str, split: str) -> dict[str, 
 
 def model_description(catalogue: Catalogue, model: str) -> dict[str, Any]:
     entity = catalogue.model(model, "results/models/")
-    return {"source": entity.source.model_dump(mode="json"), "template": entity.template}
+    source = entity.source.model_dump(mode="json")
+    if entity.source.miniature is not None:
+        source["miniature"] = _miniature(catalogue, model).of_model()
+    return {"source": source, "template": entity.template}
+
+
+def _miniature(catalogue: Catalogue, model: str) -> MiniatureSettings:
+    """The settings of a miniature with its defaults, which are no code: where one changes, it counts as a setting."""
+    where = catalogue.where("models", model, "source", "miniature")
+    return validated(MiniatureSettings, catalogue.model(model).source.miniature, where)
 
 
 def model_files(catalogue: Catalogue, model: str) -> list[str]:
@@ -128,7 +139,7 @@ def blocks_of(catalogue: Catalogue, model: str) -> int | None:
     """The number of a model's blocks, where it is known before a job runs; else None, and the job checks."""
     entity = catalogue.model(model)
     if entity.source.miniature is not None:
-        return validated(MiniatureSettings, entity.source.miniature, catalogue.where("models", model)).model.layers
+        return _miniature(catalogue, model).model.layers
     sources.check_model(catalogue, model)
     file = Path(entity.source.path or f"results/models/{model}") / "config.json"
     if not file.exists():

@@ -5,7 +5,7 @@ Torch-free. `MiniatureSettings` is what `source.miniature` of config/models/mini
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -94,9 +94,20 @@ class PretrainingSettings(Closed):
     seed: int = Field(0, ge=0)
 
 
+_SIZES = {"records", "validation_records"}  # of the corpus
+
+
 class MiniatureSettings(Closed):
     """Everything the rule that builds the miniature needs."""
 
     world: WorldSettings = WorldSettings()
     model: ModelSettings = ModelSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
+
+    def of_records(self) -> dict[str, Any]:
+        """The settings that decide records, with their defaults: the world, and how large its corpus is."""
+        return self.model_dump(mode="json", include={"world": True, "pretraining": _SIZES})
+
+    def of_model(self) -> dict[str, Any]:
+        """The settings that decide the base model beside the records it is trained on, with their defaults."""
+        return self.model_dump(mode="json", exclude={"world": True, "pretraining": _SIZES})

@@ -9,6 +9,8 @@ import pytest
 
 from bulwark.config import loading, machine, overlays, paths, plan, plan_reports, plan_vectors
 from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.miniature import records, settings
+from bulwark.settings import validated
 
 CONFIG = Path(__file__).parents[3] / "config"
 
@@ -54,6 +56,68 @@ def test_an_unknown_name_in_a_path_is_an_error_with_the_nearest_one(papers, func
         function(papers, *wildcards)
     assert named in str(refused.value)
     assert f"Did you mean {nearest}?" in str(refused.value)
+
+
+CHANGES = {
+    "world: {rarity: 0.5}": {"records", "corpus"},
+    "world: {sentences: [1, 3]}": {"records", "corpus"},
+    "pretraining: {records: 40}": {"corpus"},
+    "pretraining: {validation_records: 9}": {"corpus"},
+    "pretraining: {epochs: 3}": {"model"},
+    "pretraining: {seed: 1}": {"model"},
+    "model: {hidden_size: 64}": {"model"},
+    "model: {max_position_embeddings: 128}": {"model"},
+    "{}": set(),
+    "world: {rarity: 0.005}, model: {hidden_size: 128}": set(),  # as they are by default
+}
+
+
+def asked_of_the_miniature(known):
+    """What decides its records, its corpus, and (beside these) its base model."""
+    return {
+        "records": plan.records_recipe(known, "miniature_sep", "test"),
+        "corpus": plan.records_recipe(known, "miniature_pretraining", "train"),
+        "model": plan.model_description(known, "miniature"),
+    }
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_only_what_decides_the_records_of_the_miniature_makes_them_stale(miniature, change):
+    written = change if change == "{}" else f"{{{change}}}"
+    known = loaded("miniature.yaml", f"models: {{miniature: {{source: {{miniature: {written}}}}}}}")
+    before, now = asked_of_the_miniature(miniature), asked_of_the_miniature(known)
+    assert {what for what in now if now[what] != before[what]} == CHANGES[change]
+
+
+def test_a_default_of_the_miniature_counts_as_if_it_were_written(miniature, monkeypatch):
+    """The digest of code does not cover defaults, which are no code but settings."""
+    before = asked_of_the_miniature(miniature)
+    monkeypatch.setattr(settings.WorldSettings.model_fields["rarity"], "default", 0.5)
+    settings.WorldSettings.model_rebuild(force=True)
+    monkeypatch.setattr(settings.MiniatureSettings.model_fields["world"], "default", settings.WorldSettings())
+    try:
+        settings.MiniatureSettings.model_rebuild(force=True)
+        now = asked_of_the_miniature(miniature)
+    finally:
+        monkeypatch.undo()
+        for cls in (settings.WorldSettings, settings.MiniatureSettings):
+            cls.model_rebuild(force=True)
+    assert {what for what in now if now[what] != before[what]} == {"records", "corpus"}
+    assert asked_of_the_miniature(miniature) == before
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split"),
+    [(dataset, split) for dataset in ("pretraining", *records.DATASETS) for split in records.splits(dataset)],
+)
+def test_the_records_of_the_miniature_depend_on_nothing_but_what_is_asked(dataset, split):
+    """What the job gets is made of what the plan asks for; all other settings are then the defaults."""
+    sizes = settings.PretrainingSettings(records=40, validation_records=9, epochs=5, seed=3)
+    model = settings.ModelSettings(hidden_size=16, heads=2)
+    whole = settings.MiniatureSettings(world=settings.WorldSettings(seed=5), model=model, pretraining=sizes)
+    asked = validated(settings.MiniatureSettings, whole.of_records(), "")
+    assert asked.model != whole.model
+    assert records.records(dataset, split, asked) == records.records(dataset, split, whole)
 
 
 def test_a_trait_without_data_is_explained(tmp_path, monkeypatch):
