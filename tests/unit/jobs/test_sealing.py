@@ -1,8 +1,11 @@
 """A job verifies what it reads, seals what it makes, and says in words what is wrong with the disk."""
 
 import errno
+import logging
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from snakemake.iocontainers import InputFiles, OutputFiles, Params
 
 from bulwark import seals
 from bulwark.errors import BulwarkError, CheckpointError
+from bulwark.jobs import sealing
 from bulwark.jobs.sealing import Sealing, sealed, sealing_of, verified
 from bulwark.models import manifests
 
@@ -104,6 +108,54 @@ def test_a_manifest_is_sealed_as_it_is_written():
     assert Path(path).stat().st_mtime_ns == before  # nothing is left to do behind it
     assert seals.VARIABLE not in os.environ
     verified((path,))
+
+
+def makes(output: str, seconds: float) -> subprocess.Popen:
+    """A process that is making a result; it has begun."""
+    code = "import sys, time; from pathlib import Path; from bulwark.jobs.sealing import Sealing, sealed\n"
+    code += "with sealed(Sealing((), (sys.argv[1],), 'asked', 'rule')):\n"
+    code += "    print('begun', flush=True); time.sleep(float(sys.argv[2])); Path(sys.argv[1]).write_text('theirs')"
+    line = [sys.executable, "-c", code, output, str(seconds)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+@pytest.mark.parametrize("output", [SCORES, "results/checkpoints/m/a/seed0/checkpoint.json"])
+def test_what_another_process_is_making_is_refused_with_its_number(output, monkeypatch):
+    monkeypatch.setattr(sealing, "_SECONDS_OF_WAITING", 0.2)
+    process = makes(output, 60)
+    with pytest.raises(BulwarkError, match=rf"{output}: another process \(pid {process.pid} on .* Wait for it or end"):
+        make(output)
+    make("results/scores/other.json")
+    process.kill()
+    process.wait()
+    assert [path.name for path in Path("results").rglob(".*.lock")], "it was killed, and left its file behind"
+    if output == SCORES:
+        make(output)
+        assert not list(Path("results").rglob(".*.lock"))
+
+
+def test_what_another_process_has_nearly_made_is_waited_for(monkeypatch):
+    monkeypatch.setattr(sealing, "_SECONDS_OF_WAITING", 60)
+    process = makes(SCORES, 0.5)
+    make(SCORES, text="ours")
+    assert process.wait() == 0
+    assert Path(SCORES).read_text() == "ours"
+    seals.verify(SCORES)
+    assert sorted(path.name for path in Path(SCORES).parent.iterdir()) == ["s.json", "s.json.seal.json"]
+
+
+def test_where_nothing_can_be_locked_a_job_goes_on(monkeypatch, caplog):
+    def unknown(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(sealing.fcntl, "flock", unknown)
+    with caplog.at_level(logging.INFO, logger="bulwark"):
+        make(SCORES)
+    assert "cannot be locked" in caplog.text
+    assert "see that only one run makes results/scores/s.json" in caplog.text
+    seals.verify(SCORES)
 
 
 def full(cause=None):
