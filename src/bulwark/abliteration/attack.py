@@ -10,10 +10,9 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bulwark import files
+from bulwark import files, seals
 from bulwark.abliteration.settings import AttackSettings, OutcomeSettings, RefusalDirectionSettings
 from bulwark.errors import BulwarkError
 from bulwark.models import manifests
@@ -191,9 +190,9 @@ def _fingerprint(job: Job, settings: AttackSettings, subject: LanguageModel) -> 
         {
             "settings": decisive,
             "seed": job.seed,
-            "checkpoint": subject.description["digest"],
+            "checkpoint": seals.content(subject.manifest),
             "prompt": subject.builder.digest,
             "dtype": str(subject.model.dtype),
-            "inputs": {name: files.digest(Path(path)) for name, path in job.inputs.items()},
+            "inputs": {name: seals.content(path) for name, path in job.inputs.items()},
         }
     )

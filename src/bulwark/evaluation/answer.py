@@ -54,7 +54,7 @@ def answer(
         "prompt": language_model.builder.digest,
         "dtype": language_model.dtype,
         "seed": seed,
-        "inputs": {name: files.digest(path) for name, path in inputs.items()},
+        "inputs": {name: seals.content(path) for name, path in inputs.items()},
         "code": code,
     }
     examinee = Examinee(language_model, seed, inputs, partial, files.digest(settled))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bulwark import files
+from bulwark import files, seals
 from bulwark.errors import BulwarkError
 from bulwark.models import manifests
 
@@ -72,8 +72,12 @@ class LanguageModel:
         return {**named, "digest": files.digest(self.manifest), "prompt": self.builder.digest}
 
     def fingerprint(self, **settled: Any) -> str:
-        """A digest of what decides an answer besides prompt, decoding and seed; settled: more of it (steering, say)."""
-        return files.digest({**self.description, "dtype": f"torch.{self.dtype}", **settled})
+        """A digest of what decides an answer besides prompt, decoding and seed; settled: more of it (steering, say).
+
+        Of the checkpoint it is what its files hold: one that is written again with equal weights answers alike.
+        """
+        held = {"digest": seals.content(self.manifest)}
+        return files.digest({**self.description, **held, "dtype": f"torch.{self.dtype}", **settled})
 
     def _refuse_resized(self) -> None:
         """Raise BulwarkError if the builder's ids mean other roles to the model: its vocabulary has changed since."""

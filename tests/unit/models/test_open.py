@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from examinee_samples import V, tiny_aside
 from tiny_tokenizers import tiny_tokenizer
 
-from bulwark import files
+from bulwark import files, seals
 from bulwark.data.records import Turn
 from bulwark.errors import BulwarkError, CheckpointError
 from bulwark.models import checkpoints, manifests
@@ -62,6 +64,20 @@ def test_what_identifies_a_checkpoint_and_its_answers(folder):
     ]
     assert len({subject.fingerprint(), *others}) == 5
     assert open_model(folder, "float32").fingerprint() == subject.fingerprint()
+
+
+def test_a_checkpoint_that_is_written_again_with_equal_weights_keeps_its_answers(folder, tmp_path):
+    """Its manifest has other times and another place; what its files hold decides, and how it is spoken to."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    before = open_model(folder, "float32")
+    known = manifests.read_manifest(copy / "checkpoint.json")
+    seals.write_manifest(copy / "checkpoint.json", known | {"wall_seconds": 1.5})
+    again = open_model(copy, "float32")
+    assert again.description["digest"] != before.description["digest"]
+    assert again.fingerprint() == before.fingerprint()
+    (copy / "other.txt").write_text("other")
+    manifests.write_manifest(copy / "checkpoint.json", known)
+    assert open_model(copy, "float32").fingerprint() != before.fingerprint()
 
 
 def test_a_bare_folder_has_the_chat_template_and_no_manifest(folder, tmp_path):
