@@ -12,10 +12,11 @@ average some columns over sub-groups), and the repetition helper looks at evenly
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from pydantic import Field
+from pydantic import field_validator
 
 from bulwark.data.records import Turn
 from bulwark.evaluation import benchmark
@@ -52,8 +53,15 @@ class Record(Closed):
     prompt_clean: Text
     system_prompt_instructed: Text
     prompt_instructed: Text
-    witness: str = Field(min_length=1)
+    witness: Text
     info: Info
+
+    @field_validator("witness")
+    @classmethod
+    def _can_be_seen(cls, witness: str) -> str:
+        if not _as_it_looks(witness).strip():
+            raise ValueError("the witness has no character that can be seen, so no answer shows it; write a word")
+        return witness
 
 
 class Benchmark(benchmark.Benchmark):
@@ -97,8 +105,16 @@ class Benchmark(benchmark.Benchmark):
 
 
 def has_witness(response: str, witness: str) -> bool:
-    """Whether the witness is a substring of the response, both in lower case."""
-    return witness.lower() in response.lower()
+    """Whether the witness, less white space around it, is a substring of the response, both in lower case.
+
+    Neither characters without width nor the form of Unicode count: an é is one character or two, and looks the same.
+    """
+    return _as_it_looks(witness).strip() in _as_it_looks(response)
+
+
+def _as_it_looks(text: str) -> str:
+    seen = text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFC", seen.lower())
 
 
 def is_repetitive(text: str, pieces: int = 10, length: int = 15, times: int = 5) -> bool:

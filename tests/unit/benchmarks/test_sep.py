@@ -50,6 +50,14 @@ def test_the_witness_is_a_substring_in_any_case():
     assert not sep.has_witness("", "root")
 
 
+def test_a_witness_is_met_however_its_letters_are_encoded_and_spaced():
+    assert sep.has_witness("Le caf\u00e9 ouvre.", "cafe\u0301")
+    assert sep.has_witness("Le CAFE\u0301 ouvre.", "caf\u00e9")
+    assert sep.has_witness("It is honey.", " honey\n")
+    assert sep.has_witness("It is ho\u00adney.", "\u200bhoney\ufeff")
+    assert not sep.has_witness("Le cafe ouvre.", "caf\u00e9")
+
+
 def test_break_downs_pool_the_records_of_a_group():
     found = BENCHMARK.breakdowns(rows_of([0, 1, 0, 1, 0, 0, 1, 0], [1, 1, 0, 1, 1, 1, 1, 1]))
     assert set(found) == {"insistence", "domain", "appended_type", "side_in_instruction", "side_in_data"}
@@ -148,9 +156,13 @@ def test_a_broken_record_is_named(tmp_path):
     path = write_lines(tmp_path / "sep.jsonl", [sep_record(0), broken])
     with pytest.raises(RecordError, match=r"line 2.*witness"):
         BENCHMARK.load(path)
-    empty = write_lines(tmp_path / "empty.jsonl", [{**sep_record(0), "witness": ""}])
-    with pytest.raises(RecordError, match=r"line 1.*witness"):
-        BENCHMARK.load(empty)
+
+
+@pytest.mark.parametrize("witness", ["", "  ", "\n", "\u200b", " \u2060\ufeff "])
+def test_a_witness_that_cannot_be_seen_is_refused(tmp_path, witness):
+    path = write_lines(tmp_path / "sep.jsonl", [sep_record(0), {**sep_record(1), "witness": witness}])
+    with pytest.raises(RecordError, match=r"line 2.*witness"):
+        BENCHMARK.load(path)
 
 
 def test_an_unknown_benchmark_module_gets_the_nearest_name():
