@@ -8,6 +8,7 @@ flexible: the last number of the answer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 METRICS = {"exact_match_strict": True, "exact_match_flexible": True}
 _FILTERS = {"exact_match_strict": "strict-match", "exact_match_flexible": "flexible-extract"}
 _FILES = {"gsm8k": "gsm8k/gsm8k.yaml", "gsm8k_cot": "gsm8k/gsm8k-cot.yaml"}
+# lm-eval compares texts, less commas and dollar signs: only a number as an answer gives it can be met (18, not 18.0).
+_GOLD = re.compile(r"#### +([-$]{0,2}[0-9][0-9,]*(\.[0-9]*[1-9][0-9]*)?)")
 
 
 class Settings(Closed):
@@ -51,9 +54,21 @@ class Record(Closed):
 
     @model_validator(mode="after")
     def _solved(self) -> Record:
-        if not self.answer.rpartition("#### ")[1]:
-            raise ValueError('the answer does not end with "#### " and a number')
+        if self._number() is None:
+            raise ValueError(
+                'the answer does not end with "#### " and a number, such as "#### 18": no unit, no sign of percent or '
+                "emphasis, no empty decimals"
+            )
         return self
+
+    def _number(self) -> str | None:
+        """What stands after the last "#### ", if it is a number that an answer can equal."""
+        found = _GOLD.fullmatch("".join(self.answer.rpartition("#### ")[1:]).strip())
+        return found and found.group(1)
+
+    def document(self) -> dict[str, Any]:
+        """The record to score by: white space around the number counts for nothing."""
+        return {**self.model_dump(), "answer": f"#### {self._number()}"}
 
 
 class Benchmark(benchmark.Benchmark):
@@ -82,7 +97,7 @@ class Benchmark(benchmark.Benchmark):
         """One row: whether lm-eval counts the answer as right, by either filter."""
         from bulwark.evaluation import harness
 
-        counted = harness.metrics_of(_scorer(self.settings.task), record.model_dump(), [responses[ANSWER]])
+        counted = harness.metrics_of(_scorer(self.settings.task), record.document(), [responses[ANSWER]])
         return {
             **{metric: int(counted[name]["exact_match"]) for metric, name in _FILTERS.items()},
             "characters": len(responses[ANSWER]),

@@ -13,6 +13,8 @@ import io
 import json
 import logging
 import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -40,6 +42,8 @@ from bulwark.prompts.builder import Prompt
 log = logging.getLogger(__name__)
 
 _TOO_FEW = "Lower fewshot.count, or name a split with more."
+# Dashes and the minus sign, which are typed as hyphens as well.
+_DASHES = dict.fromkeys([*range(0x2010, 0x2016), 0x2212], "-")
 _SPEAKERS = {"system": "system", "user": "instruction"}
 
 
@@ -143,7 +147,8 @@ def task_of(
     """The task `config` over `documents` of ours, `count` of `examples` solved in front of each question.
 
     A question that is itself among the examples is not shown its own solution, but another example: the same are a
-    `question` and `choices` of the same words, whatever else the records say. Without `examples`, a configuration that
+    `question` and `choices` of the same words (whatever their case, spaces and punctuation), whatever else the records
+    say. Without `examples`, a configuration that
     brings its own (`fewshot_config.samples`) keeps these and their number. source: of the examples, for messages.
     Raises RecordError if there are fewer than `count` examples; or fewer without the question itself, for more than a
     hundredth of the questions (what may happen in a published data set is told in the log).
@@ -251,8 +256,19 @@ class _LocalTask(ConfigurableTask):
 
 def _question(document: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes two documents the same question: its words, and those of its options in any order."""
-    options = sorted(" ".join(str(option).split()) for option in document.get("choices") or ())
-    return (" ".join(str(document.get("question", "")).split()), *options)
+    options = sorted(_words(str(option)) for option in document.get("choices") or ())
+    return (_words(str(document.get("question", ""))), *options)
+
+
+def _words(text: str) -> str:
+    """The words, numbers and signs of a text, however it is cased, spaced, encoded or punctuated.
+
+    Signs that make another question of the same words are kept: 3 + 4 is not 3 - 4, and 1.5 is not 15.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_DASHES)
+    plain = "".join(c for c in folded if c not in "'\u2018\u2019" and unicodedata.category(c) != "Cf")
+    found = re.findall(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\w\s]", plain)
+    return " ".join(p for p in found if p in "-*/%" or unicodedata.category(p[0])[0] != "P") or plain
 
 
 def _key(request: Instance) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import lm_eval
@@ -194,6 +195,22 @@ def test_gsm8k_counts_as_lm_eval_does(task, response, strict, flexible):
     assert (row["exact_match_strict"], row["exact_match_flexible"]) == (strict, flexible)
 
 
+@pytest.mark.parametrize("end", ["18\n", " 18 ", "$18", "-18", "-$18", "1,800", "18.50"])
+def test_a_right_answer_to_any_number_that_gsm8k_takes_is_counted(end):
+    record = gsm8k.Record(id="1", question="How many?", answer=f"See #### 7.\n#### {end}")
+    row = benchmark(gsm8k).score(record, {"answer": f"#### {end.strip().replace('$', '')}"})
+    assert (row["exact_match_strict"], row["exact_match_flexible"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "end", ["", " \n", "18 apples", "18%", "18.0", "18.", "**18**", "1/2", ",", "eighteen", "\u0663", "18\nCheck: 18"]
+)
+def test_a_number_that_no_answer_to_gsm8k_can_equal_is_refused(tmp_path, end):
+    rows = [solutions(1)[0], {**solutions(2)[1], "answer": f"So #### 18\n#### {end}"}]
+    with pytest.raises(RecordError, match=r'bad\.jsonl, line 2: .*does not end with "#### " and a number'):
+        benchmark(gsm8k).load(written(tmp_path / "bad.jsonl", rows))
+
+
 @pytest.mark.parametrize(("task", "shown"), [("gsm8k", 5), ("gsm8k_cot", 8)])
 def test_gsm8k_shows_solved_examples_once_each(tmp_path, model, monkeypatch, task, shown):
     prompts = []
@@ -270,6 +287,43 @@ def test_a_question_is_not_among_its_own_examples(tmp_path, model, monkeypatch, 
         assert text.count(row["question"]) == 1
         assert text.count("Question: ") == 4
         assert len({line for line in text.split("\n") if line.startswith("Question")}) == 4
+
+
+OTHER_WRITINGS = {
+    "decomposed": lambda text: unicodedata.normalize("NFD", text),
+    "composed": lambda text: unicodedata.normalize("NFC", text),
+    "wide": lambda text: text.translate({place: place + 0xFEE0 for place in range(0x30, 0x7B)}),
+    "upper case": str.upper,
+    "unseen space": lambda text: text.replace(" ", " \u200b"),
+    "space before the mark": lambda text: text.replace("?", " ?"),
+    "no mark": lambda text: text.replace("?", ""),
+    "curly quotes": lambda text: text.replace("'", "\u2019"),
+    "spaced signs": lambda text: text.replace(" + ", "+"),
+    "hard spaces": lambda text: text.replace(" ", "\u00a0"),
+}
+
+
+@pytest.mark.parametrize("way", OTHER_WRITINGS)
+def test_a_question_written_another_way_is_not_among_its_own_examples(way):
+    config = harness.configuration("gsm8k/gsm8k.yaml")
+    rows = [{**row, "question": f"In the town's caf\u00e9s, {row['question']}"} for row in solutions(6)]
+    change = OTHER_WRITINGS[way]
+    shown = [{**row, "id": f"x{row['id']}", "question": change(row["question"])} for row in rows]
+    task = harness.task_of("gsm8k", config, rows, shown, 3)
+    for row, example in zip(rows, shown, strict=True):
+        before = task.fewshot_context(row, 3).rpartition("Question: ")[0]
+        assert before.count("Question: ") == 3
+        assert f"Question: {example['question']}\n" not in before
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("3 + 4?", "3 - 4?"), ("1.5?", "15?"), ("12?", "1 2?"), ("x < y?", "x > y?"), ("5%?", "5?"), ("?", "!")],
+)
+def test_other_signs_make_another_question(one, other):
+    assert harness._question({"question": one}) != harness._question({"question": other})
+    options = [{"question": "Which?", "choices": [text, "all"]} for text in (one, other)]
+    assert harness._question(options[0]) != harness._question(options[1])
 
 
 @pytest.mark.parametrize("format", ["letters", "continuation"])
