@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from bulwark.errors import CheckpointError
+from bulwark.errors import BulwarkError, CheckpointError
+
+_AGAIN = "give the same command again"
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -80,3 +83,30 @@ def sha256_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file or folder.") from None
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[None]:
+    """What the system says of a file that is there and cannot be opened, as an error with file and remedy.
+
+    A BulwarkError and not a CheckpointError: no job can mend it, so a plan ends with it.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BulwarkError(f"{file}: {_why_not_opened(file, error)}") from None
+
+
+def _why_not_opened(file: Path, error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return f"it is there, but you may not read it. Correct its permissions, or have its owner do so, and {_AGAIN}."
+    if isinstance(error, NotADirectoryError):
+        part = next((above for above in reversed(file.parents) if above.exists() and not above.is_dir()), file.parent)
+        return f"{part} is a file, where a folder has to be. Move it away and {_AGAIN}."
+    if isinstance(error, IsADirectoryError):
+        return f"it is a folder, where a file has to be. Remove it and {_AGAIN}."
+    if error.errno == errno.ELOOP:
+        return f"it is a link that leads to itself. Remove it and {_AGAIN}."
+    return f"it cannot be read ({error.strerror or error}). Mend that, or remove it, and {_AGAIN}."

@@ -19,10 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
-from bulwark.errors import CheckpointError
-from bulwark.files import digest, files_below, sha256_of, write_text
+from bulwark.errors import BulwarkError, CheckpointError
+from bulwark.files import digest, files_below, opened, sha256_of, write_text
 
 ENDING = ".seal.json"
 MANIFESTS = ("model.json", "checkpoint.json", "download.json")
@@ -81,19 +82,21 @@ def seal(output: str | Path, asked: str, inputs: Mapping[str, str], rule: str) -
 def unseal(output: str | Path) -> None:
     """Remove the seal of a file that is about to be made again."""
     if not is_manifest(output):
-        seal_of(output).unlink(missing_ok=True)
+        with opened(seal_of(output)):
+            seal_of(output).unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> Seal | None:
     """The seal of a file or manifest; None if there is none. The file itself is not looked at.
 
-    Raises CheckpointError if the seal (or manifest) is damaged.
+    Raises CheckpointError if the seal (or manifest) is damaged, BulwarkError if it cannot be opened as a file.
     """
     path = Path(path)
     if is_manifest(path):
-        if not path.is_file():
+        try:
+            known = read_manifest(path)
+        except FileNotFoundError:
             return None
-        known = read_manifest(path)
         inputs = known.get("sources", {})
         return Seal(known.get("path", ""), 0, _listing(known), known.get("asked", ""), inputs, known.get("rule", ""))
     try:
@@ -107,20 +110,28 @@ def read(path: str | Path) -> Seal | None:
 
 
 def content(path: str | Path) -> str:
-    """The digest of what a file, folder or manifest holds, for the seal of what is made from it.
+    """The digest of what a result or a checkpoint holds, for the seal of what is made from it.
 
-    Of a sealed file it is the SHA-256 in its seal; of a manifest, a digest of the files it lists and of their template;
-    of any other file or folder (the user's own), its own, computed once per change. Raises CheckpointError if there is
-    no such file, or its seal is damaged.
+    Of a sealed file below results/ it is the SHA-256 in its seal; of a manifest, wherever it lies, a digest of the
+    files it lists and of their template; of anything else see `own_content`. Raises CheckpointError if there is no such
+    file, or its seal is damaged.
+    """
+    path = Path(path)
+    sealed = is_manifest(path) or is_result(path)
+    known = read(path) if sealed and path.is_file() else None
+    return own_content(path) if known is None else known.sha256
+
+
+def own_content(path: str | Path) -> str:
+    """The digest of a file or folder of the user's, computed once per change, whatever its name and what lies beside.
+
+    Raises CheckpointError if there is none, BulwarkError if it cannot be read.
     """
     path = Path(path)
     if path.is_dir():
         names = files_below(path)
         return digest([[name, sha256] for name, sha256 in zip(names, _all_hashed(path, names), strict=True)])
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file or folder.")
-    known = read(path)
-    return hashed(path) if known is None else known.sha256
+    return hashed(path)
 
 
 def verify(path: str | Path, *, in_place: bool = False, whole: bool = True) -> Seal:
@@ -129,7 +140,7 @@ def verify(path: str | Path, *, in_place: bool = False, whole: bool = True) -> S
     A file is read once per change of its size, times or inode and machine. in_place: also require that the result lies
     where it was made (the folder above `results/` does not matter), so that exchanged results are told. whole: False
     compares the large files of a manifest by size only.
-    Raises CheckpointError naming the file and the remedy.
+    Raises CheckpointError naming the file and the remedy, BulwarkError for what cannot be opened.
     """
     path = Path(path)
     known = read(path)
@@ -155,7 +166,7 @@ def damage(path: str | Path) -> str:
 
     Compared are the size of every file, and the content of those that are small or were written since they were sealed.
     Weights may be missing: they are removed to save space, and who opens the model says so.
-    Raises CheckpointError if the seal is damaged; "" for what has none.
+    Raises CheckpointError if the seal is damaged, BulwarkError for what cannot be opened; "" for what has none.
     """
     path = Path(path)
     known = read(path)
@@ -167,7 +178,7 @@ def damage(path: str | Path) -> str:
         listed = [(beside(path, e["name"]), e["bytes"], e["sha256"], e.get("modified", 0)) for e in entries]
     for file, size, sha256, modified in listed:
         try:
-            stat = file.stat()
+            stat = _stat(file)
         except FileNotFoundError:
             if WEIGHTS.fullmatch(file.name):
                 continue
@@ -186,8 +197,7 @@ def checked(path: str | Path) -> Path:
     Where nothing lies, and no seal, it is for the caller to say so.
     """
     path = Path(path)
-    below_results = path.parts[:1] == (RESULTS,) and path.exists()
-    if is_manifest(path) or seal_of(path).exists() or below_results:
+    if is_manifest(path) or seal_of(path).exists() or (is_result(path) and path.exists()):
         verify(path)
     return path
 
@@ -257,9 +267,22 @@ def is_manifest(path: str | Path) -> bool:
     return Path(path).name in MANIFESTS
 
 
+def is_result(path: str | Path) -> bool:
+    """Whether a path, as the workflow names it, lies below results/. Everything else is the user's own."""
+    return Path(path).parts[:1] == (RESULTS,)
+
+
+def _stat(file: Path) -> os.stat_result:
+    with opened(file):
+        found = file.stat()
+        if S_ISDIR(found.st_mode):
+            raise IsADirectoryError
+    return found
+
+
 def _verify_file(file: Path, size: int, sha256: str | None, remedy: str) -> None:
     try:
-        now = file.stat().st_size
+        now = _stat(file).st_size
     except FileNotFoundError:
         raise CheckpointError(f"{file}: it is missing. {remedy}") from None
     if now != size:
@@ -280,19 +303,24 @@ def _listing(known: Mapping[str, Any]) -> str:
 
 
 def _checked(file: Path, remedy: str, key: str = "check") -> dict[str, Any]:
-    """A JSON object that holds its own digest, without it. Raises FileNotFoundError, and CheckpointError if damaged."""
+    """A JSON object that holds its own digest, without it.
+
+    Raises FileNotFoundError, CheckpointError if it is damaged, and BulwarkError if it cannot be opened.
+    """
     try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        os.listdir(file.parent)  # a network file system may remember that it was not there yet
-        text = file.read_text(encoding="utf-8")
+        with opened(file):
+            try:
+                text = file.read_text(encoding="utf-8")
+            except FileNotFoundError:
+                os.listdir(file.parent)  # a network file system may remember that it was not there yet
+                text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{file}: damaged, it is no text ({error}). {remedy}.") from None
     try:
         known = json.loads(text)
         right = text == _text(known)  # to the byte, as it was written
         right = known.pop(key, None) == digest(known) and right
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged, it is no JSON object ({error}). {remedy}.") from None
     if not right:
         raise CheckpointError(f"{file}: damaged or edited, its own digest (key {key!r}) differs. {remedy}.")
@@ -319,7 +347,10 @@ def signed_line(row: Mapping[str, Any], before: str = "") -> str:
 
 def row_of(line: str | bytes, before: str = "") -> dict[str, Any]:
     """The row of a line that `signed_line` made. Raises ValueError if anything of it was changed since."""
-    row = json.loads(line)
+    try:
+        row = json.loads(line)
+    except RecursionError as error:  # thousands of brackets
+        raise ValueError(str(error)) from None
     if not isinstance(row, dict) or row.pop("check", None) != _check(row, before):
         raise ValueError("its digest (check) differs")
     return row
@@ -337,13 +368,18 @@ def hashed(path: str | Path) -> str:
 
     What is remembered lies in `$XDG_CACHE_HOME/bulwark/verified` (`~/.cache/…`), a small file for each; one that is
     damaged, of another state of the file, or cannot be written is as good as none.
-    Raises CheckpointError if there is no such file.
+    Raises CheckpointError if there is no such file, BulwarkError if it cannot be read.
     """
     path = Path(path)
     try:
-        before = _state(path)
+        with opened(path):
+            return _hashed(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file or folder.") from None
+
+
+def _hashed(path: Path) -> str:
+    before = _state(path)
     if before[0] < _REMEMBERED_BYTES:
         return sha256_of(path)
     place = _remembered(path)
@@ -383,7 +419,7 @@ def _remembered(path: Path) -> Path:
 
 
 def _recalled(place: Path, state: tuple[int, ...]) -> str | None:
-    with suppress(OSError, CheckpointError, TypeError):
+    with suppress(OSError, BulwarkError, TypeError):
         known = _checked(place, "")
         if known.get("state") == list(state) and isinstance(known.get("sha256"), str):
             _found[place, state] = known["sha256"]

@@ -79,6 +79,17 @@ def delete(path: Path, drawn: random.Random) -> None:
     path.unlink()
 
 
+def fold(path: Path, drawn: random.Random) -> None:
+    """A folder has taken its place."""
+    path.unlink()
+    path.mkdir()
+
+
+def nest(path: Path, drawn: random.Random) -> None:
+    """So many brackets that reading them as JSON ends Python's stack."""
+    path.write_text("[" * 100_000)
+
+
 def _leaves(thing: Any) -> Iterator[tuple[Any, Any]]:
     for key, value in thing.items() if isinstance(thing, dict) else enumerate(thing):
         if isinstance(value, dict | list):

@@ -28,6 +28,8 @@ DAMAGES = {
     "appended": damage.append,
     "dropped lines": damage.drop,
     "deleted": damage.delete,
+    "a folder in its place": damage.fold,
+    "nested brackets": damage.nest,
 }
 
 
@@ -100,7 +102,7 @@ def test_damage(inside, drawn, faults, tally, name):
         before = path.read_bytes()
         with put_back(path):
             DAMAGES[name](path, drawn)
-            if path.exists() and path.read_bytes() == before:
+            if path.is_file() and path.read_bytes() == before:
                 continue
             spared = name == "deleted" and seals.WEIGHTS.fullmatch(path.name)  # only who opens the model needs them
             large = path.exists() and path.stat().st_size > seals._GLANCED_BYTES

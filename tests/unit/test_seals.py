@@ -3,12 +3,15 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from bulwark import seals
-from bulwark.errors import CheckpointError
+from bulwark.config.standing.standing import Standings, Task
+from bulwark.errors import BulwarkError, CheckpointError
 from bulwark.files import digest
+from bulwark.jobs.sealing import verified
 from bulwark.models import manifests
 
 
@@ -52,6 +55,7 @@ def test_a_sealed_file_is_what_it_was(scores):
         (lambda p: seals.seal_of(p).write_text("{"), r"sep\.json\.seal\.json: damaged.* Remove"),
         (lambda p: seals.seal_of(p).write_bytes(b"\xff"), r"sep\.json\.seal\.json: damaged.* Remove"),
         (lambda p: seals.seal_of(p).write_text("[]"), r"sep\.json\.seal\.json: damaged.* Remove"),
+        (lambda p: seals.seal_of(p).write_text("[" * 100_000), r"sep\.json\.seal\.json: damaged.* Remove"),
         (lambda p: seals.seal_of(p).write_text(seals._text({"check": digest({})})), r"seal\.json: not a seal.*Remove"),
     ],
 )
@@ -62,14 +66,15 @@ def test_damage_is_told_with_its_remedy(scores, damage, message):
 
 
 @pytest.mark.parametrize("key", ["path", "bytes", "sha256", "asked", "inputs", "rule", "modified"])
-def test_an_edited_seal_is_told(scores, key):
+def test_an_edited_seal_is_told(scores, key, tmp_path, monkeypatch):
     """Also one in which only what the plan reads was changed."""
+    monkeypatch.chdir(tmp_path)
     known = json.loads(seals.seal_of(scores).read_text())
     known[key] = {"bytes": 9, "inputs": {}}.get(key, "c" * 64)
     seals.seal_of(scores).write_text(json.dumps(known))
     for reader in (seals.read, seals.verify, seals.content):
         with pytest.raises(CheckpointError, match=r"sep\.json\.seal\.json: damaged or edited"):
-            reader(scores)
+            reader(scores.relative_to(tmp_path))
 
 
 def test_results_that_were_exchanged_are_told_where_place_matters(scores, tmp_path, monkeypatch):
@@ -144,6 +149,95 @@ def test_files_and_folders_of_the_user_are_watched_whole(tmp_path):
     assert seals.content(folder / "weights") != before[1]
     with pytest.raises(CheckpointError, match="no such file"):
         seals.content(tmp_path / "none")
+
+
+def test_a_seal_beside_a_file_of_the_users_is_not_believed(scores, tmp_path):
+    """A result that was copied out of results/ and edited there, say."""
+    mine = tmp_path / "mine.json"
+    for ending in ("", seals.ENDING):
+        Path(f"{mine}{ending}").write_bytes(Path(f"{scores}{ending}").read_bytes())
+    before = seals.content(mine)
+    mine.write_text('{"n": 2}')
+    assert seals.content(mine) == seals.own_content(mine) == verified((str(mine),))[str(mine)] == digest(mine) != before
+    seals.seal_of(mine).write_text("{")
+    assert seals.content(mine) == digest(mine)
+
+
+@pytest.mark.parametrize("name", seals.MANIFESTS)
+def test_a_file_of_the_users_may_have_the_name_of_a_manifest(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    mine = Path("data", name)
+    mine.write_text('[{"question": "a"}]')
+    assert seals.own_content(mine) == digest(mine)
+    assert verified((str(mine),)) == {str(mine): digest(mine)}
+    task = Task("asked", (str(mine),), ("results/x.json",))
+    Path("results").mkdir()
+    Path("results/x.json").write_text("1")
+    seals.seal("results/x.json", "asked", {str(mine): digest(mine)}, "prepare")
+    assert Standings([task]).of(task).state == "done"
+    mine.write_text('[{"question": "b"}]')
+    assert "another content now" in Standings([task]).of(task).reason
+
+
+def fold(path):
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def link_to_itself(path):
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.name)
+
+
+def file_above(path):
+    """A file where the folder of the results was."""
+    path.parent.rename(path.parent.with_name("aside"))
+    path.parent.write_text("x")
+
+
+@pytest.mark.parametrize("which", ["result", "seal", "manifest", "listed"])
+@pytest.mark.parametrize(
+    ("hurt", "message"),
+    [
+        (fold, r"{}: it is a folder, where a file has to be\. Remove it and give"),
+        (link_to_itself, r"{}: it is a link that leads to itself\. Remove it and give"),
+        (file_above, r"{}: results/one is a file, where a folder has to be\. Move it away and give"),
+    ],
+)
+def test_what_cannot_be_opened_is_told_with_its_remedy(tmp_path, monkeypatch, which, hurt, message):
+    """By the plan as by the job: neither takes it for a result that has to be made again."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("results/one")
+    folder.mkdir(parents=True)
+    (folder / "listed").write_text("abc")
+    result = folder / "checkpoint.json" if which in ("manifest", "listed") else folder / "x.json"
+    if which in ("manifest", "listed"):
+        manifests.write_manifest(result, {"path": str(result), "asked": "asked", "sources": {}, "rule": "r"})
+    else:
+        result.write_text("1")
+        seals.seal(result, "asked", {}, "r")
+    hurt({"seal": seals.seal_of(result), "listed": folder / "listed"}.get(which, result))
+    task = Task("asked", (), (str(result),))
+    for reader in (
+        seals.verify,
+        seals.damage,
+        lambda path: verified((str(path),)),
+        lambda _: Standings([task]).of(task),
+    ):
+        with pytest.raises(BulwarkError, match=message.format(r"results/one\S*")):
+            reader(result)
+
+
+def test_a_seal_of_somebody_else_that_may_not_be_read_is_told_apart(scores, monkeypatch):
+    def refused(self, **_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    for reader in (seals.read, seals.verify, seals.damage):
+        with pytest.raises(BulwarkError, match=r"seal\.json: .* may not read it\. Correct its permissions") as told:
+            reader(scores)
+        assert not isinstance(told.value, CheckpointError)  # a plan must not make it again
 
 
 def test_a_glance_sees_whatever_was_written_since(scores, tmp_path):

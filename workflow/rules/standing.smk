@@ -40,7 +40,7 @@ def by_standing(build):
             wanted = {job: task_of(job) for job in dag.jobs if "asked" in job.params.keys()}
             standings = Standings(wanted.values())
             explained(refuse_orphans, standings)
-            done = {path for task in wanted.values() if standings.of(task).state == "done" for path in task.outputs}
+            done = explained(done_of, standings, wanted.values())
             # Snakemake takes what it did not see finish, because it was killed itself, for incomplete.
             dag.forcefiles -= done - set(workflow.dag_settings.forcerun)
             persistence.has_metadata = lambda job: True
@@ -74,6 +74,11 @@ def by_standing(build):
 def task_of(job):
     params = dict(job.params.items())
     return Task(params.pop("asked"), tuple(map(str, job.input)), tuple(map(str, job.output)), params)
+
+
+def done_of(standings, tasks):
+    """The results that are done; each is judged here for the first time, where what cannot be opened ends the plan."""
+    return {path for task in tasks if standings.of(task).state == "done" for path in task.outputs}
 
 
 def is_sealed(task):

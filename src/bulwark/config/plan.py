@@ -244,7 +244,7 @@ def scores(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> Wor
 def judge_files(judge: JudgeSettings | None) -> list[str]:
     """The files of a judge that is a model in a folder of the user's; none for any other judge."""
     path = getattr(judge.own, "path", None) if judge is not None else None
-    local = path is not None and Path(path).is_dir() and Path(path).parts[:1] != (seals.RESULTS,)
+    local = path is not None and Path(path).is_dir() and not seals.is_result(path)
     return files_of(path) if local else []
 
 

@@ -95,8 +95,8 @@ def verified(inputs: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, seals.Seal] = {}
     known: dict[str, str] = {}
     for path in inputs:
-        if Path(path).parts[:1] != (seals.RESULTS,):
-            known[path] = seals.content(path)
+        if not seals.is_result(path):
+            known[path] = seals.own_content(path)
             continue
         found[path] = seals.verify(path, in_place=True, whole=Path(path).name == "download.json")
         known[path] = found[path].sha256

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from bulwark import seals
 from bulwark.config.standing.asked import gpus_of, same
 from bulwark.config.standing.reasons import difference
-from bulwark.errors import CheckpointError
+from bulwark.errors import BulwarkError, CheckpointError
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ class Standings:
         self._contents: dict[str, str | None] = {}
 
     def of(self, task: Task) -> Standing:
-        """Raises RecursionError where tasks need one another in a circle, which no plan has."""
+        """Raises BulwarkError for a seal or result that cannot be opened: no job can make it again where it lies.
+
+        RecursionError where tasks need one another in a circle, which no plan has.
+        """
         known = self._known.get(id(task))
         if known is None:
             known = self._known[id(task)] = self._judged(task)
@@ -73,19 +76,19 @@ class Standings:
         gone = [path for path in task.outputs if not os.path.exists(path)]
         reason, root, gpus = "", True, 0
         for path in task.outputs:
-            if path in gone and not seals.seal_of(path).exists():
-                continue
             try:
                 seal = seals.read(path)
             except CheckpointError as error:
                 reason = str(error)
                 break
+            if seal is None and path in gone:
+                continue
             if seal is None:
                 reason = f"{path} has no seal, so nothing says what it was made from"
                 break
             gpus = max(gpus, gpus_of(seal.asked))
             reason = self._difference(path, seal, task)
-            if not reason and path not in gone:
+            if not reason and (path not in gone or os.path.islink(path)):
                 reason = seals.damage(path)
             if reason:
                 break
@@ -122,7 +125,8 @@ class Standings:
         if path not in self._contents:
             try:
                 seal = seals.read(path) if path in self.tasks else None
-                self._contents[path] = seals.content(path) if seal is None else seal.sha256
+                digest_of = seals.content if seals.is_result(path) else seals.own_content
+                self._contents[path] = digest_of(path) if seal is None else seal.sha256
             except CheckpointError:
                 self._contents[path] = None
         return self._contents[path]
@@ -136,7 +140,7 @@ def made_from(paths: Iterable[str], folder: str = "results") -> dict[str, str]:
     asked: dict[str, str] = {}
     readers: dict[str, list[str]] = defaultdict(list)
     for path in _sealed(folder):
-        with suppress(CheckpointError):
+        with suppress(BulwarkError):
             if seal := seals.read(path):
                 asked[path] = seal.asked
                 for read in seal.inputs:
