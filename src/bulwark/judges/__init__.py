@@ -37,6 +37,7 @@ from bulwark.settings import Closed, find, validated
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 15.0  # between two lines of progress
+_PARTS = ("__init__", "rubrics", "written")  # modules that are no kind of judge
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,8 @@ def module_of(kind: str) -> ModuleType:
 
 
 def kinds() -> list[str]:
-    """The kinds of judges: the modules of this package but `rubrics`."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "rubrics"))
+    """The kinds of judges: the modules of this package that are none of its parts."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _PARTS)
 
 
 def reported(judgements: Sequence[Judgement]) -> dict[str, Any]:

@@ -4,9 +4,9 @@ From the first token's twenty most probable candidates (temperature 0, one token
 Σ k·p(k) / Σ p(k) over those that are integers of the scale (persona vectors, arXiv 2507.21509): finer than a single
 number, and nearly deterministic. There is no value when these integers hold less than a quarter of the probability, and
 on 0 … 9 also when REFUSAL is more probable than the likeliest digit. An endpoint that gives no log-probabilities is
-asked for text; the value is then the first number in it, outside of thoughts and of mentions of the scale, if it lies
-on the scale. The same is done on 0 … 100 for a judge whose tokens are single digits (Qwen's: the first token of 85 is
-8), which one request at the start finds out. A reply that was cut before it gave a number is no judgement.
+asked for text, and the value is the number that the text gives (`written`). The same is done on 0 … 100 for a judge
+whose tokens are single digits (Qwen's: the first token of 85 is 8), which one request at the start finds out. A reply
+that was cut before it gave a number is no judgement.
 
 Parameters that an endpoint refuses by name (max_tokens, temperature, seed) are renamed or left out from then on, and
 the log says so.
@@ -30,6 +30,7 @@ from pydantic import Field
 from bulwark.errors import BulwarkError, ConfigurationError, without_credentials
 from bulwark.judges import Judgement, Request
 from bulwark.judges.rubrics import filled, rubric_of
+from bulwark.judges.written import CUT, NO_NUMBER, READING, SAYS_REFUSAL, from_text
 from bulwark.settings import Closed
 
 log = logging.getLogger(__name__)
@@ -38,16 +39,6 @@ CANDIDATES = 20  # the maximum of the interface
 LEAST_MASS = 0.25  # of the probability must lie on numbers
 REFUSAL = "REFUSAL"
 PROBE = "Write the number 57 and nothing else."
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
-# How models mark their thoughts; a chat template may have opened them before the reply.
-_THOUGHTS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-    ("<|channel|>analysis", "<|channel|>final"),
-)
-_CUT = "the judge was cut before it answered: raise text_tokens, or turn its thinking off"
 # What to send in place of a parameter that the endpoint refuses; None leaves it out.
 _INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
 
@@ -76,7 +67,8 @@ class Settings(Closed):
 def identity(request: Request, settings: Settings, scale: int) -> dict[str, Any]:
     """The prompt and all that decides its answer; not the key, the address or the rate."""
     decides = settings.model_dump(mode="json", include={"model", "answers", "text_tokens", "extra_body"})
-    return {**decides, "scale": scale, "prompt": _prompt(request, settings, scale)}
+    reading = {} if settings.answers == "logprobs" else {"reading": READING}
+    return {**decides, **reading, "scale": scale, "prompt": _prompt(request, settings, scale)}
 
 
 def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:
@@ -122,46 +114,12 @@ def from_logprobs(candidates: Mapping[str, float | None], scale: int) -> Judgeme
         elif text and REFUSAL.startswith(text.upper()):
             refusal += mass
     if scale == 9 and refusal > max(masses.values(), default=0.0):
-        return Judgement(None, "the judge says REFUSAL", "logprobs")
+        return Judgement(None, SAYS_REFUSAL, "logprobs")
     total = sum(masses.values())
     if total < LEAST_MASS:
-        reason = "the judge says REFUSAL" if refusal > total else "the judge's answer is no number of the scale"
+        reason = SAYS_REFUSAL if refusal > total else NO_NUMBER
         return Judgement(None, reason, "logprobs")
     return Judgement(sum(value * mass for value, mass in masses.items()) / total, None, "logprobs")
-
-
-def from_text(text: str, scale: int, cut: bool = False) -> Judgement:
-    """The judgement from a written answer: its first number, outside of thoughts and of mentions of the scale.
-
-    cut: the reply reached its longest length, so that what it ends with may be a piece of something longer.
-    """
-    said, thinking = _without_thoughts(text)
-    said = re.sub(rf"\b0\s*(?:-|–|—|…|\.{{2,3}}|to|and|through)\s*{scale}\b", "", said).strip()
-    number = _NUMBER.search(said)
-    refusal = said.upper().find(REFUSAL)
-    if refusal >= 0 and (number is None or refusal < number.start()):
-        return Judgement(None, "the judge says REFUSAL", "text")
-    if number is None:
-        if thinking or cut:
-            return Judgement(None, _CUT, "text", lasting=False)
-        return Judgement(None, "the judge's answer is no number of the scale", "text")
-    # The 8 of a reply that was cut may be that of 85; alone, on a scale of one digit, it is what was asked for.
-    if cut and number.end() == len(said) and not (scale == 9 and number[0] == said):
-        return Judgement(None, _CUT, "text", lasting=False)
-    if not 0 <= float(number[0]) <= scale:
-        return Judgement(None, f"the judge's number lies beyond the scale 0 to {scale}", "text")
-    return Judgement(float(number[0]), None, "text")
-
-
-def _without_thoughts(text: str) -> tuple[str, bool]:
-    """The text after its thoughts, and whether it ends within one."""
-    for start, end in _THOUGHTS:
-        _, marked, rest = text.rpartition(end)
-        text = rest if marked else text
-        before, opened, _ = text.partition(start)
-        if opened:
-            return before, True
-    return text, False
 
 
 def _prompt(request: Request, settings: Settings, scale: int) -> str:
@@ -342,7 +300,7 @@ def _withheld(choice: Any) -> Judgement | None:
     if choice is not None and choice.message.content:
         return None
     if choice is not None and choice.finish_reason == "length":
-        return Judgement(None, _CUT, lasting=False)
+        return Judgement(None, CUT, lasting=False)
     why = f" ({choice.finish_reason})" if choice is not None and choice.finish_reason else ""
     return Judgement(None, f"the endpoint gave no text{why}", lasting=False)
 
