@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 Result = TypeVar("Result")
 
 
 class BulwarkError(Exception):
-    """The input, the configuration or the machine does not allow the request; the message says what to do."""
+    """The input, the configuration or the machine does not allow the request; the message says what to do.
+
+    Its text is shown without credentials, whoever shows it.
+    """
+
+    def __str__(self) -> str:
+        return without_credentials(super().__str__())
 
 
 class ConfigurationError(BulwarkError):
@@ -39,9 +47,54 @@ def of_record(identity: str, function: Callable[..., Result], *arguments: Any) -
 
 
 def without_credentials(text: str) -> str:
-    """The text with names, passwords and queries (which hold tokens) taken out of the addresses in it."""
-    text = re.sub(r"(\w+://)[^/\s@\"']+@", r"\1", text)
-    return re.sub(r"(\w+://[^\s?#\"']+)\?[^\s\"')>]+", r"\1?…", text)
+    """The text without what opens a door: the values of credentials in the environment, keys of known forms, names and
+    passwords in addresses, and the queries and parameters of addresses, which hold tokens.
+
+    The log of a job and the text of every BulwarkError pass through it; call it where anything else is written.
+    """
+    for secret in _secrets():
+        text = text.replace(secret, "…")
+    text = _KEYS.sub("…", text)
+    text = _HEADERS.sub(r"\1…", text)
+    for userinfo in _USERINFO:
+        text = userinfo.sub(r"\1", text)
+    text = _QUERY.sub(r"\1?…", text)
+    return _PARAMETERS.sub(r"\1…", text)
+
+
+_SCHEME = r"(?:\b[A-Za-z][\w+.-]*:/+|//)"  # one slash as well: what a path makes of an address
+_NO_PORT = r"(?!\d{1,5}(?:[/?#\s\"']|$))"
+_USERINFO = (
+    # Inside of quotes a password may hold anything.
+    re.compile(rf'(?<=")({_SCHEME})[^\s/@:"\[]*:{_NO_PORT}[^"\n]*@'),
+    re.compile(rf"(?<=')({_SCHEME})[^\s/@:'\[]*:{_NO_PORT}[^'\n]*@"),
+    re.compile(rf'({_SCHEME})[^\s/@:"\[]*:{_NO_PORT}[^\s"]*@'),
+    re.compile(rf'({_SCHEME})[^\s/?#"<>]*@'),
+)
+_QUERY = re.compile(rf"({_SCHEME}[^\s?#\"']+)\?[^\s\"')>]+")
+_PARAMETERS = re.compile(
+    r"([?&;#][\w-]*(?:token|key|secret|passw(?:or)?d|signature|sig|credential)=)[^\s&;#\"')>]+", re.IGNORECASE
+)
+_KEYS = re.compile(
+    r"\b(?:sk|pk|rk)-[\w*-]*\w[\w*-]{7,}|\bhf_[A-Za-z0-9]{16,}|\bgh[a-z]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}"
+    r"|\bglpat-[\w-]{16,}|\bAKIA[A-Z0-9]{12,}|\bAIza[\w-]{30,}"
+)
+_HEADERS = re.compile(
+    r"(\bAuthorization[\"']?\s*[:=]\s*[\"']?(?:[A-Za-z]+\s+)?|\b[Bb]earer\s+)(?=[^\s\"',]{6})[^\s\"',]+"
+)
+_SECRET_NAME = re.compile(r"(?:^|_)(?:API_?KEY|ACCESS_KEY|SECRET(?:_KEY)?|TOKEN|PASSWORD|PASSWD)$", re.IGNORECASE)
+_SHORTEST = 8  # letters of a secret: "none" and "EMPTY", for endpoints that ask for no key, are words
+
+
+def _secrets() -> list[str]:
+    """The values of the environment's credentials, and the passwords in its addresses; the longest first."""
+    found = set()
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name):
+            found.update((value.strip(), quote(value.strip(), safe="", errors="surrogateescape")))
+        elif address := re.match(r"[A-Za-z][\w+.-]*://[^\s/@:\[]*:(\S+)@", value):  # of an endpoint or a proxy
+            found.update((address[1], unquote(address[1])))
+    return sorted((secret for secret in found if len(secret) >= _SHORTEST), key=len, reverse=True)
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bulwark import interrupts
-from bulwark.errors import BulwarkError
+from bulwark.errors import BulwarkError, without_credentials
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -23,7 +23,9 @@ def log_to(path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stderr)]
-    logging.basicConfig(level=logging.WARNING, format=_FORMAT, datefmt="%H:%M:%S", handlers=handlers, force=True)
+    for handler in handlers:
+        handler.setFormatter(_Discreet(_FORMAT, datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
     logging.getLogger("bulwark").setLevel(logging.INFO)
     logging.captureWarnings(True)
     # peft 0.21 asks models of transformers 5 for it under its old name whenever adapters are put on; nobody who reads
@@ -31,6 +33,13 @@ def log_to(path: str | Path) -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     sys.excepthook = partial(_log_exception, path)
     interrupts.catch()
+
+
+class _Discreet(logging.Formatter):
+    """Lines and tracebacks without credentials, whoever wrote them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_credentials(super().format(record))
 
 
 def _log_exception(path: Path, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
