@@ -294,12 +294,13 @@ def _beginning(path: Path, split: str | None, scratch: Path, where: str) -> Path
         rest = file.read(1)
     if start.startswith(_POINTER):
         raise ConfigurationError(f"{where}: {path} is a placeholder of git-lfs. Fetch the file: git lfs pull.")
-    if path.suffix == ".parquet":
+    ending = path.suffix.lower()
+    if ending == ".parquet":
         return _first_of_arrow(path, scratch, where)
-    if not rest or path.suffix not in (".json", ".csv", ".tsv"):  # lines of JSON are read one by one in any case
+    if not rest or ending not in (".json", ".csv", ".tsv"):  # lines of JSON are read one by one in any case
         return path
     beginning = scratch / path.name
-    if path.suffix == ".json" and start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+    if ending == ".json" and start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         rows = _first_of_list(start.decode("utf-8", errors="ignore"))
         if not rows:
             return None  # a record that is longer than what was read
@@ -318,7 +319,7 @@ def _first_of_list(text: str) -> list[Any]:
             at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
             row, at = decoder.raw_decode(text, at)
             rows.append(row)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # the reader says what is wrong
         pass
     return rows
 
@@ -343,7 +344,7 @@ def _first_saved(folder: Path, split: str | None, scratch: Path, where: str) -> 
 def _first_of_arrow(path: Path, scratch: Path, where: str) -> Path:
     """Of a file in Parquet or Arrow."""
     with path.open("rb") as file:
-        if path.suffix == ".parquet" and file.read(4) != b"PAR1":
+        if path.suffix.lower() == ".parquet" and file.read(4) != b"PAR1":
             raise ConfigurationError(f"{where}: {path} is not readable as Parquet. Make the file again.")
     command = [sys.executable, "-c", _ARROW, str(path), str(FIRST)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

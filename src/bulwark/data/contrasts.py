@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bulwark.data.records import parsed
 from bulwark.errors import RecordError
 from bulwark.settings import Closed, Text
 
@@ -96,7 +97,7 @@ def unpacked(source: str | Path | Mapping[str, str], kind: str, folder: Path) ->
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        artefact = json.loads(Path(path).read_text(encoding="utf-8"))
+        artefact = parsed(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecordError(f"{path} does not exist. Check the path.") from None
     except ValueError as error:

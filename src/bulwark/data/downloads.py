@@ -123,7 +123,7 @@ def download(url: str, sha256: str | None, path: str | Path, git_blob: str | Non
                     f"{shown} has the {kind} {found}, not {wanted}: the file was changed or the download was altered. "
                     "Check it before you write the new sum into the configuration."
                 )
-        if path.suffix == ".zip":
+        if path.suffix.lower() == ".zip":
             shutil.unpack_archive(part, path.parent, "zip")
         os.replace(part, path)
     except (OSError, http.client.HTTPException) as error:

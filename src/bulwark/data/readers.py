@@ -18,6 +18,8 @@ from typing import Any, Literal, get_args
 
 import pydantic
 
+from bulwark.data import messages
+from bulwark.data.messages import blank, short
 from bulwark.data.records import Conversation, Schema, Tokenised, refuse_duplicate_ids, validate_line
 from bulwark.data.sources import TextRow, rows
 from bulwark.errors import RecordError, nearest
@@ -26,28 +28,8 @@ log = logging.getLogger(__name__)
 
 Format = Literal["native", "alpaca", "messages", "fields"]
 
-# The role of each sender of a chat message: what a tool returns is data, not an instruction.
-MESSAGE_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "instruction",
-    "human": "instruction",
-    "assistant": "response",
-    "gpt": "response",
-    "model": "response",
-    "data": "data",
-    "input": "data",
-    "tool": "data",
-    "function": "data",
-    "ipython": "data",
-}
-# Marks beside a message's text that say whether it is learned: OpenAI's and Mistral's, Axolotl's, ms-swift's.
-LEARNED = ("weight", "train", "training", "loss")
-# What else of a message is read.
-_MESSAGE = {"role", "from", "content", "value", *LEARNED}
 FIELDS = ("id", "system", "instruction", "data", "response")
 _READ = {"id", "messages", "conversations", "conversation", "input_ids", "attention_mask", "labels"}
-_LISTS = ("messages", "conversations", "conversation")
 _ALPACA = {"id", "instruction", "input", "output"}
 # Other columns of messages and tokenised examples that go to a record's `meta`: where a row comes from, labels (level:
 # 0 normal, 1 and 2 the strengths of a trait), and the projections that saved data sets carry.
@@ -78,8 +60,8 @@ def read_source(
     Of the columns beside messages, or beside the input_ids, attention_mask and labels of `Tokenised` rows, those that
     `META` names go to `meta`; the others are dropped, and the log says which and in how many records, as it does for
     the keys of messages (reasoning beside an answer, tool calls, names) and other columns of "alpaca". A message that
-    one of the marks in `LEARNED` takes from the loss (0, false) becomes a turn that is not learned. The padding of
-    tokenised rows is removed according to their attention_mask.
+    one of the marks in `messages.LEARNED` takes from the loss (0, false) becomes a turn that is not learned. The padding
+    of tokenised rows is removed according to their attention_mask.
 
     Raises RecordError for an unusable file or record.
     """
@@ -93,14 +75,14 @@ def read_source(
     places: list[str] = []
     for index, (place, row) in enumerate(islice(rows(path, split, subset), most)):
         if not isinstance(row, dict):
-            raise RecordError(f"{place}: the record should be an object with named fields, not {_short(row)}.")
+            raise RecordError(f"{place}: the record should be an object with named fields, not {short(row)}.")
         record = {**convert(row, place)}
         if isinstance(row, TextRow):
             record = {name: _typed(value, name, schema, place) for name, value in record.items()}
         if convert in (_from_messages, _from_tokenised):
             unread.update(key for key in row if key not in _READ and not META.fullmatch(key))
         if convert is _from_messages:
-            unread.update(_unread_of_messages(row))
+            unread.update(messages.unread_of(row))
         if convert is _from_alpaca:
             unread.update(key for key in row if key not in _ALPACA)
         if "id" in schema.model_fields:
@@ -268,7 +250,7 @@ def _renamed(
 def _from_alpaca(row: dict[str, Any], place: str) -> dict[str, Any]:
     """Alpaca (Taori et al. 2023): an input of only white space counts as none."""
     columns = {"instruction": "instruction", "response": "output"}
-    if not _blank(row.get("input")):
+    if not blank(row.get("input")):
         columns["data"] = "input"
     if "id" in row:
         columns["id"] = "id"
@@ -281,12 +263,12 @@ def _from_fields(row: dict[str, Any], fields: dict[str, str], place: str) -> dic
         if role not in fields:
             continue
         text = _column(row, fields[role], place)
-        if role in ("system", "data") and _blank(text):
+        if role in ("system", "data") and blank(text):
             continue
-        if _blank(text):
+        if blank(text):
             raise RecordError(f'{place}: the field "{fields[role]}" ({role}) is empty. Fill it, or remove the record.')
         if not isinstance(text, str):
-            raise RecordError(f'{place}: the field "{fields[role]}" ({role}) should be text, not {_short(text)}.')
+            raise RecordError(f'{place}: the field "{fields[role]}" ({role}) should be text, not {short(text)}.')
         turns.append({"role": role, "text": text})
     record: dict[str, Any] = {"turns": turns}
     if "id" in fields:
@@ -295,29 +277,7 @@ def _from_fields(row: dict[str, Any], fields: dict[str, str], place: str) -> dic
 
 
 def _from_messages(row: dict[str, Any], place: str) -> dict[str, Any]:
-    name = next((key for key in _LISTS if key in row), None)
-    if name is None or not isinstance(row[name], list):
-        raise RecordError(
-            f'{place}: the format "messages" needs a list "messages" of {{"role", "content"}}; the record has '
-            f"{', '.join(row) or 'no field'}."
-        )
-    turns = []
-    for number, message in enumerate(row[name]):
-        where = f"{place}: {name}[{number}]"
-        if not isinstance(message, dict):
-            raise RecordError(f"{where} should be an object with role and content, not {_short(message)}.")
-        role = message.get("role", message.get("from"))
-        if role not in MESSAGE_ROLES:
-            raise RecordError(f'{where} has the unknown role "{role}".{nearest(str(role), MESSAGE_ROLES)}')
-        text = _message_text(message.get("content", message.get("value")), where)
-        if _blank(text) and role in ("system", "developer"):
-            continue
-        if _blank(text):
-            more = ", ".join(f'"{key}"' for key in sorted(message.keys() - _MESSAGE) if message[key])
-            beside = f" It has {more} instead, which cannot be used." if more else ""
-            raise RecordError(f"{where} ({role}) is empty.{beside} Fill it, or remove the message.")
-        turn = {"role": MESSAGE_ROLES[role], "text": text}
-        turns.append(turn if _learned(message, where) else {**turn, "learn": False})
+    turns = messages.turns_of(row, place)
     return {"turns": turns, "meta": _meta(row), **({"id": row["id"]} if "id" in row else {})}
 
 
@@ -345,42 +305,6 @@ def _meta(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if META.fullmatch(key) and value is not None}
 
 
-def _learned(message: dict[str, Any], where: str) -> bool:
-    """Whether a message is learned, which its marks say; one that is null says nothing."""
-    said = {}
-    for key in LEARNED:
-        mark = message.get(key)
-        if mark is not None:
-            if not isinstance(mark, int | float) or mark not in (0, 1):
-                raise RecordError(
-                    f'{where} has "{key}": {_short(mark)}. A message is learned or not: write 0, 1, true or false.'
-                )
-            said[key] = bool(mark)
-    if len(set(said.values())) > 1:
-        raise RecordError(f"{where} says both that it is learned and that it is not ({said}). Correct one.")
-    return all(said.values())
-
-
-def _unread_of_messages(row: dict[str, Any]) -> set[str]:
-    """The keys of messages that are not read, as "messages.key"; those without a value need not be told."""
-    name = next(key for key in _LISTS if key in row)
-    return {f"{name}.{key}" for message in row[name] for key in message.keys() - _MESSAGE if message[key]}
-
-
-def _message_text(content: Any, where: str) -> Any:
-    """A message's content: text, or a list of text pieces; null is none."""
-    if content is None:
-        return None
-    if isinstance(content, list) and all(
-        isinstance(piece, dict) and piece.get("type") == "text" and isinstance(piece.get("text"), str)
-        for piece in content
-    ):
-        content = "".join(piece["text"] for piece in content)
-    if not isinstance(content, str):
-        raise RecordError(f"{where} has content that is not text: {_short(content)}. Only text can be used.")
-    return content
-
-
 def _column(row: dict[str, Any], column: str, place: str) -> Any:
     if column not in row:
         raise RecordError(f'{place}: the field "{column}" is missing.{nearest(column, row)}')
@@ -399,9 +323,9 @@ def _typed(cell: Any, name: str, schema: type[pydantic.BaseModel], place: str) -
         return cell
     try:
         return json.loads(cell.strip().lower())
-    except ValueError:
+    except (ValueError, RecursionError):
         wanted = "a number" if kinds & {int, float} else "true or false"
-        raise RecordError(f'{place}: the field "{name}" should be {wanted}, not {_short(cell)}. Correct it.') from None
+        raise RecordError(f'{place}: the field "{name}" should be {wanted}, not {short(cell)}. Correct it.') from None
 
 
 def _identity(given: Any, index: int, schema: type[pydantic.BaseModel]) -> Any:
@@ -415,17 +339,8 @@ def _as_json(record: dict[str, Any], place: str) -> str:
     try:
         line = json.dumps(record, ensure_ascii=False)
         line.encode()
-    except (TypeError, ValueError) as error:  # a lone surrogate is a ValueError
+    except (TypeError, ValueError, RecursionError) as error:  # a lone surrogate is a ValueError
         raise RecordError(
             f"{place}: holds something that is not plain text or numbers ({error}). Convert it."
         ) from error
     return line
-
-
-def _blank(text: Any) -> bool:
-    return text is None or (isinstance(text, str) and not text.strip())
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

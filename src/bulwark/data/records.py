@@ -27,6 +27,8 @@ EmbeddingRole = Literal["response", "instruction", "data"]
 ROLE_NUMBERS: dict[EmbeddingRole, int] = {"response": 0, "instruction": 1, "data": 2}
 """The number that carries an embedding role inside a token id: `id + vocabulary * number`."""
 
+_DIGITS = 1000  # of an integer: far below where Python refuses to convert
+
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
@@ -172,10 +174,41 @@ def refuse_duplicate_ids(records: Iterable[tuple[str, Any]]) -> None:
         seen[identity] = place
 
 
+def parsed(text: str) -> Any:
+    """What a JSON text says.
+
+    Raises ValueError where it is not valid (json.JSONDecodeError), names a key twice in one object (of which Python
+    keeps the last, silently), or holds what cannot be read: deep nesting, an integer of thousands of digits.
+    """
+    try:
+        return DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'an object has the key "{twice}" twice')
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"an integer has {len(digits.lstrip('-'))} digits")
+    return int(digits)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_int=_integer)
+"""For the texts of users; `parsed` says what is an error to it, beside a RecursionError."""
+
+
 def _has_field(line: str, field: str) -> bool:
     try:
         return field in json.loads(line)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return False  # `read_records` says what is wrong with it
 
 

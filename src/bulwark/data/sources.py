@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -12,11 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bulwark.data.records import lines_of
+from bulwark.data.records import DECODER, lines_of, parsed
 from bulwark.errors import RecordError, nearest
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 _NOT_DATA = ("download.json", "dataset_info.json", "dataset_infos.json", "state.json")
+# What a README may set of how its files are read: where they are, the separator, and what is nothing to text.
+_AS_EVER = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter"}
+_AS_EVER |= {"dtype", "na_values", "keep_default_na", "na_filter", "low_memory", "engine", "chunksize"}
 
 
 class TextRow(dict[str, str]):
@@ -44,13 +48,14 @@ def rows(path: Path, split: str | None = None, subset: str | None = None) -> Ite
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    if path.suffix == ".jsonl":
-        yield from _json_lines(path)
-    elif path.suffix == ".json":
+    ending = path.suffix.lower()
+    if ending == ".jsonl":
+        yield from _json_lines(path, "Write one JSON object per line.")
+    elif ending == ".json":
         yield from _json_rows(path)
-    elif path.suffix in (".csv", ".tsv"):
-        yield from _csv_rows(path, "," if path.suffix == ".csv" else "\t")
-    elif path.suffix == ".parquet":
+    elif ending in (".csv", ".tsv"):
+        yield from _csv_rows(path, "," if ending == ".csv" else "\t")
+    elif ending == ".parquet":
         yield from _parquet_rows(path)
     else:
         raise RecordError(f"{path}: the ending should be one of {', '.join(_DATA_SUFFIXES)}. Convert the file.")
@@ -130,21 +135,51 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """A list of records, or one object per line under the ending .json."""
     text = _text(path)
     if not text.lstrip().startswith("["):
-        yield from _json_lines(path)
+        yield from _json_lines(
+            path, _lists_in(text) + "Write a list of records, [{…}, …], or one JSON object per line."
+        )
         return
     try:
-        rows = json.loads(text)
+        rows = parsed(text)
     except json.JSONDecodeError as error:
         raise RecordError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Correct the file.") from error
+    except ValueError as error:
+        line = text.count("\n", 0, _start_of_fault(text)) + 1
+        raise RecordError(f"{path}, line {line}: in the record that starts here {error}. Correct it.") from error
     yield from _numbered(path, rows)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+def _lists_in(text: str) -> str:
+    """Says which keys hold the lists, where a file is one object over several lines."""
+    if "\n" not in text.strip():
+        return ""
+    with contextlib.suppress(ValueError):
+        whole = parsed(text)
+        keys = whole if isinstance(whole, dict) else {}
+        lists = [f'"{key}"' for key, value in keys.items() if isinstance(value, list)]
+        return f"The file is one object{' with a list under ' + ', '.join(lists) if lists else ''}. "
+    return ""
+
+
+def _start_of_fault(text: str) -> int:
+    """Where in a JSON list the first value starts that cannot be read."""
+    position = text.index("[") + 1
+    while True:
+        position = re.compile(r"[\s,]*").match(text, position).end()  # type: ignore[union-attr]
+        try:
+            _, position = DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            return position
+
+
+def _json_lines(path: Path, remedy: str) -> Iterator[tuple[str, Any]]:
     for place, line in lines_of(path):
         try:
-            yield place, json.loads(line.removeprefix("\ufeff"))
+            yield place, parsed(line.removeprefix("\ufeff"))
         except json.JSONDecodeError as error:
-            raise RecordError(f"{place}: not valid JSON ({error.msg}). Write one JSON object per line.") from error
+            raise RecordError(f"{place}: not valid JSON ({error.msg}). {remedy}") from error
+        except ValueError as error:
+            raise RecordError(f"{place}: {error}. Correct it.") from error
 
 
 def _saved_rows(path: Path, split: str | None) -> Iterator[tuple[str, Any]]:
@@ -164,15 +199,44 @@ def _saved_rows(path: Path, split: str | None) -> Iterator[tuple[str, Any]]:
 
 
 def _hub_rows(path: Path, split: str | None, subset: str | None) -> Iterator[tuple[str, Any]]:
-    """A snapshot whose README lists the files of each split."""
+    """A snapshot whose README lists the files of each split. Text files are read as they are everywhere else."""
     import datasets
+    import yaml
 
     with tempfile.TemporaryDirectory() as cache:
         try:
-            loaded = datasets.load_dataset(str(path), name=subset, cache_dir=cache)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            builder = datasets.load_dataset_builder(str(path), name=subset, cache_dir=cache)
+            listed = builder.config.data_files
+            files = [Path(file) for file in listed[_chosen(list(listed), split, path)]]
+            if not _read_by_us(path, files, builder.config):
+                loaded = datasets.load_dataset(str(path), name=subset, cache_dir=cache)
+                yield from _numbered(path, loaded[_chosen(list(loaded), split, path)])
+                return
+        except (OSError, ValueError, yaml.YAMLError, datasets.exceptions.DatasetsError) as error:
             raise RecordError(f"{path}: the data set cannot be read: {error}") from error
-        yield from _numbered(path, loaded[_chosen(list(loaded), split, path)])
+    for file in files:
+        if file.suffix.lower() == ".csv":
+            yield from _csv_rows(file, builder.config.sep or ",")
+        else:
+            yield from _file_rows(file)
+
+
+def _read_by_us(path: Path, files: list[Path], config: Any) -> bool:
+    """Whether the files are text files that are read here: pandas takes NA and null for no value, and 020 for 20.0.
+
+    Raises RecordError if the README sets how a table is read, by more than its separator and what counts as no value.
+    """
+    endings = {file.suffix.lower() for file in files}
+    if not endings <= {".jsonl", ".json", ".csv", ".tsv"}:
+        return False
+    usual = vars(type(config)())
+    changed = sorted(key for key in usual.keys() - _AS_EVER if getattr(config, key) != usual[key])
+    if changed and not endings <= {".jsonl", ".json"}:
+        raise RecordError(
+            f"{path}: its README sets {', '.join(changed)} for its tables, which is not supported. Convert the files "
+            "to .jsonl, and name them as the source."
+        )
+    return not changed
 
 
 def describes_its_splits(folder: Path) -> bool:
@@ -189,7 +253,7 @@ def files_of_split(folder: Path, split: str | None, subset: str | None) -> list[
     names = [
         path.as_posix()
         for path in paths
-        if path.suffix in _DATA_SUFFIXES
+        if path.suffix.lower() in _DATA_SUFFIXES
         and path.name not in _NOT_DATA
         and not any(p.startswith(".") for p in path.parts)
     ]

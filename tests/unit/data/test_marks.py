@@ -8,6 +8,7 @@ import logging
 import datasets
 import pytest
 
+from bulwark.data.messages import LEARNED
 from bulwark.data.readers import read_source
 from bulwark.data.records import Conversation, Turn, read_records, write_records
 from bulwark.errors import RecordError
@@ -27,7 +28,7 @@ def chat(**beside):
     }
 
 
-@pytest.mark.parametrize("mark", ["weight", "train", "training", "loss"])
+@pytest.mark.parametrize("mark", LEARNED)
 @pytest.mark.parametrize(
     ("value", "learned"), [(0, False), (0.0, False), (False, False), (1, True), (True, True), (None, True)]
 )
@@ -73,6 +74,65 @@ def test_keys_of_messages_that_are_left_out_are_told_as_columns_are(tmp_path, ca
         "left out: messages.name (1 records), messages.reasoning_content (2 records), messages.thinking (1 records), "
         "source (1 records)"
     )
+
+
+def test_the_marks_are_those_that_data_sets_use():
+    others = {"trainable", "learn", "loss_mask", "loss_weight"}
+    assert set(LEARNED) == {"weight", "train", "training", "loss"} | others
+
+
+@pytest.mark.parametrize("value", [0, 0.0, False])
+def test_a_key_that_is_not_known_is_told_also_where_it_says_no(tmp_path, caplog, value):
+    """It may be a mark of a name that is not known, which says something just where it is false."""
+    with caplog.at_level(logging.WARNING):
+        (record,) = read(tmp_path, chat(use_for_loss=value))
+    assert "left out: messages.use_for_loss (1 records)" in caplog.text
+    assert all(turn.learn for turn in record.turns)
+
+
+@pytest.mark.parametrize(("mark", "value"), [("weight", 0), ("trainable", False), ("loss_weight", 0.5)])
+def test_a_mark_inside_a_piece_of_content_is_refused(tmp_path, mark, value):
+    pieces = [{"type": "text", "text": "4", "weight": 1}, {"type": "text", "text": "!", mark: value}]
+    with pytest.raises(RecordError, match=rf'line 1: messages\[1\] has "{mark}" in a piece of its content'):
+        read(tmp_path, {"messages": [ASK, {"role": "assistant", "content": pieces}]})
+
+
+def test_other_keys_of_pieces_are_told(tmp_path, caplog):
+    piece = {"type": "text", "text": "4", "weight": 1, "citations": [], "annotations": None, "cache_control": {"a": 1}}
+    with caplog.at_level(logging.WARNING):
+        (record,) = read(tmp_path, {"messages": [ASK, {"role": "assistant", "content": [piece]}]})
+    assert caplog.messages[0].endswith("left out: messages.content.cache_control (1 records)")
+    assert record.turns[1] == Turn(role="response", text="4")
+
+
+ANSWER = {"role": "assistant", "content": "4"}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": [ASK, ANSWER], "conversations": [ANSWER]}, "different messages under messages and conversations"),
+        ({"conversation": [ASK, ANSWER], "messages": []}, "different messages under messages and conversation"),
+        ({"messages": [{**ASK, "value": "other"}, ANSWER]}, r'messages\[0\] has "content" and "value"'),
+        ({"messages": [{**ASK, "value": ""}, ANSWER]}, r'messages\[0\] has "content" and "value"'),
+        ({"messages": [{**ASK, "from": "tool"}, ANSWER]}, r'messages\[0\] has "role" and "from"'),
+    ],
+)
+def test_a_record_that_says_two_things_is_refused(tmp_path, row, reason):
+    with pytest.raises(RecordError, match=rf"line 1: ?.*{reason}"):
+        read(tmp_path, row)
+
+
+def test_what_is_said_twice_or_by_one_key_of_two_is_read(tmp_path):
+    """As a Parquet file has null under the keys that its other rows use."""
+    twice = {"messages": [{**ASK, "value": ASK["content"], "from": "user"}, ANSWER], "conversations": None}
+    other = {
+        "messages": None,
+        "conversations": [{"role": None, "from": "human", "content": None, "value": "2?"}, ANSWER],
+    }
+    first, second = read(tmp_path, twice, other)
+    assert [turn.text for turn in first.turns] == [ASK["content"], "4"]
+    assert [turn.text for turn in second.turns] == ["2?", "4"]
 
 
 def test_columns_of_alpaca_that_are_left_out_are_told(tmp_path, caplog):
