@@ -88,7 +88,7 @@ _SHORTEST = 8  # letters of a secret: "none" and "EMPTY", for endpoints that ask
 
 def _secrets() -> list[str]:
     """The values of the environment's credentials, and the passwords in its addresses; the longest first."""
-    found = set()
+    found: set[str] = set()
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name):
             found.update((value.strip(), quote(value.strip(), safe="", errors="surrogateescape")))

@@ -33,7 +33,7 @@ def choice(text: str, candidates: dict[str, float] | None = None, finish: str = 
 class Endpoint:
     """Answers with `respond(body) -> (status, content)`; keeps the bodies it was sent and how many came at once.
 
-    content: plain data, or a text, which is sent as a page.
+    content: plain data, a text, which is sent as a page, or bytes, which are sent as they are, as JSON.
 
     number: how its tokenizer begins "57", which the judge asks for before it reads scores of several digits; that
     request is not kept.
@@ -69,7 +69,7 @@ def serving(endpoint: Endpoint, monkeypatch):
 
         def say(self, status, content, headers=()):
             page = isinstance(content, str)
-            data = content.encode() if page else json.dumps(content).encode()
+            data = content if isinstance(content, bytes) else (content if page else json.dumps(content)).encode()
             self.send_response(status)
             self.send_header("Content-Type", "text/html" if page else "application/json")
             self.send_header("Content-Length", str(len(data)))

@@ -23,7 +23,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -39,6 +41,8 @@ CANDIDATES = 20  # the maximum of the interface
 LEAST_MASS = 0.25  # of the probability must lie on numbers
 REFUSAL = "REFUSAL"
 PROBE = "Write the number 57 and nothing else."
+_PASSING = ("408", "429", "500", "502", "503", "504")  # codes of failures that may go away by themselves
+_ROUNDING = 0.01  # by which a log-probability may lie above 0
 # What to send in place of a parameter that the endpoint refuses; None leaves it out.
 _INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
 
@@ -74,8 +78,8 @@ def identity(request: Request, settings: Settings, scale: int) -> dict[str, Any]
 def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:
     """Send all requests, `concurrency` at once; judgements are yielded as they finish.
 
-    A request that fails in all attempts has no value and is not cached. Raises ConfigurationError if
-    OPENAI_API_KEY is not set, BulwarkError if the endpoint refuses the key or does not know the model.
+    A request that fails in all attempts has no value and is not cached. Raises ConfigurationError if OPENAI_API_KEY is
+    not set or nothing can be sent with it, BulwarkError if the endpoint refuses the key or does not know the model.
     """
     if not requests:
         return
@@ -84,6 +88,7 @@ def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterat
             'The judge "openai" needs OPENAI_API_KEY in the environment (any text, if your own endpoint asks for none; '
             "its address goes into OPENAI_BASE_URL). Set it, or choose another judge: marker, classifier."
         )
+    _refuse_unusable()
     import openai
 
     client = openai.OpenAI(max_retries=0, timeout=settings.timeout)
@@ -127,14 +132,23 @@ def _prompt(request: Request, settings: Settings, scale: int) -> str:
     return filled(rubric, request.question, request.answer, scale)
 
 
-class _Told(Exception):
-    """An error object that came where a completion belongs. passing: it may go away by itself."""
+@dataclass(frozen=True)
+class _Reply:
+    """What a completion says. first: its first token; candidates: {token: log-probability} of it; None without any."""
 
-    def __init__(self, error: Any) -> None:
-        message = error.get("message") if isinstance(error, Mapping) else error
-        super().__init__(" ".join(str(message).split())[:120])
-        code = error.get("code") if isinstance(error, Mapping) else None
-        self.passing = str(code) in ("408", "429", "500", "502", "503", "504")
+    text: str
+    finish: str | None = None
+    refused: bool = False
+    first: str | None = None
+    candidates: Mapping[str, float | None] | None = None
+
+
+class _Failed(Exception):
+    """Something else came where a completion belongs; the text says what. passing: it may go away by itself."""
+
+    def __init__(self, reason: str, passing: bool) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 class _Endpoint:
@@ -156,14 +170,13 @@ class _Endpoint:
         if not self._logprobs or self._scale <= 9:
             return
         try:
-            choice = self._choice(PROBE, max_tokens=1, logprobs=True, top_logprobs=1)
-        except (openai.APIError, _Told):
+            first = self._reply(PROBE, max_tokens=1, logprobs=True, top_logprobs=1).first
+        except (openai.APIError, _Failed):
             return  # the first request will fail in the same way and report it
-        content = choice.logprobs.content if choice is not None and choice.logprobs else None
-        if not content or re.fullmatch(r"\d{2,}", content[0].token.strip()):
+        if first is None or re.fullmatch(r"\d{2,}", first.strip()):
             return
         said = (
-            f'The judge "{self._settings.model}" begins a number of two digits with the token "{content[0].token}", so '
+            f'The judge "{self._settings.model}" begins a number of two digits with the token "{first}", so '
             f"that log-probabilities of one token cannot be read on 0 … {self._scale}"
         )
         if self._settings.answers == "logprobs":
@@ -179,16 +192,16 @@ class _Endpoint:
             return self._judgement(prompt)
         except fatal as error:
             raise BulwarkError(
-                f'The judge\'s endpoint refuses to work for the model "{self._settings.model}": {error}. Check '
+                f'The judge\'s endpoint refuses to work for the model "{self._settings.model}": {_said(error)}. Check '
                 "OPENAI_API_KEY, OPENAI_BASE_URL and judge.openai.model; finished judgements are kept."
             ) from error
-        except _Told as error:
-            return Judgement(None, f"the endpoint says: {error}", lasting=False)
+        except _Failed as error:
+            return Judgement(None, str(error), lasting=False)
         except openai.APIError as error:
             kind = _kind(error)
             if kind not in self._told:  # log the first of each kind in full, count the others
                 self._told.add(kind)
-                log.warning("A request to the judge failed for good: %s", error)
+                log.warning("A request to the judge failed for good: %s", _said(error))
             return Judgement(None, f"the request failed: {kind}", lasting=False)
 
     def _judgement(self, prompt: str) -> Judgement:
@@ -204,33 +217,30 @@ class _Endpoint:
             if self._logprobs:
                 log.warning("The judge %s gives no log-probabilities; values are read from text", self._settings.model)
             self._logprobs = False
-        choice = self._choice(prompt, max_tokens=self._settings.text_tokens)
-        return _withheld(choice) or from_text(choice.message.content, self._scale, choice.finish_reason == "length")
+        reply = self._reply(prompt, max_tokens=self._settings.text_tokens)
+        return _withheld(reply) or from_text(reply.text, self._scale, reply.finish == "length")
 
     def _by_logprobs(self, prompt: str) -> Judgement | None:
         """None if the endpoint gives no log-probabilities, by an error or by leaving them out."""
         import openai
 
         try:
-            choice = self._choice(prompt, max_tokens=1, logprobs=True, top_logprobs=CANDIDATES)
+            reply = self._reply(prompt, max_tokens=1, logprobs=True, top_logprobs=CANDIDATES)
         except openai.BadRequestError as error:
-            if self._settings.answers == "auto" and "logprob" in str(error).lower():
+            if self._settings.answers == "auto" and "logprob" in _said(error).lower():
                 return None
             raise
-        content = choice.logprobs.content if choice is not None and choice.logprobs else None
-        if content and content[0].top_logprobs:
-            return from_logprobs({one.token: one.logprob for one in content[0].top_logprobs}, self._scale)
-        return _withheld(choice)
+        return from_logprobs(reply.candidates, self._scale) if reply.candidates else _withheld(reply)
 
-    def _choice(self, prompt: str, **options: Any) -> Any:
-        """The first choice (None without any), after as many attempts as are needed and allowed."""
+    def _reply(self, prompt: str, **options: Any) -> _Reply:
+        """The reply, after as many attempts as are needed and allowed."""
         import openai
         import tenacity
 
         dropped = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
 
         def passing(error: BaseException) -> bool:
-            if isinstance(error, _Told):
+            if isinstance(error, _Failed):
                 return error.passing
             return isinstance(error, dropped) and getattr(error, "code", None) != "insufficient_quota"
 
@@ -252,27 +262,32 @@ class _Endpoint:
                     raise
                 self._do_without(name)
 
-    def _completion(self, prompt: str, options: Mapping[str, Any]) -> Any:
-        """The first choice (None without any) of one request.
+    def _completion(self, prompt: str, options: Mapping[str, Any]) -> _Reply:
+        """The reply to one request, empty without any choice.
 
-        Raises _Told for an error object, BulwarkError for what is no chat completion.
+        Raises _Failed for an error object and for what cannot be read, BulwarkError for what is no chat completion.
         """
-        answer = self._client.chat.completions.create(
-            model=self._settings.model,
-            messages=[{"role": "user", "content": prompt}],
-            extra_body=self._settings.extra_body or None,
-            **options,
-        )
-        if getattr(answer, "choices", None):
-            return answer.choices[0]
-        told = (getattr(answer, "model_extra", None) or {}).get("error")
+        try:
+            answer = self._client.chat.completions.create(
+                model=self._settings.model,
+                messages=[{"role": "user", "content": prompt}],
+                extra_body=self._settings.extra_body or None,
+                **options,
+            )
+            if getattr(answer, "choices", None):
+                return _read(answer.choices[0])
+            told = (getattr(answer, "model_extra", None) or {}).get("error")
+        except (ValueError, AttributeError, TypeError, LookupError) as error:
+            raise _Failed(f"an answer of another shape ({type(error).__name__})", passing=True) from error
         if told:
-            raise _Told(told)
+            code = told.get("code") if isinstance(told, Mapping) else None
+            message = told.get("message") if isinstance(told, Mapping) else told
+            raise _Failed(f"the endpoint says: {_short(message)}", str(code) in _PASSING)
         if getattr(answer, "choices", None) == []:
-            return None
+            return _Reply("")
         raise BulwarkError(
-            f"OPENAI_BASE_URL, {without_credentials(str(self._client.base_url))}, does not answer like a chat endpoint "
-            f"(often /v1 is missing at the end): {' '.join(str(answer).split())[:120]}"
+            f"OPENAI_BASE_URL, {self._client.base_url}, does not answer like a chat endpoint (often /v1 is missing at "
+            f"the end): {_short(answer)}"
         )
 
     def _do_without(self, name: str) -> None:
@@ -292,17 +307,85 @@ class _Endpoint:
 def _refuses(error: Any, name: str) -> bool:
     """Whether an answer of status 400 or 422 is about the parameter `name`."""
     about_it = getattr(error, "param", None)
-    return about_it == name if about_it in _INSTEAD else re.search(rf"\b{name}\b", str(error)) is not None
+    return about_it == name if about_it in _INSTEAD else re.search(rf"\b{name}\b", _said(error)) is not None
 
 
-def _withheld(choice: Any) -> Judgement | None:
+def _read(choice: Any) -> _Reply:
+    """A choice as a reply. Raises AttributeError, TypeError or ValueError for one of another shape."""
+    content = choice.message.content
+    if isinstance(content, list):
+        pieces = [piece if isinstance(piece, str | Mapping) else dict(piece) for piece in content]
+        content = "".join(piece if isinstance(piece, str) else piece.get("text") or "" for piece in pieces)
+    if isinstance(content, int | float) and not isinstance(content, bool):
+        content = str(content)
+    refused = bool(getattr(choice.message, "refusal", None))
+    reply = _Reply(_text(content or ""), getattr(choice, "finish_reason", None), refused)
+    logprobs = getattr(choice, "logprobs", None)
+    if not logprobs or not logprobs.content:
+        return reply
+    first = logprobs.content[0]
+    candidates = {_text(one.token): _logprob(one.logprob) for one in first.top_logprobs or ()}
+    return replace(reply, first=_text(first.token), candidates=candidates or None)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"no text: {value}")
+    return value
+
+
+def _logprob(value: Any) -> float | None:
+    """None for what has no mass. Raises ValueError or TypeError for what is no log-probability."""
+    value = -math.inf if value is None else float(value)
+    if math.isnan(value) or value > _ROUNDING:
+        raise ValueError(f"no log-probability: {value}")
+    return min(value, 0.0) if math.isfinite(value) else None
+
+
+def _withheld(reply: _Reply) -> Judgement | None:
     """The failed judgement for an answer without text (after a content filter, for example); None if there is text."""
-    if choice is not None and choice.message.content:
+    if reply.text:
         return None
-    if choice is not None and choice.finish_reason == "length":
+    if reply.refused:
+        return Judgement(None, "the judge refuses to answer", lasting=False)
+    if reply.finish == "length":
         return Judgement(None, CUT, lasting=False)
-    why = f" ({choice.finish_reason})" if choice is not None and choice.finish_reason else ""
+    why = f" ({reply.finish})" if reply.finish else ""
     return Judgement(None, f"the endpoint gave no text{why}", lasting=False)
+
+
+def _said(error: Any) -> str:
+    """What an endpoint says about a failed request, also where it is under `detail` only, as FastAPI writes it."""
+    body = getattr(error, "body", None)
+    told = body.get("message") or body.get("detail") if isinstance(body, Mapping) else body
+    said = without_credentials(str(error))
+    return said if not told or str(told) in str(error) else f"{said}: {_short(told)}"
+
+
+def _short(thing: Any) -> str:
+    """The beginning of someone else's text, on one line, without credentials."""
+    return without_credentials(" ".join(str(thing).split()))[:120]
+
+
+def _refuse_unusable() -> None:
+    """Raise ConfigurationError for a key or an address in the environment with which no request can be sent."""
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        value = os.environ.get(name, "").strip()
+        if not (value.isascii() and value.isprintable()):
+            raise ConfigurationError(
+                f"{name} holds a character that cannot be sent (beyond ASCII, or the end of a line). Copy it again."
+            )
+    address = os.environ.get("OPENAI_BASE_URL", "").strip()
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port
+        usable = False
+    if address and (not usable or re.search(r"\s", address)):
+        raise ConfigurationError(
+            "OPENAI_BASE_URL is no address of an endpoint. It must be like http://localhost:8000/v1, with http:// or "
+            'https://; in a password write "/" as %2F, "@" as %40, ":" as %3A, "#" as %23, "?" as %3F.'
+        )
 
 
 def _wait(longest: float) -> Any:
