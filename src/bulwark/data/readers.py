@@ -60,8 +60,8 @@ def read_source(
     Of the columns beside messages, or beside the input_ids, attention_mask and labels of `Tokenised` rows, those that
     `META` names go to `meta`; the others are dropped, and the log says which and in how many records, as it does for
     the keys of messages (reasoning beside an answer, tool calls, names) and other columns of "alpaca". A message that
-    one of the marks in `messages.LEARNED` takes from the loss (0, false) becomes a turn that is not learned. The padding
-    of tokenised rows is removed according to their attention_mask.
+    one of the marks in `messages.LEARNED` takes from the loss (0, false) becomes a turn that is not learned. The
+    padding of tokenised rows is removed according to their attention_mask.
 
     Raises RecordError for an unusable file or record.
     """
