@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from bulwark.data.downloads import download, fetch
+from bulwark.data.downloads import download, fetch, name_of
 from bulwark.errors import without_credentials
 from bulwark.jobs.calls import sealed, sealing_of
 from bulwark.logs import log_to
@@ -16,6 +16,6 @@ with sealed(sealing_of(snakemake)):
     if source["hub"]:
         fetch(source["hub"], source["revision"], told.parent, "dataset", source["files"])
     else:
-        download(source["url"], source["sha256"], told.parent / Path(source["url"]).name, source["git_blob"])
+        download(source["url"], source["sha256"], told.parent / name_of(source["url"]), source["git_blob"])
     shown = source | {"url": source["url"] and without_credentials(source["url"])}
     manifests.write_manifest(told, {"source": shown, "provenance": manifests.provenance()})

@@ -13,9 +13,10 @@ import os
 import re
 import shutil
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar
 
 import tenacity
@@ -136,6 +137,17 @@ def download(url: str, sha256: str | None, path: str | Path, git_blob: str | Non
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def name_of(url: str) -> str:
+    """The name of the file at an address: the last part of its path, as it is read; a query may hold a token.
+
+    Raises DownloadError where the address has no such part.
+    """
+    name = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+    if not name or name == ".." or "\0" in name:
+        raise DownloadError(f"{without_credentials(url)} names no file. Give the address of one file.")
+    return name
 
 
 def _git_blob_of(path: Path) -> str:

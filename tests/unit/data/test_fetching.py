@@ -246,3 +246,31 @@ def test_a_connection_that_is_lost_is_tried_again_and_called_that(tmp_path, monk
 )
 def test_addresses_are_shown_without_credentials(address, shown):
     assert without_credentials(address) == shown
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://h/a/b.json", "b.json"),
+        ("https://h/a/b.json?token=secret", "b.json"),
+        ("https://me:secret@h/a/b.json?download=1&x=y/z#secret", "b.json"),
+        ("https://h/a%20b.csv", "a b.csv"),
+        ("https://h/a%2Fb.csv", "b.csv"),
+        ("https://h/a/", "a"),
+    ],
+)
+def test_a_file_is_called_as_its_address_ends_without_the_query(address, name):
+    assert downloads.name_of(address) == name
+
+
+@pytest.mark.parametrize("address", ["https://h", "https://h/", "https://h/?f=b.json&token=secret", "https://h/a/.."])
+def test_an_address_of_no_file_is_refused(address):
+    with pytest.raises(DownloadError, match=r"names no file\. Give the address of one file") as raised:
+        downloads.name_of(address)
+    assert "secret" not in str(raised.value)
+
+
+def test_the_script_of_downloads_names_files_without_the_query():
+    """It is Snakemake's: that it asks for the name is all that can be seen of it here."""
+    script = (Path(__file__).parents[3] / "workflow" / "scripts" / "download_dataset.py").read_text()
+    assert 'told.parent / name_of(source["url"])' in script
