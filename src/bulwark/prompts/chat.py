@@ -3,14 +3,15 @@
 A chat template is a program that turns messages into one string. To know the origin of every character, the
 template is rendered once per shape of conversation with a unique mark in place of every message; the text between the
 marks is the template's own. The marks are then replaced by the real messages, and the result is compared with what the
-template itself renders. If a template changes its messages in a way that is not understood, that is an error; it never
-leads to a prompt with wrong roles.
+template itself renders of them. If a template changes its messages in a way that is not understood, that is an error;
+it never leads to a prompt with wrong roles.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -37,6 +38,9 @@ PLAIN_CHAT_TEMPLATE = (
 # the template's own text is found; nothing is ever looked for in a text that contains a user's.
 _MARK = "\ue000{}\ue001"
 _MARKS = re.compile("\ue000(\\d+)\ue001")
+
+# White space that is put beside each mark, to see what a template takes off the ends of its messages.
+_WHITE = " \n\t\r\u00a0"
 
 
 class PromptError(BulwarkError):
@@ -69,13 +73,13 @@ class Message:
 class Skeleton:
     """A rendered shape: the template's own texts and the indices of the messages that stand between them.
 
-    Message `order[i]` stands between `texts[i]` and `texts[i + 1]`. `trims[i]` says whether the template strips white
-    space off the left and the right end of message i.
+    Message `order[i]` stands between `texts[i]` and `texts[i + 1]`. `trims[i]` are the characters that the template
+    strips off the left and the right end of message i; None for all white space.
     """
 
     texts: tuple[str, ...]
     order: tuple[int, ...]
-    trims: tuple[tuple[bool, bool], ...]
+    trims: tuple[tuple[str | None, str | None], ...]
 
 
 class ChatRenderer:
@@ -84,22 +88,26 @@ class ChatRenderer:
     tokenizer: any Hugging Face tokenizer; without a chat template the plain concatenation is used. `chat_template` is
     what is rendered.
     response_header: what the plain concatenation writes before a response ("" if the responses bring their own).
+    Raises PromptError if it is in doubt which template is meant: it is empty, or none of several is the default.
     """
 
     def __init__(self, tokenizer, response_header: str = "Response: "):
         self._tokenizer = tokenizer
-        given = getattr(tokenizer, "chat_template", None)
-        if isinstance(given, dict):  # named ones, for tools for example
-            given = given.get("default")
-        self.chat_template = _with_fixed_clock(given or PLAIN_CHAT_TEMPLATE.replace("RESPONSE", response_header))
+        given = _given_template(tokenizer)
+        if given is None:
+            given = PLAIN_CHAT_TEMPLATE.replace("RESPONSE", response_header)
+        self.chat_template = _with_fixed_clock(given)
         self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] = {}
+        self._in_pieces = False
+        self._in_pieces = self._takes_only_pieces()
         self._takes_system = self._accepts_system()
 
     def prompt(self, messages: list[Message]) -> list[Part]:
         """The parts of the string that asks for a response; it ends with the assistant's header.
 
         The header is what stands before the response in an example (so training and generation see the same), except
-        for white space before the response, which belongs to the response's first token.
+        for white space before the response, which belongs to the response's first token. What a template writes only
+        where it asks for an answer is left out: a thought that it opens there (DeepSeek-R1) stands in no example.
         """
         messages = self._fit(messages)
         shape = tuple(message.speaker for message in messages)
@@ -107,7 +115,7 @@ class ChatRenderer:
         place = answered.order.index(len(messages))
         header, longer = asked.texts[-1], answered.texts[place]
         same = asked.texts[:-1] == answered.texts[:place] and asked.order == answered.order[:place]
-        if same and (not longer.startswith(header) or not longer[len(header) :].strip()):
+        if same and longer.rstrip() == header.rstrip():
             return self._assemble(messages, asked, generation=True)
         stand_in = Message("assistant", (Part(_MARK.format(0)),))
         return self._assemble([*messages, stand_in], answered, generation=False, before=len(messages))
@@ -149,14 +157,23 @@ class ChatRenderer:
             generation = rest[-1] == "user"
             try:
                 self._render(marked[1:], generation)
-            except TemplateError:
+            except PromptError:
                 continue  # conversations of this shape are refused anyway
             try:
                 if self._render(marked, generation).count(marked[0][1]) != 1:
                     return False
-            except TemplateError:
+            except PromptError:
                 return False
         return True
+
+    def _takes_only_pieces(self) -> bool:
+        """Whether the template writes a text only if it comes as a list of pieces, as those for images and texts do."""
+        mark = _MARK.format(0)
+        for self._in_pieces in (False, True):
+            with suppress(PromptError):
+                if mark in self._render([("user", mark)], True):
+                    return self._in_pieces
+        return False
 
     def _assemble(
         self, messages: list[Message], skeleton: Skeleton, generation: bool, before: int | None = None
@@ -170,7 +187,7 @@ class ChatRenderer:
                 end = len(parts)
             parts += [*kept[message].parts, Part(text)]
         ours = "".join(part.text for part in parts)
-        theirs = self._checked_render([(message.speaker, message.text) for message in kept], generation)
+        theirs = self._render([(message.speaker, message.text) for message in messages], generation)
         if ours != theirs:
             at = next(i for i, (a, b) in enumerate(zip(ours + "\0", theirs + "\1", strict=False)) if a != b)
             raise PromptError(
@@ -184,9 +201,21 @@ class ChatRenderer:
         key = (shape, generation)
         if key not in self._skeletons:
             marks = [_MARK.format(i) for i in range(len(shape))]
-            bare = self._split(shape, marks, generation)
-            spaced = self._split(shape, [f"\n{mark}\n" for mark in marks], generation)
-            self._skeletons[key] = Skeleton(*bare, _trims(*bare, spaced[0]))
+            texts, order = self._split(shape, marks, generation)
+            if self._render(list(zip(shape, marks, strict=True)), generation) != _filled(texts, order):
+                raise PromptError(
+                    "The chat template writes something else each time it is used (a random number, or a clock of its "
+                    "own), so no two prompts would be alike. Give the tokenizer a chat template without it."
+                )
+            gone = [["", ""] for _ in marks]
+            for character in _WHITE:
+                for end, contents in enumerate(([character + m for m in marks], [m + character for m in marks])):
+                    spaced = self._split(shape, contents, generation)[0]
+                    for place, message in enumerate(order):  # before a mark stands text `place`, behind it the next
+                        if spaced[place + end] == texts[place + end]:
+                            gone[message][end] += character
+            trims = tuple((_stripping(left), _stripping(right)) for left, right in gone)
+            self._skeletons[key] = Skeleton(texts, order, trims)
         return self._skeletons[key]
 
     def _split(
@@ -194,12 +223,7 @@ class ChatRenderer:
     ) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """The template's own texts, and the messages between them by index."""
         messages = list(zip(shape, contents, strict=True))
-        rendered = self._checked_render(messages, generation)
-        if rendered != self._render(messages, generation):
-            raise PromptError(
-                "The chat template writes something else each time it is used (a random number, or a clock of its "
-                "own), so no two prompts would be alike. Give the tokenizer a chat template without it."
-            )
+        rendered = self._render(messages, generation)
         pieces = _MARKS.split(rendered)
         texts, order = tuple(pieces[0::2]), tuple(int(number) for number in pieces[1::2])
         if sorted(order) != list(range(len(shape))):
@@ -209,21 +233,44 @@ class ChatRenderer:
             )
         return texts, order
 
-    def _checked_render(self, messages: list[tuple[str, str]], generation: bool) -> str:
-        try:
-            return self._render(messages, generation)
-        except TemplateError as error:
-            shape = " - ".join(speaker for speaker, _ in messages)
-            raise PromptError(f"The chat template refuses a conversation {shape}: {error}.") from error
-
     def _render(self, messages: list[tuple[str, str]], generation: bool) -> str:
-        return self._tokenizer.apply_chat_template(
-            [{"role": speaker, "content": text} for speaker, text in messages],
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=generation,
-            **TEMPLATE_ARGUMENTS,
+        """What the template writes. Raises PromptError if it refuses the messages, or fails in any way."""
+        contents = [[{"type": "text", "text": text}] if self._in_pieces else text for _, text in messages]
+        try:
+            return self._tokenizer.apply_chat_template(
+                [{"role": speaker, "content": held} for (speaker, _), held in zip(messages, contents, strict=True)],
+                chat_template=self.chat_template,
+                tokenize=False,
+                add_generation_prompt=generation,
+                **TEMPLATE_ARGUMENTS,
+            )
+        except Exception as error:  # a template is a program: it may run into anything
+            shape = " - ".join(speaker for speaker, _ in messages)
+            if isinstance(error, TemplateError):
+                raise PromptError(f"The chat template refuses a conversation {shape}: {error}.") from error
+            raise PromptError(
+                f"The chat template fails on a conversation {shape} ({type(error).__name__}: {error}). "
+                "Correct the template, or give the tokenizer another one."
+            ) from error
+
+
+def _given_template(tokenizer) -> str | None:
+    """The tokenizer's chat template; None for none. Raises PromptError if it is in doubt which one is meant."""
+    given = getattr(tokenizer, "chat_template", None)
+    if isinstance(given, dict):  # named ones, for tools for example
+        if given and "default" not in given:
+            raise PromptError(
+                f"The tokenizer has chat templates named {', '.join(map(repr, given))}, and none named 'default', so "
+                "nobody can tell which one is meant. Name that one 'default' (in tokenizer_config.json), or save it as "
+                "chat_template.jinja."
+            )
+        given = given.get("default")
+    if given is not None and not given.strip():
+        raise PromptError(
+            "The tokenizer's chat template is empty, so it would write nothing. Give it one; or take the empty one out "
+            "(chat_template in tokenizer_config.json, or chat_template.jinja) for the plain concatenation of the texts."
         )
+    return given
 
 
 def _with_fixed_clock(template: str) -> str:
@@ -240,32 +287,19 @@ def _with_fixed_clock(template: str) -> str:
     return "{%- macro strftime_now(format) -%}{{ format" + replaced + " }}{%- endmacro %}\n" + template
 
 
-def _trims(bare: tuple[str, ...], order: tuple[int, ...], spaced: tuple[str, ...]) -> tuple[tuple[bool, bool], ...]:
-    """Find which ends of the messages lost the newline that was put around them.
-
-    bare, spaced: the template's texts around marks without and with newlines. order: the messages between them.
-    """
-    kept: dict[int, list[bool]] = {message: [True, True] for message in order}
-    for at, (text, with_newlines) in enumerate(zip(bare, spaced, strict=True)):
-        after = order[at - 1] if at else None
-        before = order[at] if at < len(order) else None
-        left = "" if after is None else "\n"
-        right = "" if before is None else "\n"
-        if with_newlines == left + text + right:
-            continue
-        if after is not None:
-            kept[after][1] = with_newlines == left + text
-        if before is not None:
-            kept[before][0] = with_newlines == text + right
-    return tuple((not kept[i][0], not kept[i][1]) for i in range(len(kept)))
+def _filled(texts: tuple[str, ...], order: tuple[int, ...]) -> str:
+    """The template's texts with the marks between them."""
+    return texts[0] + "".join(_MARK.format(message) + text for message, text in zip(order, texts[1:], strict=True))
 
 
-def _stripped(message: Message, left: bool, right: bool) -> Message:
-    parts = list(message.parts)
-    if left:
-        parts = _strip_end(parts, str.lstrip)
-    if right:
-        parts = _strip_end(parts[::-1], str.rstrip)[::-1]
+def _stripping(gone: str) -> str | None:
+    """What `str.strip` is told to strip off an end that lost these of `_WHITE`: None for all white space."""
+    return None if gone == _WHITE else gone
+
+
+def _stripped(message: Message, left: str | None, right: str | None) -> Message:
+    parts = _strip_end(list(message.parts), lambda text: text.lstrip(left))
+    parts = _strip_end(parts[::-1], lambda text: text.rstrip(right))[::-1]
     return Message(message.speaker, tuple(parts))
 
 

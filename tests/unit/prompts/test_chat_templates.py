@@ -221,3 +221,80 @@ def test_parts_that_a_prompt_template_adds_to_an_answer_go_with_it():
     example = made.example((ASK, ANSWER.model_copy(update={"learn": False}), AGAIN, ANSWER))
     text = made.tokenizer.decode([label for label in example.labels if label != IGNORED])
     assert text == "Response: The vote..\n\n<|im_end|>"
+
+
+def chatml(content: str, opening: str = "") -> str:
+    """ChatML whose messages are written as `content`; opening: what stands only where an answer is asked for."""
+    return (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ " + content + " }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n" + opening + "{% endif %}"
+    )
+
+
+CHATML_TOKENS = ["<|im_start|>", "<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        ("m.content", " \n\t x\u00a0 \t\n "),
+        ("m.content.lstrip('\n')", " \n\t x\u00a0 \t\n "),
+        ("m.content.rstrip('\n ')", " \n\t x\u00a0 \t"),
+        ("m.content.strip(' ')", "\n\t x\u00a0 \t\n"),
+        ("m.content | trim", "x"),
+        ("m.content.strip(' \n\t')", "x\u00a0"),
+        ("m.content.lstrip()", "x\u00a0 \t\n "),
+    ],
+)
+def test_the_ends_of_a_message_lose_what_the_template_strips_and_no_more(content, kept):
+    made = builder(chatml(content), CHATML_TOKENS)
+    text = " \n\t x\u00a0 \t\n "
+    example = made.example([ASK, Turn(role="response", text=text)])
+    rendered = made.tokenizer.decode([number % V for number in example.ids])
+    assert rendered.endswith(f"<|im_start|>assistant\n{kept}<|im_end|>")
+    learned = [number for number in example.labels if number != IGNORED]
+    assert made.tokenizer.decode(learned) == f"{kept}<|im_end|>"
+
+
+def test_an_indented_answer_keeps_its_indent():
+    """Qwen3's template takes line breaks off an answer, and no more."""
+    made = PromptBuilder(tiny_tokenizer("chatml_thinking"), "chat", V)
+    example = made.example([ASK, Turn(role="response", text="\n    return x")])
+    assert made.tokenizer.decode([number % V for number in example.ids]).endswith("</think>\n\n    return x<|im_end|>")
+
+
+def test_a_template_that_strips_otherwise_than_a_set_of_characters_is_refused():
+    made = builder(chatml("m.content.removeprefix('\n')"), CHATML_TOKENS)
+    with pytest.raises(PromptError, match="changes the messages"):
+        made.example([ASK, Turn(role="response", text="\n\nx")])
+
+
+def test_a_thought_that_only_the_question_opens_is_left_out():
+    """DeepSeek-R1: examples have none, and training and generation see the same header."""
+    made = builder(chatml("m.content", opening="<think>\n"), CHATML_TOKENS)
+    prompt, example = made.prompt([ASK]), made.example([ASK, ANSWER])
+    assert example.ids[: len(prompt.ids)] == prompt.ids
+    assert "think" not in made.tokenizer.decode([number % V for number in prompt.ids])
+
+
+def test_a_template_that_takes_texts_only_in_pieces_gets_pieces():
+    in_pieces = chatml("m.content[0]['text']")
+    made, plain = builder(in_pieces, CHATML_TOKENS), builder(chatml("m.content"), CHATML_TOKENS)
+    assert made.example([ASK, ANSWER]).ids == plain.example([ASK, ANSWER]).ids
+    looped = in_pieces.replace("{{ m.content[0]['text'] }}", "{% for c in m.content %}{{ c.text }}{% endfor %}")
+    assert builder(looped, CHATML_TOKENS).example([ASK, ANSWER]).ids == plain.example([ASK, ANSWER]).ids
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages[0].content + 1 }}", r"fails on a conversation .*TypeError.*Correct the template"),
+        ("{{ range(1000000) | list }}", r"fails on a conversation .*OverflowError"),
+        ("{{ messages[0].content | nofilter }}", "refuses a conversation .*nofilter"),
+        ("", "chat template is empty.*Give it one"),
+        ({"chat": CHATML, "tool_use": CHATML}, r"named 'chat', 'tool_use', and none named 'default'.*Name that one"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_told(template, message):
+    with pytest.raises(PromptError, match=message):
+        builder(template)
