@@ -56,7 +56,8 @@ class Estimate:
 
     `n` counts the records that enter at one seed at least; `seed_spread` is the standard deviation (ddof 1) of the
     per-seed values, None for one seed. `value` is None (and so is what depends on it) if at some seed no record counts.
-    rate: every record's value is 0 or 1.
+    rate: every record's value is 0 or 1. stated: the interval that a file gives at `CONFIDENCE`, where the records are
+    not known.
     """
 
     value: float | None
@@ -66,11 +67,20 @@ class Estimate:
     by_seed: dict[Any, float | None]
     seed_spread: float | None
     rate: bool = False
+    stated: tuple[float, float] | None = None
 
     def at(self, confidence: float) -> tuple[float, float] | None:
-        """The interval at another confidence: Wilson's for a rate, Student's otherwise; None if undefined."""
+        """The interval at another confidence: Wilson's for a rate, Student's otherwise; None if undefined.
+
+        One of a file is made wider or narrower as a normal distribution would be, so that it always says the same as
+        the file: a standard error can be 0 or missing, or fit an interval badly that leans to one side.
+        """
         if self.value is None:
             return None
+        if self.stated is not None:
+            wider = float(stats.norm.ppf(0.5 + confidence / 2) / stats.norm.ppf(0.5 + CONFIDENCE / 2))
+            low, high = (self.value + wider * (bound - self.value) for bound in self.stated)
+            return low, high
         if self.rate:
             return wilson(self.value, _effective_n(self.value, self.stderr or 0.0, self.n), confidence)
         return None if self.stderr is None else _student(self.value, self.stderr, self.n, confidence)

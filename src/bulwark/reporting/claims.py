@@ -26,8 +26,9 @@ scores files; a difference is `recipe` minus `than`.
 Many claims on one page: each decided claim has the p-value of its verdict (`p_verdict`), two-sided where conditions are
 joined, as intervals of 95 % are. Reproduced: every condition must hold on every model, so it is the largest of theirs
 (intersection-union test). Contradicted, not reproduced: one condition on one model is enough, so it is the smallest
-times their number (Bonferroni). Over the page they are corrected by Holm's procedure (1979), and a claim whose
-corrected p-value is not below 5 % is undecided (`corrected`).
+times their number (Bonferroni). Over the page they are corrected by Holm's procedure (1979) for the number of all its
+claims, and a claim whose corrected p-value is not below 5 % is undecided (`corrected`). The undecided ones count, too:
+which claims are decided is only seen from the data, and a p-value is that of a claim picked because it is small.
 """
 
 from __future__ import annotations
@@ -102,14 +103,14 @@ def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapp
 def corrected(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The claims of one page, with `p_corrected` by Holm's procedure (1979); see the head of this module.
 
-    A claim that has no p-value (an undecided one) takes no part. One that does not outlive the correction becomes
+    An undecided claim has no p-value and counts as one of 1. One that does not outlive the correction becomes
     undecided, and `uncorrected_verdict` says what it would be alone.
     """
     order = sorted((claim["p_verdict"], index) for index, claim in enumerate(claims) if claim["p_verdict"] is not None)
     adjusted: dict[int, float] = {}
     largest = 0.0
     for rank, (p_value, index) in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_value))
+        largest = max(largest, min(1.0, (len(claims) - rank) * p_value))
         adjusted[index] = largest
     page = []
     for index, claim in enumerate(claims):
@@ -260,20 +261,15 @@ def _verdict(outcomes: Sequence[str]) -> str:
 
 
 def _p_of_verdict(verdict: str, findings: Sequence[Sequence[Finding]]) -> float | None:
-    """Two-sided p-value of a claim's verdict from its findings, by model and condition.
-
-    None if it is undecided, or rests on a metric whose file has an interval and no standard error.
-    """
+    """Two-sided p-value of a claim's verdict from its findings, by model and condition; None if it is undecided."""
     if verdict == "undecided":
         return None
     asked = [of_model[:1] if verdict == "contradicted" else of_model for of_model in findings]
     tried = [finding for of_model in asked for finding in of_model]
     if verdict == "reproduced":
-        p_values = [finding.p_value for finding in tried]
-        return None if None in p_values else max(p_values)
+        return max(finding.p_value for finding in tried)
     speaking = ("opposite",) if verdict == "contradicted" else ("fails", "opposite")
-    p_values = [finding.p_value for finding in tried if finding.entry["outcome"] in speaking]
-    return None if None in p_values else min(1.0, len(tried) * min(p_values))
+    return min(1.0, len(tried) * min(one.p_value for one in tried if one.entry["outcome"] in speaking))
 
 
 def _headline(findings: Sequence[Finding], confidence: float) -> dict[str, Any]:

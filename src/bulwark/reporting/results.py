@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,8 @@ class Results:
         taken = self.sample(model, recipe, benchmark, metric)
         if taken is not None:
             return estimate(taken, confidence)
-        return _from_files(self.seeds(model, recipe, benchmark), metric)
+        stated = _from_files(self.seeds(model, recipe, benchmark), metric)
+        return stated if stated.stated is None else replace(stated, interval=stated.at(confidence))
 
 
 def read_published(path: Path | None) -> dict[tuple[str, str, str, str], tuple[float, float | None]]:
@@ -167,7 +168,7 @@ def _from_files(cells: Mapping[int, Cell], metric: str) -> Estimate:
     errors = [entry["stderr"] for entry in entries.values()]
     intervals = [entry["interval"] for entry in entries.values()]
     interval = tuple(map(_mean, zip(*intervals, strict=True))) if all(intervals) else None
-    return Estimate(value, None if None in errors else _mean(errors), interval, n, by_seed, spread)
+    return Estimate(value, None if None in errors else _mean(errors), None, n, by_seed, spread, stated=interval)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -21,7 +21,7 @@ from bulwark.settings import validated
 READING = (
     "Intervals and p-values speak of the records: they take the trained models of these seeds as given. How far "
     "another training may differ is seen from the effects by seed. A verdict counts only if it is significant at 5 % "
-    "after Holm's correction for the number of decided claims on this page."
+    "after Holm's correction for the number of claims on this page, the undecided ones included."
 )
 
 Columns = Mapping[str, Mapping[str, Any]]

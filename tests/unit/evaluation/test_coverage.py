@@ -3,13 +3,17 @@
 Records have a difficulty of their own that recipes, seeds and models share, as those of a benchmark do.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import stats
+from score_samples import write_scores
 
 from bulwark.evaluation.comparisons import compare, compare_over_models
 from bulwark.evaluation.statistics import Sample, estimate
-from bulwark.reporting.claims import corrected
+from bulwark.reporting import claims
+from bulwark.reporting.claims import check_claim, corrected
 
 ROUNDS = 300
 
@@ -115,3 +119,28 @@ def test_a_page_of_false_claims_seldom_holds_a_significant_one():
         uncorrected += p_values.min() < 0.05
     assert 0.03 < once / 2000 < 0.07
     assert uncorrected / 2000 > 0.4
+
+
+def test_a_page_of_claims_about_nothing_seldom_holds_a_decided_one(tmp_path, monkeypatch):
+    """From scores files to verdicts: two recipes of the same quality on each of many benchmarks."""
+    monkeypatch.setattr(claims, "compare", partial(compare, resamples=999))
+    rng = np.random.default_rng(7)
+    pages, size, n = 40, 16, 60
+    before, after = 0, 0
+    for number in range(pages):
+        checked = []
+        for index in range(size):
+            cells = []
+            for recipe in ("a", "b"):
+                rows = [{"id": str(i), "right": int(right)} for i, right in enumerate(rng.random(n) < 0.6)]
+                value = sum(row["right"] for row in rows) / n
+                metric = {"value": value, "stderr": 0.1, "interval": [0, 1], "n": n, "higher_is_better": True}
+                folder = tmp_path / f"{number}-{index}"
+                cells.append(write_scores(folder, "m", recipe, 0, "task", {"right": metric}, rows))
+            better = {"benchmark": "task", "metric": "right", "recipe": "a", "than": "b", "margin": 0.0}
+            spec = {"statement": "s", "source": "p", "study": "x", "conditions": [{"better": better}]}
+            checked.append(check_claim(f"c{index}", spec, cells))
+        before += any(claim["verdict"] != "undecided" for claim in checked)
+        after += any(claim["verdict"] != "undecided" for claim in corrected(checked))
+    assert before / pages > 0.2
+    assert after / pages < 0.12

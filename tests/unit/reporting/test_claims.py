@@ -109,15 +109,15 @@ def test_claims_of_a_page_are_corrected_by_holms_procedure():
     from scipy.stats import false_discovery_control  # another procedure, which rejects at least as much
 
     p_values = [0.01, 0.04, None, 0.03, 0.005]
-    found = corrected(page(*p_values))
-    # By hand: 0.005 * 4, 0.01 * 3, 0.03 * 2, and 0.04 * 1 not below the one before.
-    assert [claim["p_corrected"] for claim in found] == pytest.approx([0.03, 0.06, None, 0.06, 0.02])
-    assert [claim["verdict"] for claim in found] == ["reproduced", "undecided", "reproduced", "undecided", "reproduced"]
+    found = corrected([*page(*p_values[:2]), *page(None, verdict="undecided"), *page(*p_values[3:])])
+    # By hand, of five claims: 0.005 * 5, 0.01 * 4, 0.03 * 3, and 0.04 * 2 not below the one before.
+    assert [claim["p_corrected"] for claim in found] == pytest.approx([0.04, 0.09, None, 0.09, 0.025])
+    assert [claim["verdict"] for claim in found] == ["reproduced", *["undecided"] * 3, "reproduced"]
     assert found[1]["uncorrected_verdict"] == "reproduced"
-    assert "uncorrected_verdict" not in found[0]
-    known = [p for p in p_values if p is not None]
-    ours = [claim["p_corrected"] for claim in found if claim["p_corrected"] is not None]
-    assert all(theirs <= mine for theirs, mine in zip(false_discovery_control(known), ours, strict=True))
+    assert not any("uncorrected_verdict" in found[index] for index in (0, 2))
+    theirs = false_discovery_control([1.0 if p is None else p for p in p_values])
+    ours = [1.0 if claim["p_corrected"] is None else claim["p_corrected"] for claim in found]
+    assert all(other <= own for other, own in zip(theirs, ours, strict=True))
     assert corrected(page(0.049))[0]["verdict"] == "reproduced"
     assert corrected(page(0.2, 0.8))[1]["p_corrected"] == pytest.approx(0.8)
 
@@ -244,6 +244,23 @@ def test_metrics_without_rows_can_meet_thresholds_but_not_be_compared(tmp_path):
     assert verdict(claim({"at_least": auc}), cells) == "reproduced"
     with pytest.raises(ResultsError, match="no value of auc per record"):
         check_claim("c", claim(better("auc", benchmark="detector")), cells)
+
+
+@pytest.mark.parametrize("stderr", [None, 0.0, 0.2, 1e-6])
+@pytest.mark.parametrize(("low", "expected"), [(0.951, "reproduced"), (0.949, "undecided")])
+def test_without_rows_the_p_value_is_that_of_the_interval_in_the_file(tmp_path, stderr, low, expected):
+    # A perfect detector has an error of 0 and an interval with room.
+    metric = {"value": 1.0, "stderr": stderr, "interval": [low, 1.0], "higher_is_better": True}
+    cells = [write_scores(tmp_path, "m", "aside", 0, "detector", {"auc": metric})]
+    auc = {"benchmark": "detector", "metric": "auc", "recipe": "aside", "value": 0.95}
+    found = check_claim("c", claim({"at_least": auc}), cells)
+    assert found["verdict"] == expected
+    if expected == "reproduced":
+        assert 0.04 < found["p_verdict"] < 0.05
+        [alone, *_] = corrected([found, *page(None, verdict="undecided")])
+        assert alone["verdict"] == "undecided"
+    else:
+        assert check_claim("c", claim({"at_least": auc}, confidence=0.9), cells)["verdict"] == "reproduced"
 
 
 def test_means_that_are_no_rates(tmp_path):
