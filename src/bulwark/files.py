@@ -70,11 +70,29 @@ def digest(thing: Any) -> str:
 def files_below(folder: Path) -> list[str]:
     """All files below `folder`, relative and sorted; links are followed (Hub snapshots), dot files are left out."""
     names = []
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = Path(place).relative_to(folder)
         names += [(relative / name).as_posix() for name in files if not name.startswith(".")]
     return sorted(names)
+
+
+def walk(folder: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, into linked folders too, except where a link leads back to a folder that it was reached through."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not _leads_back(os.path.join(place, name), str(folder))]
+        yield place, folders, names
+
+
+def _leads_back(path: str, top: str) -> bool:
+    if not os.path.islink(path):
+        return False
+    target, above = os.path.realpath(path), path
+    while above not in (top, os.path.dirname(above)):
+        above = os.path.dirname(above)
+        if os.path.realpath(above) == target:
+            return True
+    return False
 
 
 def sha256_of(path: Path) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bulwark import seals
+from bulwark import files, seals
 from bulwark.errors import nearest
 from bulwark.reporting.numbers import NONE, number, with_error
 from bulwark.reporting.origins import facts
@@ -44,12 +44,14 @@ def measured_at(path: Path) -> list[Cell]:
     """
     path = Path(path)
     if not path.exists():
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ResultsError(f"{path} does not exist.{nearest(path.name, siblings)} To make it: snakemake -c2 -- {path}")
+        raise ResultsError(
+            f"{path} does not exist.{_meant(path)} To make it: snakemake -c2 -- {path}, with --configfile before the "
+            "-- if an overlay defines what it names."
+        )
     if path.is_file() and path.name != "checkpoint.json":
         return [_cell(path)]
-    files = [file for folder in _folders(path) for file in sorted(folder.rglob("*.json"))]
-    cells = [_cell(file) for file in files if not file.name.endswith(seals.ENDING)]
+    found = [file for folder in _folders(path) for file in sorted(_json_below(folder))]
+    cells = [_cell(file) for file in found if not file.name.endswith(seals.ENDING)]
     if not cells:
         raise ResultsError(
             f"{path}: nothing has been measured of it. Ask for a benchmark's scores, for example: "
@@ -67,6 +69,16 @@ def _folders(path: Path) -> list[Path]:
         return [stage for stage in stages if stage.is_dir()]
     inside = [folder / stage for stage in ("scores", "analyses") if (folder / stage).is_dir()]
     return inside or [folder]
+
+
+def _meant(path: Path) -> str:
+    """The name that is nearest to the first one of a path that is not there."""
+    wrong = next(place for place in [*reversed(path.parents), path] if not place.exists())
+    return nearest(wrong.name, [other.name for other in wrong.parent.iterdir()] if wrong.parent.is_dir() else [])
+
+
+def _json_below(folder: Path) -> list[Path]:
+    return [Path(place, name) for place, _, names in files.walk(folder) for name in names if name.endswith(".json")]
 
 
 def _example(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Scores in a terminal, of any checkpoint."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,19 @@ def test_without_a_path_everything_is_shown(results):
     assert "–" in printed()
 
 
+def test_what_lies_in_linked_folders_is_shown(results, tmp_path):
+    seen = {cell.scores for cell in measured_at(Path("results"))}
+    os.rename("results/scores/m/base", tmp_path / "disk")
+    os.symlink(tmp_path / "disk", "results/scores/m/base")
+    assert {cell.scores for cell in measured_at(Path("results"))} == seen
+
+
 @pytest.mark.parametrize(
     ("path", "said"),
     [
         ("results/scores/m/vanilla+asdie", 'does not exist. Did you mean "vanilla+aside"?'),
+        ("results/scores/m/vanilla+asdie/seed0/sep.json", 'Did you mean "vanilla+aside"?'),
+        ("results/scores/m/vanilla+aside/seed7/sep.json", "with --configfile before the --"),
         ("results/checkpoints/m/heretic/seed0", "results/scores/m/heretic/seed0/<benchmark>.json"),
         ("results/data/records.json", "is no scores file"),
     ],
