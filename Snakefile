@@ -44,4 +44,9 @@ onstart:
 
 
 onerror:
-    stopping.ended(logger)
+    stopping.ended(logger, log)
+
+
+onsuccess:
+    for path in left_over(catalogue):
+        logger.warning(f"{path} is left from before, and nothing asks for it any more: remove it.")

@@ -120,7 +120,9 @@ def _status(options: argparse.Namespace) -> int:
     for path in [*files, readable, paths.page(catalogue.name)]:
         if Path(path).exists():
             console.print(f"{path}{_mark(found.states, path)}", markup=False, soft_wrap=True)
-    _print_rest("Stale, and why:", [f"{_some(them)}: {why}" for why, them in found.stale.items()], console)
+    _print_rest("Left from before, and nothing asks for it any more; remove it:", found.left_over, console)
+    stale = [f"{_some(them)}: {why.removeprefix(f'{them[0]} ')}" for why, them in found.stale.items()]
+    _print_rest("Stale, and why:", stale, console)
     if found.derived:
         console.print(f"  {found.derived} more, because they are made from these")
     return 0

@@ -23,14 +23,16 @@ def answer(checkout, *arguments) -> str:
         (["results/scores/miniature/aside/seed0/sep.jsn"], ["seed0/{benchmark}.json"]),
         (["results/scores/miniature/aside/sep.json"], ["results/scores/{model}/{recipe}/seed{seed}/{benchmark}.json"]),
         (["results/scores/miniature/asid/seed0/sep.json"], ['unknown step "asid"', 'Did you mean "aside"?']),
-        (["results/scores/miniature/aside/seed007/sep.json"], ["aside/seed{seed}/sep.json"]),
+        (["results/scores/miniature/aside/seed007/sep.json"], ["aside/seed7/sep.json"]),
         ([f"results/scores/miniature/aside/seed{'9' * 100}/sep.json"], ["aside/seed{seed}/sep.json"]),
+        (["results/scores/miniature/aside/seed00/sep.json"], ['Did you mean "results/scores/miniature/aside/seed0/']),
         (["nowhere/x"], ['no file "nowhere/x"', "docs/architecture.md"]),
         (["--configfile", MINIATURE, SCORES], [f"--configfile {MINIATURE} -- {SCORES}"]),
         (["--configfile", MINIATURE, "table_sep", "claims", "-c2"], [f"--configfile {MINIATURE} -- table_sep claims"]),
         (["--configfile", "config/minature.yaml", "--", "all"], ['Did you mean "miniature.yaml"?']),
         (["--configfile=config/minature.yaml", "--", "all"], ['Did you mean "miniature.yaml"?']),
         (["--configfile", MINIATURE, "--config", "replac=true", "--", "all"], ['Did you mean "replace"?']),
+        (["--configfile", MINIATURE, "--config", "replace=yes", "--", "all"], ["write replace=true or replace=false"]),
     ],
 )
 def test_a_slip_is_answered_with_what_was_meant(checkout, arguments, parts):

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 from collections import Counter
 
@@ -13,6 +14,7 @@ from tests.conftest import ROOT, SMALLEST, Checkout, copy_of_the_tree, jobs
 from tests.helpers.sealed_results import fabricate, planned
 
 ALL = ("--configfile", SMALLEST, "--", "all")
+OTHER_TRIGGERS = ([], ["--rerun-triggers", "mtime"], ["--workflow-profile", "none"])  # the last: without our profile
 CHECKPOINT = "results/checkpoints/miniature/aside/seed0/checkpoint.json"
 
 
@@ -48,19 +50,22 @@ def states(plan) -> Counter:
     return Counter((task["asked"].split(" ")[1].split(":")[0], task["state"]) for task in plan)
 
 
-def test_sealed_results_are_done_wherever_and_whenever_they_lie(sealed):
-    plan, printed = planned(sealed, *ALL)
+@pytest.mark.parametrize("options", OTHER_TRIGGERS, ids=" ".join)
+def test_sealed_results_are_done_wherever_and_whenever_they_lie(sealed, options):
+    plan, printed = planned(sealed, *options, *ALL)
     assert {state for _, state in states(plan)} == {"done"}
     assert "Nothing to be done" in printed
     assert str(ROOT) not in json.dumps(plan)
     assert str(sealed.folder) not in json.dumps(plan), "a path that a moved checkout does not have"
 
 
-def test_results_of_other_settings_are_stale_even_if_snakemake_remembers_nothing(sealed):
+@pytest.mark.parametrize("options", OTHER_TRIGGERS, ids=" ".join)
+def test_results_of_other_settings_are_stale_even_if_snakemake_remembers_nothing(sealed, options):
     changed = overlay(sealed, "steps: {aside: {models: {miniature: {settings: {training: {learning_rate: 0.25}}}}}}\n")
-    plan, printed = planned(sealed, *changed)
+    plan, printed = planned(sealed, *options, *changed)
     assert states(plan)["apply_step", "stale"] == 1
     assert states(plan)["generate_answers", "stale"] == 2
+    assert re.search(r"apply_step +1\n", printed), printed
     for part in (
         "1 checkpoint, 2 sets of answers, 2 files of scores",
         CHECKPOINT,
@@ -102,7 +107,7 @@ def test_what_was_changed_by_hand_is_made_again(sealed):
 def test_without_a_seal_nothing_is_taken_for_what_is_asked_for(sealed):
     (sealed.folder / "results/data/miniature_tasks/test.jsonl.seal.json").unlink()
     plan, printed = planned(sealed, *ALL)
-    assert "results/data/miniature_tasks/test.jsonl has no seal" in printed
+    assert "results/data/miniature_tasks/test.jsonl: has no seal" in printed
     assert states(plan)["generate_answers", "stale"] == 3
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 from bulwark.config import loading, machine, overlays, plan as plan_jobs, plan_reports, plan_vectors
 from bulwark.config.standing.asked import asked
+from bulwark.config.standing.overview import left_over
 from bulwark.errors import BulwarkError
 from bulwark.jobs import stopping, warm
 

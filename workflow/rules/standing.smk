@@ -13,6 +13,7 @@ from bulwark.errors import ConfigurationError
 from snakemake.jobs import Job
 from snakemake.logging import logger
 from snakemake.persistence import NO_PARAMS_CHANGE, ParamsChange
+from snakemake.settings.types import RerunTrigger
 
 
 class Reason(ParamsChange):
@@ -33,13 +34,16 @@ def by_standing(build):
     """Build the DAG so that seals decide what runs; say what of it is finished, and stop where that needed GPUs."""
 
     def build_dag():
+        # Snakemake asks `params_changed` only for this trigger; --rerun-triggers or no profile would leave it out.
+        workflow.dag_settings.rerun_triggers = frozenset({RerunTrigger.PARAMS})
         dag, persistence = workflow.dag, workflow.persistence
         decide = dag.update_needrun
 
         async def update_needrun(create_inventory=False):
             wanted = {job: task_of(job) for job in dag.jobs if "asked" in job.params.keys()}
             standings = Standings(wanted.values())
-            explained(refuse_orphans, standings)
+            if not workflow.dag_settings.allowed_rules:  # with them, the user says what is to be taken as given
+                explained(refuse_orphans, standings)
             done = explained(done_of, standings, wanted.values())
             # Snakemake takes what it did not see finish, because it was killed itself, for incomplete.
             dag.forcefiles -= done - set(workflow.dag_settings.forcerun)
@@ -102,14 +106,21 @@ def remade_by(job, standing):
     if not reason and workflow.dag.reason(job).forced:
         reason = "you asked for it (--forcerun, --forceall)"
     hours = gpus * job.resources.get("runtime", 0) / 60 / LIMIT_OVER_EXPECTED
-    return gate.Remade(tuple(map(str, job.output)), job.rule.name, reason, max(gpus, standing.gpus), hours)
+    return gate.Remade(
+        tuple(map(str, job.output)),
+        job.rule.name,
+        reason,
+        max(gpus, standing.gpus),
+        hours,
+        defined_otherwise=bool(reason) and standing.defined_otherwise,
+    )
 
 
 def tell(remade):
     """Print what would be made again; before a run, stop where it needed GPUs."""
     remade = [*remade, *gate.left_stale(remade)] if gate.told(remade) else remade
     if not workflow.dryrun:
-        explained(gate.refuse, remade, config.get("replace", False))
+        explained(gate.refuse, remade, overlays.replace_finished(config))
     if text := gate.told(remade):
         logger.warning(text)
 

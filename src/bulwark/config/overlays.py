@@ -225,8 +225,8 @@ def _map(part: Part) -> Mapping[str, Any]:
 def read(paths: Sequence[str | Path], folder: Path, options: Mapping[str, Any] | None = None) -> Configuration:
     """Read config.yaml of `folder` and the overlays `paths`.
 
-    Raises ConfigurationError for a file that cannot be read, an overlay without a name of its own, and an unknown
-    option.
+    Raises ConfigurationError for a file that cannot be read, an overlay without a name of its own, and an option that
+    is unknown or has a value that it cannot have.
     """
     for option in options or ():
         if option not in _OPTIONS:
@@ -234,6 +234,7 @@ def read(paths: Sequence[str | Path], folder: Path, options: Mapping[str, Any] |
                 f"--config {option}=…: there is no such option.{nearest(option, _OPTIONS)} Settings stand in a file "
                 "(--configfile)."
             )
+    replace_finished(options or {})
     files = [_part(_shown(path), _document(Path(path))) for path in (folder / "config.yaml", *paths)]
     for file in files:
         for section in {*_WITH_DOTS, *_WITHOUT_DOTS} & set(file.data):
@@ -241,6 +242,18 @@ def read(paths: Sequence[str | Path], folder: Path, options: Mapping[str, Any] |
                 check_name(name, Origin((file,)).at(section, name), dots=section in _WITH_DOTS)
     _check_name(files[-1], [*paths, folder / "config.yaml"][len(paths) - 1], folder)
     return Configuration(tuple(files), dict(options or {}))
+
+
+def replace_finished(options: Mapping[str, Any]) -> bool:
+    """The option `replace`: whether finished results that needed GPUs may be made again.
+
+    Raises ConfigurationError if it is neither true nor false.
+    """
+    given = options.get("replace", False)
+    replaces = {"true": True, "false": False}.get(str(given).lower())
+    if replaces is None:
+        raise ConfigurationError(f"--config replace={given}: write replace=true or replace=false.")
+    return replaces
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

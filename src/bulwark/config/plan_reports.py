@@ -253,6 +253,9 @@ def _as_form(parts: list[str], form: list[str], limits: Mapping[str, str]) -> tu
         pieces = re.split(r"{(\w+)}", wanted)  # every second one is a wildcard
         regex = "".join(f"(?:{limits.get(p, '[^/]+')})" if n % 2 else re.escape(p) for n, p in enumerate(pieces))
         fits = re.fullmatch(regex, part) is not None
+        unpadded = re.sub(r"^(seed)0+(?=\d)", r"\1", part)
+        if not fits and re.fullmatch(regex, unpadded):  # seed00 means seed0
+            part, fits, far = unpadded, True, far + 0.1
         far += 0.0 if fits else 2 - difflib.SequenceMatcher(None, part, wanted).ratio()
         meant.append(part if fits else wanted)
     return far, "/".join(meant)

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -24,6 +25,11 @@ from bulwark import interrupts
 SHELL_PREFIX = "trap '' INT TERM; set -euo pipefail; "
 FIRST_LINE = "Told to end: the running jobs save what they have, and no others start; Ctrl-C again ends them at once."
 LAST_LINE = f"Stopped. What was saved is used when you {interrupts.AGAIN}."
+KILLED_LINE = (
+    "A job was killed (SIGKILL), most often because memory ran out: give its stage more `mem_gb` (config/models/), or "
+    f"run fewer jobs at once (-c). What was saved is used when you {interrupts.AGAIN}."
+)
+_KILLED = f"died with {signal.SIGKILL!r}"  # as subprocess says it
 # What Snakemake says of the end, some of it each time that a job ends.
 _SAID_ALREADY = ("Will exit after finishing", "Terminating processes on user", "Shutting down", "Exiting because a job")
 
@@ -80,10 +86,15 @@ def watch(logger: logging.Logger) -> None:
             handler.addFilter(Quiet(mark))
 
 
-def ended(logger: logging.Logger) -> None:
-    """The workflow has ended without success: say how it goes on, if it was told to end."""
+def ended(logger: logging.Logger, logs: Sequence[str] = ()) -> None:
+    """The workflow has ended without success: say how it goes on, if it was told to end, or a job was killed.
+
+    logs: the files that keep what was said of the jobs.
+    """
     if interrupts.mark_of(interrupts.workflow_here()).exists():
         logger.warning(LAST_LINE)
+    elif any(_KILLED in Path(log).read_text(encoding="utf-8", errors="replace") for log in logs if Path(log).is_file()):
+        logger.warning(KILLED_LINE)
 
 
 def jobs_that_handle(number: int) -> list[int]:

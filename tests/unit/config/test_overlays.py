@@ -61,6 +61,10 @@ def test_a_name_that_cannot_be_part_of_a_path_is_refused(tmp_path, name):
 def test_only_known_options_are_taken(tmp_path):
     assert read(tmp_path, "name: mine", options={"replace": True}).options == {"replace": True}
     assert 'Did you mean "replace"?' in refused(tmp_path, "name: mine", options={"replaec": True})
+    for value, means in ((True, True), ("true", True), ("False", False)):
+        assert overlays.replace_finished(read(tmp_path, "name: mine", options={"replace": value}).options) is means
+    for wrong in ("yes", 1, None):
+        assert "write replace=true or" in refused(tmp_path, "name: mine", options={"replace": wrong})
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,16 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from bulwark import seals
-from bulwark.config import loading, overlays, paths
+from bulwark.config import loading, overlays, paths, plan_reports
 from bulwark.config.standing import gate
 from bulwark.config.standing.asked import asked
 from bulwark.config.standing.dry_run import told_again
-from bulwark.config.standing.overview import overview
+from bulwark.config.standing.overview import left_over, overview
 from bulwark.config.standing.standing import Standings, Task, made_from
 from tests.conftest import ROOT, SMALLEST
 
@@ -158,9 +159,20 @@ def test_what_was_made_from_a_result_is_found_by_seals_alone():
     assert set(made_from([SCORES])) == set()
 
 
+@pytest.mark.parametrize("linked", ["results/scores", "results/scores/m", "results/scores/m/a/seed0", "results"])
+def test_results_in_folders_that_are_linked_are_found(linked, results):
+    """Big ones lie on another disk. A link in a circle is no end."""
+    elsewhere = results / "elsewhere" / "disk"
+    elsewhere.parent.mkdir()
+    os.rename(linked, elsewhere)
+    os.symlink(elsewhere, linked)
+    os.symlink(results / linked, elsewhere / "back")
+    assert set(made_from([MODEL])) == {ANSWERS, SCORES}
+
+
 def test_the_gate_tells_what_why_how_many_and_how_long():
     found = [
-        gate.Remade((MODEL,), "apply_step", "settings.rate was 0.1 and is to be 0.2", 8, 16.0),
+        gate.Remade((MODEL,), "apply_step", "settings.rate was 0.1 and is to be 0.2", 8, 16.0, defined_otherwise=True),
         gate.Remade((ANSWERS,), "generate_answers", "", 1, 0.5),
         gate.Remade(("results/reports/x/report.html",), "write_report", "the code that makes it has changed"),
     ]
@@ -180,15 +192,30 @@ def test_the_gate_tells_what_why_how_many_and_how_long():
     assert gate.told(found[2:]) == ""
 
 
+def test_of_a_damaged_result_the_gate_says_the_path_once_and_gives_no_other_name():
+    os.truncate(ANSWERS, 3)
+    damaged = standings().of(standings().tasks[ANSWERS])
+    text = gate.told([gate.Remade((ANSWERS,), "generate_answers", damaged.reason)])
+    assert text.count(ANSWERS) == 1
+    assert f"{ANSWERS}: has 3 bytes" in text
+    assert "a name of its own" not in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"), [({"code": "02"}, False), ({"settings": {}}, True), ({"code": "02", "settings": {}}, True)]
+)
+def test_another_name_helps_only_against_another_definition(changed, expected):
+    found = standings(apply_step=task(MODEL, **changed))
+    assert found.of(found.tasks[MODEL]).defined_otherwise is expected
+    assert not found.of(found.tasks[DATA]).defined_otherwise
+
+
 def test_the_gate_stops_where_gpus_were_needed_and_only_there():
     costly = [gate.Remade((MODEL,), "apply_step", "settings.rate is different", 8)]
     with pytest.raises(gate.BulwarkError, match="replace=true"):
         gate.refuse(costly, replace=False)
-    for given in (True, "true", "True"):
-        gate.refuse(costly, replace=given)
+    gate.refuse(costly, replace=True)
     gate.refuse([gate.Remade((MODEL,), "apply_step", "settings.rate is different")], replace=False)
-    with pytest.raises(gate.ConfigurationError, match="replace=maybe"):
-        gate.refuse(costly, replace="maybe")
 
 
 def test_the_gate_stops_also_for_results_that_would_only_become_stale():
@@ -235,3 +262,16 @@ def test_the_overview_counts_by_study_and_lists_reasons():
     assert found.studies["aside"]["checkpoints"] == {"stale": 1, "missing": 2}
     assert found.studies["aside"]["tables"] == {"missing": 1}
     assert (found.stale, found.derived) == ({"its code has changed": [model]}, 2)
+
+
+def test_what_a_configuration_does_not_ask_for_any_more_is_found_in_its_reports():
+    config = ROOT / "config"
+    catalogue = loading.load(overlays.read([ROOT / SMALLEST], config), config)
+    folder = Path(paths.report(catalogue.name))
+    asked = [*plan_reports.shown(catalogue), *paths.claims(catalogue.name), paths.page(catalogue.name)]
+    left = [f"{folder}/figures/old.png", f"{folder}/tables/old.md"]
+    for path in [*asked, *left]:
+        for written in (Path(path), seals.seal_of(path)):
+            written.parent.mkdir(parents=True, exist_ok=True)
+            written.touch()
+    assert overview(catalogue, []).left_over == left_over(catalogue) == left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -204,3 +205,14 @@ def test_jobs_that_handle_a_signal_are_told_from_their_shells():
     finally:
         os.kill(job, signal.SIGKILL)
         shell.wait(10)
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_job_that_was_killed_is_told_with_what_to_do(tmp_path, monkeypatch, caplog, killed):
+    monkeypatch.setattr(interrupts, "mark_of", lambda workflow: tmp_path / "no mark")
+    command = [sys.executable, "-c", f"import os; os.kill(os.getpid(), 9) if {killed} else exit(1)"]
+    with pytest.raises(subprocess.CalledProcessError) as ended:
+        subprocess.run(command, check=True)
+    (tmp_path / "log").write_text(f"CalledProcessError: {ended.value}", encoding="utf-8")
+    stopping.ended(logging.getLogger("test"), [str(tmp_path / "log"), str(tmp_path / "none")])
+    assert ("mem_gb" in caplog.text) == killed

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bulwark.config.standing.asked import gpus_of, rule_of
 from bulwark.config.standing.standing import made_from
-from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.errors import BulwarkError
 
 OPENING = "Finished results would be made again:"
 # {rule: what it makes}, in the order in which they are told.
@@ -50,7 +50,8 @@ class Remade:
 
     paths: its files. reason: why, in words; "" where it is only made from another one that is. gpus: that it was made
     with, or that the plan gives it. gpu_hours: that making it again is expected to take. planned: whether the plan
-    makes it; if not, it only becomes stale, because it was made from one that the plan makes.
+    makes it; if not, it only becomes stale, because it was made from one that the plan makes. defined_otherwise:
+    whether the reason is that other settings or inputs are asked for, which could have a name of their own.
     """
 
     paths: tuple[str, ...]
@@ -59,6 +60,7 @@ class Remade:
     gpus: int = 0
     gpu_hours: float = 0.0
     planned: bool = True
+    defined_otherwise: bool = False
 
 
 def left_stale(remade: Sequence[Remade]) -> list[Remade]:
@@ -82,27 +84,24 @@ def told(remade: Sequence[Remade]) -> str:
     shown = sorted(reasons.items(), key=lambda item: -len(item[1]))
     for reason, paths in shown[:_MOST]:
         others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        lines.append(f"{paths[0]}{others}: {reason}")
+        lines.append(f"{paths[0]}{others}: {reason.removeprefix(f'{paths[0]} ')}")
     if len(shown) > _MOST:
         lines.append(f"… and {len(shown) - _MOST} more reasons: bulwark status lists all")
     if derived := sum(not result.reason for result in counted):
         lines.append(f"{derived} more: made from these")
     if left := [result for result in remade if result.rule in KINDS and not result.planned]:
         lines.append(f"Not made again, but stale then, because made from these: {_counts(left)}.")
-    lines.append("To keep them, give a model, data set, step or benchmark that is defined otherwise a name of its own.")
+    if any(result.defined_otherwise for result in counted):
+        lines.append(
+            "To keep them, give a model, data set, step or benchmark that is defined otherwise a name of its own."
+        )
     return "\n  ".join(lines)
 
 
-def refuse(remade: Sequence[Remade], replace: object) -> None:
-    """Raise BulwarkError if a finished result that needed GPUs would be replaced; replace: the option of that name.
-
-    Raises ConfigurationError for an option that is neither true nor false.
-    """
-    replaces = {"true": True, "false": False}.get(str(replace).lower())
-    if replaces is None:
-        raise ConfigurationError(f"--config replace={replace}: write replace=true or replace=false.")
+def refuse(remade: Sequence[Remade], replace: bool) -> None:
+    """Raise BulwarkError if a finished result that needed GPUs would be replaced; replace: whether it may be."""
     costly = [result for result in remade if result.gpus and result.rule in KINDS]
-    if costly and not replaces:
+    if costly and not replace:
         raise BulwarkError(
             f"{told(remade)}\n  {len(costly)} of them needed GPUs, so nothing was started. To make them again: the "
             "same command with --config replace=true"

@@ -12,6 +12,7 @@ from bulwark.config.standing.asked import differences
 _LONGEST = 60  # of a value that is shown, in characters
 _MOST = 3  # settings that are named
 _UNKNOWN = object()
+CODE_HAS_CHANGED = "the code that makes it has changed"
 
 
 def difference(path: str, made: str, wanted: str, params: Mapping[str, Any]) -> str:
@@ -25,7 +26,7 @@ def difference(path: str, made: str, wanted: str, params: Mapping[str, Any]) -> 
     if len(told) > _MOST:
         told[_MOST:] = [f"{len(told) - _MOST} more settings are different"]
     if len(changed) > len(settings):
-        told.append("the code that makes it has changed")
+        told.append(CODE_HAS_CHANGED)
     return "; ".join(told) or "something else was asked for when it was made"
 
 

@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from bulwark import seals
+from bulwark import files, seals
 from bulwark.config.standing.asked import gpus_of, same
-from bulwark.config.standing.reasons import difference
+from bulwark.config.standing.reasons import CODE_HAS_CHANGED, difference
 from bulwark.errors import BulwarkError, CheckpointError
 
 
@@ -34,12 +34,14 @@ class Standing:
     """of: files of one job. reason: why it is stale, or would be if it were not missing; "" where nothing says so.
 
     root: whether the reason is its own, and not that it is made from something stale. gpus: that it was made with.
+    defined_otherwise: whether the reason is that settings or inputs are others, and not only the code.
     """
 
     state: Literal["done", "stale", "missing"]
     reason: str = ""
     root: bool = True
     gpus: int = 0
+    defined_otherwise: bool = False
 
 
 class Standings:
@@ -74,7 +76,7 @@ class Standings:
 
     def _judged(self, task: Task) -> Standing:
         gone = [path for path in task.outputs if not os.path.exists(path)]
-        reason, root, gpus = "", True, 0
+        reason, root, gpus, defined_otherwise = "", True, 0, False
         for path in task.outputs:
             try:
                 seal = seals.read(path)
@@ -88,6 +90,7 @@ class Standings:
                 break
             gpus = max(gpus, gpus_of(seal.asked))
             reason = self._difference(path, seal, task)
+            defined_otherwise = reason not in ("", CODE_HAS_CHANGED)
             if not reason and (path not in gone or os.path.islink(path)):
                 reason = seals.damage(path)
             if reason:
@@ -95,7 +98,7 @@ class Standings:
         else:
             reason = self._upstream(task)
             root = not reason
-        return Standing("missing" if gone else "stale" if reason else "done", reason, root, gpus)
+        return Standing("missing" if gone else "stale" if reason else "done", reason, root, gpus, defined_otherwise)
 
     def _difference(self, path: str, seal: seals.Seal, task: Task) -> str:
         """What the seal of a file says differently from the task; "" for nothing."""
@@ -157,7 +160,7 @@ def made_from(paths: Iterable[str], folder: str = "results") -> dict[str, str]:
 
 def _sealed(folder: str) -> Iterator[str]:
     """All results below a folder that are there and have a seal, or are a manifest."""
-    for place, _, names in os.walk(folder):
+    for place, _, names in files.walk(folder):
         there = set(names)
         for name in names:
             if name in seals.MANIFESTS or f"{name}{seals.ENDING}" in there:
