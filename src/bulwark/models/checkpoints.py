@@ -8,7 +8,6 @@ dropping the roles. `load_model` needs no such flag: it runs this library's own 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from bulwark import files
 from bulwark.errors import CheckpointError
 from bulwark.models import embeddings, manifests
+from bulwark.models.folders.beside import check_generation, forget_defaults, read_json, template_beside
 from bulwark.models.folders.weights import refuse_adapter, weights_of
 
 transformers_logging.disable_progress_bar()  # its bars of reading and writing shards would fill the jobs' logs
@@ -69,9 +69,10 @@ def load_model(
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:5])
             raise CheckpointError(f"{folder}: weights of the model are missing: {missing}.")
+        forget_defaults(model, config)
         embeddings.install(model)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
+    except (ValueError, OSError, RuntimeError, ImportError, KeyError) as error:
+        raise CheckpointError(f"{folder}: the model cannot be loaded{_quantised(config)}: {error}") from error
     return model
 
 
@@ -82,7 +83,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     names = folder / "tokenizer_config.json"
     try:
-        if names.exists() and _json(names).get("tokenizer_class") in _GENERIC_TOKENIZERS:
+        if names.exists() and read_json(names).get("tokenizer_class") in _GENERIC_TOKENIZERS:
             # tokenizer.json says it all; AutoTokenizer would rebuild it after the model's family (seen with Qwen2).
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         else:
@@ -93,6 +94,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
     for option in ("local_files_only", "is_local"):  # how it was read would be saved with it
         tokenizer.init_kwargs.pop(option, None)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = template_beside(folder)
     return tokenizer
 
 
@@ -155,6 +158,7 @@ def _checked(folder: Path, unfinished: bool, known: bool) -> dict[str, Any]:
     for file in weights_of(folder, compare=not known):
         if file.suffix == ".safetensors":
             _refuse_cut(file)
+    check_generation(folder, config)
     return config
 
 
@@ -165,20 +169,16 @@ def _config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: there is no config.json, so this is not a model folder, or a half-written one."
         )
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise CheckpointError(f'{folder}: config.json names no "model_type".')
     return config
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not readable as JSON ({error}): the file is cut or was changed.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(content).__name__}.")
-    return content
+def _quantised(config: dict[str, Any]) -> str:
+    """By what the weights are quantised, to be said where they cannot be loaded."""
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    return f" (its weights are quantised by {method}, whose packages have to be installed)" if method else ""
 
 
 def _refuse_cut(file: Path) -> None:

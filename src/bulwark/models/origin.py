@@ -70,6 +70,7 @@ def _replace_tokenizer(origin: Path, folder: Path, pad_token: str | None) -> Non
                 f"in source.pad_token: {', '.join(tokenizer.all_special_tokens)}."
             )
         tokenizer.pad_token = pad_token
-    for name in (*_TOKENIZERS, "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja"):
+    beside = ("special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja", "chat_template.json")
+    for name in (*_TOKENIZERS, *beside):
         (folder / name).unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)

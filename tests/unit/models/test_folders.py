@@ -15,7 +15,7 @@ from tiny_tokenizers import tiny_tokenizer
 
 from bulwark.errors import CheckpointError
 from bulwark.models import manifests
-from bulwark.models.checkpoints import load_model, save_model
+from bulwark.models.checkpoints import load_model, load_tokenizer, save_model
 from bulwark.models.folders.carried import carry_on
 from bulwark.models.folders.weights import weights_of
 from bulwark.models.open import open_model
@@ -209,3 +209,70 @@ def test_the_files_come_through_links_as_in_the_hub_s_cache(folder):
     adopted(folder)
     assert carry_on(folder.parent / "model/model.json", folder.parent / "next") == ["preprocessor_config.json"]
     assert not (folder.parent / "next/preprocessor_config.json").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ('{"eos_token_id": [1, 4],}', "not readable as JSON"),  # a comma too many, from adding one by hand
+        ('{"eos_token_id": "</s>"}', r'eos_token_id: "</s>" is no id of the model\'s vocabulary'),
+        ('{"eos_token_id": [3, 99999]}', "eos_token_id: 99999 is no id"),
+        ('{"eos_token_id": -1}', "eos_token_id: -1 is no id"),
+        ('{"eos_token_id": true}', "eos_token_id: true is no id"),
+        ("[]", "expected a JSON object, found list"),
+    ],
+)
+def test_a_generation_configuration_that_transformers_would_pass_over_is_refused(folder, written, told):
+    (folder / "generation_config.json").write_text(written)
+    with pytest.raises(CheckpointError, match=rf"generation_config\.json: .*{told}"):
+        load_model(folder)
+
+
+def test_stop_strings_are_told(folder, caplog):
+    (folder / "generation_config.json").write_text('{"eos_token_id": [3], "stop_strings": ["###"]}')
+    load_model(folder)
+    assert "generation_config.json: stop_strings are not used" in caplog.text
+
+
+def test_a_stop_token_that_only_the_model_s_class_names_ends_nothing(folder):
+    """Llama's class has 2, which in this tokenizer is a token that the user's file does not name."""
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("eos_token_id", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_model(folder).generation_config.eos_token_id is None
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 5}))
+    assert load_model(folder).generation_config.eos_token_id == 5
+
+
+def test_a_processor_s_chat_template_is_read_and_a_misnamed_one_is_refused(folder):
+    template = load_tokenizer(folder).chat_template
+    jinja = folder / "chat_template.jinja"
+    assert jinja.read_text() == template
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "another"}))
+    assert load_tokenizer(folder).chat_template == template  # the tokenizer's own comes first
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    jinja.rename(folder / "chat_template.jinja2")
+    assert load_tokenizer(folder).chat_template == template
+    (folder / "chat_template.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r'chat_template\.json: there is no text under "chat_template"'):
+        load_tokenizer(folder)
+    (folder / "chat_template.json").unlink()
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja2: .*Name it chat_template\.jinja"):
+        load_tokenizer(folder)
+    (folder / "chat_template.jinja2").unlink()
+    assert load_tokenizer(folder).chat_template is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rope_parameters": {"rope_type": "foo", "rope_theta": 1e4}}, "cannot be loaded: .*foo"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"cannot be loaded \(its weights are .* gptq"),
+    ],
+)
+def test_a_model_that_transformers_cannot_build_is_named(folder, changes, told):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(CheckpointError, match=rf"mine: the model {told}"):
+        load_model(folder)
