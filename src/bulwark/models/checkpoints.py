@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from bulwark import files
 from bulwark.errors import CheckpointError
 from bulwark.models import embeddings, manifests
-from bulwark.models.folders.beside import check_generation, forget_defaults, read_json, template_beside
+from bulwark.models.folders.beside import check_generation, read_json, template_beside
 from bulwark.models.folders.weights import refuse_adapter, weights_of
 
 transformers_logging.disable_progress_bar()  # its bars of reading and writing shards would fill the jobs' logs
@@ -69,7 +69,6 @@ def load_model(
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:5])
             raise CheckpointError(f"{folder}: weights of the model are missing: {missing}.")
-        forget_defaults(model, config)
         embeddings.install(model)
     except (ValueError, OSError, RuntimeError, ImportError, KeyError) as error:
         raise CheckpointError(f"{folder}: the model cannot be loaded{_quantised(config)}: {error}") from error

@@ -234,17 +234,6 @@ def test_stop_strings_are_told(folder, caplog):
     assert "generation_config.json: stop_strings are not used" in caplog.text
 
 
-def test_a_stop_token_that_only_the_model_s_class_names_ends_nothing(folder):
-    """Llama's class has 2, which in this tokenizer is a token that the user's file does not name."""
-    (folder / "generation_config.json").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("eos_token_id", None)
-    (folder / "config.json").write_text(json.dumps(config))
-    assert load_model(folder).generation_config.eos_token_id is None
-    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 5}))
-    assert load_model(folder).generation_config.eos_token_id == 5
-
-
 def test_a_processor_s_chat_template_is_read_and_a_misnamed_one_is_refused(folder):
     template = load_tokenizer(folder).chat_template
     jinja = folder / "chat_template.jinja"

@@ -6,12 +6,9 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bulwark.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +40,7 @@ def check_generation(folder: Path, config: Mapping[str, Any]) -> None:
     content = read_json(file)
     given = content.get("eos_token_id")
     ids = given if isinstance(given, list) else [] if given is None else [given]
-    size = _of_text(config, "vocab_size")
+    size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
     for number in ids:
         whole = isinstance(number, int) and not isinstance(number, bool) and number >= 0
         if not whole or (isinstance(size, int) and number >= size):
@@ -56,17 +53,6 @@ def check_generation(folder: Path, config: Mapping[str, Any]) -> None:
         log.warning(
             "%s: stop_strings are not used: answers end at tokens. Name the ids of their tokens in eos_token_id.", file
         )
-
-
-def forget_defaults(model: PreTrainedModel, config: Mapping[str, Any]) -> None:
-    """Forget the stop token that transformers takes from a model's class where no file beside the weights names one.
-
-    In a class such as Llama's this is 2, whatever the tokenizer has there. config: the content of config.json.
-    """
-    generation = model.generation_config
-    derived = generation is not None and getattr(generation, "_from_model_config", False)
-    if derived and _of_text(config, "eos_token_id") is None:
-        generation.eos_token_id = None
 
 
 def template_beside(folder: Path) -> str | None:
@@ -86,9 +72,3 @@ def template_beside(folder: Path) -> str | None:
             "Name it chat_template.jinja, or move it away to write prompts without a template."
         )
     return None
-
-
-def _of_text(config: Mapping[str, Any], key: str) -> Any:
-    """A value of config.json, or of the part of it that is about text in a model of several media."""
-    inner = config.get("text_config")
-    return config[key] if config.get(key) is not None else inner.get(key) if isinstance(inner, dict) else None
