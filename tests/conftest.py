@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +17,9 @@ import pytest
 
 # Before anything imports torch: tensors this small only wait for one another's threads.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Under nohup, or in the background of a script, these are ignored, and every process that a test starts inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).parents[1]
 SMALLEST = "tests/config/smallest.yaml"

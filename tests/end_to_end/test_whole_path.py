@@ -167,9 +167,8 @@ def test_decoding_redoes_one_benchmark_only(finished):
 
 
 def test_how_a_metric_is_computed_redoes_scores_only(finished):
-    with edited(
-        finished.folder / "src/bulwark/benchmarks/sep.py", "witness.lower() in response.lower()", "witness in response"
-    ):
+    sep = finished.folder / "src/bulwark/benchmarks/sep.py"
+    with edited(sep, "_as_it_looks(witness).strip() in _as_it_looks(response)", "witness in response"):
         plan = finished.plan(*RUN)
     assert plan["score_answers"] == 3
     assert "generate_answers" not in plan

@@ -53,8 +53,8 @@ logger.setLevel(logging.INFO)
 logger.addHandler(logging.StreamHandler(sys.stdout))
 stopping.watch(logger)
 logger.info("Will exit after finishing currently running jobs (scheduler).")
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     with lock:
         while not interrupts.mark_of(interrupts.workflow_here()).exists():
             time.sleep(0.01)
