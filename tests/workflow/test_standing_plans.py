@@ -231,3 +231,11 @@ def test_a_source_that_has_gone_is_an_error_and_not_a_finished_result(own):
     assert done.returncode != 0
     assert "Nothing to be done" not in done.stdout
     assert "my-tasks/a.jsonl" in done.stdout
+
+
+def test_with_allowed_rules_the_results_of_all_others_are_taken_as_given(sealed):
+    """No rule makes them in such a plan, which does not mean that nothing could."""
+    (sealed.folder / "results/reports/smallest/tables/sep.md").unlink()
+    _, printed = planned(sealed, "--allowed-rules", "make_table", "--configfile", SMALLEST, "--", "table_sep")
+    assert "cannot be made any more" not in printed
+    assert re.search(r"make_table +1\n", printed), printed
