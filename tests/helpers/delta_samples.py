@@ -60,6 +60,9 @@ def objective_of(
         steps_per_epoch=training.steps_per_epoch(EXAMPLES),
         total_steps=training.total_steps(EXAMPLES),
         pad_id=PAD,
+        training=training,
+        builder=None,
+        method="vanilla",
     )
     fused = FusedVectors({2: vector()}, {"traits": ["rude"]})
     steering = InterventionSettings(**({"alpha": 0.5} | (intervention or {})))

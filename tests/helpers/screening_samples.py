@@ -91,7 +91,7 @@ def policies(always: bool = False) -> dict[str, Policy]:
 
 def objective_of(policy: Policy, folder: Path, schedule: ScheduleSettings | None = None, total: int = 4) -> Screened:
     job = Job("delta_loss", {}, "", str(folder / "checkpoint.json"), {}, {"seed": 0}, "")
-    course = Course(job, model_of(), records_of(), examples(COUNT), 4, total, PAD)
+    course = Course(job, model_of(), records_of(), examples(COUNT), 4, total, PAD, None, None, "vanilla")
     over = (schedule or ScheduleSettings()).over(total, 0.5)
     return Screened(course, policy, vectors=FusedVectors({LAYER: vector_of()}, {"traits": ["x"]}), schedule=over)
 

@@ -48,6 +48,9 @@ def course_of(
         steps_per_epoch=training.steps_per_epoch(count),
         total_steps=training.total_steps(count),
         pad_id=PAD,
+        training=training,
+        builder=None,
+        method="vanilla",
     )
 
 

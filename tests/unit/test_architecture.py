@@ -29,6 +29,7 @@ ROOMS = [
     "evaluation",
     "steering",
     "abliteration",
+    "unlearning",
     "steps",
     "benchmarks",
     "analyses",

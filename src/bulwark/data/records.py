@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from bulwark.errors import RecordError, nearest
 from bulwark.files import written_whole
-from bulwark.settings import Closed
+from bulwark.settings import Closed, Text
 
 TurnRole = Literal["system", "instruction", "data", "response"]
 EmbeddingRole = Literal["response", "instruction", "data"]
@@ -84,12 +84,49 @@ class Tokenised(Closed):
         return self
 
 
-SCHEMAS: dict[str, type[Conversation] | type[Tokenised]] = {"conversation": Conversation, "tokenised": Tokenised}
+class Passage(Closed):
+    """Raw text to train on, every token of it and without a chat template: a chunk of a corpus."""
+
+    id: str
+    text: Text
+    meta: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+
+class Preference(Closed):
+    """Two responses to one prompt, of which `chosen` is to be preferred. turns: the prompt, up to the response."""
+
+    id: str
+    turns: tuple[Turn, ...] = pydantic.Field(min_length=1)
+    chosen: Text
+    rejected: Text
+    meta: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+    @pydantic.model_validator(mode="after")
+    def _two_answers(self) -> Preference:
+        if self.turns[-1].role == "response":
+            raise ValueError("the prompt ends with a response; the responses are chosen and rejected")
+        if self.chosen == self.rejected:
+            raise ValueError("chosen and rejected are the same text, so neither can be preferred; remove the record")
+        return self
+
+    def conversation(self, side: Literal["chosen", "rejected"]) -> Conversation:
+        """The prompt with one of its two responses, as a conversation to train on."""
+        answer = Turn(role="response", text=getattr(self, side))
+        return Conversation(id=self.id, turns=(*self.turns, answer), meta=self.meta)
+
+
+Trainable = Conversation | Tokenised | Passage
+SCHEMAS: dict[str, type[Trainable] | type[Preference]] = {
+    "conversation": Conversation,
+    "tokenised": Tokenised,
+    "passage": Passage,
+    "preference": Preference,
+}
 """The kinds of records that belong to no benchmark; each benchmark module defines its kind as `Record`."""
 
 
-def read_training_records(path: str | Path) -> list[Conversation] | list[Tokenised]:
-    """Read a file of conversations or of tokenised examples; the fields of its first line tell which.
+def read_training_records(path: str | Path) -> list[Conversation] | list[Tokenised] | list[Passage]:
+    """Read a file of conversations, of tokenised examples or of passages; the fields of its first line tell which.
 
     Raises RecordError as `read_records` does.
     """
@@ -97,6 +134,8 @@ def read_training_records(path: str | Path) -> list[Conversation] | list[Tokenis
     _, first = next(lines_of(path), ("", ""))
     if _has_field(first, "input_ids"):
         return read_records(path, Tokenised)
+    if _has_field(first, "text") and not _has_field(first, "turns"):
+        return read_records(path, Passage)
     return read_records(path, Conversation)
 
 

@@ -158,6 +158,21 @@ class PromptBuilder:
             )
         return self._prompt(turns, segments, loss_on)
 
+    def passage(self, text: str) -> Prompt:
+        """Raw text to train on: no template around it, one beginning-of-sequence token, a label on every other token.
+
+        Its tokens have the role response, since they are what the model is to write. If it is longer than `max_tokens`,
+        its end is cut; no end-of-sequence token is put after it, since a chunk of a corpus seldom ends where it stops.
+        """
+        row = _Row(self._text_tokenizer([(text, False)]), [_Segment(Part(text), role="response", loss=True)])
+        truncated = self.max_tokens is not None and len(row.ids) > self.max_tokens
+        if truncated:
+            row.cut(-1, len(row.ids) - self.max_tokens)
+        self._check_ids(row.ids)
+        labels = [i if loss else IGNORED for i, loss in zip(row.ids, row.loss, strict=True)]
+        ids = [i + self.vocabulary * role for i, role in zip(row.ids, row.roles, strict=True)]
+        return Prompt(ids, labels, row.roles, [], row.text(), truncated)
+
     def _prompt(self, turns: Sequence[Turn], segments: list[_Segment], loss_on: str | None) -> Prompt:
         _settle_roles(segments)
         tokens = self._text_tokenizer([(segment.part.text, segment.part.turn is None) for segment in segments])

@@ -144,6 +144,22 @@ def build(model: nn.Module, settings: TrainingSettings, total: int) -> DeepSpeed
     return engine
 
 
+def frozen(model: nn.Module, settings: TrainingSettings) -> nn.Module:
+    """Put a model that is only read beside the one that is trained: on this rank's device, or sharded under ZeRO-3.
+
+    Its passes take no gradient. Under ZeRO-3 on several ranks it has to have been loaded within `sharded_loading`, and
+    all ranks must go through it equally often.
+    """
+    processes = start_processes()
+    model.requires_grad_(False).eval()
+    if settings.zero_stage != 3 or processes.count == 1:
+        return model.to(processes.device)
+    config = deepspeed_config(settings.model_copy(update={"offload": False}), processes.count)
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine, *_ = _deepspeed().initialize(model=model, config=config)
+    return engine.eval()
+
+
 def backward(engine: DeepSpeedEngine, loss: Tensor) -> None:
     """Accumulate the gradient of this rank's share `loss` of the step's loss; the shares of all ranks add up."""
     ranks = torch.distributed.get_world_size()

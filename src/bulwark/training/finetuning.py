@@ -6,6 +6,7 @@ stand inside the functions, because the workflow reads the settings when it plan
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ from bulwark.training.settings import TrainingSettings
 if TYPE_CHECKING:
     from torch import nn
 
-    from bulwark.data.records import Conversation, Tokenised
+    from bulwark.data.records import Conversation, Passage, Tokenised
     from bulwark.jobs.job import Job
     from bulwark.prompts.builder import Prompt, PromptBuilder
+    from bulwark.training.batches import StepBatches
     from bulwark.training.objectives import Objective
     from bulwark.training.observers import Observer
 
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class FineTuningSettings(Closed):
-    """A data set of conversations or of tokenised examples, and how to train on it.
+    """A data set of conversations, of tokenised examples or of passages, and how to train on it.
 
     ignore_embedded: train without the intervention that the parent's folder carries, if it does (see
         `bulwark.steering.embedded`); the result is free of it.
@@ -53,11 +55,76 @@ class Course:
 
     job: Job
     model: nn.Module
-    records: list[Conversation] | list[Tokenised]
+    records: list[Conversation] | list[Tokenised] | list[Passage]
     examples: list[Prompt]
     steps_per_epoch: int
     total_steps: int
     pad_id: int
+    training: TrainingSettings
+    builder: PromptBuilder
+    method: str
+
+    def examples_from(self, name: str) -> Examples:
+        """The training examples of another data set that the step's settings name among their `inputs()`.
+
+        They are made like those trained on. Raises RecordError for records that make none, naming the file.
+        """
+        from bulwark.data.records import read_training_records
+
+        records = read_training_records(self.job.inputs[name])
+        examples = examples_of(records, self.builder, self.training.loss_on, self.method)
+        if not examples.prompts:
+            raise RecordError(f"{self.job.inputs[name]}: no record has a token to learn within training.max_tokens.")
+        return examples
+
+    def preferences_from(self, name: str, side: Literal["chosen", "rejected"]) -> Examples:
+        """As `examples_from`, of a data set of preferences: each prompt with one of its two responses.
+
+        Raises RecordError where a record makes no example, so that those of both sides stand in the same order.
+        """
+        from bulwark.data.records import Preference, read_records
+
+        records = read_records(self.job.inputs[name], Preference)
+        examples = examples_of([record.conversation(side) for record in records], self.builder, "response", self.method)
+        if examples.left_out:
+            raise RecordError(
+                f"{self.job.inputs[name]}: of {examples.left_out} records the {side} response has no token within "
+                "training.max_tokens. Raise it, or remove them."
+            )
+        return examples
+
+    def batches(
+        self,
+        examples: Sequence[Prompt],
+        stream: str,
+        batch_size: int | None = None,
+        micro_batch_size: int | None = None,
+        group_by_length: bool | None = None,
+    ) -> StepBatches:
+        """Further batches for this rank beside those of the loop, endless, in an order of their own.
+
+        stream: names the order, which depends on it and on the job's seed. What is left out is as in the settings.
+        Raises ConfigurationError when the batch size does not divide into micro-batches over the ranks.
+        """
+        from bulwark.training.batches import training_batches
+        from bulwark.training.engine import start_processes
+
+        processes = start_processes()
+        given = {
+            "batch_size": batch_size,
+            "micro_batch_size": micro_batch_size,
+            "group_by_length": group_by_length,
+        }
+        asked = self.training.model_copy(update={key: value for key, value in given.items() if value is not None})
+        return training_batches(
+            examples,
+            asked,
+            seed=_seed_of(self.job.seed, stream),
+            pad_id=self.pad_id,
+            rank=processes.rank,
+            ranks=processes.count,
+            flatten="flash" in str(getattr(self.model.config, "_attn_implementation", "")),
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +134,7 @@ class Examples:
     truncated: how many of them max_tokens cut. left_out: how many others there were with no token of a response left.
     """
 
-    records: list[Conversation] | list[Tokenised]
+    records: list[Conversation] | list[Tokenised] | list[Passage]
     prompts: list[Prompt]
     truncated: int
     left_out: int
@@ -133,6 +200,9 @@ def finetune(
         steps_per_epoch=training.steps_per_epoch(count),
         total_steps=training.total_steps(count),
         pad_id=builder.pad_id,
+        training=training,
+        builder=builder,
+        method=roles.method,
     )
     objective, observers = parts(course) if parts is not None else (Objective(), ())
     trained = loop.train(
@@ -183,18 +253,18 @@ def finetune(
 
 
 def examples_of(
-    records: Sequence[Conversation] | Sequence[Tokenised],
+    records: Sequence[Conversation] | Sequence[Tokenised] | Sequence[Passage],
     builder: PromptBuilder,
     loss_on: Literal["response", "all"] = "response",
     method: str = "vanilla",
 ) -> Examples:
-    """Make the training examples of conversations, or take tokenised ones as they are, cut at the builder's max_tokens.
+    """Make the training examples of conversations and passages, or take tokenised ones as they are, cut at max_tokens.
 
     Examples with no token to learn (every answer is marked so, or was cut away) are left out and counted.
     method: of the model's role embedding; tokenised examples have no roles, so that only "vanilla" can read them.
     Raises RecordError naming the record that cannot be used, BulwarkError for tokenised ones with another method.
     """
-    from bulwark.data.records import Tokenised
+    from bulwark.data.records import Passage, Tokenised
     from bulwark.prompts.builder import IGNORED, PromptError
 
     kept: list[Any] = []
@@ -204,7 +274,8 @@ def examples_of(
             if isinstance(record, Tokenised):
                 prompt = _as_it_is(record, builder, loss_on, method)
             else:
-                prompt = builder.example(record.turns, loss_on)
+                passage = isinstance(record, Passage)
+                prompt = builder.passage(record.text) if passage else builder.example(record.turns, loss_on)
                 prompt = None if all(label == IGNORED for label in prompt.labels[1:]) else prompt
         except PromptError as error:
             raise RecordError(f'The record "{record.id}" makes no example: {error}') from error
@@ -212,6 +283,10 @@ def examples_of(
             kept.append(record)
             prompts.append(prompt)
     return Examples(kept, prompts, sum(prompt.truncated for prompt in prompts), len(records) - len(kept))
+
+
+def _seed_of(seed: int, stream: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:6], "big")
 
 
 def _as_it_is(record: Tokenised, builder: PromptBuilder, loss_on: str, method: str) -> Prompt | None:

@@ -8,7 +8,7 @@ trajectories, several gradients from changed weights); `after_backward` to edit 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,6 +67,19 @@ def target_logits(model: nn.Module, batch: Batch, inputs: dict[str, Tensor] | No
     """The logits [targets, vocabulary] that predict `batch.targets`, in the model's dtype.
 
     inputs: what the model is given in place of `batch.inputs()`.
+    """
+    return at_targets(model, batch, inputs).logits
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+    """All hidden states of a batch, L+1 tensors [batch, seq, hidden]: the embeddings first, the last after the norm."""
+    return at_targets(model, batch, output_hidden_states=True).hidden_states
+
+
+def at_targets(model: nn.Module, batch: Batch, inputs: dict[str, Tensor] | None = None, **options: Any) -> Any:
+    """What a pass of the model returns, with logits [targets, vocabulary] only where they predict `batch.targets`.
+
+    inputs: what the model is given in place of `batch.inputs()`. options: others of its forward.
 
     Only these positions go through the output embedding, whose result would otherwise be the largest tensor of all.
     Everything that the model does with hidden states before and with logits after it (Gemma's soft cap) stays.
@@ -80,9 +93,9 @@ def target_logits(model: nn.Module, batch: Batch, inputs: dict[str, Tensor] | No
     hook = module.get_output_embeddings().register_forward_pre_hook(only_targets)
     try:
         with passing(batch):
-            logits = model(**(batch.inputs() if inputs is None else inputs), use_cache=False).logits
+            output = model(**(batch.inputs() if inputs is None else inputs), use_cache=False, **options)
     finally:
         hook.remove()
-    if logits.dim() == 3:  # the output embedding's weight was used, but not its module
-        logits = logits.flatten(0, 1).index_select(0, batch.target_positions)
-    return logits
+    if output.logits.dim() == 3:  # the output embedding's weight was used, but not its module
+        output.logits = output.logits.flatten(0, 1).index_select(0, batch.target_positions)
+    return output

@@ -5,11 +5,16 @@ from collections import Counter
 from defaults import (
     test_abliteration,
     test_abliteration_settings,
+    test_adversarial,
     test_aside,
     test_evaluation,
+    test_red_team,
     test_steering,
     test_steering_settings,
+    test_tamper_evaluation,
+    test_tampering,
     test_training,
+    test_unlearning,
 )
 from defaults.reader import defaulted, named, stated
 
@@ -21,6 +26,11 @@ TABLES = (
     test_abliteration,
     test_abliteration_settings,
     test_evaluation,
+    test_unlearning,
+    test_tampering,
+    test_red_team,
+    test_adversarial,
+    test_tamper_evaluation,
 )
 NAMED = Counter(place for table in TABLES for place in named(table.ROWS))
 

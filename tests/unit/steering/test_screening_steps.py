@@ -107,7 +107,7 @@ def begun(projections, tmp_path, monkeypatch):
         monkeypatch.setattr("bulwark.steering.steer.begin", lambda course, chosen: vectors)
         inputs = {"projections": str(path), "train": str(records)}
         job = Job("state_aware", {}, "", str(tmp_path / "checkpoint.json"), inputs, {"seed": 0}, "")
-        return state_aware.objective(Course(job, model_of(), [], [], 4, 4, 0), settings)
+        return state_aware.objective(Course(job, model_of(), [], [], 4, 4, 0, None, None, "vanilla"), settings)
 
     return objective
 

@@ -1,0 +1,101 @@
+"""Forgetting one data set while another is kept: the objective of every defense that is two losses.
+
+    retain_weight · L_retain(retain batch) + forget_weight · L_forget(forget batch)
+
+A method gives `forget_loss`, and `retain_loss` where that is not the next token's cross-entropy. The loop brings the
+retain batches; the forget batches of an optimizer step are all taken at its first micro-batch, behind the retain pass,
+so that the loop's other micro-batches stay as they are. (Under ZeRO-3 the first backward pass of a step has to reach
+every trained weight, which the retain loss does and a loss on inner layers does not.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bulwark.training import engine as engines
+from bulwark.training.batches import Batch
+from bulwark.training.finetuning import Course
+from bulwark.training.objectives import Objective, next_token_loss
+from bulwark.unlearning.settings import ForgettingSettings
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+_CURVE_POINTS = 200
+
+
+class ForgetRetain(Objective):
+    """Both losses, each over its own batch, with a record of the two."""
+
+    def __init__(self, course: Course, settings: ForgettingSettings) -> None:
+        self.course, self.settings = course, settings
+        self.examples = course.examples_from("forget")
+        self.forgetting = course.batches(
+            self.examples.prompts,
+            "forget",
+            batch_size=settings.forget_batch_size or course.training.batch_size,
+            micro_batch_size=settings.forget_micro_batch_size or course.training.micro_batch_size,
+        )
+        self.step, self.total = 0, course.total_steps
+        self._to_come: list[Batch] = []
+        self._losses: list[Tensor] = []  # per optimizer step: this rank's shares of the retain and the forget loss
+
+    def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """This forget micro-batch's share of the step's loss, as for `loss`."""
+        raise NotImplementedError(f"{type(self).__name__} gives no loss on the forget set")
+
+    def retain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """This retain micro-batch's share of the step's loss."""
+        return next_token_loss(model, batch)
+
+    def before_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
+        self.step, self.total = step, total
+        self._to_come = list(self.forgetting.of_step(step))
+        self._losses.append(torch.zeros(2, device=engine.device))
+
+    def backward(self, engine: DeepSpeedEngine, batch: Batch) -> Tensor:
+        forget, self._to_come = self._to_come, []
+        last = engine.is_gradient_accumulation_boundary()
+        engine.set_gradient_accumulation_boundary(last and not forget)
+        retained = self.settings.retain_weight * self.retain_loss(engine, batch)
+        engines.backward(engine, retained)
+        losses = torch.stack([retained.detach().float(), torch.zeros_like(retained, dtype=torch.float32)])
+        for number, part in enumerate(forget, start=1):
+            engine.set_gradient_accumulation_boundary(last and number == len(forget))
+            forgotten = self.settings.forget_weight * self.forget_loss(engine, part.to(engine.device))
+            engines.backward(engine, forgotten)
+            losses[1] += forgotten.detach()
+        self._losses[-1] += losses
+        return losses.sum()
+
+    def metrics(self) -> dict[str, float]:
+        retain, forget = self._losses[-1].tolist()
+        return {"loss/retain": retain, "loss/forget": forget}
+
+    def report(self) -> dict[str, Any]:
+        """Both losses over the steps, at most 200 points [step, retain, forget], each weighted and over all ranks."""
+        if not self._losses:
+            return {}
+        losses = engines.over_ranks(torch.stack(self._losses)).tolist()
+        width = -(-len(losses) // _CURVE_POINTS)
+        parts = [losses[start : start + width] for start in range(0, len(losses), width)]
+        curve = [
+            [min((number + 1) * width, len(losses)), *(sum(column) / len(part) for column in zip(*part, strict=True))]
+            for number, part in enumerate(parts)
+        ]
+        return {
+            "forgetting": {
+                "examples": len(self.examples.prompts),
+                "truncated": self.examples.truncated,
+                "losses": curve,
+            }
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": [losses.tolist() for losses in self._losses]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._losses = [torch.tensor(losses) for losses in state["losses"]]

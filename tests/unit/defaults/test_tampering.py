@@ -1,0 +1,9 @@
+"""TAR, MLAC-AR and SOPHON-AR (Tamirisa et al. 2024, arXiv 2408.00761, "the paper")."""
+
+from defaults.reader import Row, check
+
+ROWS: list[Row] = []
+
+
+def test_every_row_holds():
+    check(ROWS)
