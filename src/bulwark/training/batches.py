@@ -43,8 +43,8 @@ class Batch:
     target_positions: [targets], where in the flattened [batch·seq] the hidden states stand that predict `targets`
         (plain ids, [targets]): one before each label.
     rows: the example numbers of each row.
-    step_tokens, step_sequences: labelled tokens and examples of the whole optimizer step, over all micro-batches
-        and ranks.
+    step_tokens, step_sequences, step_positions: labelled tokens, examples, and tokens without padding of the whole
+        optimizer step, over all micro-batches and ranks.
     """
 
     input_ids: Tensor
@@ -56,10 +56,16 @@ class Batch:
     rows: tuple[Row, ...]
     step_tokens: int
     step_sequences: int
+    step_positions: int
 
     def to(self, device: torch.device) -> Batch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+
+    @property
+    def positions(self) -> Tensor:
+        """Where tokens stand in the flattened [batch·seq], padding left out."""
+        return self.attention_mask.flatten().nonzero().squeeze(1)
 
     def inputs(self) -> dict[str, Tensor]:
         """What a causal LM needs to see.
@@ -131,7 +137,11 @@ class StepBatches:
         """This rank's micro-batches of optimizer step `step`; every rank gets equally many, some of them of filler."""
         chosen = self.examples_of(step)
         rows = self._packed(chosen) if self.packed_length else [(int(example),) for example in chosen]
-        sizes = {"step_tokens": int(self.targets[chosen].sum()), "step_sequences": len(chosen)}
+        sizes = {
+            "step_tokens": int(self.targets[chosen].sum()),
+            "step_sequences": len(chosen),
+            "step_positions": int(self.lengths[chosen].sum()),
+        }
         together = self.micro_batch_size * self.ranks
         for start in range(0, len(rows), together):
             # Neighbours are of like length, so ranks wait little for each other.

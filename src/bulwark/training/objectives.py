@@ -76,19 +76,27 @@ def hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
     return at_targets(model, batch, output_hidden_states=True).hidden_states
 
 
-def at_targets(model: nn.Module, batch: Batch, inputs: dict[str, Tensor] | None = None, **options: Any) -> Any:
+def at_targets(
+    model: nn.Module,
+    batch: Batch,
+    inputs: dict[str, Tensor] | None = None,
+    positions: Tensor | None = None,
+    **options: Any,
+) -> Any:
     """What a pass of the model returns, with logits [targets, vocabulary] only where they predict `batch.targets`.
 
-    inputs: what the model is given in place of `batch.inputs()`. options: others of its forward.
+    inputs: what the model is given in place of `batch.inputs()`. positions: [n], where in the flattened [batch·seq]
+    logits are wanted instead. options: others of the model's forward.
 
     Only these positions go through the output embedding, whose result would otherwise be the largest tensor of all.
     Everything that the model does with hidden states before and with logits after it (Gemma's soft cap) stays.
     """
     module = getattr(model, "module", model)
+    wanted = batch.target_positions if positions is None else positions
 
     def only_targets(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = inputs
-        return (hidden.flatten(0, 1).index_select(0, batch.target_positions), *rest)
+        return (hidden.flatten(0, 1).index_select(0, wanted), *rest)
 
     hook = module.get_output_embeddings().register_forward_pre_hook(only_targets)
     try:
@@ -97,5 +105,5 @@ def at_targets(model: nn.Module, batch: Batch, inputs: dict[str, Tensor] | None 
     finally:
         hook.remove()
     if output.logits.dim() == 3:  # the output embedding's weight was used, but not its module
-        output.logits = output.logits.flatten(0, 1).index_select(0, batch.target_positions)
+        output.logits = output.logits.flatten(0, 1).index_select(0, wanted)
     return output

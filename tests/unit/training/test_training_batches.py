@@ -65,7 +65,8 @@ def test_tensors_hold_ids_mask_labels_padded_on_the_right():
     assert batch.input_ids[1, 3] == PAD
     assert batch.targets.tolist() == [10, 11, 7]
     assert batch.target_positions.tolist() == [1, 2, 5]
-    assert (batch.step_tokens, batch.step_sequences) == (3, 2)
+    assert (batch.step_tokens, batch.step_sequences, batch.step_positions) == (3, 2, 7)
+    assert batch.positions.tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_step_tokens_count_the_whole_step_on_every_rank():
@@ -73,6 +74,7 @@ def test_step_tokens_count_the_whole_step_on_every_rank():
     for rank in (0, 1):
         for batch in batches(rank=rank, ranks=2, micro_batch_size=1).of_step(1):
             assert batch.step_tokens == whole.step_tokens == whole.targets.numel()
+            assert batch.step_positions == whole.positions.numel()
 
 
 def test_the_first_token_is_not_learned_since_nothing_predicts_it():

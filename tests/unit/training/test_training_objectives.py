@@ -11,7 +11,7 @@ from training_samples import PAD, examples
 
 from bulwark.models.embeddings import install
 from bulwark.training.batches import Batch, StepBatches
-from bulwark.training.objectives import next_token_loss, target_logits
+from bulwark.training.objectives import at_targets, hidden_states, next_token_loss, target_logits
 
 ASIDE = {"method": "aside", "alpha": 1.5707963267948966, "direction": "right"}
 
@@ -108,3 +108,23 @@ def test_a_filler_has_a_loss_of_nought_and_gradients_of_nought():
     loss.backward()
     assert loss == 0
     assert all(not parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_logits_are_given_at_the_positions_that_are_asked_for():
+    model, batch = model_of("llama"), batch_of()
+    positions = batch.positions[::2]
+    with torch.no_grad():
+        found = at_targets(model, batch, positions=positions).logits
+        whole = model(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)
+    torch.testing.assert_close(found, whole[positions])
+
+
+def test_hidden_states_are_the_embeddings_the_blocks_and_the_last_norm():
+    model, batch = model_of("llama"), batch_of()
+    with torch.no_grad():
+        states = hidden_states(model, batch)
+        embedded = model.get_input_embeddings()(batch.input_ids)
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits
+    assert len(states) == model.config.num_hidden_layers + 1
+    torch.testing.assert_close(states[0], embedded)
+    torch.testing.assert_close(model.lm_head(states[-1]), logits)
