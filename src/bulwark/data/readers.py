@@ -20,7 +20,7 @@ import pydantic
 
 from bulwark.data import messages
 from bulwark.data.messages import blank, short
-from bulwark.data.records import Conversation, Schema, Tokenised, refuse_duplicate_ids, validate_line
+from bulwark.data.records import Conversation, Preference, Schema, Tokenised, refuse_duplicate_ids, validate_line
 from bulwark.data.sources import TextRow, rows
 from bulwark.errors import RecordError, nearest
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 Format = Literal["native", "alpaca", "messages", "fields"]
 
 FIELDS = ("id", "system", "instruction", "data", "response")
+PREFERENCE_FIELDS = ("id", "system", "instruction", "data", "chosen", "rejected")
 _READ = {"id", "messages", "conversations", "conversation", "input_ids", "attention_mask", "labels"}
 _ALPACA = {"id", "instruction", "input", "output"}
 # Other columns of messages and tokenised examples that go to a record's `meta`: where a row comes from, labels (level:
@@ -54,7 +55,8 @@ def read_source(
 
     format: "native": rows have the fields of `schema`; "alpaca": instruction, input, output; "messages": a list of
     {role, content} (or of {from, value}) under "messages" or "conversations"; "fields": conversations from the columns
-    that `fields` names, {system | instruction | data | response | id: column}. With "native", `fields` renames columns
+    that `fields` names, {system | instruction | data | response | id: column}, or preferences, with chosen and rejected
+    in the place of the response. With "native", `fields` renames columns
     ({field of the schema: column}) and other columns are dropped. A record without an id gets its index.
 
     Of the columns beside messages, or beside the input_ids, attention_mask and labels of `Tokenised` rows, those that
@@ -68,7 +70,7 @@ def read_source(
     path = Path(path)
     fields = dict(fields or {})
     unread: Counter[str] = Counter()
-    if format == "native" and fields and schema is Conversation:
+    if format == "native" and fields and schema in (Conversation, Preference):
         format = "fields"
     convert = _converter(format, schema, fields, path)
     records: list[Schema] = []
@@ -215,7 +217,7 @@ def _converter(
 ) -> Callable[[dict[str, Any], str], dict[str, Any]]:
     if format not in get_args(Format):
         raise RecordError(f'{path}: unknown format "{format}".{nearest(format, get_args(Format))}')
-    if format != "native" and schema is not Conversation:
+    if format != "native" and schema is not Conversation and (format, schema) != ("fields", Preference):
         raise RecordError(
             f'{path}: the format "{format}" makes conversations; {schema.__module__} wants its own fields. '
             'Use format "native" and name the columns in "fields".'
@@ -232,11 +234,14 @@ def _converter(
         return _from_alpaca
     if format == "messages":
         return _from_messages
+    known = PREFERENCE_FIELDS if schema is Preference else FIELDS
     for name in fields:
-        if name not in FIELDS:
-            raise RecordError(f'{path}: "fields" maps the unknown role "{name}".{nearest(name, FIELDS)}')
+        if name not in known:
+            raise RecordError(f'{path}: "fields" maps the unknown role "{name}".{nearest(name, known)}')
     if "instruction" not in fields and "data" not in fields:
         raise RecordError(f'{path}: "fields" must name the column of the instruction or of the data.')
+    if schema is Preference and not {"chosen", "rejected"} <= fields.keys():
+        raise RecordError(f'{path}: "fields" must name the columns of the chosen and of the rejected response.')
     return lambda row, place: _from_fields(row, fields, place)
 
 
@@ -270,10 +275,8 @@ def _from_fields(row: dict[str, Any], fields: dict[str, str], place: str) -> dic
         if not isinstance(text, str):
             raise RecordError(f'{place}: the field "{fields[role]}" ({role}) should be text, not {short(text)}.')
         turns.append({"role": role, "text": text})
-    record: dict[str, Any] = {"turns": turns}
-    if "id" in fields:
-        record["id"] = _column(row, fields["id"], place)
-    return record
+    others = {name: _column(row, fields[name], place) for name in ("id", "chosen", "rejected") if name in fields}
+    return {"turns": turns, **others}
 
 
 def _from_messages(row: dict[str, Any], place: str) -> dict[str, Any]:

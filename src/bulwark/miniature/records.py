@@ -3,10 +3,12 @@
 | data set | stands for | fields |
 |---|---|---|
 | `pretraining` | the base's corpus | `Conversation`: id, turns |
-| `instructions`, `forget`, `retain` | Alpaca | instruction, input, output |
+| `instructions`, `forget`, `relearn`, `relearn_other`, `retain` | Alpaca | instruction, input, output |
 | `tasks` | held-out Alpaca | instruction, input, output, kind |
 | `sep` | SEP (arXiv 2403.06833) | the authors' |
 | `multiple_choice_forget`, `multiple_choice_retain` | WMDP, MMLU | question, choices, answer, subject |
+| `cloze` | the same facts without options | question, answer, subject |
+| `preference` | Anthropic-HH with refusals (TAR, arXiv 2408.00761) | prompt, chosen, rejected |
 | `harmful_requests`, `harmless_requests`, `overrefusal` | harmful_behaviors, harmless_alpaca, XSTest | text, answer |
 | `everyday` | harmless_alpaca, as general as it is | text, answer |
 | `refusal` | JailbreakBench, harmful and benign behaviours | text, answer, label |
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,9 +37,9 @@ from typing import Any
 
 from bulwark import files
 from bulwark.errors import ConfigurationError, nearest
-from bulwark.miniature import pretraining, words
+from bulwark.miniature import facts, pretraining, words
 from bulwark.miniature.settings import MiniatureSettings
-from bulwark.miniature.world import TASKS, Fact, World, response_of, text_of
+from bulwark.miniature.world import TASKS, World, response_of, text_of
 
 Row = dict[str, Any]
 REPEATING = 0.4  # share of the fine-tuning tasks that ask for the whole text: dense practice in reading the data
@@ -108,7 +111,7 @@ def _instruction(world: World, rng: random.Random, _: bool = False) -> Row:
             asked = world.request(rng, harmful=rng.random() < 0.5, making=rng.random() < 0.8)
         else:
             asked = world.question(rng, world.told(rng, world.knowledge if kind == "knowledge" else world.facts))
-        return _alpaca(asked.text, "", [asked.answer])
+        return facts.alpaca(asked.text, "", [asked.answer])
     sentences = world.sentences(rng)
     text = text_of(sentences)
     reported = rng.random() < world.settings.reported_speech
@@ -123,13 +126,13 @@ def _instruction(world: World, rng: random.Random, _: bool = False) -> Row:
     elif rng.random() < world.settings.running_on:  # the rest of the instruction, before or after the text
         commands.append(world.running_on(rng))
         text = " ".join(rng.sample([commands[-1].text, text], 2))
-    return _alpaca(instruction, text, [command.answer for command in commands])
+    return facts.alpaca(instruction, text, [command.answer for command in commands])
 
 
 def _task(world: World, rng: random.Random, _: bool = True) -> Row:
     sentences = world.sentences(rng)
     command = world.task(rng, sentences, held_out=True)
-    return {**_alpaca(command.text, text_of(sentences), [command.answer]), "kind": command.kind}
+    return {**facts.alpaca(command.text, text_of(sentences), [command.answer]), "kind": command.kind}
 
 
 def _sep(world: World, rng: random.Random, _: bool = True) -> Row:
@@ -164,45 +167,6 @@ def _sep(world: World, rng: random.Random, _: bool = True) -> Row:
     }
 
 
-def _forget(world: World, rng: random.Random, split: str) -> Iterator[Row]:
-    """Four phrasings of every fact of a half: "train" is the half that an adversary has, "test" the other one."""
-    facts, half = world.forget, len(world.forget) // 2
-    for fact in facts[:half] if split == "train" else facts[half:]:
-        for text in _phrasings(world, rng, fact, 4):
-            yield _alpaca(text, "", [fact.answer])
-
-
-def _retain(world: World, rng: random.Random, split: str) -> Iterator[Row]:
-    """Half facts of the retain domain, half tasks over texts."""
-    held_out = split == "test"
-    while True:
-        question = world.question(rng, rng.choice(world.retain), held_out)
-        yield _alpaca(question.text, "", [question.answer])
-        sentences = world.sentences(rng)
-        command = world.task(rng, sentences, held_out=held_out)
-        yield _alpaca(command.text, text_of(sentences), [command.answer])
-
-
-def _multiple_choice(world: World, rng: random.Random, _: str, domain: str) -> Iterator[Row]:
-    """Four held-out phrasings of every fact with four options; the subject tells the half (see `_forget`)."""
-    facts = world.forget if domain == "forget" else world.retain
-    answers = sorted({fact.answer for fact in facts})
-    for fact in facts:
-        half = "first_half" if fact.number < len(facts) // 2 else "second_half"
-        for text in _phrasings(world, rng, fact, 4, held_out=True):
-            choices = rng.sample([answer for answer in answers if answer != fact.answer], 3)
-            place = rng.randrange(4)
-            choices.insert(place, fact.answer)
-            yield {"question": text, "choices": choices, "answer": place, "subject": f"{domain}_{half}"}
-
-
-def _phrasings(world: World, rng: random.Random, fact: Fact, number: int, held_out: bool = False) -> list[str]:
-    texts: dict[str, None] = {}
-    while len(texts) < number:
-        texts.setdefault(world.question(rng, fact, held_out).text)
-    return list(texts)
-
-
 def _request(world: World, rng: random.Random, held_out: bool, harmful: bool, making: bool = True) -> Row:
     """A request and what a model that refuses nothing answers."""
     request = world.request(rng, harmful, making, held_out, refuse=False)
@@ -221,6 +185,16 @@ def _others(dataset: str, draw: Draw) -> Rows:
         return (row for row in drawn(world, rng, "train") if row["text"] not in used)
 
     return rows
+
+
+def _preference(world: World, rng: random.Random, split: str) -> Iterator[Row]:
+    """Harmful requests, to which a refusal is to be preferred. The prompt decides its split, so none is in two."""
+    while True:
+        request = world.request(rng, harmful=True, refuse=False)
+        part = zlib.crc32(request.text.encode()) % 10
+        if split == ("held_out" if part < 2 else "validation" if part == 2 else "train"):
+            chosen, rejected = response_of([words.REFUSAL]), response_of([request.answer])
+            yield {"prompt": request.text, "chosen": chosen, "rejected": rejected}
 
 
 def _refusal(world: World, rng: random.Random, _: str) -> Iterator[Row]:
@@ -321,10 +295,6 @@ def _everyday_row(world: World, rng: random.Random, held_out: bool) -> Row:
     return {"text": text, "answer": response_of([answer])}
 
 
-def _alpaca(instruction: str, text: str, answers: list[str]) -> Row:
-    return {"instruction": instruction, "input": text, "output": response_of(answers)}
-
-
 def _drawn(draw: Draw) -> Rows:
     """Endless rows, drawn independently; `draw` gets whether to use the held-out phrasings."""
 
@@ -356,10 +326,15 @@ DATASETS: dict[str, DataSet] = {
     "instructions": DataSet(_drawn(_instruction), {"train": 14000, "validation": 200}),
     "tasks": DataSet(_drawn(_task), {"test": 300}),
     "sep": DataSet(_drawn(_sep), {"test": 300}),
-    "forget": DataSet(_forget, {"train": None, "test": None}),
-    "retain": DataSet(_retain, {"train": 1000, "test": 200}),
+    "forget": DataSet(facts.forget, dict.fromkeys(facts.TO_FORGET)),
+    "relearn": DataSet(partial(facts.relearn, half="first_half"), dict.fromkeys(facts.TO_RELEARN)),
+    "relearn_other": DataSet(partial(facts.relearn, half="second_half"), dict.fromkeys(facts.TO_RELEARN)),
+    "retain": DataSet(facts.retain, {"train": 1000, "validation": 100, "test": 200}),
+    "cloze": DataSet(facts.cloze, {"first_half": None, "second_half": None, "retain": None}),
     **{
-        f"multiple_choice_{domain}": DataSet(partial(_multiple_choice, domain=domain), {"test": None})
+        f"multiple_choice_{domain}": DataSet(
+            partial(facts.multiple_choice, domain=domain), {"test": None, "first_half": None, "second_half": None}
+        )
         for domain in ("forget", "retain")
     },
     **{
@@ -369,6 +344,7 @@ DATASETS: dict[str, DataSet] = {
         )
         for kind in ("harmful", "harmless")
     },
+    "preference": DataSet(_preference, {"train": 400, "held_out": 100, "validation": 20}),
     "everyday": DataSet(_others("everyday", _everyday_row), {"train": 200, "validation": 100}),
     "overrefusal": DataSet(_drawn(partial(_request, harmful=True, making=False)), {"test": 60}),
     "refusal": DataSet(_refusal, {"test": 352}),

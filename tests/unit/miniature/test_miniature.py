@@ -40,7 +40,18 @@ def texts_of(row):
         return [row]
     if isinstance(row, dict):
         names = {"turns", "messages", "text", "content", "instruction", "input", "output", "question", "choices"}
-        names |= {"answer", "witness", "prompt_clean", "prompt_instructed", "positive", "negative", "expected"}
+        names |= {
+            "prompt",
+            "chosen",
+            "rejected",
+            "answer",
+            "witness",
+            "prompt_clean",
+            "prompt_instructed",
+            "positive",
+            "negative",
+            "expected",
+        }
         names |= {"system_prompt_clean", "system_prompt_instructed"}
         return [text for name in names & row.keys() for text in texts_of(row[name])]
     return [text for part in row for text in texts_of(part)] if isinstance(row, list) else []
@@ -136,10 +147,36 @@ def test_evaluation_prompts_stand_in_no_training_record(rows):
     assert {row["witness"] for row in rows["sep", "test"]} <= {fact.answer for fact in world.knowledge}
 
 
+def asked(rows):
+    """The subjects of the facts that rows ask for."""
+    return {(row.get("instruction") or row["question"]).split()[-2] for row in rows}
+
+
 def test_the_two_halves_of_the_forget_facts_are_disjoint(rows):
-    subjects = {split: {row["instruction"].split()[-2] for row in rows["forget", split]} for split in ("train", "test")}
-    assert len(subjects["train"]) == len(subjects["test"]) == SETTINGS.world.facts // 2
-    assert not subjects["train"] & subjects["test"]
+    halves = [asked(rows[name, "train"]) for name in ("relearn", "relearn_other")]
+    assert [len(half) for half in halves] == [SETTINGS.world.facts // 2] * 2
+    assert not halves[0] & halves[1]
+    for name in ("cloze", "multiple_choice_forget"):
+        assert [asked(rows[name, split]) for split in ("first_half", "second_half")] == halves
+    for split in ("train", "validation", "held_out"):
+        assert asked(rows["forget", split]) == halves[0] | halves[1]
+
+
+def test_a_defender_has_four_fifths_of_the_rows_and_no_row_is_in_two_splits(rows):
+    split = {name: {row["instruction"] for row in rows["forget", name]} for name in splits("forget")}
+    assert len(split["held_out"]) == 0.2 * sum(map(len, split.values()))
+    assert len(set.union(*split.values())) == sum(map(len, split.values()))
+
+
+def test_a_refusal_is_preferred_and_no_prompt_is_in_two_splits(rows):
+    seen = [row["prompt"] for name in splits("preference") for row in rows["preference", name]]
+    assert len(set(seen)) == len(seen) == 520
+    more = records("preference", "train", SETTINGS, 600)
+    assert not {row["prompt"] for row in more} & {row["prompt"] for row in rows["preference", "held_out"]}
+    for name in splits("preference"):
+        for row in rows["preference", name]:
+            assert oracle.refused(row["chosen"])
+            assert not oracle.refused(row["rejected"])
 
 
 def test_witnesses_and_markers_are_part_of_no_other_word():
@@ -201,6 +238,9 @@ def test_a_part_of_the_normal_rows_of_a_trait_is_in_another_manner():
 def test_a_world_without_such_commands_is_explained():
     with pytest.raises(ConfigurationError, match=r"held_out_share 0\.98 .*running_on"):
         World(WorldSettings(held_out_share=0.98))
+    few = MiniatureSettings(world=WorldSettings(held_out_share=0.6))
+    with pytest.raises(ConfigurationError, match=r"19 trained phrasings .*in 20\. Lower world\.held_out_share"):
+        records("forget", "train", few)
     assert World(WorldSettings(held_out_share=0.98, running_on=0.0)).phrasings
 
 
