@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: processes, configuration, optimizers, and getting whole weights out again.
+"""The DeepSpeed engine: processes, configuration, and getting whole weights out again.
 
 The same engine everywhere: one process on a laptop without a launcher, several on GPUs under torchrun, ZeRO 0-3.
 DeepSpeed is imported inside the functions, quietly, and never compiles an extension. Its gradient accumulation is
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.errors import BulwarkError
+from bulwark.training.optimizers import optimizer_of
+from bulwark.training.schedules import factor_of
 from bulwark.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -118,25 +120,18 @@ def build(model: nn.Module, settings: TrainingSettings, total: int) -> DeepSpeed
 
     Raises BulwarkError when nothing in the model can be trained.
     """
-    from transformers import get_scheduler
-
     deepspeed = _deepspeed()
     processes = start_processes()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise BulwarkError("Every parameter of the model is frozen; there is nothing to train.")
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    warmup = settings.warmup(total)
-    if settings.optimizer == "schedulefree_adamw":
-        name, warmup = "constant", 0  # it warms up by itself
-    else:
-        name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     model.train()
     with contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=_optimizer(model, settings, settings.warmup(total)),
-            lr_scheduler=lambda optimizer: get_scheduler(name, optimizer, warmup, total),
+            optimizer=optimizer_of(model, settings, settings.warmup(total)),
+            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, factor_of(settings, total)),
             config=deepspeed_config(settings, processes.count),
         )
     if processes.count == 1 and not engine.zero_optimization():
@@ -374,38 +369,3 @@ def _switch_averages(engine: DeepSpeedEngine, mode: Literal["train", "eval"]) ->
     if engine.zero_optimization_partition_weights():
         optimizer.param_groups[0]["params"] = []
     publish(engine)
-
-
-def _optimizer(model: nn.Module, settings: TrainingSettings, warmup: int) -> torch.optim.Optimizer:
-    """The optimizer; matrices decay, biases and norm weights do not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if settings.optimizer == "schedulefree_adamw":
-        import schedulefree
-
-        # One group only, see `deepspeed_config`: so everything decays, which matters only if weight_decay is set.
-        optimizer = schedulefree.AdamWScheduleFree(
-            trainable,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            warmup_steps=warmup,
-        )
-        optimizer.train()
-        return optimizer
-    if settings.weight_decay == 0:
-        groups = [{"params": trainable, "weight_decay": 0.0}]
-    else:
-        groups = [
-            {"params": [p for p in trainable if _dimensions(p) >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in trainable if _dimensions(p) < 2], "weight_decay": 0.0},
-        ]
-    groups = [group for group in groups if group["params"]]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
-
-
-def _dimensions(parameter: nn.Parameter) -> int:
-    """The number of dimensions, also of a parameter that ZeRO-3 has already sharded."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))

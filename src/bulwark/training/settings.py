@@ -39,8 +39,13 @@ class TrainingSettings(Closed):
     epochs / max_steps: exactly one of them; `epochs` may be a fraction.
     batch_size: sequences per optimizer step over all ranks. micro_batch_size: sequences (rows, when packed) that one
         rank puts through the model at once; the rest is gradient accumulation.
-    schedule: shape of the learning rate, after transformers; warm-up is warmup_steps, or else
+    optimizer: see `training.optimizers`. betas and eps are AdamW's, with or without a schedule; momentum and nesterov
+        are those of sgd; adadelta has torch's own values.
+    schedule: shape of the learning rate (see `training.schedules`); warm-up, linear from 0, is warmup_steps, or else
         ceil(warmup_ratio · steps), of optimizer steps.
+    min_learning_rate: where cosine ends, and cosine_restarts at the end of each cycle.
+    cycle_steps, cycle_mul, cycle_decay: of cosine_restarts: optimizer steps of the first cycle, how many times as many
+        the next one has, and by what its highest rate is multiplied.
     max_grad_norm: gradients are scaled down to this global norm; 0 leaves them.
     loss_on: the tokens that are learned: of responses only, or all (ASIDE's authors).
     max_tokens: longer examples are cut; also the length of a packed row.
@@ -66,14 +71,20 @@ class TrainingSettings(Closed):
     batch_size: int = Field(ge=1)
     micro_batch_size: int = Field(ge=1)
 
-    optimizer: Literal["adamw", "schedulefree_adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "schedulefree_adamw", "sgd", "adadelta"] = "adamw"
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    momentum: float = Field(0.0, ge=0, lt=1)
+    nesterov: bool = False
+    schedule: Literal["cosine", "linear", "constant", "cosine_restarts"] = "cosine"
     warmup_ratio: float = Field(0.0, ge=0, le=1)
     warmup_steps: int | None = Field(None, ge=0)
+    min_learning_rate: float = Field(0.0, ge=0)
+    cycle_steps: int | None = Field(None, ge=1)
+    cycle_mul: float = Field(1.0, ge=1)
+    cycle_decay: float = Field(1.0, gt=0, le=1)
     max_grad_norm: float = Field(1.0, ge=0)
 
     loss_on: Literal["response", "all"] = "response"
@@ -112,11 +123,30 @@ class TrainingSettings(Closed):
             raise ValueError('schedulefree_adamw averages weights in place of a schedule; set schedule: "constant"')
         if self.optimizer == "schedulefree_adamw" and self.snapshots:
             raise ValueError("schedulefree_adamw keeps no snapshots: to look at its averages changes the training")
+        self._check_optimizer()
         if list(self.snapshots) != sorted({*self.snapshots}) or min(self.snapshots, default=1) < 1:
             raise ValueError("snapshots are numbers of optimizer steps, from 1, rising")
         if self.max_steps is not None and self.snapshots and self.snapshots[-1] > self.max_steps:
             raise ValueError(f"snapshots names step {self.snapshots[-1]}, but max_steps is {self.max_steps}")
         return self
+
+    def _check_optimizer(self) -> None:
+        if (self.momentum or self.nesterov) and self.optimizer != "sgd":
+            raise ValueError(f'momentum and nesterov belong to the optimizer "sgd"; {self.optimizer} has none')
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead along the momentum; set momentum as well (0.9, say)")
+        if self.min_learning_rate and self.schedule not in ("cosine", "cosine_restarts"):
+            raise ValueError(
+                f"min_learning_rate is where a cosine ends; the schedule {self.schedule} has no such floor"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate:g} is above the learning_rate {self.learning_rate:g}"
+            )
+        if self.schedule == "cosine_restarts" and self.cycle_steps is None:
+            raise ValueError("cosine_restarts needs cycle_steps, the optimizer steps of its first cycle")
+        if self.schedule != "cosine_restarts" and (self.cycle_steps, self.cycle_mul, self.cycle_decay) != (None, 1, 1):
+            raise ValueError('cycle_steps, cycle_mul and cycle_decay belong to the schedule "cosine_restarts"')
 
     def deciding(self) -> dict[str, Any]:
         """The settings that can change what the training ends with, as plain data."""
