@@ -1,0 +1,120 @@
+"""A small course with a retain and a forget set, and what its objectives do in one optimizer step."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from tiny_causal_models import V, tiny_model
+from torch import Tensor, nn
+from training_samples import PAD, examples, settings
+
+from bulwark.data.records import Tokenised, write_records
+from bulwark.jobs.job import Job
+from bulwark.prompts.builder import IGNORED, Prompt
+from bulwark.training import engine as engines
+from bulwark.training.batches import Batch, StepBatches
+from bulwark.training.finetuning import Course
+from bulwark.training.loop import Trained, train
+from bulwark.unlearning.forgetting import ForgetRetain
+
+RETAIN, FORGET = 14, 10  # examples
+
+
+def plain(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The same without roles, and with a label on every other token, as of raw text."""
+    return [
+        Prompt([i % V for i in prompt.ids], [i % V for i in prompt.ids], [0] * len(prompt.ids), [], "", False)
+        for prompt in prompts
+    ]
+
+
+def forget_examples(count: int = FORGET) -> list[Prompt]:
+    return plain(examples(count, seed=5))
+
+
+def write_forget(folder: Path, prompts: Sequence[Prompt]) -> Path:
+    """The prompts as a data set of tokenised examples; returns its file."""
+    path = Path(folder) / "forget.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = [
+        Tokenised(id=f"f{number}", input_ids=tuple(prompt.ids), labels=tuple(prompt.labels))
+        for number, prompt in enumerate(prompts)
+    ]
+    write_records(path, records)
+    return path
+
+
+def course_of(
+    folder: Path, model: nn.Module | None = None, forget: Sequence[Prompt] | None = None, seed: int = 0, **training: Any
+) -> Course:
+    """A course on `RETAIN` retain examples and the forget examples."""
+    chosen = settings(**training)
+    path = write_forget(folder, forget_examples() if forget is None else forget)
+    job = Job("max_entropy", {}, "", str(Path(folder) / "checkpoint.json"), {"forget": str(path)}, {"seed": seed}, "")
+    builder = SimpleNamespace(vocabulary=V, max_tokens=chosen.max_tokens, pad_id=PAD)
+    retain = plain(examples(RETAIN))
+    total = chosen.total_steps(RETAIN)
+    return Course(
+        job, model or tiny_model(), [], retain, chosen.steps_per_epoch(RETAIN), total, PAD, chosen, builder, "vanilla"
+    )
+
+
+def objective_of(kind: str, course: Course, **given: Any) -> ForgetRetain:
+    """The objective of a step on the course, with these settings beside data and training."""
+    step = importlib.import_module(f"bulwark.steps.{kind}")
+    return step.objective(course, step.Settings(data="r", forget="f", training=course.training, **given))
+
+
+def run(course: Course, objective: ForgetRetain, folder: Path) -> Trained:
+    """Train the course's model with the objective."""
+    return train(
+        course.model,
+        course.examples,
+        [],
+        course.training,
+        seed=course.job.seed,
+        state=Path(folder) / "training",
+        fingerprint={},
+        pad_id=PAD,
+        objective=objective,
+    )
+
+
+def batch_of(prompts: Sequence[Prompt]) -> Batch:
+    """All of them in one micro-batch."""
+    count = len(prompts)
+    [batch] = StepBatches(prompts, batch_size=count, micro_batch_size=count, pad_id=PAD).of_step(0)
+    return batch
+
+
+def hidden_of(model: nn.Module, prompt: Prompt) -> list[Tensor]:
+    """The hidden states of one example by itself, L+1 tensors [tokens, hidden] in float64."""
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([prompt.ids]), output_hidden_states=True).hidden_states
+    return [layer[0].double() for layer in states]
+
+
+def log_p_of(model: nn.Module, prompt: Prompt) -> Tensor:
+    """The log-probabilities after each token of one example by itself, [tokens, vocabulary] in float64."""
+    with torch.no_grad():
+        return torch.log_softmax(model(input_ids=torch.tensor([prompt.ids])).logits[0].double(), dim=-1)
+
+
+def learned(prompt: Prompt) -> list[tuple[int, int]]:
+    """(where it is predicted, token) of each labelled token but the first of all."""
+    return [(place - 1, label) for place, label in enumerate(prompt.labels) if place and label != IGNORED]
+
+
+def gradients_of(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def processes() -> engines.Processes:
+    return engines.start_processes()
