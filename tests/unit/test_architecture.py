@@ -22,6 +22,7 @@ ROOMS = [
     "data",
     "prompts",
     "models",
+    "attacks",
     "jobs",
     "training",
     "miniature",
