@@ -15,7 +15,8 @@ does anything but train the parent on its data,
   it the parent's is kept;
 * `objective(course, settings)`: what is optimised, a `training.objectives.Objective`; without it the next token. A
   defense that is a loss overrides `loss(model, batch)`; `course` has the job, the model, the records and the number of
-  steps (`training.finetuning.Course`).
+  steps (`training.finetuning.Course`);
+* `observers(course, settings)`: what watches the training, a list of `training.observers.Observer`.
 
 Any other step defines
 
@@ -89,6 +90,8 @@ def fine_tune(job: Job, settings: FineTuningSettings, step: Any) -> dict[str, An
     def parts(course: Course) -> tuple[Objective, list[Observer]]:
         observers: list[Observer] = [embedded.carried(course, settings)]  # before an objective that embeds a vector
         objective = step.objective(course, settings) if hasattr(step, "objective") else Objective()
+        if hasattr(step, "observers"):
+            observers += step.observers(course, settings)
         if getattr(settings, "analysis", None) is not None:
             observers.insert(0, analyser_of(course, settings, objective.phase))
         return objective, observers

@@ -154,6 +154,7 @@ def train(
         raise BulwarkError("keep_best needs validation examples, and there are none.")
     total = settings.total_steps(len(examples))
     objective = objective or Objective()
+    batches = objective.batches_from(batches)
     parts: list[Observer] = [objective, *observers]
     sizes = {"parameters": _size(model), "trainable_parameters": _size(model, trainable=True)}
     engine = engines.build(model, settings, total)

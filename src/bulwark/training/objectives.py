@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bulwark.training import engine as engines
-from bulwark.training.batches import Batch
+from bulwark.training.batches import Batch, StepBatches
 from bulwark.training.observers import Observer, passing
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 class Objective(Observer):
     """Next-token training on the labelled tokens; the base of all objectives."""
+
+    def batches_from(self, own: StepBatches) -> StepBatches:
+        """The batches that the loop goes through; `own` are those of the settings. Before the engine is built."""
+        return own
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """This micro-batch's share of the step's loss (scalar): the shares of all micro-batches and ranks add up.
