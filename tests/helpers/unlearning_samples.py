@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from tiny_causal_models import V, tiny_model
 from torch import Tensor, nn
@@ -15,14 +17,38 @@ from training_samples import PAD, examples, settings
 
 from bulwark.data.records import Tokenised, write_records
 from bulwark.jobs.job import Job
+from bulwark.models.manifests import write_manifest
 from bulwark.prompts.builder import IGNORED, Prompt
-from bulwark.training import engine as engines
+from bulwark.settings import validated
 from bulwark.training.batches import Batch, StepBatches
-from bulwark.training.finetuning import Course
+from bulwark.training.finetuning import Course, Examples
 from bulwark.training.loop import Trained, train
 from bulwark.unlearning.forgetting import ForgetRetain
 
 RETAIN, FORGET = 14, 10  # examples
+
+
+@dataclass(frozen=True)
+class Paired(Course):
+    """A course whose forget set are preferences, with these prompts as its sides."""
+
+    sides: dict[str, list[Prompt]] = field(default_factory=dict)
+
+    def preferences_from(self, name: str, side: str) -> Examples:
+        return Examples([], self.sides[side], 0, 0)
+
+
+def pairs(count: int = 6, seed: int = 11) -> dict[str, list[Prompt]]:
+    """Prompts with a chosen and a rejected answer, which differ in length and in most of their tokens."""
+    draw = np.random.default_rng(seed)
+    sides: dict[str, list[Prompt]] = {"chosen": [], "rejected": []}
+    for _ in range(count):
+        asked = draw.integers(3, V, int(draw.integers(2, 5))).tolist()
+        for side, length in (("chosen", int(draw.integers(3, 7))), ("rejected", int(draw.integers(3, 7)))):
+            answer = [7, *draw.integers(3, V, length).tolist()]  # the first token is the same in both
+            labels = [IGNORED] * len(asked) + answer
+            sides[side].append(Prompt(asked + answer, labels, [0] * len(labels), [], "", False))
+    return sides
 
 
 def plain(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -50,24 +76,41 @@ def write_forget(folder: Path, prompts: Sequence[Prompt]) -> Path:
 
 
 def course_of(
-    folder: Path, model: nn.Module | None = None, forget: Sequence[Prompt] | None = None, seed: int = 0, **training: Any
+    folder: Path,
+    model: nn.Module | None = None,
+    forget: Sequence[Prompt] | None = None,
+    seed: int = 0,
+    sides: dict[str, list[Prompt]] | None = None,
+    **training: Any,
 ) -> Course:
-    """A course on `RETAIN` retain examples and the forget examples."""
+    """A course on `RETAIN` retain examples and the forget examples, or preferences with these sides."""
     chosen = settings(**training)
     path = write_forget(folder, forget_examples() if forget is None else forget)
     job = Job("max_entropy", {}, "", str(Path(folder) / "checkpoint.json"), {"forget": str(path)}, {"seed": seed}, "")
     builder = SimpleNamespace(vocabulary=V, max_tokens=chosen.max_tokens, pad_id=PAD)
     retain = plain(examples(RETAIN))
     total = chosen.total_steps(RETAIN)
-    return Course(
-        job, model or tiny_model(), [], retain, chosen.steps_per_epoch(RETAIN), total, PAD, chosen, builder, "vanilla"
-    )
+    made = (
+        job, model or tiny_model(), [], retain, chosen.steps_per_epoch(RETAIN), total, PAD, chosen, builder, "vanilla",
+    )  # fmt: skip
+    return Course(*made) if sides is None else Paired(*made, sides)
+
+
+def with_parent(course: Course, model: nn.Module | None = None) -> Course:
+    """The course with its model, or another, on the disk as the parent, which is the base model as well."""
+    place = Path(course.job.output).parent / "parent"
+    (model or course.model).save_pretrained(place)
+    write_manifest(place / "checkpoint.json", {"weights": ".", "template": "chat"})
+    manifest = str(place / "checkpoint.json")
+    job = replace(course.job, parent=manifest, inputs=course.job.inputs | {"reference": manifest})
+    return replace(course, job=job)
 
 
 def objective_of(kind: str, course: Course, **given: Any) -> ForgetRetain:
     """The objective of a step on the course, with these settings beside data and training."""
     step = importlib.import_module(f"bulwark.steps.{kind}")
-    return step.objective(course, step.Settings(data="r", forget="f", training=course.training, **given))
+    plain = {"data": "r", "forget": "f", "training": course.training.model_dump(mode="json"), **given}
+    return step.objective(course, validated(step.Settings, plain, "the test's settings"))
 
 
 def run(course: Course, objective: ForgetRetain, folder: Path) -> Trained:
@@ -114,7 +157,3 @@ def gradients_of(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     loss.backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def processes() -> engines.Processes:
-    return engines.start_processes()

@@ -32,6 +32,8 @@ PROJECTIONS = {  # the modules that write into the residual stream, by the names
     "down_proj": ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj", "mlp.fc2", "feed_forward.w2"),
 }
 
+FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f")  # beside the list of blocks
+
 
 def positions_of(model) -> int | None:
     """The most tokens that a model reads, prompt and answer together; None where its configuration says none."""
@@ -62,6 +64,16 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
     if not text:
         raise BulwarkError(f"{type(_unwrapped(model)).__name__}: no list of its {wanted} decoder blocks was found.")
     return min(text, key=lambda pair: pair[0].count("."))[1]
+
+
+def final_norm_of(model: nn.Module) -> nn.Module:
+    """The norm between the last block and the output embedding. Raises BulwarkError if it is not where it is known."""
+    blocks = blocks_of(model)
+    around = next(part for part in model.modules() if any(child is blocks for child in part.children()))
+    name = first_part(around, FINAL_NORMS)
+    if name is None:
+        raise BulwarkError(f"{type(around).__name__} has no final norm; looked for {', '.join(FINAL_NORMS)}.")
+    return around.get_submodule(name)
 
 
 def site_module(model: nn.Module, layer: int, site: Site) -> nn.Module:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from bulwark.errors import BulwarkError
+from bulwark.models.anatomy import blocks_of
 from bulwark.models.embeddings import RoleEmbedding
 from bulwark.training.settings import LoraSettings
 
@@ -19,7 +20,7 @@ def attach_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
     """Freeze `model`, put trainable adapters on its linear modules, and leave the parameters of its method trainable.
 
     Raises BulwarkError naming modules that the model does not have, that are not linear, or that share their weight
-    with another module, which merging would change too.
+    with another module, which merging would change too; and for more blocks than it has.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -27,12 +28,15 @@ def attach_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
     if not isinstance(targets, str):
         _refuse_unsuitable(model, targets)
         targets = list(targets)
+    if settings.blocks is not None and settings.blocks > (there := len(blocks_of(model))):
+        raise BulwarkError(f"lora.blocks is {settings.blocks}, but the model has {there} decoder blocks.")
     methods = [parameter for parameter in _method_parameters(model) if parameter.requires_grad]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=targets,
+        layers_to_transform=None if settings.blocks is None else list(range(settings.blocks)),
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)

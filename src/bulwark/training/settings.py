@@ -25,12 +25,20 @@ class LoraSettings(Closed):
     """Low-rank adapters (Hu et al. 2021): W + (alpha / rank)·B·A on each target module; merged when training ends.
 
     target_modules: names of linear modules, or "all-linear" for all but the output embedding.
+    blocks: adapters only in so many decoder blocks from the first; None for all. Needs target_modules by name.
     """
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    blocks: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _named(self) -> LoraSettings:
+        if self.blocks is not None and self.target_modules == "all-linear":
+            raise ValueError("blocks needs the names of the modules in target_modules, such as q_proj and down_proj")
+        return self
 
 
 class TrainingSettings(Closed):

@@ -10,19 +10,22 @@ every trained weight, which the retain loss does and a loss on inner layers does
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bulwark.training import engine as engines
-from bulwark.training.batches import Batch
+from bulwark.training.batches import Batch, StepBatches
 from bulwark.training.finetuning import Course
 from bulwark.training.objectives import Objective, next_token_loss
 from bulwark.unlearning.settings import ForgettingSettings
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+
+    from bulwark.prompts.builder import Prompt
 
 _CURVE_POINTS = 200
 
@@ -32,16 +35,22 @@ class ForgetRetain(Objective):
 
     def __init__(self, course: Course, settings: ForgettingSettings) -> None:
         self.course, self.settings = course, settings
-        self.examples = course.examples_from("forget")
-        self.forgetting = course.batches(
-            self.examples.prompts,
-            "forget",
-            batch_size=settings.forget_batch_size or course.training.batch_size,
-            micro_batch_size=settings.forget_micro_batch_size or course.training.micro_batch_size,
+        self.examples = (
+            course.preferences_from("forget", settings.side) if settings.side else course.examples_from("forget")
         )
+        self.forgetting = self.batches_of(self.examples.prompts)
         self.step, self.total = 0, course.total_steps
         self._to_come: list[Batch] = []
         self._losses: list[Tensor] = []  # per optimizer step: this rank's shares of the retain and the forget loss
+
+    def batches_of(self, prompts: Sequence[Prompt]) -> StepBatches:
+        """The forget set's batches, of its examples as these prompts."""
+        return self.course.batches(
+            prompts,
+            "forget",
+            batch_size=self.settings.forget_batch_size or self.course.training.batch_size,
+            micro_batch_size=self.settings.forget_micro_batch_size or self.course.training.micro_batch_size,
+        )
 
     def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """This forget micro-batch's share of the step's loss, as for `loss`."""

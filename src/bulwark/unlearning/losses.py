@@ -131,7 +131,9 @@ def discrepancy(first: Tensor, second: Tensor, kernels: int = 5, factor: float =
     """
     both = _wide(torch.cat([first, second]))
     count, size = len(both), len(first)
-    squares = (both.unsqueeze(0) - both.unsqueeze(1)).square().sum(dim=-1)
+    products = both @ both.T  # all differences at once would be [n, n, width]
+    lengths = products.diagonal()
+    squares = (lengths.unsqueeze(0) + lengths.unsqueeze(1) - 2 * products).clamp(min=0)
     bandwidth = squares.detach().sum() / (count * count - count)
     kernel = sum(torch.exp(-squares / (bandwidth * factor ** (i - kernels // 2))) for i in range(kernels))
     return kernel[:size, :size].mean() + kernel[size:, size:].mean() - 2 * kernel[:size, size:].mean()

@@ -13,7 +13,7 @@ from bulwark.models import checkpoints, manifests
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
 from bulwark.training.finetuning import Course
-from bulwark.training.objectives import hidden_states
+from bulwark.training.objectives import hidden_states, target_logits
 from bulwark.unlearning.settings import ReferenceSettings
 
 
@@ -43,6 +43,12 @@ class Reference:
         """
         with self._as_it_was(trained) as model:
             return hidden_states(model, batch)
+
+    @torch.no_grad()
+    def target_logits(self, trained: nn.Module, batch: Batch) -> Tensor:
+        """The logits [targets, vocabulary] that predict `batch.targets`; trained: as above."""
+        with self._as_it_was(trained) as model:
+            return target_logits(model, batch)
 
     def _as_it_was(self, trained: nn.Module) -> AbstractContextManager[Any]:
         if self._model is not None:

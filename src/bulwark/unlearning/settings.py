@@ -16,12 +16,14 @@ from bulwark.training.finetuning import FineTuningSettings
 class ForgettingSettings(FineTuningSettings):
     """data: the retain set. forget: the set that is to be forgotten; its split `train` is read.
 
+    side: which response of a forget set of preferences is meant; None for a set of any other kind.
     forget_batch_size: sequences of the forget set per optimizer step over all ranks; None takes training.batch_size.
     forget_micro_batch_size: how many of them one rank puts through the model at once; None takes that of the training.
     retain_weight, forget_weight: what the two losses are multiplied by.
     """
 
     forget: str
+    side: Literal["chosen", "rejected"] | None = None
     forget_batch_size: int | None = Field(None, ge=1)
     forget_micro_batch_size: int | None = Field(None, ge=1)
     retain_weight: float = Field(1.0, ge=0)

@@ -45,6 +45,7 @@ TRAINING: list[Row] = [
     ("settings LoraSettings", "rank", 16, "ours: PEFT's default is 8"),
     ("settings LoraSettings", "alpha", 32.0, "ours: twice the rank"),
     ("settings LoraSettings", "dropout", 0.0, "PEFT's default"),
+    ("settings LoraSettings", "blocks", None, "PEFT's default"),
     ("settings LoraSettings", "target_modules", "all-linear", "ours: every linear module but the output embedding"),
     ("settings FineTuningSettings", "ignore_embedded", False, "Guan et al. 2026, App. D: the intervention stays on"),
 ]
