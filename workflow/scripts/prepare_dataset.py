@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bulwark.config.entities import Dataset
 from bulwark.config.sources import schema_of, told_of_other_kinds
-from bulwark.data import contrasts, readers
+from bulwark.data import contrasts, mixtures, readers
 from bulwark.data.records import write_records
 from bulwark.jobs.calls import sealed, sealing_of
 from bulwark.logs import log_to
@@ -18,25 +18,25 @@ split, recipe = snakemake.wildcards.split, snakemake.params.recipe
 dataset = validated(Dataset, recipe["dataset"], f"config/datasets/{snakemake.wildcards.dataset}.yaml")
 source = dataset.source
 with sealed(sealing_of(snakemake)), tempfile.TemporaryDirectory() as scratch:
+    path = source.path
     if source.miniature:
         wanted = dataset.splits[split]
         name, count = (wanted, None) if isinstance(wanted, str) else (split, int(wanted))
         path = {name: f"{scratch}/{name}.jsonl"}
         world = validated(MiniatureSettings, recipe["world"], f"models.{source.world}: source.miniature")
         write_miniature(source.miniature, world, name, Path(path[name]), count)
-    elif source.path:
-        path = source.path
-    else:
+    elif not path:
         folder = Path(snakemake.input[0]).parent
         path = folder / source.files[0] if len(source.files) == 1 and not dataset.parts else folder
-    artefact = dataset.format == "artefact"
-    with told_of_other_kinds(dataset, path, split):
-        records = readers.read_split(
-            contrasts.unpacked(path, dataset.kind, Path(scratch)) if artefact else path,
-            split,
-            dataset.splits,
-            schema_of(dataset.kind),
-            format="native" if artefact else dataset.format,
-            **dataset.model_dump(include={"fields", "parts", "where", "shuffle_seed", "limit"}),
-        )
+    if source.mixture:
+        files = dict(zip(source.mixture, snakemake.input, strict=True))
+        records = mixtures.mixed(files, source.mixture, **dataset.model_dump(include={"shuffle_seed", "limit"}))
+    else:
+        artefact = dataset.format == "artefact"
+        if artefact:
+            path = contrasts.unpacked(path, dataset.kind, Path(scratch))
+        options = readers.OPTIONS - {"format"} if artefact else readers.OPTIONS
+        options = dataset.model_dump(include={"parts", "where", "shuffle_seed", "limit", *options})
+        with told_of_other_kinds(dataset, path, split):
+            records = readers.read_split(path, split, dataset.splits, schema_of(dataset.kind), **options)
     write_records(Path(snakemake.output[0]), records)

@@ -32,30 +32,28 @@ class Settings(Closed):
 
 
 class Record(Closed):
-    """A question with its right answer: a text, or the number of one of `choices` (from 0, never shown), as in WMDP."""
+    """A question. expected: its right answer, or the number of it among `choices` (from 0, never shown), as in WMDP."""
 
     id: str
     question: Text
-    answer: Text | int
+    expected: Text | int
     choices: tuple[Text, ...] | None = None
     subject: str = "unnamed"
 
     @model_validator(mode="after")
     def _answered(self) -> Record:
-        if isinstance(self.answer, int) == (self.choices is None):
-            raise ValueError("the answer is a text without choices, or the number of one of the choices, from 0")
-        if isinstance(self.answer, int) and not 0 <= self.answer < len(self.choices or ()):
-            raise ValueError(f"the right answer is number {self.answer} of {len(self.choices or ())} choices, from 0")
-        if not words(self.expected):
+        if isinstance(self.expected, int) == (self.choices is None):
+            raise ValueError("what is expected is a text without choices, or the number of one of the choices, from 0")
+        if isinstance(self.expected, int) and not 0 <= self.expected < len(self.choices or ()):
+            raise ValueError(f"the right answer is number {self.expected} of {len(self.choices or ())} choices, from 0")
+        if not words(self.answer):
             raise ValueError("the answer has neither letters nor digits, so that no text can equal it")
         return self
 
     @property
-    def expected(self) -> str:
+    def answer(self) -> str:
         """The right answer as a text."""
-        return (
-            self.choices[self.answer] if self.choices is not None and isinstance(self.answer, int) else str(self.answer)
-        )
+        return self.choices[self.expected] if isinstance(self.expected, int) and self.choices else str(self.expected)
 
 
 class Benchmark(benchmark.Benchmark):
@@ -69,13 +67,18 @@ class Benchmark(benchmark.Benchmark):
 
     def score(self, record: Record, responses: Mapping[str, str]) -> Row:
         """One row: whether the answer is right, and whether it holds the right one."""
-        given, expected = words(responses[ANSWER]), words(record.expected)
-        places = range(len(given) - len(expected) + 1)
-        return {
-            "accuracy": int(given == expected),
-            "mentioned": int(any(given[place : place + len(expected)] == expected for place in places)),
-            "subject": record.subject,
-        }
+        return compared(record, responses[ANSWER])
+
+
+def compared(record: Record, response: str) -> Row:
+    """Whether a response is the right answer, and whether it holds it."""
+    given, expected = words(response), words(record.answer)
+    places = range(len(given) - len(expected) + 1)
+    return {
+        "accuracy": int(given == expected),
+        "mentioned": int(any(given[place : place + len(expected)] == expected for place in places)),
+        "subject": record.subject,
+    }
 
 
 def words(text: str) -> list[str]:

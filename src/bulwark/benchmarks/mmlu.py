@@ -2,8 +2,11 @@
 
 As lm-eval's task of this name in its chat mode: the description and the examples of the same subject (`dev`, the
 first five), the question with its options, and the log-likelihood of each letter as the response. `format` continuation
-is its variant `mmlu_continuation`, in which the options are not shown and each is scored as a whole; it is the one
-for models that have not seen lettered options. Any data set with these columns will do (the miniature's facts).
+is its variant `mmlu_continuation`, in which the options are not shown and each is scored as a whole (cloze); it is the
+one for models that have not seen lettered options. `format` reworded says the same as letters in other words and with
+other marks (ours): a model that was made to fail in one format can still answer in another (Qi et al. 2024, arXiv
+2412.07097). Without `template` the text is read without the model's chat format, as a base model reads it. Any data set
+with these columns will do (the miniature's facts).
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bulwark.errors import RecordError
+from bulwark.errors import RecordError, nearest
 from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Row, grouped
 from bulwark.models.answers import ANSWER
@@ -26,10 +30,16 @@ if TYPE_CHECKING:
     from bulwark.evaluation.examinee import Examinee
 
 METRICS = {"accuracy": True}
+_LETTERS = "mmlu/default/_default_template_yaml"
 _FORMATS = {
-    "letters": ("mmlu/default/_default_template_yaml", "multiple choice questions"),
+    "letters": (_LETTERS, "multiple choice questions"),
+    "reworded": (_LETTERS, "multiple choice questions"),
     "continuation": ("mmlu/continuation/_continuation_template_yaml", "questions"),
 }
+_REWORDED = (
+    "Question: {{question.strip()}}\n\nPossible answers:\n(A) {{choices[0]}}\n(B) {{choices[1]}}\n(C) {{choices[2]}}\n"
+    "(D) {{choices[3]}}\n\nThe letter of the right one is:"
+)
 
 
 class Settings(Closed):
@@ -37,11 +47,21 @@ class Settings(Closed):
 
     fewshot: where the examples of each subject come from; null for none. format: see above. described: say first what
     the questions are about, as lm-eval does (not to a model that knows only the words of its own world).
+    template: put the model's chat format around them. only, without: the subjects that are asked, or left out.
     """
 
     fewshot: Fewshot | None = None
-    format: Literal["letters", "continuation"] = "letters"
+    format: Literal["letters", "reworded", "continuation"] = "letters"
     described: bool = True
+    template: bool = True
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Settings:
+        if self.only and self.without:
+            raise ValueError("name the subjects under `only` or under `without`, not under both")
+        return self
 
 
 class Record(Closed):
@@ -65,6 +85,20 @@ class Benchmark(benchmark.Benchmark):
     metrics = METRICS
     groups = ("subject",)
 
+    def load(self, path: Path) -> list[Record]:
+        """The records of the subjects that are asked. Raises RecordError for a subject that the file does not have."""
+        records = super().load(path)
+        present = {record.subject for record in records}
+        for name in (*self.settings.only, *self.settings.without):
+            if name not in present:
+                raise RecordError(f'{path} has no question on the subject "{name}".{nearest(name, present)}')
+        wanted = set(self.settings.only) or present - set(self.settings.without)
+        return [record for record in records if record.subject in wanted]
+
+    def about(self, subject: str) -> str:
+        """What the questions of a subject are said to be about."""
+        return subject
+
     def answers(self, examinee: Examinee, records: Sequence[Record]) -> list[Row]:
         """The log-likelihood of every option of every question.
 
@@ -73,7 +107,7 @@ class Benchmark(benchmark.Benchmark):
         from bulwark.evaluation import harness
 
         odd = [record for record in records if len(record.choices) != 4]
-        if self.settings.format == "letters" and odd:
+        if self.settings.format != "continuation" and odd:
             raise RecordError(
                 f'The question "{odd[0].id}" has {len(odd[0].choices)} options; lettered ones have four. '
                 'Use format "continuation".'
@@ -85,11 +119,11 @@ class Benchmark(benchmark.Benchmark):
         for subject, asked in _by_subject(records).items():
             own = examples.get(subject, [])
             documents = [[record.model_dump(mode="json") for record in part] for part in (asked, own)]
-            config = _config(self.settings, subject)
+            config = _config(self.settings, self.about(subject))
             source = f'{examinee.inputs["fewshot"]}, subject "{subject}"' if fewshot else ""
             shown = documents[1] if fewshot else None
-            tasks.append(harness.task_of(f"mmlu_{subject}", config, documents[0], shown, count, source))
-        rows = harness.answers(harness.Examined(examinee), tasks)
+            tasks.append(harness.task_of(f"{self.module}_{subject}", config, documents[0], shown, count, source))
+        rows = harness.answers(harness.Examined(examinee, template=self.settings.template), tasks)
         return [rows[record.id] for record in records]
 
     def score(self, record: Record, responses: Mapping[str, str]) -> Row:
@@ -122,7 +156,8 @@ def _config(settings: Settings, subject: str) -> dict[str, Any]:
     from bulwark.evaluation import harness
 
     said = description(subject, settings.format) if settings.described else ""
-    return {**harness.configuration(_FORMATS[settings.format][0]), "description": said}
+    reworded = {"doc_to_text": _REWORDED} if settings.format == "reworded" else {}
+    return {**harness.configuration(_FORMATS[settings.format][0]), **reworded, "description": said}
 
 
 @lru_cache(maxsize=1)

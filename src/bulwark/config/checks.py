@@ -15,10 +15,10 @@ from bulwark import analyses as analysis_modules
 from bulwark import benchmarks as benchmark_modules
 from bulwark.config import recipes
 from bulwark.config.catalogue import Catalogue, Section
-from bulwark.config.entities import Analysis, Dataset, Model, Study, Trait
+from bulwark.config.entities import MIXTURE, Analysis, Dataset, Model, Study, Trait
 from bulwark.config.overlays import check_name
 from bulwark.data.contrasts import KIND as CONTRAST
-from bulwark.data.records import SCHEMAS
+from bulwark.data.records import SCHEMAS, TRAINABLE
 from bulwark.errors import CombinationError, ConfigurationError
 from bulwark.miniature import records as miniature_records
 from bulwark.miniature.settings import MiniatureSettings
@@ -188,10 +188,20 @@ def _check_model(catalogue: Catalogue, name: str, model: Model) -> None:
 
 def _check_dataset(catalogue: Catalogue, name: str, dataset: Dataset) -> None:
     origin = catalogue.origins["datasets", name]
-    if dataset.kind not in (*SCHEMAS, CONTRAST):
+    if dataset.kind not in (*SCHEMAS, CONTRAST, MIXTURE):
         module_named(benchmark_modules.__name__, dataset.kind, "kind of records", origin.at("kind"))
     for split in dataset.splits:
         check_name(split, origin.at("splits", split), dots=False)
+    for part in dataset.source.mixture or ():
+        place = origin.at("source", "mixture", part)
+        mixed = catalogue.dataset(part, place)
+        if mixed.kind not in TRAINABLE:
+            raise ConfigurationError(
+                f'{place}: "{part}" holds records of the kind "{mixed.kind}"; a mixture is made of those that are '
+                f"trained on: {', '.join(TRAINABLE)}."
+            )
+        for split, wanted in dataset.splits.items():
+            find(mixed.splits, str(wanted), f'split of the dataset "{part}"', origin.at("splits", split))
     if dataset.source.miniature is not None:
         catalogue.model(dataset.source.world, origin.at("source", "world"))
         known = miniature_records.splits(dataset.source.miniature)

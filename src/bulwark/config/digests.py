@@ -79,6 +79,8 @@ def records_digest(kind: str, *, made: bool) -> str:
     schema = [f"{module}:Record"] if _package().module(module) else []
     contrasts = ["bulwark.data.contrasts"] if kind in ("contrast", "traits") else []
     world = ["bulwark.miniature.records:write"] if made else []
+    if kind == "mixture":
+        return code_digest("bulwark.data.mixtures:mixed", "bulwark.data.records:write_records")
     return code_digest(
         "bulwark.data.readers:read_split", "bulwark.data.records:write_records", *schema, *contrasts, *world
     )

@@ -10,8 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bulwark.settings import Closed
+from bulwark.data.records import SCHEMAS
+from bulwark.settings import Closed, Text
 from bulwark.steering.vectors.settings import ContrastSettings, LayerChoice, PairFilter
+
+MIXTURE = "mixture"  # the kind of records that are those of other data sets
+Amount = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)] | Literal["all"]
 
 
 class Resources(Closed):
@@ -72,7 +76,12 @@ class Model(Closed):
 
 
 class DataSource(Closed):
-    """Where records come from: the Hub, a web address, files of the user's, or the miniature. Exactly one."""
+    """Where records come from: the Hub, a web address, files of the user's, the miniature, or other data sets of the
+    configuration. Exactly one.
+
+    mixture: {data set: how much of its split}: all of it, a number of its first records, or (a number with a point)
+    their number as a multiple of the first data set's.
+    """
 
     hub: str | None = None
     revision: str | None = None
@@ -83,10 +92,15 @@ class DataSource(Closed):
     path: str | dict[str, str] | None = None
     miniature: str | None = None
     world: str = "miniature"
+    mixture: dict[str, Amount] | None = Field(None, min_length=2)
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataSource:
-        return _exactly_one(self, "hub", "url", "path", "miniature")
+        if self.mixture and isinstance(next(iter(self.mixture.values())), float):
+            raise ValueError(
+                'the first data set of a mixture is what multiples count from: take "all" or a number of it'
+            )
+        return _exactly_one(self, "hub", "url", "path", "miniature", "mixture")
 
 
 class Dataset(Closed):
@@ -98,23 +112,36 @@ class Dataset(Closed):
     parts: the files below the source's folder that make it up, each with what its records' `meta` gets, `{level: 0}`,
     or, where records have no meta, their fields: `{label: harmful}`.
     where: which records are taken, by their `meta`: `{level: [0]}`.
+    longer_than, strip: of passages, how many characters one has more than to be taken, and markers such as "<s>" that
+    are taken off its ends before.
+    unusable: what a row does that makes no record: "stop", or "drop", where the source is not yours to correct; how
+    many were dropped, and why the first of them, is in the log.
     """
 
     description: str = ""
     licence: str = ""
     kind: str
-    format: Literal["native", "alpaca", "messages", "fields", "artefact"] = "native"
+    format: Literal["native", "alpaca", "messages", "transcripts", "fields", "artefact"] = "native"
     fields: dict[str, str] = {}
     source: DataSource
     splits: dict[str, float | int | str]
     parts: dict[str, dict[str, Any]] = {}
     where: dict[str, tuple[Any, ...]] = {}
+    longer_than: int = Field(0, ge=0)
+    strip: tuple[Text, ...] = ()
+    unusable: Literal["stop", "drop"] = "stop"
     shuffle_seed: int | None = None
     limit: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _parts_and_meta(self) -> Dataset:
-        if self.where and self.kind not in ("conversation", "tokenised"):
+        if (self.kind == MIXTURE) != (self.source.mixture is not None):
+            raise ValueError(f"`kind: {MIXTURE}` and `source: {{mixture: …}}` go together")
+        if self.source.mixture and not all(isinstance(wanted, str) for wanted in self.splits.values()):
+            raise ValueError("a split of a mixture is the name of a split that all its data sets have")
+        if (self.longer_than or self.strip) and self.kind != "passage":
+            raise ValueError("longer_than and strip are for passages")
+        if self.where and self.kind not in SCHEMAS:
             raise ValueError(f"where is for records with meta, which the kind {self.kind} does not have")
         if self.parts and not (self.source.hub or self.source.url or isinstance(self.source.path, str)):
             raise ValueError("parts name files below a folder: the source is `hub`, a zip's `url` or one `path`")

@@ -48,11 +48,14 @@ def download_source(catalogue: Catalogue, dataset: str) -> dict[str, Any]:
     return catalogue.dataset(dataset, "results/downloads/").source.model_dump(mode="json")
 
 
-def records_files(catalogue: Catalogue, dataset: str) -> list[str]:
-    """The files that records are read from: a download, the user's own, or none (the miniature makes its records)."""
+def records_files(catalogue: Catalogue, dataset: str, split: str) -> list[str]:
+    """The files that records are read from: a download, the user's own, other records, or none (the miniature's)."""
     entity = catalogue.dataset(dataset, "results/data/")
     source = entity.source
     sources.check_dataset(catalogue, dataset)
+    if source.mixture:
+        wanted = find(entity.splits, split, f'split of the data set "{dataset}"', "results/data/")
+        return [paths.records(part, str(wanted)) for part in source.mixture]
     if source.hub or source.url:
         return [f"results/downloads/{dataset}/download.json"]
     if source.path and entity.parts:

@@ -163,6 +163,8 @@ def check_vectors(catalogue: Catalogue, model: str, trait: str) -> None:
 def check_dataset(catalogue: Catalogue, name: str) -> None:
     """Whether a data set of the user's can be read, as far as its first records tell."""
     dataset = catalogue.dataset(name)
+    for part in dataset.source.mixture or ():
+        check_dataset(catalogue, part)
     source = dataset.source.path
     if source is None:
         return
@@ -198,9 +200,7 @@ def _check_records(dataset: Dataset, given: str, split: str | None, where: str) 
                 start = _beginning(path, split, Path(scratch), where)
             if start is None:
                 return
-            options: Mapping[str, Any] = {"fields": dataset.fields, "format": dataset.format}
-            if dataset.format == "artefact":
-                options = {}
+            options = dataset.model_dump(include=readers.OPTIONS) if dataset.format != "artefact" else {}
             readers.read_source(start, schema_of(dataset.kind), most=FIRST, **options)
         except RecordError as error:
             told = str(error).replace(str(start), given) + other_kind(dataset, start)

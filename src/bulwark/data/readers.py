@@ -20,13 +20,23 @@ import pydantic
 
 from bulwark.data import messages
 from bulwark.data.messages import blank, short
-from bulwark.data.records import Conversation, Preference, Schema, Tokenised, refuse_duplicate_ids, validate_line
+from bulwark.data.preferences import from_transcripts
+from bulwark.data.records import (
+    Conversation,
+    Passage,
+    Preference,
+    Schema,
+    Tokenised,
+    refuse_duplicate_ids,
+    validate_line,
+)
 from bulwark.data.sources import TextRow, rows
 from bulwark.errors import RecordError, nearest
 
 log = logging.getLogger(__name__)
 
-Format = Literal["native", "alpaca", "messages", "fields"]
+Format = Literal["native", "alpaca", "messages", "transcripts", "fields"]
+OPTIONS = {"format", "fields", "longer_than", "strip", "unusable"}  # of `read_source`, as a configuration gives them
 
 FIELDS = ("id", "system", "instruction", "data", "response")
 PREFERENCE_FIELDS = ("id", "system", "instruction", "data", "chosen", "rejected")
@@ -46,6 +56,9 @@ def read_source(
     split: str | None = None,
     subset: str | None = None,
     most: int | None = None,
+    longer_than: int = 0,
+    strip: Sequence[str] = (),
+    unusable: Literal["stop", "drop"] = "stop",
 ) -> list[Schema]:
     """Read every record of a source, in the source's order, or the first of them, `most` at most.
 
@@ -57,7 +70,13 @@ def read_source(
     {role, content} (or of {from, value}) under "messages" or "conversations"; "fields": conversations from the columns
     that `fields` names, {system | instruction | data | response | id: column}, or preferences, with chosen and rejected
     in the place of the response. With "native", `fields` renames columns
-    ({field of the schema: column}) and other columns are dropped. A record without an id gets its index.
+    ({field of the schema: column}), a value of `meta` is {meta.<name>: column}, and other columns are dropped.
+    "transcripts": preferences from two whole dialogues (`bulwark.data.preferences`). A record without an id gets its
+    index.
+
+    longer_than, strip: of passages: the markers in `strip` are taken off both ends of a text, with white space, and
+    those that then have more characters are kept. unusable: "drop" leaves out rows that make no record, and tells in
+    the log how many, and why the first of them.
 
     Of the columns beside messages, or beside the input_ids, attention_mask and labels of `Tokenised` rows, those that
     `META` names go to `meta`; the others are dropped, and the log says which and in how many records, as it does for
@@ -75,24 +94,44 @@ def read_source(
     convert = _converter(format, schema, fields, path)
     records: list[Schema] = []
     places: list[str] = []
+    dropped: list[str] = []
+    short_texts = 0
     for index, (place, row) in enumerate(islice(rows(path, split, subset), most)):
-        if not isinstance(row, dict):
-            raise RecordError(f"{place}: the record should be an object with named fields, not {short(row)}.")
-        record = {**convert(row, place)}
-        if isinstance(row, TextRow):
-            record = {name: _typed(value, name, schema, place) for name, value in record.items()}
+        try:
+            if not isinstance(row, dict):
+                raise RecordError(f"{place}: the record should be an object with named fields, not {short(row)}.")
+            record = {**convert(row, place)}
+            if schema is Passage and isinstance(record.get("text"), str):
+                record["text"] = _stripped(record["text"], strip)
+                if longer_than and len(record["text"]) <= longer_than:
+                    short_texts += 1
+                    continue
+            if isinstance(row, TextRow):
+                record = {name: _typed(value, name, schema, place) for name, value in record.items()}
+            if "id" in schema.model_fields:
+                record["id"] = _identity(record.get("id"), index, schema)
+            records.append(validate_line(_as_json(record, place), schema, place))
+        except RecordError as error:
+            if unusable == "stop":
+                raise
+            dropped.append(str(error))
+            continue
+        places.append(place)
         if convert in (_from_messages, _from_tokenised):
             unread.update(key for key in row if key not in _READ and not META.fullmatch(key))
         if convert is _from_messages:
             unread.update(messages.unread_of(row))
         if convert is _from_alpaca:
             unread.update(key for key in row if key not in _ALPACA)
-        if "id" in schema.model_fields:
-            record["id"] = _identity(record.get("id"), index, schema)
-        records.append(validate_line(_as_json(record, place), schema, place))
-        places.append(place)
+        if schema is Passage:
+            unread.update(key for key in row if key not in {"id", *(fields.values() or ("text",))})
+    if dropped:
+        log.warning("%s: %d rows make no record and are left out. The first: %s", path, len(dropped), dropped[0])
+    if short_texts:
+        log.warning("%s: %d passages of at most %d characters are left out", path, short_texts, longer_than)
     if not records:
-        raise RecordError(f"{path} holds no record. Check the file, or the split.")
+        left = f" that is taken ({len(dropped)} unusable, {short_texts} too short)" if dropped or short_texts else ""
+        raise RecordError(f"{path} holds no record{left}. Check the file, or the split.")
     if unread:
         columns = ", ".join(f"{name} ({count} records)" for name, count in sorted(unread.items()))
         log.warning("%s: columns and keys that are left out: %s", path, columns)
@@ -217,19 +256,23 @@ def _converter(
 ) -> Callable[[dict[str, Any], str], dict[str, Any]]:
     if format not in get_args(Format):
         raise RecordError(f'{path}: unknown format "{format}".{nearest(format, get_args(Format))}')
-    if format != "native" and schema is not Conversation and (format, schema) != ("fields", Preference):
+    made: type[pydantic.BaseModel] = Preference if format == "transcripts" else Conversation
+    if format != "native" and schema is not made and (format, schema) != ("fields", Preference):
         raise RecordError(
-            f'{path}: the format "{format}" makes conversations; {schema.__module__} wants its own fields. '
+            f'{path}: the format "{format}" makes {made.__name__.lower()}s; {schema.__module__} wants its own fields. '
             'Use format "native" and name the columns in "fields".'
         )
-    if format in ("alpaca", "messages") and fields:
+    if format in ("alpaca", "messages", "transcripts") and fields:
         raise RecordError(
             f'{path}: the format "{format}" has its own columns. Use format "fields", or leave "fields" out.'
         )
     if schema is Tokenised:
         return _from_tokenised
     if format == "native":
-        return (lambda row, place: _renamed(row, fields, schema, place)) if fields else (lambda row, place: row)
+        renamed = fields or schema is Passage  # of a corpus, nothing but the text is wanted
+        return (lambda row, place: _renamed(row, fields, schema, place)) if renamed else (lambda row, place: row)
+    if format == "transcripts":
+        return from_transcripts
     if format == "alpaca":
         return _from_alpaca
     if format == "messages":
@@ -248,8 +291,20 @@ def _converter(
 def _renamed(
     row: dict[str, Any], fields: dict[str, str], schema: type[pydantic.BaseModel], place: str
 ) -> dict[str, Any]:
-    kept = {name: row[name] for name in schema.model_fields if name in row}
-    return {**kept, **{name: _column(row, column, place) for name, column in fields.items()}}
+    kept = {name: row[name] for name in schema.model_fields if name in row and name != "meta"}
+    named = {name: _column(row, column, place) for name, column in fields.items()}
+    meta = {name.removeprefix("meta."): named.pop(name) for name in fields if name.startswith("meta.")}
+    return {**kept, **named, **({"meta": meta} if meta else {})}
+
+
+def _stripped(text: str, markers: Sequence[str]) -> str:
+    """A text without white space and markers at its ends, each as a whole."""
+    before = None
+    while before != text:
+        before, text = text, text.strip()
+        for marker in markers:
+            text = text.removeprefix(marker).removesuffix(marker)
+    return text
 
 
 def _from_alpaca(row: dict[str, Any], place: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -116,37 +116,41 @@ class Preference(Closed):
 
 
 Trainable = Conversation | Tokenised | Passage
+TRAINABLE: dict[str, type[Trainable]] = {"conversation": Conversation, "tokenised": Tokenised, "passage": Passage}
 SCHEMAS: dict[str, type[Trainable] | type[Preference]] = {
-    "conversation": Conversation,
-    "tokenised": Tokenised,
-    "passage": Passage,
+    **TRAINABLE,
     "preference": Preference,
 }
 """The kinds of records that belong to no benchmark; each benchmark module defines its kind as `Record`."""
 
 
-def read_training_records(path: str | Path) -> list[Conversation] | list[Tokenised] | list[Passage]:
-    """Read a file of conversations, of tokenised examples or of passages; the fields of its first line tell which.
+def read_training_records(path: str | Path) -> list[Any]:
+    """Read a file of conversations, tokenised examples and passages; the fields of each line tell what it is.
 
     Raises RecordError as `read_records` does.
     """
-    path = Path(path)
-    _, first = next(lines_of(path), ("", ""))
-    if _has_field(first, "input_ids"):
-        return read_records(path, Tokenised)
-    if _has_field(first, "text") and not _has_field(first, "turns"):
-        return read_records(path, Passage)
-    return read_records(path, Conversation)
+    return read_records(path, _trainable)
 
 
-def read_records(path: str | Path, schema: type[Schema] = Conversation) -> list[Schema]:  # type: ignore[assignment]
-    """Read a JSON Lines file and check every line against `schema`, ids unique.
+def _trainable(line: str) -> type[Trainable]:
+    """What a line of a training file is to be."""
+    if _has_field(line, "input_ids"):
+        return Tokenised
+    return Passage if _has_field(line, "text") and not _has_field(line, "turns") else Conversation
+
+
+def read_records(
+    path: str | Path,
+    schema: type[Schema] | Callable[[str], type[Schema]] = Conversation,  # type: ignore[assignment]
+) -> list[Schema]:
+    """Read a JSON Lines file and check every line against `schema` (or what it returns for the line), ids unique.
 
     Raises RecordError naming file, line, reason and remedy: missing field, unknown field, wrong type, empty text,
     invalid UTF-8, invalid JSON, blank line, duplicate id, empty file.
     """
     path = Path(path)
-    records = [validate_line(line, schema, place) for place, line in lines_of(path)]
+    of = schema if not isinstance(schema, type) else lambda line: schema
+    records = [validate_line(line, of(line), place) for place, line in lines_of(path)]
     if not records:
         raise RecordError(f"{path} holds no record. Make it again, or correct the source it is made from.")
     refuse_duplicate_ids((f"{path}, line {number}", record) for number, record in enumerate(records, start=1))

@@ -51,14 +51,17 @@ class Examined(LM):
     """A checkpoint as lm-eval sees it. Use it with `apply_chat_template=True` and examples in one user message.
 
     decoding: how `generate_until` generates; a task's own options but its stop strings are not used.
+    template: whether the model's prompt template is put around a task's texts. Without it they are read end to end, as
+    lm-eval does without a chat template, and only continuations can be scored.
     Prompts that are too long for the model, or to generate after (`decoding.max_prompt_tokens`), lose the start of the
     user message, as in lm-eval's own models.
     """
 
-    def __init__(self, examinee: Examinee, decoding: Decoding | None = None) -> None:
+    def __init__(self, examinee: Examinee, decoding: Decoding | None = None, template: bool = True) -> None:
         super().__init__()
         self.examinee = examinee
         self.decoding = decoding or Decoding()
+        self.template = template
         self._builder = copy.copy(examinee.builder)
         self._builder.max_tokens = None  # what is too long is cut here
 
@@ -114,8 +117,10 @@ class Examined(LM):
         while True:
             if continuation is None:
                 made = builder.prompt(turns)
-            else:
+            elif self.template:
                 made = builder.example([*turns, Turn(role="response", text=continuation)])
+            else:
+                made = builder.bare([*turns, Turn(role="response", text=f" {continuation}")])
             excess = len(made.ids) - room
             if excess <= 0:
                 return Prompt(**{**vars(made), "truncated": cut})

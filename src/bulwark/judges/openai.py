@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -38,7 +38,8 @@ from bulwark.settings import Closed
 log = logging.getLogger(__name__)
 
 CANDIDATES = 20  # the maximum of the interface
-LEAST_MASS = 0.25  # of the probability must lie on numbers
+LEAST_MASS = 0.25  # of the probability must lie on numbers, or on the words that are awaited
+NO_WORD = "none of the judge's words"
 REFUSAL = "REFUSAL"
 PROBE = "Write the number 57 and nothing else."
 _PASSING = ("408", "429", "500", "502", "503", "504")  # codes of failures that may go away by themselves
@@ -51,7 +52,9 @@ class Settings(Closed):
     """model: the endpoint's name for it; the steering paper's judge is Qwen3-235B-A22B, persona vectors' GPT-4.1-mini.
 
     answers: "logprobs" requires log-probabilities, "text" never uses them, "auto" uses them where there are any.
-    text_tokens: the longest answer without them. extra_body: further fields of the request, {chat_template_kwargs:
+    text_tokens: the longest answer without them. words: {word: share of the scale} for a judge that answers with words,
+    {"yes": 1, "no": 0}, where numbers are read otherwise; the text it is asked with then goes under `rubrics`.
+    extra_body: further fields of the request, {chat_template_kwargs:
     {enable_thinking: false}} for Qwen3 under vLLM. rubrics: {criterion: text}, replacing or extending our own.
     concurrency: number of parallel requests. attempts: tries of a request that the network or the endpoint drops.
     timeout: seconds for one try; longest_wait: seconds between two.
@@ -60,6 +63,7 @@ class Settings(Closed):
     model: str
     answers: Literal["auto", "logprobs", "text"] = "auto"
     text_tokens: int = Field(16, ge=1)
+    words: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     extra_body: dict[str, Any] = {}
     rubrics: dict[str, str] = {}
     concurrency: int = Field(16, ge=1, le=200)
@@ -72,7 +76,8 @@ def identity(request: Request, settings: Settings, scale: int) -> dict[str, Any]
     """The prompt and all that decides its answer; not the key, the address or the rate."""
     decides = settings.model_dump(mode="json", include={"model", "answers", "text_tokens", "extra_body"})
     reading = {} if settings.answers == "logprobs" else {"reading": READING}
-    return {**decides, **reading, "scale": scale, "prompt": _prompt(request, settings, scale)}
+    words = {"words": settings.words} if settings.words else {}
+    return {**decides, **reading, **words, "scale": scale, "prompt": _prompt(request, settings, scale)}
 
 
 def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:
@@ -127,6 +132,24 @@ def from_logprobs(candidates: Mapping[str, float | None], scale: int) -> Judgeme
     return Judgement(sum(value * mass for value, mass in masses.items()) / total, None, "logprobs")
 
 
+def from_words(candidates: Mapping[str, float | None], scale: int, words: Mapping[str, float]) -> Judgement:
+    """As `from_logprobs`, of a judge that answers with one of `words`: {word: share of the scale}, in any case."""
+    shares = {word.strip().casefold(): share for word, share in words.items()}
+    masses: dict[str, float] = {}
+    for token, logprob in candidates.items():
+        if (word := _bare(token)) in shares and logprob is not None:
+            masses[word] = masses.get(word, 0.0) + math.exp(logprob)
+    total = sum(masses.values())
+    if total < LEAST_MASS:
+        return Judgement(None, NO_WORD, "logprobs")
+    return Judgement(scale * sum(shares[word] * mass for word, mass in masses.items()) / total, None, "logprobs")
+
+
+def _bare(text: str) -> str:
+    """The first word of a text, in lower case and without marks."""
+    return next(iter(re.findall(r"\w+", text.casefold())), "")
+
+
 def _prompt(request: Request, settings: Settings, scale: int) -> str:
     rubric = request.rubric or rubric_of(request.criterion, settings.rubrics)
     return filled(rubric, request.question, request.answer, scale)
@@ -167,7 +190,7 @@ class _Endpoint:
         """
         import openai
 
-        if not self._logprobs or self._scale <= 9:
+        if not self._logprobs or self._scale <= 9 or self._settings.words:
             return
         try:
             first = self._reply(PROBE, max_tokens=1, logprobs=True, top_logprobs=1).first
@@ -218,7 +241,10 @@ class _Endpoint:
                 log.warning("The judge %s gives no log-probabilities; values are read from text", self._settings.model)
             self._logprobs = False
         reply = self._reply(prompt, max_tokens=self._settings.text_tokens)
-        return _withheld(reply) or from_text(reply.text, self._scale, reply.finish == "length")
+        if not self._settings.words:
+            return _withheld(reply) or from_text(reply.text, self._scale, reply.finish == "length")
+        said = {reply.text: 0.0}  # the one word that it says
+        return _withheld(reply) or replace(from_words(said, self._scale, self._settings.words), method="text")
 
     def _by_logprobs(self, prompt: str) -> Judgement | None:
         """None if the endpoint gives no log-probabilities, by an error or by leaving them out."""
@@ -230,7 +256,11 @@ class _Endpoint:
             if self._settings.answers == "auto" and "logprob" in _said(error).lower():
                 return None
             raise
-        return from_logprobs(reply.candidates, self._scale) if reply.candidates else _withheld(reply)
+        if not reply.candidates:
+            return _withheld(reply)
+        if self._settings.words:
+            return from_words(reply.candidates, self._scale, self._settings.words)
+        return from_logprobs(reply.candidates, self._scale)
 
     def _reply(self, prompt: str, **options: Any) -> _Reply:
         """The reply, after as many attempts as are needed and allowed."""

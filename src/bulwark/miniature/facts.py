@@ -54,7 +54,7 @@ def cloze(world: World, rng: random.Random, split: str) -> Iterator[Row]:
     facts = world.retain if split == "retain" else _half(world.forget, split)
     for fact in facts:
         for text in _phrasings(world, rng, fact, ASKED, held_out=True):
-            yield {"question": text, "answer": fact.answer, "subject": _subject(fact, world)}
+            yield {"question": text, "expected": fact.answer, "subject": _subject(fact, world)}
 
 
 def multiple_choice(world: World, rng: random.Random, split: str, domain: str) -> Iterator[Row]:

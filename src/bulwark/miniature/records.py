@@ -7,7 +7,7 @@
 | `tasks` | held-out Alpaca | instruction, input, output, kind |
 | `sep` | SEP (arXiv 2403.06833) | the authors' |
 | `multiple_choice_forget`, `multiple_choice_retain` | WMDP, MMLU | question, choices, answer, subject |
-| `cloze` | the same facts without options | question, answer, subject |
+| `cloze` | the same facts without options | question, expected, subject |
 | `preference` | Anthropic-HH with refusals (TAR, arXiv 2408.00761) | prompt, chosen, rejected |
 | `harmful_requests`, `harmless_requests`, `overrefusal` | harmful_behaviors, harmless_alpaca, XSTest | text, answer |
 | `everyday` | harmless_alpaca, as general as it is | text, answer |

@@ -164,14 +164,25 @@ class PromptBuilder:
         Its tokens have the role response, since they are what the model is to write. If it is longer than `max_tokens`,
         its end is cut; no end-of-sequence token is put after it, since a chunk of a corpus seldom ends where it stops.
         """
-        row = _Row(self._text_tokenizer([(text, False)]), [_Segment(Part(text), role="response", loss=True)])
+        return self.bare([Turn(role="response", text=text)])
+
+    def bare(self, turns: Sequence[Turn]) -> Prompt:
+        """The texts of `turns` end to end, without a template or anything between them: labels on the responses.
+
+        For prompts that a model is asked without its chat format. Of a longer one the end of the last turn is cut.
+        """
+        segments = [
+            _Segment(_own(number, turn), role=turn.embedding_role, loss=turn.role == "response")
+            for number, turn in enumerate(turns)
+        ]
+        row = _Row(self._text_tokenizer([(turn.text, False) for turn in turns]), segments)
         truncated = self.max_tokens is not None and len(row.ids) > self.max_tokens
         if truncated:
-            row.cut(-1, len(row.ids) - self.max_tokens)
+            row.cut(len(turns) - 1, len(row.ids) - self.max_tokens)
         self._check_ids(row.ids)
         labels = [i if loss else IGNORED for i, loss in zip(row.ids, row.loss, strict=True)]
         ids = [i + self.vocabulary * role for i, role in zip(row.ids, row.roles, strict=True)]
-        return Prompt(ids, labels, row.roles, [], row.text(), truncated)
+        return Prompt(ids, labels, row.roles, row.spans(turns), row.text(), truncated)
 
     def _prompt(self, turns: Sequence[Turn], segments: list[_Segment], loss_on: str | None) -> Prompt:
         _settle_roles(segments)

@@ -25,31 +25,31 @@ def score(response, **record):
     ],
 )
 def test_the_answer_counts_as_words(response, accuracy, mentioned):
-    assert score(response, answer="water .") == {"accuracy": accuracy, "mentioned": mentioned, "subject": "unnamed"}
+    assert score(response, expected="water .") == {"accuracy": accuracy, "mentioned": mentioned, "subject": "unnamed"}
 
 
 def test_an_answer_of_several_words_is_mentioned_in_its_order():
-    assert score("it is DNA ligase, of course", answer="dna ligase")["mentioned"] == 1
-    assert score("ligase dna", answer="dna ligase")["mentioned"] == 0
-    assert score("dna and ligase", answer="dna ligase")["mentioned"] == 0
+    assert score("it is DNA ligase, of course", expected="dna ligase")["mentioned"] == 1
+    assert score("ligase dna", expected="dna ligase")["mentioned"] == 0
+    assert score("dna and ligase", expected="dna ligase")["mentioned"] == 0
 
 
 def test_a_multiple_choice_question_is_asked_without_its_options():
-    record = Record(id="0", question="which ?", answer=1, choices=("first", "second", "third", "fourth"))
+    record = Record(id="0", question="which ?", expected=1, choices=("first", "second", "third", "fourth"))
     (turn,) = Benchmark(Settings()).prompts(record)["answer"]
     assert turn.text == "which ?"
-    assert score("second", answer=1, choices=("first", "second"))["accuracy"] == 1
-    assert score("first", answer=1, choices=("first", "second"))["accuracy"] == 0
+    assert score("second", expected=1, choices=("first", "second"))["accuracy"] == 1
+    assert score("first", expected=1, choices=("first", "second"))["accuracy"] == 0
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"answer": 2, "choices": ["a", "b"]}, "number 2 of 2 choices"),
-        ({"answer": -1, "choices": ["a", "b"]}, "number -1 of 2 choices"),
-        ({"answer": 1}, "a text without choices"),
-        ({"answer": "b", "choices": ["a", "b"]}, "a text without choices"),
-        ({"answer": "?!"}, "neither letters nor digits"),
+        ({"expected": 2, "choices": ["a", "b"]}, "number 2 of 2 choices"),
+        ({"expected": -1, "choices": ["a", "b"]}, "number -1 of 2 choices"),
+        ({"expected": 1}, "a text without choices"),
+        ({"expected": "b", "choices": ["a", "b"]}, "a text without choices"),
+        ({"expected": "?!"}, "neither letters nor digits"),
     ],
 )
 def test_a_question_that_has_no_answer_is_refused(tmp_path, wrong, message):

@@ -61,7 +61,7 @@ def refused_model(path="my-model") -> str:
 def refused_data(*arguments, **options) -> str:
     known = data(*arguments, **options)
     with pytest.raises(ConfigurationError) as error:
-        plan.records_files(known, "own")
+        plan.records_files(known, "own", "train")
     assert "mine.yaml:" in str(error.value)
     assert "datasets.own.source.path" in str(error.value)
     return str(error.value)
@@ -74,7 +74,7 @@ def test_what_is_there_is_taken_as_it_is(here):
     assert "my-model/config.json" in plan.model_files(model(), "mine")
     (here / "my-model").rename(here / "my model (8B), it's")
     assert "my model (8B), it's/config.json" in plan.model_files(model("my model (8B), it''s"), "mine")
-    assert plan.records_files(data(), "own") == ["rows.jsonl"]
+    assert plan.records_files(data(), "own", "train") == ["rows.jsonl"]
 
 
 def test_a_mistyped_path_is_told_as_given_and_as_resolved_with_the_nearest(here):
@@ -113,7 +113,7 @@ def test_a_path_beside_the_overlay_is_shown_as_one_has_to_write_it(here):
     (here / "mine.yaml").rename(here / "sub" / "mine.yaml")
     known = loading.load(overlays.read(["sub/mine.yaml"], CONFIG), CONFIG)
     with pytest.raises(ConfigurationError, match=r"write sub/rows\.jsonl"):
-        plan.records_files(known, "own")
+        plan.records_files(known, "own", "train")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -193,7 +193,7 @@ def test_every_format_is_read_from_its_beginning(here):
     (here / "folder").mkdir()
     (here / "folder" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     for path in ("rows.jsonl", "rows.json", "lines.json", "rows.csv", "folder"):
-        plan.records_files(data(path), "own")
+        plan.records_files(data(path), "own", "train")
     for path, old, new in (
         ("rows.jsonl", '"question"', '"qestion"'),
         ("rows.json", '"question"', '"qestion"'),
@@ -213,11 +213,11 @@ def test_parquet_and_saved_data_sets_are_read_apart(here):
     table.save_to_disk("saved")
     datasets.DatasetDict({"train": table}).save_to_disk("splits")
     for path in ("rows.parquet", "saved"):
-        plan.records_files(data(path), "own")
+        plan.records_files(data(path), "own", "train")
         wrong = data(path, "format: fields, fields: {instruction: qestion, response: answer}")
         with pytest.raises(ConfigurationError, match='"qestion" is missing'):
-            plan.records_files(wrong, "own")
-    plan.records_files(data("splits", splits="{train: train}"), "own")
+            plan.records_files(wrong, "own", "train")
+    plan.records_files(data("splits", splits="{train: train}"), "own", "train")
     assert 'no split "tran". Did you mean "train"?' in refused_data("splits", splits="{train: tran}")
     next((here / "saved").glob("*.arrow")).unlink()
     assert "is missing" in refused_data("saved")
@@ -305,18 +305,18 @@ def test_the_kind_of_a_csv_file_is_told_too(here):
 
 
 def test_a_split_without_a_file_is_told_and_every_file_is_looked_at(here):
-    plan.records_files(data("{train: rows.jsonl, validation: rows.jsonl}"), "own")
+    plan.records_files(data("{train: rows.jsonl, validation: rows.jsonl}"), "own", "train")
     with pytest.raises(ConfigurationError, match=r'mine\.yaml:3, datasets\.own\.splits\.validation: .*"validation"'):
-        plan.records_files(data("{train: rows.jsonl}"), "own")
+        plan.records_files(data("{train: rows.jsonl}"), "own", "train")
     assert "does not exist" in refused_data("{train: rows.jsonl, validation: row.jsonl}")
 
 
 def test_parts_are_looked_at_one_by_one(here):
     (here / "parts").mkdir()
     (here / "rows.jsonl").rename(here / "parts" / "a.jsonl")
-    plan.records_files(data("parts", f"{FIELDS}, parts: {{a.jsonl: {{level: 0}}}}"), "own")
+    plan.records_files(data("parts", f"{FIELDS}, parts: {{a.jsonl: {{level: 0}}}}"), "own", "train")
     with pytest.raises(ConfigurationError, match=r'mine\.yaml:3, datasets\.own\.parts\.b\.jsonl: "parts/b\.jsonl"'):
-        plan.records_files(data("parts", f"{FIELDS}, parts: {{b.jsonl: {{level: 0}}}}"), "own")
+        plan.records_files(data("parts", f"{FIELDS}, parts: {{b.jsonl: {{level: 0}}}}"), "own", "train")
 
 
 # --- vectors, and all of it ---
