@@ -115,7 +115,7 @@ def test_the_text_of_a_corpus_is_taken_from_its_column(file, caplog):
 
 
 def test_markers_are_taken_off_as_a_whole(file):
-    """The authors' code strips the letters of the markers (spec G.1.9): "<|eot_id|>" also the end of "...do it"."""
+    """Strip as a method of text takes letters: of "<|eot_id|>" also those at the end of "...do it"."""
     (record,) = read_source(file({"text": "the way to do it<|eot_id|>"}), Passage, strip=("<|eot_id|>",))
     assert record.text == "the way to do it"
 
