@@ -264,7 +264,7 @@ JUDGES: list[Row] = [
     (
         "constants bulwark.judges.rubrics",
         "RUBRICS",
-        Digest("01602275c80e33fc"),
+        Digest("08868244992e58f4"),
         "ours: the papers' questions to the judge are not public",
     ),
     ("settings judges.marker", "within", None, "ours: anywhere in the answer"),
