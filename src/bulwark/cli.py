@@ -65,7 +65,7 @@ def _plan(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from bulwark.config.costs import costs
-    from bulwark.config.standing.dry_run import dry_run, told_again
+    from bulwark.config.standing.dry_run import dry_run, told_again, told_trials
 
     table = Table("rule", "jobs", "hours in a row", "GPU hours", title="still to do (expected times)")
     printed = dry_run(options.arguments)
@@ -78,6 +78,8 @@ def _plan(options: argparse.Namespace) -> int:
     totals = [sum(getattr(cost, name) for cost in needed.values()) for name in ("jobs", "hours", "gpu_hours")]
     table.add_row("all", str(totals[0]), f"{totals[1]:,.1f}", f"{totals[2]:,.1f}")
     Console().print(table)
+    if trials := told_trials(printed):
+        print(f"\n{trials}")
     return 0
 
 

@@ -68,6 +68,10 @@ def by_standing(build):
                     and (is_sealed(task) or not await persistence.incomplete(job))
                 ]
                 tell([remade_by(job, standing) for job, standing in finished])
+            if workflow.dryrun:
+                made = [job.wildcards for job in wanted if job.rule.name == "apply_step" and dag.needrun(job)]
+                if trials := plan_jobs.trials_told(catalogue, [(given.model, given.recipe) for given in made]):
+                    logger.warning(trials)
 
         dag.update_needrun = update_needrun
         build()

@@ -25,6 +25,7 @@ rule apply_step:
             settings=of(plan.step, "settings"),
             code=of(plan.step, "code"),
         ),
+        trial=plan.trial,  # the settings say it, too; here in short, for the manifest
     script:
         "../scripts/apply_step.py"
 

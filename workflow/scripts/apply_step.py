@@ -15,6 +15,7 @@ job = Job(
         "model": snakemake.wildcards.model,
         "recipe": snakemake.wildcards.recipe,
         "seed": int(snakemake.wildcards.seed),
+        **({"trial": dict(snakemake.params.trial)} if snakemake.params.trial else {}),
     },
     log=snakemake.log[0],
     code=snakemake.params.code,

@@ -9,6 +9,7 @@ value beats both.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,10 +31,11 @@ from bulwark.config.entities import (
     Trait,
 )
 from bulwark.config.overlays import Origin
+from bulwark.config.space import ranges
 from bulwark.errors import ConfigurationError
 from bulwark.judges import JudgeSettings
 from bulwark.reporting.settings import Claim, Figure, Table
-from bulwark.settings import Closed, find, merged, module_named, validated
+from bulwark.settings import Closed, Where, find, merged, module_named, validated
 from bulwark.steering.vectors.projections import ProjectionSettings
 
 Section = Literal["steps", "benchmarks", "projections"]
@@ -44,7 +46,8 @@ class Resolved:
     """A step, benchmark or projection as it is on one model: all defaults filled in.
 
     module: the name of its module (a step's kind). dataset, split: empty for a step. stage: whose resources of the
-    model a job of it takes. cost: of the job, as a multiple of that stage.
+    model a job of it takes. cost: of the job, as a multiple of that stage. space: of a step, by settings key. trial: in
+    what a trial differs from the step, by settings key; empty for what is none.
     """
 
     module: str
@@ -53,6 +56,8 @@ class Resolved:
     dataset: str = ""
     split: str = ""
     stage: str = "generate"
+    space: Mapping[str, ranges.Range] = field(default_factory=dict)
+    trial: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -88,14 +93,15 @@ class Catalogue:
     name: str
     origins: dict[tuple[str, str], Origin]
     left_out: tuple[str, ...] = ()
-    _resolved: dict[tuple[Section, str | None, str], Resolved] = field(default_factory=dict, repr=False)
+    _resolved: dict[tuple[Section, str | None, str, int | None], Resolved] = field(default_factory=dict, repr=False)
 
     def where(self, section: str, name: str, *keys: str) -> str:
-        """File, line and path of a key of an entity or study, for messages."""
-        return self.origins[section, name].at(*keys)
+        """File, line and path of a key of an entity or study, for messages; those of a trial are its step's."""
+        return self.origins[section, _entity_name(section, name)].at(*keys)
 
     def settings_origin(self, section: str, name: str, model: str | None) -> Origin:
         """Where the settings of a step, benchmark or projection come from, as they are on `model`."""
+        name = _entity_name(section, name)
         entity = getattr(self, section)[name]
         return self.origins[section, name].settings(model if model in entity.models else None)
 
@@ -123,20 +129,37 @@ class Catalogue:
     def resolve(self, section: Section, model: str | None, name: str, where: str = "") -> Resolved:
         """Return an entity of a section as it is on `model`; resolved once, since every job of a plan asks for it.
 
-        A step may be meant before its end, "sft@40".
-        Raises ConfigurationError for unknown names, with `where` they stood, for settings that are not valid, and for
-        a snapshot that the training does not keep.
+        A step may be meant before its end, "sft@40", or be a trial, "relearn.3".
+        Raises ConfigurationError for unknown names, with `where` they stood, for settings that are not valid, for a
+        snapshot that the training does not keep, and for a trial of a step without a space.
         """
         if model is not None:
             self.model(model, where)
         name, at = recipes.snapshot_of(name)
         if at is not None:
             self._check_snapshot(model, name, at, where)
+        name, number = recipes.trial_of(name) if section == "steps" else (name, None)
         entity = find(getattr(self, section), name, section[:-1], where)
-        key = (section, model if model in entity.models else None, name)
+        key = (section, model if model in entity.models else None, name, number)
         if key not in self._resolved:
-            self._resolved[key] = _resolved(entity, key[1], self.origins[section, name])
+            values = {} if number is None else self._trial(key[1], name, number, where)
+            self._resolved[key] = _resolved(entity, key[1], self.origins[section, name], values)
         return self._resolved[key]
+
+    def varied(self, model: str | None, name: str, values: Mapping[str, Any]) -> Resolved:
+        """A step as it is on `model` with other values of its space, by settings key."""
+        entity = find(self.steps, name, "step")
+        return _resolved(entity, model if model in entity.models else None, self.origins["steps", name], values)
+
+    def _trial(self, model: str | None, name: str, number: int, where: str) -> dict[str, Any]:
+        space = self.steps[name].space_on(model)
+        if not space:
+            raise ConfigurationError(
+                f'{where}: "{name}.{number}" is trial {number} of the step "{name}", which has no space'
+                f"{f' on {model}' if model else ''}. Say under space at {self.where('steps', name)} which settings its "
+                "trials vary."
+            )
+        return ranges.trial(name, number, space)
 
     def _check_snapshot(self, model: str | None, name: str, at: int, where: str) -> None:
         training = getattr(self.step(model, name, where).settings, "training", None)
@@ -196,7 +219,7 @@ class Catalogue:
         return [
             (model, recipe, seed, benchmark)
             for model in asked.models
-            for recipe in asked.recipes
+            for recipe in asked.every_recipe
             for seed in self.seeds(recipe, asked.seeds)
             for benchmark in asked.benchmarks
         ]
@@ -207,21 +230,30 @@ class Catalogue:
         return [
             (model, recipe, seed, analysis)
             for model in asked.models
-            for recipe in asked.recipes
+            for recipe in asked.every_recipe
             for analysis in asked.analyses
             if self.analysed(model, recipe, analysis)
             for seed in self.seeds(recipe, asked.seeds)
         ]
 
 
-def _resolved(entity: Any, model: str | None, origin: Origin) -> Resolved:
-    """An entity as it is on `model`, of which it says something of its own, or on any other (None)."""
+def _entity_name(section: str, name: str) -> str:
+    return recipes.trial_of(name)[0] if section == "steps" else name
+
+
+def _resolved(entity: Any, model: str | None, origin: Origin, values: Mapping[str, Any]) -> Resolved:
+    """An entity as it is on `model`, of which it says something of its own, or on any other (None).
+
+    values: of the settings of a trial that its step's space varies, by key.
+    """
     special = entity.models[model] if model is not None else None
     settings = merged(entity.settings, special.settings) if special else entity.settings
-    stage = "generate"
+    settings = ranges.laid_over(settings, values)
+    stage, space = "generate", {}
     if isinstance(entity, Step):
         code = module_named(steps.__name__, entity.kind, "kind of step", origin.at("kind"))
         module, cls, stage = entity.kind, code.Settings, getattr(code, "STAGE", "train")
+        space = entity.space_on(model)
     elif isinstance(entity, Benchmark):
         code = module_named(benchmark_modules.__name__, entity.module, "benchmark module", origin.at("module"))
         module, cls = entity.module, code.Settings
@@ -229,9 +261,25 @@ def _resolved(entity: Any, model: str | None, origin: Origin) -> Resolved:
         module, cls = "", ProjectionSettings
     return Resolved(
         module,
-        validated(cls, settings, origin.settings(model)),
+        validated(cls, settings, _place(origin, model, values)),
         (special and special.cost) or entity.cost,
         getattr(special, "dataset", None) or getattr(entity, "dataset", ""),
         getattr(special, "split", None) or getattr(entity, "split", ""),
         stage,
+        space,
+        values,
     )
+
+
+def _place(origin: Origin, model: str | None, values: Mapping[str, Any]) -> Where:
+    """Where a settings key stands: in the space, if it is one of a trial's `values`; else also with which values."""
+    settings, space = origin.settings(model), origin.settings(model, "space")
+
+    def place(keys: Sequence[str | int] = ()) -> str:
+        path = ".".join(map(str, keys))
+        varied = next((key for key in values if f"{path}.".startswith(f"{key}.")), None)
+        if varied is not None:
+            return space.at(varied)
+        return f"{settings(keys)}{f' in a trial ({ranges.named(values)})' if values else ''}"
+
+    return place

@@ -6,8 +6,10 @@ function raises ConfigurationError for the first thing that is wrong, with where
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,14 @@ from bulwark.config import recipes
 from bulwark.config.catalogue import Catalogue, Section
 from bulwark.config.entities import MIXTURE, Analysis, Dataset, Model, Study, Trait
 from bulwark.config.overlays import check_name
+from bulwark.config.space import ranges
 from bulwark.data.contrasts import KIND as CONTRAST
 from bulwark.data.records import SCHEMAS, TRAINABLE
 from bulwark.errors import CombinationError, ConfigurationError
 from bulwark.miniature import records as miniature_records
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.prompts.builder import TEMPLATES
+from bulwark.reporting.columns import stands_for, those_named
 from bulwark.settings import Closed, find, module_named, validated
 from bulwark.steering.schedules import ScheduleSettings, detected_from
 from bulwark.steering.vectors import projections
@@ -121,10 +125,10 @@ def check(catalogue: Catalogue) -> None:
     used = in_use(catalogue)
     # In the order of their files, so that a mistake is reported of what others are like.
     for kind in ("steps", "benchmarks", "projections"):
-        for name in getattr(catalogue, kind):
-            for on in catalogue.models:
-                if (kind, on, name) in used.resolved:
-                    check_resolved(catalogue, kind, on, name)
+        names = {name: number for number, name in enumerate(getattr(catalogue, kind))}
+        of_kind = [(name, on) for section, on, name in used.resolved if section == kind]
+        for name, on in sorted(of_kind, key=lambda pair: (names[recipes.trial_of(pair[0])[0]], pair)):
+            check_resolved(catalogue, kind, on, name)
     for model in sorted(used.models):
         if catalogue.models[model].source.miniature is not None:
             catalogue.resources(model, "pretrain")
@@ -147,6 +151,10 @@ def _check_names(catalogue: Catalogue, kind: Section, model: str | None, name: s
         )
     for path in resolved.inputs.values():
         _check_input(catalogue, path, catalogue.settings_origin(kind, name, model)())
+    for values in ranges.checked(resolved.space) if resolved.space else ():
+        where = catalogue.origins[kind, name].settings(model, "space").at(next(iter(values)))
+        for path in catalogue.varied(model, name, values).inputs.values():
+            _check_input(catalogue, path, f"{where} ({ranges.named(values)})")
 
 
 def check_resolved(catalogue: Catalogue, kind: Section, model: str, name: str) -> None:
@@ -299,8 +307,21 @@ def _check_study(catalogue: Catalogue, name: str, study: Study) -> None:
                 raise ConfigurationError(f'{origin.at(key, number)}: "{entry}" stands twice in the list. Keep one.')
     for number, model in enumerate(study.models):
         catalogue.model(model, origin.at("models", number))
+    for step in study.trials:
+        place = origin.at("trials", step)
+        find(catalogue.steps, step, "step", place)
+        if not any(f"{step}{recipes.TRIALS}" in re.split("[+@]", recipe) for recipe in study.recipes):
+            raise ConfigurationError(
+                f'{place}: no recipe of the study has "{step}{recipes.TRIALS}", which stands for these trials. Add '
+                "one, or take this line out."
+            )
     for number, recipe in enumerate(study.recipes):
-        recipes.check(recipe, catalogue.steps, origin.at("recipes", number))
+        place = origin.at("recipes", number)
+        recipes.check(recipe, catalogue.steps, place)
+        for expanded in recipes.expanded(recipe, study.trials, place):
+            for model, step in product(study.models, recipes.steps_of(expanded)):
+                if recipes.trial_of(recipes.snapshot_of(step)[0])[1] is not None:
+                    catalogue.step(model, step, place)  # whether there is such a trial
     for number, benchmark in enumerate(study.benchmarks):
         find(catalogue.benchmarks, benchmark, "benchmark", origin.at("benchmarks", number))
     for number, analysis in enumerate(study.analyses):
@@ -325,17 +346,17 @@ def check_measured(catalogue: Catalogue, entity: Table | Figure | Claim, where: 
     for kind, key, names, listed in (
         ("benchmark", "benchmarks", [name for name in needed if name not in catalogue.analyses], study.benchmarks),
         ("analysis", "analyses", [name for name in needed if name in catalogue.analyses], study.analyses),
-        ("recipe", "recipes", entity.recipes(), study.recipes),
+        ("recipe", "recipes", entity.recipes(), study.every_recipe),
     ):
         for name in names:
-            if name not in listed:
+            if not any(stands_for(name, one) for one in listed):
                 raise ConfigurationError(
                     f'{where}: needs the {kind} "{name}", which studies.{entity.study}.{key} does not list '
-                    f"({', '.join(listed)}). Add it to the list, or take the entity out of the study."
+                    f"({', '.join(getattr(study, key))}). Add it to the list, or take the entity out of the study."
                 )
     if not set(entity.benchmarks()) & {*study.benchmarks, *study.analyses}:
         raise ConfigurationError(f"{where}: studies.{entity.study} measures nothing of what it shows.")
     for analysis in set(entity.benchmarks()) & set(catalogue.analyses):
         for model in study.models:
-            for recipe in entity.recipes() or study.recipes:
+            for recipe in those_named(entity.trained(), study.every_recipe):
                 catalogue.analysis(model, recipe, analysis, where)

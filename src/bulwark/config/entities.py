@@ -6,10 +6,13 @@ their own classes live with the code that uses them; `bulwark.config.catalogue` 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from bulwark.config import recipes
+from bulwark.config.space.ranges import Range, check_keys
 from bulwark.data.records import SCHEMAS
 from bulwark.settings import Closed, Text
 from bulwark.steering.vectors.settings import ContrastSettings, LayerChoice, PairFilter
@@ -155,14 +158,25 @@ class Dataset(Closed):
         return self
 
 
-class StepForModel(Closed):
-    """What a step does differently on one model."""
+class _ForModel(Closed):
+    """What a step, benchmark or projection does differently on one model."""
 
     settings: dict[str, Any] = {}
     cost: float | None = None
 
 
-class MeasurementForModel(StepForModel):
+class StepForModel(_ForModel):
+    """What a step does differently on one model; a key of its space that is null does not vary there."""
+
+    space: dict[str, Range | None] = {}
+
+    @model_validator(mode="after")
+    def _keys_apart(self) -> StepForModel:
+        check_keys(self.space)
+        return self
+
+
+class MeasurementForModel(_ForModel):
     """What a benchmark or projection does differently on one model (another data set for the miniature, say)."""
 
     dataset: str | None = None
@@ -177,13 +191,26 @@ class _Described(Closed):
 class Step(_Described):
     """config/steps/: a kind of step (a module of bulwark.steps) with its settings.
 
-    `cost` is the job's time as a multiple of one plain fine-tuning of the same model.
+    `cost` is the job's time as a multiple of one plain fine-tuning of the same model. `space` says which settings the
+    step's trials vary, `<step>.<number>`, and how far (bulwark.config.space.ranges).
     """
 
     kind: str
     cost: float = Field(1.0, gt=0)
     settings: dict[str, Any] = {}
+    space: dict[str, Range | None] = {}
     models: dict[str, StepForModel] = {}
+
+    @model_validator(mode="after")
+    def _keys_apart(self) -> Step:
+        for special in (None, *self.models):
+            check_keys(self.space_on(special))
+        return self
+
+    def space_on(self, model: str | None) -> dict[str, Range]:
+        """The space on a model that `models` mentions, or on any other (None)."""
+        own = self.models[model].space if model is not None else {}
+        return {key: given for key, given in (self.space | own).items() if given is not None}
 
 
 class Projection(_Described):
@@ -240,17 +267,27 @@ class Analysis(_Described):
 
 
 class Study(Closed):
-    """What is run: lists only, so that an overlay replaces them. A study is the target `paper_<name>`."""
+    """What is run: lists, so that an overlay replaces them. A study is the target `paper_<name>`.
+
+    trials: {step: how many}, for which `<step>.*` stands in its recipes.
+    """
 
     description: str = ""
     models: tuple[str, ...]
     recipes: tuple[str, ...]
+    trials: dict[str, Annotated[int, Field(ge=1)]] = {}
     seeds: tuple[Annotated[int, Field(ge=0, lt=10**9)], ...]
     benchmarks: tuple[str, ...]
     analyses: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
+
+    @cached_property
+    def every_recipe(self) -> tuple[str, ...]:
+        """The recipes, each trial by itself. Raises ConfigurationError for trials of which it does not say how many."""
+        every = (recipe for written in self.recipes for recipe in recipes.expanded(written, self.trials))
+        return tuple(dict.fromkeys(every))
 
 
 def _exactly_one(source: Closed, *keys: str) -> Any:

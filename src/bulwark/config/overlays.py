@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.settings import Document, Mark, find, merged, parsed, read_document
@@ -25,8 +25,10 @@ from bulwark.settings import Document, Mark, find, merged, parsed, read_document
 NAME, RUN = "name", "run"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _NAME_WITHOUT_DOTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
+_OF_TRIAL = re.compile(r"\.([0-9]+)$")
 _NAME_LINE = re.compile(r"^name:[ \t]*[\"']?([A-Za-z0-9._-]+)", re.MULTILINE)
-_OF_MODELS = ("settings", "dataset", "split", "cost")  # what a step, benchmark or projection says for one model, too
+# What a step, benchmark or projection says for one model, too.
+_OF_MODELS = ("settings", "dataset", "split", "cost", "space")
 _LIKE = 20
 # Sections by their names: folders, or the ends of targets; and those whose files have endings after the name.
 _WITH_DOTS = ("models", "datasets", "steps", "studies")
@@ -95,11 +97,11 @@ class Origin:
         top = self.parts[-1]
         return Origin(tuple(parts) or (Part(top.file, {}, top.mark and Mark(top.mark.line), (*top.keys, *keys)),))
 
-    def settings(self, model: str | None) -> Origin:
+    def settings(self, model: str | None, key: Literal["settings", "space"] = "settings") -> Origin:
         """The origin of an entity's settings as they are on `model`, or on a model that it does not mention (None)."""
         parts = [*self.parts, *(on_model(self.parts, model) if model is not None else ())]
-        found = tuple(below for part in parts if (below := part.below("settings")))
-        return Origin(found) if found else self.below("settings")
+        found = tuple(below for part in parts if (below := part.below(key)))
+        return Origin(found) if found else self.below(key)
 
 
 def whole(parts: Sequence[Part]) -> Any:
@@ -341,7 +343,13 @@ def _check_name(file: Part, path: str | Path, folder: Path) -> None:
 def check_names(section: str, parts: Mapping[str, Sequence[Part]]) -> None:
     """Raise ConfigurationError for a name of a section that cannot be one."""
     for name, said in parts.items():
-        check_name(name, Origin(tuple(said)).at(), dots=section in _WITH_DOTS)
+        where = Origin(tuple(said)).at()
+        check_name(name, where, dots=section in _WITH_DOTS)
+        if section == "steps" and (matched := _OF_TRIAL.search(name)):
+            raise ConfigurationError(
+                f'{where}: "{name}" cannot be the name of a step: "{matched[0]}" at its end is how trial {matched[1]} '
+                f'of a step is called. Write "{name[: matched.start()]}_{matched[1]}", say.'
+            )
 
 
 def check_name(name: Any, where: str, dots: bool = True) -> None:

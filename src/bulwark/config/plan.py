@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 from bulwark import benchmarks, seals
 from bulwark.config import checks, digests, paths, recipes, sources
 from bulwark.config.catalogue import Catalogue, Resolved, Section
+from bulwark.config.space import ranges
+from bulwark.config.standing.dry_run import TRIALS_OPENING
 from bulwark.files import files_below
 from bulwark.judges import JudgeSettings
 from bulwark.miniature.settings import MiniatureSettings
@@ -188,6 +191,25 @@ def decisive_settings(catalogue: Catalogue, model: str, recipe: str) -> dict[str
 def step(catalogue: Catalogue, model: str, recipe: str) -> Work:
     resolved = _step(catalogue, model, recipe)
     return work(catalogue, model, digests.code_digest(*digests.step_roots(resolved.module)), resolved=resolved)
+
+
+@cache
+def trial(catalogue: Catalogue, model: str, recipe: str) -> dict[str, Any]:
+    """In what the last step of a recipe differs from its step, by settings key; nothing if it is no trial."""
+    return dict(_step(catalogue, model, recipe).trial)
+
+
+def trials_told(catalogue: Catalogue, made: Iterable[tuple[str, str]]) -> str:
+    """What is said of the trials among the (model, recipe) that a plan makes, each trial once; "" if there are none."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for model, recipe in made:
+        if trial(catalogue, model, recipe):
+            told.setdefault((model, recipes.last_step(recipe)), []).append(recipe)
+    lines = [
+        f"{model}, {step} ({len(under)} to make): {ranges.named(trial(catalogue, model, under[0]))}"
+        for (model, step), under in sorted(told.items(), key=lambda item: (item[0][0], recipes.trial_of(item[0][1])))
+    ]
+    return "\n  ".join([TRIALS_OPENING, *lines]) if lines else ""
 
 
 def snapshot_source(catalogue: Catalogue, model: str, recipe: str, seed: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from bulwark.config import checks, digests, paths, recipes
 from bulwark.config.catalogue import Catalogue
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.evaluation.metrics import records_beside
+from bulwark.reporting.columns import those_named
 from bulwark.reporting.settings import Claim, Figure, Table
 from bulwark.settings import find
 
@@ -60,13 +61,10 @@ def _shown(catalogue: Catalogue, entity: Table | Figure, where: str, code: str) 
     return Shown(entity.model_dump(mode="json"), cells, _files_of(cells), published, code)
 
 
-def _cells(catalogue: Catalogue, study: str, names: Collection[str], chosen: Collection[str]) -> list[Cell]:
-    """A study's measurements of these benchmarks and analyses, of the chosen recipes or, if none are, of all."""
-    return [
-        cell
-        for cell in _cells_of(catalogue, study)
-        if cell["benchmark"] in names and (not chosen or cell["recipe"] in chosen)
-    ]
+def _cells(catalogue: Catalogue, study: str, names: Collection[str], only: Sequence[str]) -> list[Cell]:
+    """A study's measurements of these benchmarks and analyses, of the named recipes or, if none are, of all."""
+    shown = set(those_named(only, find(catalogue.studies, study, "study").every_recipe))
+    return [cell for cell in _cells_of(catalogue, study) if cell["benchmark"] in names and cell["recipe"] in shown]
 
 
 @cache
@@ -120,9 +118,10 @@ def _columns_of(catalogue: Catalogue, claim: Claim) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for name in sorted(catalogue.tables, key=remoteness):
-        for column in catalogue.tables[name].columns:
+        # What shows a metric itself comes before what shows its worst case, whose label would mislead.
+        for column in sorted(catalogue.tables[name].columns, key=lambda column: column.worst_case is not None):
             if (column.benchmark, column.metric) in claim.metrics():
-                found.setdefault(f"{column.benchmark}.{column.metric}", column.model_dump(mode="json"))
+                found.setdefault(f"{column.benchmark}.{column.metric}", column.plain().model_dump(mode="json"))
     return found
 
 

@@ -5,17 +5,23 @@ A recipe is a chain of steps joined by `+`, applied left to right to the base mo
 
 `sft@40` is the training `sft` after 40 optimizer steps: a snapshot that the training keeps, if its settings list it
 under training.snapshots. It is a step like any other: `sft@40+heretic`.
+
+`relearn.17` is trial 17 of the step `relearn`: the step with the settings of point 17 of its `space`. It is a step like
+any other, too: `tar+relearn.17@40`. In a study, `relearn.*` stands for as many trials as it says under `trials`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import product
 
 from bulwark.errors import ConfigurationError, nearest
 
 BASE = "base"
+TRIALS = ".*"
 _STEP = re.compile(r"^(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)(@[1-9][0-9]*)?$")
+_TRIAL = re.compile(r"^(?P<name>.+)\.(?P<number>0|[1-9][0-9]*)$")
 
 
 def steps_of(recipe: str) -> tuple[str, ...]:
@@ -32,7 +38,7 @@ def steps_of(recipe: str) -> tuple[str, ...]:
             raise ConfigurationError(
                 f'Recipe "{recipe}": "{step}" is not the name of a step. Write steps joined by "+", left to right, '
                 f'such as "aside+heretic", or "{BASE}" alone for the model without any step. "sft@40" is the snapshot '
-                "of sft after 40 optimizer steps."
+                'of sft after 40 optimizer steps, "relearn.3" trial 3 of relearn.'
             )
     return steps
 
@@ -41,6 +47,31 @@ def snapshot_of(step: str) -> tuple[str, int | None]:
     """The name of a step of a recipe, and after how many optimizer steps it is meant; None for its end."""
     name, _, at = step.partition("@")
     return name, int(at) if at else None
+
+
+def trial_of(name: str) -> tuple[str, int | None]:
+    """The step that a trial is of, and its number; None for what is no trial. The names of steps do not end so."""
+    matched = _TRIAL.match(name)
+    return (matched["name"], int(matched["number"])) if matched else (name, None)
+
+
+def expanded(recipe: str, trials: Mapping[str, int], where: str = "") -> list[str]:
+    """The recipes that one of a study stands for: `tar+relearn.*` → `tar+relearn.0`, `tar+relearn.1`, …
+
+    Raises ConfigurationError, naming `where`, for `.*` after a step of which `trials` does not say how many.
+    """
+    parts: list[list[str]] = []
+    for step in recipe.split("+"):
+        name, at, snapshot = step.partition("@")
+        base = name.removesuffix(TRIALS)
+        if base != name and base not in trials:
+            raise ConfigurationError(
+                f'{where}: "{recipe}" stands for trials of "{base}", and the study does not say how many. Write '
+                f"trials: {{{base}: 16}} beside its recipes, say."
+            )
+        numbers = range(trials[base]) if base != name else ()
+        parts.append([f"{base}.{number}{at}{snapshot}" for number in numbers] if base != name else [step])
+    return ["+".join(steps) for steps in product(*parts)]
 
 
 def to_its_end(recipe: str) -> str:
@@ -63,13 +94,16 @@ def last_step(recipe: str) -> str:
 
 
 def check(recipe: str, known_steps: Iterable[str], where: str) -> None:
-    """Raise ConfigurationError, naming `where` and the nearest valid name, if `recipe` uses an unknown step."""
+    """Raise ConfigurationError, naming `where` and the nearest valid name, if `recipe` uses an unknown step.
+
+    `.*` may stand for the numbers of trials.
+    """
     known = list(known_steps)
     try:
-        steps = steps_of(recipe)
+        steps = steps_of(re.sub(r"\.\*(?=[@+]|$)", ".0", recipe))
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from None
-    for step, _ in map(snapshot_of, steps):
+    for step in (trial_of(snapshot_of(step)[0])[0] for step in steps):
         if step not in known:
             raise ConfigurationError(
                 f'{where}: the recipe "{recipe}" uses the unknown step "{step}".{nearest(step, known)} '

@@ -13,8 +13,9 @@ class Job:
     """One application of a step: everything a process needs to do it, as plain data.
 
     `parent` is the checkpoint.json that the step starts from, `output` the one it makes; `inputs` are the files
-    that `Settings.inputs()` asked for, by name; `identity` says for whom: model, recipe, seed; `code` is the digest of
-    the code that does it, so that what other code has begun is not gone on with.
+    that `Settings.inputs()` asked for, by name; `identity` says for whom: model, recipe, seed, and of a
+    trial in what it differs from its step (`trial`); `code` is the digest of the code that does it, so that what other
+    code has begun is not gone on with.
     """
 
     kind: str

@@ -39,6 +39,8 @@ from typing import Any
 
 from bulwark.evaluation.comparisons import Comparison, compare, compare_over_models
 from bulwark.evaluation.statistics import Estimate, Sample, estimate, p_beyond, together
+from bulwark.reporting import worst_cases
+from bulwark.reporting.columns import those_named
 from bulwark.reporting.results import Results, ResultsError
 from bulwark.reporting.settings import Against, Bound, Claim, Condition
 from bulwark.settings import validated
@@ -80,6 +82,7 @@ def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapp
         model: _verdict([finding.entry["outcome"] for finding in of_model]) for model, of_model in findings.items()
     }
     verdict = min(verdicts.values(), key=_VERDICTS.index)
+    shown = those_named(claim.recipes(), results.recipes)
     return {
         "id": name,
         "statement": claim.statement,
@@ -89,7 +92,7 @@ def check_claim(name: str, spec: Claim | Mapping[str, Any], cells: Iterable[Mapp
         "verdict": verdict,
         **_headline([of_model[0] for of_model in findings.values()], claim.confidence),
         "p_verdict": _p_of_verdict(verdict, list(findings.values())),
-        "seeds": sorted({cell.seed for cell in results.cells if cell.recipe in claim.recipes()}),
+        "seeds": sorted({cell.seed for cell in results.cells if cell.recipe in shown}),
         "confidence": claim.confidence,
         "conditions": [_stated(condition) for condition in conditions],
         "not_measured": [_stated(condition) for condition in claim.conditions if condition not in conditions],
@@ -127,15 +130,18 @@ def _stated(condition: Condition) -> dict[str, Any]:
 def described(condition: Condition) -> str:
     """A condition in words."""
     terms = condition.terms
+    what = f"{terms.metric} on {terms.benchmark}"
+    if terms.worst_case:
+        what += f", {worst_cases.described(terms.worst_case)}"
     if isinstance(terms, Bound):
         sign = "≥" if condition.kind == "at_least" else "≤"
-        return f"{terms.metric} on {terms.benchmark}: {terms.recipe} {sign} {terms.value:g}"
+        return f"{what}: {terms.recipe} {sign} {terms.value:g}"
     relation = {
         "better": f"better than {terms.than}" + (f" by more than {terms.margin:g}" if terms.margin else ""),
         "not_worse": f"at most {terms.margin:g} worse than {terms.than}",
         "equal": f"within {terms.margin:g} of {terms.than}",
     }[condition.kind]
-    return f"{terms.metric} on {terms.benchmark}: {terms.recipe} {relation}"
+    return f"{what}: {terms.recipe} {relation}"
 
 
 def _judged(condition: Condition, model: str, index: int, results: Results, confidence: float) -> Finding:
@@ -143,8 +149,14 @@ def _judged(condition: Condition, model: str, index: int, results: Results, conf
     terms = condition.terms
     benchmark, metric = terms.benchmark, terms.metric
     higher = results.higher_is_better(benchmark, metric)
+    compared = (terms.recipe, terms.than) if isinstance(terms, Against) else (terms.recipe,)
+    worst = {}
+    if terms.worst_case:
+        worst = {r: worst_cases.of(results, model, r, terms, terms.worst_case, confidence) for r in compared}
+    if any(found.sample is None for found in worst.values()):
+        return _without_worst(condition, compared, higher, worst)
     if isinstance(terms, Against):
-        samples = tuple(results.sample(model, recipe, benchmark, metric) for recipe in (terms.recipe, terms.than))
+        samples = tuple(_sample(results, model, recipe, terms, worst) for recipe in compared)
         if None in samples:
             raise ResultsError(
                 f"{benchmark} keeps no value of {metric} per record for {model}, so {terms.recipe} and "
@@ -161,8 +173,11 @@ def _judged(condition: Condition, model: str, index: int, results: Results, conf
         outcome, reason = _comparison_outcome(condition.kind, terms.margin, measured, sign, 1 - confidence)
         p_outcome = _p_of_comparison(condition.kind, outcome, terms.margin, measured, sign)
     else:
-        samples = (results.sample(model, terms.recipe, benchmark, metric),)
-        measured = results.estimate(model, terms.recipe, benchmark, metric, confidence)
+        samples = (_sample(results, model, terms.recipe, terms, worst),)
+        if worst:
+            measured = worst[terms.recipe].estimate
+        else:
+            measured = results.estimate(model, terms.recipe, benchmark, metric, confidence)
         effect, p_value = measured.value, p_beyond(measured.at, terms.value, _SIDE[condition.kind])
         values = {terms.recipe: effect}
         outcome, reason = _bound_outcome(condition.kind, terms.value, measured.interval)
@@ -179,8 +194,47 @@ def _judged(condition: Condition, model: str, index: int, results: Results, conf
         "n": measured.n,
         "p_value": p_value,
         "by_seed": {str(seed): value for seed, value in measured.by_seed.items()},
+        **_attacks(worst),
     }
     return Finding(entry, p_outcome, measured, samples)
+
+
+def _sample(
+    results: Results, model: str, recipe: str, terms: Against | Bound, worst: Mapping[str, worst_cases.Found]
+) -> Sample | None:
+    """The values of a recipe, or of the worst of the attacks on it."""
+    return worst[recipe].sample if worst else results.sample(model, recipe, terms.benchmark, terms.metric)
+
+
+def _without_worst(
+    condition: Condition, compared: Sequence[str], higher: bool | None, worst: Mapping[str, worst_cases.Found]
+) -> Finding:
+    """A condition on a worst case that there is not: it is open, and says why."""
+    why = "; ".join(f"{recipe}: {found.chosen}" for recipe, found in worst.items() if found.sample is None)
+    undefined = Estimate(None, None, None, max(found.estimate.n for found in worst.values()), {}, None)
+    entry = {
+        "text": described(condition),
+        "outcome": "open",
+        "reason": f"there is no worst case ({why})",
+        "higher_is_better": higher,
+        "values": {recipe: worst[recipe].estimate.value for recipe in compared},
+        "effect": None,
+        "interval": None,
+        "n": undefined.n,
+        "p_value": None,
+        "by_seed": {},
+        **_attacks(worst),
+    }
+    return Finding(entry, None, undefined, (None,))
+
+
+def _attacks(worst: Mapping[str, worst_cases.Found]) -> dict[str, Any]:
+    """Of a worst case: which attacks there are, which were chosen, and the share of utility that these keep."""
+    told = {
+        recipe: {"chosen": found.chosen, "utility_kept": found.kept, "attacks": list(found.attacks)}
+        for recipe, found in worst.items()
+    }
+    return {"worst_case": told} if told else {}
 
 
 def _comparison_outcome(kind: str, margin: float, comparison: Comparison, sign: int, level: float):
@@ -278,6 +332,8 @@ def _headline(findings: Sequence[Finding], confidence: float) -> dict[str, Any]:
     if len(findings) == 1:
         return {key: findings[0].entry[key] for key in keys}
     samples = [finding.samples for finding in findings]
+    if len({type(finding.measured) for finding in findings}) > 1:  # on one of the models there is no worst case
+        return {**dict.fromkeys(keys), "n": max(finding.measured.n for finding in findings)}
     if isinstance(findings[0].measured, Comparison):
         mean = compare_over_models(samples, confidence=confidence)
         return dict(zip(keys, (mean.difference, _listed(mean.interval), mean.n, mean.p_value), strict=True))
@@ -285,14 +341,14 @@ def _headline(findings: Sequence[Finding], confidence: float) -> dict[str, Any]:
     # All models must satisfy the bound, so the largest p-value is the joint one (intersection-union test).
     joint = None if None in p_values else max(p_values)
     estimates = [finding.measured for finding in findings]
-    if (None,) not in samples:
+    if (None,) not in samples and "worst_case" not in findings[0].entry:
         mean = estimate(together([sample for (sample,) in samples]), confidence)
         return dict(zip(keys, (mean.value, _listed(mean.interval), mean.n, joint), strict=True))
     return {**_mean_of_files(estimates), "p_value": joint}
 
 
 def _mean_of_files(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """Effect, interval and n of metrics without rows: bounds are averaged, as if the models moved together."""
+    """Effect, interval and n of worst cases and without rows: bounds are averaged, as if the models moved together."""
     values = [estimate.value for estimate in estimates]
     intervals = [estimate.interval for estimate in estimates]
     effect = None if None in values else sum(values) / len(values)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bulwark.reporting.numbers import NONE, error, number, with_error
 from bulwark.reporting.results import Results
-from bulwark.reporting.settings import Table
+from bulwark.reporting.settings import Column, Table
 from bulwark.reporting.tables import (
     caption_of,
     column_name,
@@ -32,12 +32,16 @@ ELSEWHERE = "Click a number for n, the values of the seeds and where it comes fr
 
 @dataclass(frozen=True)
 class Field:
-    """A number, its error and the published one, as text; origin: the id of the sheet that says where it is from."""
+    """A number, its error and the published one, as text; origin: the id of the sheet that says where it is from.
+
+    attack: of a worst case, which attacks it is of, or why there is none.
+    """
 
     value: str
     error: str
     published: str
     origin: str
+    attack: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,13 +96,21 @@ def grid(
                     value=number(value, places),
                     error="" if stderr is None or value is None else error(stderr, places),
                     published="" if printed == NONE else printed,
-                    origin=origin(line["model"], line["recipe"], column.benchmark, column.metric) if column else "",
+                    origin=_origin(origin, line, column),
+                    attack=line.get(key + "attack", ""),
                 )
             )
         models.setdefault(line["model"], []).append((table.label(line["recipe"]), fields))
     note = f"{_measured_on(table, frame)} {reading(table, columns, frame, compact=True, elsewhere=ELSEWHERE)}"
     parts = (caption_of(table, columns, frame), note)
     return Grid(name, table.title, " ".join(filter(None, parts)), heads, list(models.items()))
+
+
+def _origin(origin: Callable[[str, str, str, str], str], line: Mapping[str, Any], column: Column | None) -> str:
+    """The sheet on what a field shows; none on an average or a worst case, which are of several."""
+    if column is None or column.worst_case is not None:
+        return ""
+    return origin(line["model"], line["recipe"], column.benchmark, column.metric)
 
 
 def _known(line: Mapping[str, Any], key: str) -> float | None:

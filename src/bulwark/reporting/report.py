@@ -78,7 +78,8 @@ def _claim(claim: Mapping[str, Any], columns: verdicts.Columns, origins: Origins
         for condition, entry in zip(claim["conditions"], entries, strict=True):
             terms = next(value for value in condition.values() if isinstance(value, Mapping))
             recipes = [terms[key] for key in ("recipe", "than") if key in terms]
-            sheets = [origins.of(model, recipe, terms["benchmark"], terms["metric"]) for recipe in recipes]
+            measured = (terms["benchmark"], terms["metric"])
+            sheets = ["" if terms.get("worst_case") else origins.of(model, recipe, *measured) for recipe in recipes]
             values = [(*pair, sheet) for pair, sheet in zip(entry.values, sheets, strict=True)]
             shown.append({"model": model, "entry": entry, "values": values})
     return {

@@ -10,36 +10,10 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Literal, get_args
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import Field, model_validator
 
+from bulwark.reporting.columns import Axis, Column, Measure, WorstCase, attacks_on, unique
 from bulwark.settings import Closed
-
-
-class Column(Closed):
-    """One metric of one benchmark or, under the key `analysis`, of an analysis.
-
-    percent: shown times 100. out_of: shown on a scale of 0 … out_of instead, as for scores of a judge. digits: after
-    the point; null means 1 for percent, 2 for a scale, 3 otherwise.
-    """
-
-    benchmark: str = Field(validation_alias=AliasChoices("benchmark", "analysis"))
-    metric: str
-    label: str
-    percent: bool = True
-    out_of: int | None = Field(None, ge=1)
-    digits: int | None = Field(None, ge=0)
-    if_measured: bool = False
-
-    @property
-    def places(self) -> int:
-        """Digits after the point."""
-        usual = 2 if self.out_of else 1 if self.percent else 3
-        return usual if self.digits is None else self.digits
-
-    @property
-    def scale(self) -> int:
-        """The factor from a value to the shown number."""
-        return self.out_of or (100 if self.percent else 1)
 
 
 class _OfStudy(Closed):
@@ -53,15 +27,23 @@ class _OfStudy(Closed):
 
     def benchmarks(self) -> tuple[str, ...]:
         """All benchmarks (and analyses) that it names."""
-        return _unique(benchmark for benchmark, *_ in self._measured())
+        return unique(benchmark for benchmark, *_ in self._measured())
 
     def metrics(self) -> tuple[tuple[str, str], ...]:
         """The (benchmark, metric) pairs that it names."""
-        return _unique((benchmark, metric) for benchmark, metric, _ in self._measured() if metric is not None)
+        return unique((benchmark, metric) for benchmark, metric, _ in self._measured() if metric is not None)
+
+    @abstractmethod
+    def recipes(self) -> tuple[str, ...]:
+        """The recipes that it names itself, `.*` standing for trials."""
+
+    def trained(self) -> tuple[str, ...]:
+        """Those of them of which it shows analyses."""
+        return self.recipes()
 
     def required_benchmarks(self) -> tuple[str, ...]:
         """The benchmarks that the study must measure."""
-        return _unique(benchmark for benchmark, _, required in self._measured() if required)
+        return unique(benchmark for benchmark, _, required in self._measured() if required)
 
 
 class Note(Closed):
@@ -116,11 +98,20 @@ class _Shown(_OfStudy):
                 raise ValueError(f'a note is on the column "{unknown[0]}", which is no column\'s label')
         return self
 
+    @model_validator(mode="after")
+    def _rows_under_attack(self) -> _Shown:
+        if not self.rows and any(column.worst_case for column in self.columns):
+            raise ValueError("with a worst_case, rows lists the recipes that are attacked")
+        return self
+
     def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
-        return [(column.benchmark, column.metric, not column.if_measured) for column in self.columns]
+        shown = [(column.benchmark, column.metric, not column.if_measured) for column in self.columns]
+        return shown + _utilities((column.worst_case, not column.if_measured) for column in self.columns)
 
     def recipes(self) -> tuple[str, ...]:
-        """The recipes that it names itself."""
+        return unique((*self.rows, *_attacks((column.worst_case, self.rows) for column in self.columns)))
+
+    def trained(self) -> tuple[str, ...]:
         return self.rows
 
 
@@ -243,7 +234,30 @@ class Residuals(Closed):
     most: int = Field(5, ge=1)
 
 
-Kind = Literal["bars", "lines", "trajectory", "cosine", "scatter", "roc", "front", "progress", "residuals"]
+class Attacks(Closed):
+    """Harm against what the attacks cost and what utility they leave; a panel per axis, a point per attack and trial.
+
+    harm: the metric, and which end of it is most harm. against: of the attacks (analyses, such as their FLOPs) or of
+    what they leave (benchmarks). series: {recipe under attack: what follows it}, `relearn.*` standing for all trials.
+    """
+
+    harm: Column
+    most: Literal["highest", "lowest"] = "highest"
+    against: tuple[Axis, ...] = Field(min_length=1)
+    series: dict[str, tuple[str, ...]] = Field(min_length=1)
+
+    def over(self, recipe: str) -> tuple[str, ...]:
+        """The recipes that attack `recipe`."""
+        return attacks_on(recipe, self.series[recipe])
+
+    @model_validator(mode="after")
+    def _metrics_themselves(self) -> Attacks:
+        if any(column.worst_case for column in (self.harm, *self.against)):
+            raise ValueError("attacks are drawn one by one, so that harm and against have no worst_case")
+        return self
+
+
+Kind = Literal["bars", "lines", "trajectory", "cosine", "scatter", "roc", "front", "progress", "residuals", "attacks"]
 
 
 class Figure(_Shown):
@@ -264,6 +278,7 @@ class Figure(_Shown):
     front: Front | None = None
     progress: Progress | None = None
     residuals: Residuals | None = None
+    attacks: Attacks | None = None
     limits: tuple[float, float] = (0.0, 100.0)
     colours: dict[str, str] = Field(default_factory=dict)
     hatches: dict[str, str] = Field(default_factory=dict)
@@ -280,31 +295,40 @@ class Figure(_Shown):
 
     def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
         drawn = getattr(self, self.kind, None)
+        if self.attacks:
+            axes = (self.attacks.harm, *self.attacks.against)
+            return [(axis.benchmark, axis.metric, not axis.if_measured) for axis in axes]
         source = getattr(drawn, "analysis", None) or getattr(drawn, "benchmark", None)
         return [*super()._measured(), *([(source, None, True)] if source else [])]
 
     def recipes(self) -> tuple[str, ...]:
         swept = [self.lines.references, *self.lines.series.values()] if self.lines else []
-        return _unique((*self.rows, *(recipe for recipes in swept for recipe in recipes)))
+        swept += [(recipe, *self.attacks.over(recipe)) for recipe in self.attacks.series] if self.attacks else []
+        return unique((*super().recipes(), *(recipe for recipes in swept for recipe in recipes)))
+
+    def trained(self) -> tuple[str, ...]:
+        attacks = self.attacks
+        return unique(one for recipe in attacks.series for one in attacks.over(recipe)) if attacks else self.recipes()
 
 
-class Against(Closed):
-    """`recipe` against `than` by one metric; what `margin` means depends on the condition, see `Condition`."""
+class Against(Measure):
+    """`recipe` against `than` by one metric; what `margin` means depends on the condition, see `Condition`.
 
-    benchmark: str
-    metric: str
+    worst_case: both stand for the worst of the attacks on them.
+    """
+
     recipe: str
     than: str
     margin: float = Field(0.0, ge=0)
+    worst_case: WorstCase | None = None
 
 
-class Bound(Closed):
-    """A metric of one recipe against a fixed `value`."""
+class Bound(Measure):
+    """A metric of one recipe, or of the worst of the attacks on it, against a fixed `value`."""
 
-    benchmark: str
-    metric: str
     recipe: str
     value: float
+    worst_case: WorstCase | None = None
 
 
 class Condition(Closed):
@@ -371,15 +395,23 @@ class Claim(_OfStudy):
         return self
 
     def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
-        return [(c.terms.benchmark, c.terms.metric, not c.if_measured) for c in self.conditions]
+        measured = [(c.terms.benchmark, c.terms.metric, not c.if_measured) for c in self.conditions]
+        return measured + _utilities((c.terms.worst_case, not c.if_measured) for c in self.conditions)
 
     def recipes(self) -> tuple[str, ...]:
-        terms = [condition.terms for condition in self.conditions]
-        return _unique(r for t in terms for r in ((t.recipe, t.than) if isinstance(t, Against) else (t.recipe,)))
+        named = [(t.worst_case, (t.recipe, t.than) if isinstance(t, Against) else (t.recipe,)) for t in self._terms()]
+        return unique((*(recipe for _, recipes in named for recipe in recipes), *_attacks(named)))
+
+    def _terms(self) -> list[Against | Bound]:
+        return [condition.terms for condition in self.conditions]
 
 
 _KINDS = ("better", "not_worse", "equal", "at_least", "at_most")
 
 
-def _unique(names) -> tuple:
-    return tuple(dict.fromkeys(names))
+def _attacks(named: Iterable[tuple[WorstCase | None, Iterable[str]]]) -> Iterable[str]:
+    return (attack for worst, recipes in named if worst for recipe in recipes for attack in worst.over(recipe))
+
+
+def _utilities(worst: Iterable[tuple[WorstCase | None, bool]]) -> list[tuple[str, str | None, bool]]:
+    return [(of.utility.benchmark, of.utility.metric, required) for of, required in worst if of is not None]

@@ -24,13 +24,19 @@ _RESULTS = Path("results")
 
 
 def show(paths: Sequence[Path], console: Console) -> None:
-    """Print the measurements at `paths` (see `measured_at`); of a few also how they were made. For no path, all."""
+    """Print the measurements at `paths` (see `measured_at`), and the settings of trials; of a few measurements also how
+    they were made. For no path, all.
+    """
     cells = [cell for path in paths or [_RESULTS] for cell in measured_at(path)]
     if len(cells) > 12:
         console.print(_table(cells), markup=False)
+        for line in _trials(cells):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     for cell in cells:
         console.print(_table([cell]), markup=False)
+        for line in _trials([cell]):
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
         for what, by_seed in facts({cell.seed: cell}):
             if what in _SHOWN and by_seed[cell.seed]:
                 console.print(f"  {what}: {by_seed[cell.seed]}", markup=False, highlight=False)
@@ -119,6 +125,23 @@ def _table(cells: Sequence[Cell]) -> Any:
                 {True: "higher", False: "lower", None: ""}[metric["higher_is_better"]],
             )
     return table
+
+
+def _trials(cells: Sequence[Cell]) -> list[str]:
+    """What each trial among them varies, and how, as its checkpoint's manifest has it; a line per recipe."""
+    told = {}
+    for cell in cells:
+        stages = [stage for stage in ("scores", "analyses") if stage in cell.scores.parts]
+        if not stages or (cell.model, cell.recipe) in told:
+            continue
+        parts = cell.scores.parts
+        at = len(parts) - 1 - parts[::-1].index(stages[0])
+        manifest = Path(*parts[:at], "checkpoints", *parts[at + 1 : -1], "checkpoint.json")
+        varied = json.loads(manifest.read_text(encoding="utf-8")).get("trial") if manifest.is_file() else None
+        if varied:
+            settings = ", ".join(f"{key} {json.dumps(value)}" for key, value in varied.items())
+            told[cell.model, cell.recipe] = f"{cell.model}/{cell.recipe}, trial: {settings}"
+    return list(told.values())
 
 
 def _name(cell: Cell) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bulwark import files
+from bulwark.reporting import worst_cases
+from bulwark.reporting.columns import those_named
 from bulwark.reporting.numbers import exact, number, with_error
 from bulwark.reporting.results import Results, ResultsError, read_published
 from bulwark.reporting.settings import Average, Column, Figure, Table
@@ -56,8 +58,10 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
     """One line per (model, recipe): model, recipe, seeds, and per column <benchmark>.<metric>.<part>.
 
     Parts: value, stderr, n, seed_sd (if any row has several seeds), published, published_stderr (if any row has
-    them). Metrics with `percent` are in percent, and their columns are named <benchmark>.<metric>_percent.<part>; those
-    on a scale of 0 … k <benchmark>.<metric>_of_<k>.<part>. Averages follow as <label>.<part>.
+    them); of a worst case also low and high (its interval), attack (those chosen, or why there is none) and
+    utility_kept (the share of it). Metrics with `percent` are in percent, and their columns are named
+    <benchmark>.<metric>_percent.<part>; those on a scale of 0 … k <benchmark>.<metric>_of_<k>.<part>; worst cases have
+    their label after the metric. Averages follow as <label>.<part>.
     """
     numbers = read_published(published)
     columns = shown_columns(table.columns, results)
@@ -65,6 +69,9 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
     for model, recipe in product(*shown_rows(table, results)):
         line: dict[str, Any] = {"model": model, "recipe": recipe}
         for column in columns:
+            if column.worst_case is not None:
+                line |= _worst(column, worst_cases.of(results, model, recipe, column, column.worst_case))
+                continue
             seeds = list(results.seeds(model, recipe, column.benchmark))
             if line.setdefault("seeds", seeds) != seeds:
                 raise ResultsError(
@@ -76,7 +83,7 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
             parts = (estimate.value, estimate.stderr, estimate.n, estimate.seed_spread, *printed)
             for part, value in zip(_PARTS, parts, strict=True):
                 line[column_name(column, part)] = value if part == "n" or value is None else exact(value) * column.scale
-        line["seeds"] = " ".join(map(str, line["seeds"]))
+        line["seeds"] = " ".join(map(str, line.get("seeds") or sorted({cell.seed for cell in results.cells})))
         for average in table.averages:
             line |= _averaged(average, columns, line, numbers.get((model, recipe, "average", average.label)))
         lines.append(line)
@@ -114,11 +121,22 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
             presented[heading, "n"] = [str(n) for n in frame[key + "n"]]
         if not table.compact and key + "seed_sd" in frame:
             presented[heading, "SD over seeds"] = [number(sd, digits) for sd in frame[key + "seed_sd"]]
+        if key + "attack" in frame:
+            presented[heading, "attack"] = list(frame[key + "attack"])
         if key + "published" in frame:
             presented[heading, published] = both("published", "published_stderr")
     import pandas as pd
 
     return pd.DataFrame(presented)
+
+
+def _worst(column: Column, found: worst_cases.Found) -> dict[str, Any]:
+    """The parts of a worst case in a row."""
+    of, (low, high) = found.estimate, found.estimate.interval or (None, None)
+    scaled = {"value": of.value, "stderr": of.stderr, "low": low, "high": high, "seed_sd": of.seed_spread}
+    parts = {part: None if value is None else exact(value) * column.scale for part, value in scaled.items()}
+    parts |= {"n": of.n, "attack": found.chosen, "utility_kept": found.kept}
+    return {column_name(column, part): value for part, value in parts.items()}
 
 
 def members(average: Average, columns: Iterable[Column]) -> list[Column]:
@@ -170,13 +188,14 @@ def shown_rows(spec: Table | Figure, results: Results) -> tuple[list[str], list[
     """The models, and the recipes of each, in order: those of `spec.rows`, or all. Raises ResultsError for none."""
     if not results.cells:
         raise ResultsError(f'"{spec.title}": the study "{spec.study}" has no results to show.')
-    return results.models, list(spec.rows) or results.recipes
+    return results.models, those_named(spec.rows, results.recipes)
 
 
 def column_name(column: Column, part: str) -> str:
     """The name of a part of a metric in the frame of `table_frame`."""
     scale = f"_of_{column.out_of}" if column.out_of else "_percent" if column.percent else ""
-    return f"{column.benchmark}.{column.metric}{scale}.{part}"
+    worst = f" ({column.label})" if column.worst_case else ""
+    return f"{column.benchmark}.{column.metric}{worst}{scale}.{part}"
 
 
 def caption_of(table: Table, columns: Iterable[Column], frame: pd.DataFrame) -> str:
@@ -206,6 +225,10 @@ def reading(table: Table, columns: list[Column], frame: pd.DataFrame, *, compact
     for average in table.averages:
         if len(of := members(average, columns)) > 1:
             sentences.append(f"{label_of(average, of)}: mean of {', '.join(column.label for column in of)}.")
+    if any(column.worst_case for column in columns):
+        sentences.append(worst_cases.READING)
+        told = {column.label: worst_cases.described(column.worst_case) for column in columns if column.worst_case}
+        sentences.append(f"{'; '.join(f'{label}: {text}' for label, text in told.items())}.")
     if compact:
         sentences.append(elsewhere)
     else:

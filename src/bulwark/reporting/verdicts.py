@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bulwark import files
+from bulwark.reporting import worst_cases
+from bulwark.reporting.columns import Column, WorstCase
 from bulwark.reporting.numbers import Quantity, p_value, quantity
-from bulwark.reporting.settings import Column
 from bulwark.settings import validated
 
 READING = (
@@ -147,7 +148,11 @@ def _terms(condition: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 def _quantity(condition: Mapping[str, Any], columns: Columns) -> Quantity:
     _, terms = _terms(condition)
     column = columns.get(f"{terms['benchmark']}.{terms['metric']}")
-    return quantity(column and validated(Column, column, "the column of a claim"), terms["metric"])
+    shown = quantity(column and validated(Column, column, "the column of a claim"), terms["metric"])
+    if not terms.get("worst_case"):
+        return shown
+    worst = worst_cases.described(validated(WorstCase, terms["worst_case"], "the worst case of a claim"))
+    return Quantity(shown.column.model_copy(update={"label": f"{shown.label} ({worst})"}))
 
 
 def _sentence(claim: Mapping[str, Any], condition: Mapping[str, Any], measured: Quantity, higher: bool | None) -> str:

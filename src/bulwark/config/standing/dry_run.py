@@ -15,6 +15,7 @@ from bulwark.config.standing.gate import OPENING
 from bulwark.errors import BulwarkError
 
 STANDING = "BULWARK_STANDING"  # the file to which a plan then writes `Standings.as_plain`
+TRIALS_OPENING = "Trials and their settings:"
 _OWN = "bulwark: "
 
 
@@ -43,8 +44,18 @@ def standings(arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 def told_again(printed: str) -> str:
     """What a dry run says of finished results that would be made again; "" if it says nothing."""
+    return _paragraph(printed, OPENING)
+
+
+def told_trials(printed: str) -> str:
+    """What a dry run says of the trials that it would make; "" if there are none."""
+    return _paragraph(printed, TRIALS_OPENING)
+
+
+def _paragraph(printed: str, opening: str) -> str:
+    """A line that begins so, and the indented lines after it."""
     lines = printed.splitlines()
-    start = next((number for number, line in enumerate(lines) if line.startswith(OPENING)), None)
+    start = next((number for number, line in enumerate(lines) if line.startswith(opening)), None)
     if start is None:
         return ""
     end = next((n for n in range(start + 1, len(lines)) if not lines[n].startswith("  ")), len(lines))

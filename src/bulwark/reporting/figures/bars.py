@@ -12,6 +12,7 @@ from bulwark.reporting.figures import look
 from bulwark.reporting.results import Results
 from bulwark.reporting.settings import Column, Figure
 from bulwark.reporting.tables import direction, shown_columns, shown_rows
+from bulwark.reporting.worst_cases import estimate_of
 
 _WIDTH = 0.8  # of a group of bars; the distance between groups is 1
 _LEAST = 5.2  # inches across a figure, so that note and legend need few lines
@@ -67,11 +68,12 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
             "label": figure.label(recipe),
         }
         for group, model in enumerate(models):
-            estimate = results.estimate(model, recipe, column.benchmark, column.metric)
+            estimate = estimate_of(results, model, recipe, column)
             place = group + (index - (len(recipes) - 1) / 2) * width
             if estimate.value is None:
                 nothing = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 8}
-                panel.annotate("n = 0", (place, 0), (0, 4), textcoords="offset points", **nothing)
+                why = "none eligible" if column.worst_case else "n = 0"
+                panel.annotate(why, (place, 0), (0, 4), textcoords="offset points", **nothing)
                 continue
             height = estimate.value * scale
             panel.bar(place, height, 0.92 * width, edgecolor="white", linewidth=0.5, **style)

@@ -12,6 +12,7 @@ from bulwark.reporting.figures import look
 from bulwark.reporting.results import Results
 from bulwark.reporting.settings import Column, Figure
 from bulwark.reporting.tables import direction, shown_columns
+from bulwark.reporting.worst_cases import estimate_of
 
 _WIDTH, _HEIGHT = 4.6, 3.5  # of a panel, in inches
 
@@ -35,7 +36,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     means = "; marks: means over seeds" if len({cell.seed for cell in results.cells}) > 1 else ""
     note = f"n = {counted}; {look.seeds(results.cells)}{means}"
     note += f"; {look.WHISKERS}"
-    estimates = [results.estimate(m, r, c.benchmark, c.metric) for m, c in places for r in _swept(figure)]
+    estimates = [estimate_of(results, m, r, c) for m, c in places for r in _swept(figure)]
     if any(len(estimate.by_seed) > 1 for estimate in estimates):
         note += "; circles: single seeds"
     if any((m, r, c.benchmark, c.metric) in printed for m, c in places for r in _swept(figure)):
@@ -58,7 +59,7 @@ def _draw(panel, figure: Figure, model: str, column: Column, results: Results, p
     beside = 0.02 * (every[-1] - every[0])  # single seeds are drawn to the right of their mean
 
     def estimate_at(recipe: str):
-        return results.estimate(model, recipe, column.benchmark, column.metric)
+        return estimate_of(results, model, recipe, column)
 
     for index, (label, swept) in enumerate(spec.series.items()):
         colour, mark = look.COLOURS[index % 7], look.MARKS[index % 7]

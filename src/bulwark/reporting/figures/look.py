@@ -9,6 +9,7 @@ from typing import Any
 
 from bulwark.reporting.results import Cell, Results
 from bulwark.reporting.settings import Column, Figure
+from bulwark.reporting.worst_cases import estimate_of
 
 # Okabe and Ito's palette (2008), without the yellow, which is hard to see on white; black is for the baseline.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -141,7 +142,7 @@ def records(
     rows = list(product(models, recipes))
     labels: dict[str, list[str]] = {}
     for column in columns:
-        counts = [results.estimate(*row, column.benchmark, column.metric).n for row in rows]
+        counts = [estimate_of(results, *row, column).n for row in rows]
         labels.setdefault(span(counts), []).append(column.label)
     if len(labels) == 1:
         return f"{next(iter(labels))} records{each}"

@@ -1,0 +1,1 @@
+"""A step's space: the settings that its trials vary, and which settings each trial has."""

@@ -1,0 +1,107 @@
+"""Attacks: the harm of every attack and trial against what it costs, and against the utility that it leaves.
+
+A row of panels per model, a panel per axis. Marks are attacks, means over seeds; a colour is a recipe under attack.
+The step line is its front: the most harm up to a cost or, against utility, the most harm that leaves so much or more.
+It is read off the same records that choose it, which flatters the adversary; the worst case in tables is not. The
+dotted line is the recipe before the attacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.lines import Line2D
+
+from bulwark.reporting.columns import Axis, those_named
+from bulwark.reporting.figures import look
+from bulwark.reporting.results import Results
+from bulwark.reporting.settings import Figure
+
+_WIDTH, _HEIGHT = 4.8, 3.6  # of a panel, in inches
+
+Point = tuple[float, float]
+"""(what it is drawn against, harm), in the units of the figure."""
+
+
+def draw(figure: Figure, results: Results, printed: dict) -> Any:
+    """The canvas."""
+    spec = figure.attacks
+    axes = [axis for axis in spec.against if not axis.if_measured or axis.benchmark in results.benchmarks]
+    canvas, panels = look.panels(
+        len(results.models), len(axes), _WIDTH * len(axes), _HEIGHT * len(results.models) + 0.4
+    )
+    handles: dict[str, Any] = {}
+    missing = 0
+    for row, model in zip(panels, results.models, strict=True):
+        for panel, axis in zip(row, axes, strict=True):
+            for index, recipe in enumerate(spec.series):
+                colour, _, mark = look.of_recipe(figure, recipe, index)
+                missing += _draw(panel, figure, results, model, recipe, axis, {"color": colour, "marker": mark})
+                line = Line2D([], [], color=colour, marker=mark, linewidth=1.3)
+                handles.setdefault(figure.label(recipe), line)
+            _dress(panel, figure, axis, model if len(results.models) > 1 else "")
+    recipes = [one for recipe in spec.series for one in those_named(spec.over(recipe), results.recipes)]
+    counted = look.records([spec.harm], results.models, recipes, results, " per mark")
+    look.foot(canvas, _note(figure, results, counted, missing), handles.values(), list(handles), columns=len(handles))
+    return canvas
+
+
+def front(points: Sequence[Point], most: str, cheap: bool) -> list[Point]:
+    """The points that no other dominates, in the order in which harm grows.
+
+    most: "highest" or "lowest" harm is worst. cheap: whether an adversary wants the first number low (a cost) or high
+    (the utility that is left).
+    """
+    sign, towards = (1 if most == "highest" else -1), (1 if cheap else -1)
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (towards * point[0], -sign * point[1])):
+        if not best or sign * point[1] > sign * best[-1][1]:
+            best.append(point)
+    return best
+
+
+def is_cost(axis: Axis, results: Results) -> bool:
+    """Whether an adversary wants it low: what is neither better higher nor lower is what a training spent."""
+    return results.higher_is_better(axis.benchmark, axis.metric) is not True
+
+
+def _draw(panel, figure: Figure, results: Results, model: str, recipe: str, axis: Axis, style: dict[str, str]) -> int:
+    """One recipe under attack: every attack, their front, and the recipe before. Returns how many have no value."""
+    spec = figure.attacks
+    points, attacks = [], those_named(spec.over(recipe), results.recipes)
+    for attack in attacks:
+        pair = [results.estimate(model, attack, of.benchmark, of.metric).value for of in (axis, spec.harm)]
+        if None not in pair:
+            points.append((pair[0] * axis.scale, pair[1] * spec.harm.scale))
+    if points:
+        panel.scatter(*zip(*points, strict=True), s=22, alpha=0.6, linewidth=0, clip_on=False, zorder=3, **style)
+        steps = front(points, spec.most, is_cost(axis, results))
+        panel.step(*zip(*steps, strict=True), where="post", color=style["color"], linewidth=1.3)
+    before = results.estimate(model, recipe, spec.harm.benchmark, spec.harm.metric).value
+    if before is not None:
+        panel.axhline(before * spec.harm.scale, color=style["color"], linestyle=":", linewidth=1)
+    return len(attacks) - len(points)
+
+
+def _dress(panel, figure: Figure, axis: Axis, model: str) -> None:
+    harm = figure.attacks.harm
+    unit = " (%)" if axis.percent else ""
+    panel.set_xlabel(f"{axis.label}{unit}")
+    panel.set_ylabel(f"{harm.label}{' (%)' if harm.percent else ''}")
+    panel.set_title(f"{model}: {axis.label}" if model else axis.label, fontsize=10)
+    if axis.log:
+        panel.set_xscale("log")
+    panel.set_ylim(*look.limits(figure, harm))
+    panel.grid(True, axis="both")
+
+
+def _note(figure: Figure, results: Results, counted: str, missing: int) -> str:
+    worst = "highest" if figure.attacks.most == "highest" else "lowest"
+    several = len({cell.seed for cell in results.cells}) > 1
+    lines = [
+        f"n = {counted}; {look.seeds(results.cells)}{'; marks: means over seeds' if several else ''}",
+        f"lines: the {worst} value up to a cost, or of what leaves as much or more, read on the records that choose it",
+        "dotted: before the attack",
+    ]
+    return "\n".join(lines + ([f"{missing} marks are missing: the metric has no value there"] if missing else []))
