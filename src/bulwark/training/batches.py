@@ -147,6 +147,16 @@ class StepBatches:
             # Neighbours are of like length, so ranks wait little for each other.
             yield self._collated(rows[start : start + together][self.rank :: self.ranks], sizes)
 
+    def alike(self, batch: Batch) -> Batch:
+        """The batch of the same example numbers, row by row, of these examples (the other responses of pairs, say)."""
+        chosen = [example for row in batch.rows for example in row]
+        sizes = {
+            "step_tokens": int(self.targets[chosen].sum()),
+            "step_sequences": batch.step_sequences,
+            "step_positions": int(self.lengths[chosen].sum()),
+        }
+        return self._collated(batch.rows, sizes)
+
     def _epoch_order(self, epoch: int) -> list[np.ndarray]:
         """The example numbers of each step of an epoch."""
         generator = np.random.default_rng([self.seed, epoch])

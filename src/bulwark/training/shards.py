@@ -85,6 +85,19 @@ def local_gradient(engine: DeepSpeedEngine, parameter: nn.Parameter) -> Shard | 
     return Shard(gradient.detach().view(-1), start, replicated=False)
 
 
+def add_to_gradient(engine: DeepSpeedEngine, parameter: nn.Parameter, values: Tensor) -> None:
+    """Add `values`, a piece like that of `local_gradient`, to this rank's gradient; then call `gradients_edited`.
+
+    Raises BulwarkError where the parameter has no gradient, because it took no part in the step's own loss.
+    """
+    gradient = local_gradient(engine, parameter)
+    if gradient is None:
+        raise BulwarkError(
+            "A trained parameter took no part in the loss of this optimizer step, so there is no gradient to add to."
+        )
+    gradient.values.add_(values.to(gradient.values.device))
+
+
 def gradients_edited(engine: DeepSpeedEngine, parameters: list[nn.Parameter]) -> None:
     """Say that the gradients of `parameters` have been written to: with offloading their norms are taken anew."""
     norms = getattr(engine.optimizer, "norm_for_param_grads", {})

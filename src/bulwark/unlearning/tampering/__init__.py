@@ -1,0 +1,1 @@
+"""Tampering attack resistance: training against simulated fine-tuning attacks."""

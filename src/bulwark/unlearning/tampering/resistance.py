@@ -1,0 +1,87 @@
+"""Losses at attacked weights (TAR, arXiv 2408.00761, Sec. 4 and App. C.3; MLAC and SOPHON in App. G.3).
+
+Each is this micro-batch's share of a mean over the whole held-out batch: over its tokens, or, for DPO, over its pairs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bulwark.training.batches import Batch
+from bulwark.training.objectives import at_targets, target_logits
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """H = -Σ_v p_v ln p_v of each row, in nats, [n] for logits [n, vocabulary]; at most ln(vocabulary)."""
+    log_probabilities = F.log_softmax(logits.float(), dim=-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+
+
+def negative_entropy(model: nn.Module, batch: Batch, padding: str = "masked") -> Tensor:
+    """-mean H over all tokens of the batch (App. C.3): the flatter the predictions, the lower.
+
+    padding: "masked", or "counted" as in the authors' code, which averages over what padding predicts, too.
+    """
+    if padding == "counted":
+        filled = torch.tensor([bool(row) for row in batch.rows], device=batch.attention_mask.device)
+        positions = filled[:, None].expand_as(batch.attention_mask).flatten().nonzero().squeeze(1)
+        # A row is as long as the longest of its micro-batch: where those differ, this is a mean of their means.
+        count = batch.step_sequences * batch.attention_mask.shape[1]
+    else:
+        positions, count = batch.positions, batch.step_positions
+    logits = at_targets(model, batch, positions=positions).logits
+    return -entropies(logits).sum() / max(1, count)
+
+
+def negative_cross_entropy(model: nn.Module, batch: Batch, clamped: bool = True) -> Tensor:
+    """-mean min(CE, ln V) over the labelled tokens (MLAC-AR): what cannot be predicted worse than by guessing is left.
+
+    clamped: false for the plain negative, which has no lower bound. The clamp is taken token by token, so that the loss
+    does not depend on how the batch is divided.
+    """
+    logits = target_logits(model, batch).float()
+    losses = F.cross_entropy(logits, batch.targets, reduction="none")
+    if clamped:
+        losses = losses.clamp(max=math.log(logits.shape[-1]))
+    return -losses.sum() / max(1, batch.step_tokens)
+
+
+def inverse_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    """-mean ln(1 - p(target)) over the labelled tokens, SOPHON's first loss.
+
+    ln(1 - p) = logsumexp of the other logits - logsumexp of all, which stays finite where p is next to 1.
+    """
+    logits = target_logits(model, batch).float()
+    target = F.one_hot(batch.targets, logits.shape[-1]).bool()
+    others = logits.masked_fill(target, -torch.inf)
+    return -(others.logsumexp(-1) - logits.logsumexp(-1)).sum() / max(1, batch.step_tokens)
+
+
+def kl_from_uniform(model: nn.Module, batch: Batch) -> Tensor:
+    """mean KL(uniform ‖ p) = -mean_v ln(V·p_v) over the labelled tokens' predictions, SOPHON's second loss."""
+    logits = target_logits(model, batch).float()
+    divergences = -F.log_softmax(logits, dim=-1).mean(-1) - math.log(logits.shape[-1])
+    return divergences.sum() / max(1, batch.step_tokens)
+
+
+def log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
+    """ln p of each row's labelled tokens together, [rows]: of the response, given its prompt."""
+    losses = F.cross_entropy(target_logits(model, batch).float(), batch.targets, reduction="none")
+    rows = batch.target_positions // batch.input_ids.shape[1]
+    return -torch.zeros(len(batch.rows), device=losses.device).index_add(0, rows, losses)
+
+
+def preference_margins(
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor
+) -> Tensor:
+    """z = (ln π(chosen) - ln π(rejected)) - (ln π_ref(chosen) - ln π_ref(rejected)), [pairs] (Rafailov et al. 2023)."""
+    return (chosen - rejected) - (reference_chosen - reference_rejected)
+
+
+def dpo_loss(margins: Tensor, beta: float) -> Tensor:
+    """-ln σ(β·z) of each pair (Rafailov et al. 2023, arXiv 2305.18290, Eq. 7); ln 2 where nothing has been learned."""
+    return -F.logsigmoid(beta * margins)
