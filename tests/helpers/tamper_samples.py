@@ -50,7 +50,7 @@ def tampering(training: dict[str, Any] | None = None, **changes: Any) -> Tamperi
         "data": "retain",
         "held_out": "facts",
         "training": settings(**(training or {})).model_dump(mode="json"),
-        "adversaries": {"forget": {"data": "facts"}},
+        "adversaries": [{"name": "forget", "data": "facts"}],
         "inner": {"steps": 4, "every": 2, "learning_rates": [1e-2], "batch_size": 4, "micro_batch_size": 2},
         "retain": {"representations": False},
     }

@@ -17,7 +17,6 @@ from bulwark.training.batches import StepBatches
 from bulwark.unlearning.tampering import resistance
 from bulwark.unlearning.tampering.attacks import Attacks
 from bulwark.unlearning.tampering.settings import InnerSettings, WeightingSettings
-from bulwark.unlearning.tampering.tampering import representation_distance
 
 INNER = InnerSettings(steps=64, every=4, learning_rates=(2e-5,), batch_size=32, micro_batch_size=4)
 PUBLISHED = [0.02352, 0.03020, 0.03877, 0.04979, 0.06393, 0.08208, 0.10540, 0.13534]
@@ -71,18 +70,12 @@ def fixed():
     return Fixed(logits), batch, torch.log_softmax(logits.double(), -1)
 
 
-def test_the_entropy_of_uniform_predictions_is_the_logarithm_of_the_vocabulary():
-    assert resistance.entropies(torch.zeros(2, 128256)).tolist() == pytest.approx([11.76178] * 2, abs=1e-4)
-
-
 def test_entropy_is_a_mean_over_tokens_without_padding(fixed):
     model, batch, logs = fixed
     entropy = -(logs.exp() * logs).sum(-1)
     mask = batch.attention_mask.bool()
     assert 0 < mask.sum() < mask.numel()
     assert float(resistance.negative_entropy(model, batch)) == pytest.approx(-float(entropy[mask].mean()), rel=1e-5)
-    counted = resistance.negative_entropy(model, batch, "counted")
-    assert float(counted) == pytest.approx(-float(entropy.mean()), rel=1e-5)
 
 
 def test_the_gradient_of_entropy_flattens_predictions(fixed):
@@ -144,35 +137,13 @@ def test_dpo_by_hand():
     assert float(resistance.dpo_loss(torch.zeros(1), 0.1)) == pytest.approx(0.693147, abs=1e-6)
 
 
-def test_the_distance_of_representations_is_a_mean_over_layers_and_tokens():
-    batch = batch_of()
-    generator = torch.Generator().manual_seed(1)
-    ours = tuple(torch.randn(*batch.input_ids.shape, 6, generator=generator) for _ in range(3))
-    theirs = tuple(torch.randn(*batch.input_ids.shape, 6, generator=generator) for _ in range(3))
-    mask = batch.attention_mask.bool()
-    norms = [torch.linalg.vector_norm((a - b).double(), dim=-1)[mask] for a, b in zip(ours, theirs, strict=True)]
-    plain = float(torch.stack([norm.mean() for norm in norms]).mean())
-    squared = float(torch.stack([norm.square().mean() for norm in norms]).mean())
-    assert float(representation_distance(ours, theirs, batch)) == pytest.approx(plain, rel=1e-5)
-    assert float(representation_distance(ours, theirs, batch, "squared")) == pytest.approx(squared, rel=1e-5)
-
-
-def test_equal_representations_have_no_distance_and_a_finite_gradient():
-    batch = batch_of()
-    same = torch.randn(*batch.input_ids.shape, 6, requires_grad=True)
-    distance = representation_distance((same,), (same.detach(),), batch)
-    distance.backward()
-    assert float(distance) == 0.0
-    assert not same.grad.any()
-
-
 # --- which attack is drawn ---
 
-MIXTURE = {
-    "pile": {"data": "pile", "probability": 1.0},
-    "camel": {"data": "camel", "probability": 2.0},
-    "switch": {"data": "pile", "before": "retain", "probability": 1.0},
-}
+MIXTURE = [
+    {"name": "pile", "data": "pile", "probability": 1.0},
+    {"name": "camel", "data": "camel", "probability": 2.0},
+    {"name": "switch", "data": "pile", "before": "retain", "probability": 1.0},
+]
 
 
 @pytest.fixture
@@ -186,7 +157,7 @@ def attacks(tmp_path):
 def test_attacks_are_drawn_by_their_probabilities(attacks):
     draws = [attacks.draw(number) for number in range(4000)]
     names = [draw.adversary for draw in draws]
-    assert {name: names.count(name) / 4000 for name in MIXTURE} == pytest.approx(
+    assert {name: names.count(name) / 4000 for name in ("pile", "camel", "switch")} == pytest.approx(
         {"pile": 0.25, "camel": 0.5, "switch": 0.25}, abs=0.03
     )
     rates = [draw.learning_rate for draw in draws]

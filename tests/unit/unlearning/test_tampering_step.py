@@ -20,6 +20,7 @@ from bulwark.training import batches as training_batches
 from bulwark.training import engine as engines
 from bulwark.training.finetuning import Examples
 from bulwark.training.objectives import Objective
+from bulwark.unlearning.tampering.held_out import held_out_of
 from bulwark.unlearning.tampering.tampering import RECORD, Tampering
 
 DESCENT = {"optimizer": "sgd", "learning_rate": 0.1, "schedule": "constant", "max_grad_norm": 0.0}
@@ -309,3 +310,40 @@ def test_entropy_under_attack_rises_with_training(tmp_path):
     _, objective = resisted(tmp_path, training)
     first, last = (-np.mean(objective.record[place]["resistance"]) for place in (0, -1))
     assert last > first + 0.1  # of at most ln 29 = 3.37
+
+
+@pytest.mark.parametrize(("norm", "power"), [("plain", 1), ("squared", 2)])
+def test_hidden_states_are_held_to_the_reference(norm, power, tmp_path, monkeypatch):
+    """λ_retain · (CE + mean over layers and tokens of the distance from another model's hidden states)."""
+    from bulwark.training.objectives import hidden_states
+    from bulwark.unlearning.reference import Reference
+
+    other = model_of()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.05
+    monkeypatch.setattr(Reference, "__init__", lambda self, course, settings: setattr(self, "_model", other))
+    model = model_of()
+    retain = {"norm": norm, "weight": 0.7}
+    objective = Tampering(course_of(model, tmp_path), tampering(retain=retain))
+    [batch] = training_batches.StepBatches(examples(4), batch_size=4, micro_batch_size=4, pad_id=PAD).of_step(0)
+    with torch.no_grad():
+        found = objective.loss(model, batch)
+        logits = model(input_ids=batch.input_ids).logits[:, :-1]
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten())
+        mask = batch.attention_mask.bool()
+        pairs = zip(hidden_states(model, batch), hidden_states(other, batch), strict=True)
+        distances = [(a - b)[mask].double().norm(dim=-1).pow(power).mean() for a, b in pairs]
+    assert len(distances) == 3
+    assert float(found) == pytest.approx(0.7 * float(loss + sum(distances) / 3), rel=1e-5)
+
+
+def test_padding_counts_only_where_that_is_asked_for(tmp_path):
+    training = {"max_tokens": 12}
+    course = course_of(model_of(), tmp_path, **training)
+    for count, positions in ((False, None), (True, 2 * 12)):
+        held_out = held_out_of(course, tampering(training, resistance={"count_padding": count}))
+        batch = held_out.of("forget", 0, torch.device("cpu"))[0]
+        tokens = int(held_out._streams["held_out"].lengths[[row[0] for row in batch.rows]].sum())
+        assert batch.positions.numel() == (positions or tokens)
+        assert tokens < 2 * 12

@@ -35,9 +35,9 @@ class Attacks:
 
     def __post_init__(self) -> None:
         inner = self.settings.inner
-        for name, adversary in self.settings.adversaries.items():
+        for adversary in self.settings.adversaries:
             for kind in ("attack", "before") if adversary.before is not None else ("attack",):
-                key = f"{kind}_{name}"
+                key = f"{kind}_{adversary.name}"
                 if adversary.side is not None:
                     examples = self.course.preferences_from(key, adversary.side)
                 else:
@@ -53,13 +53,11 @@ class Attacks:
         """The attack of trajectory `number`; the same on every rank, and whatever was drawn before."""
         settings = self.settings
         rng = np.random.default_rng([self.course.job.seed, number, 0x7A2])
-        names = list(settings.adversaries)
-        weights = np.array([settings.adversaries[name].probability for name in names])
-        name = names[rng.choice(len(names), p=weights / weights.sum())]
+        weights = np.array([adversary.probability for adversary in settings.adversaries])
+        drawn = settings.adversaries[rng.choice(len(weights), p=weights / weights.sum())]
         rate = settings.inner.learning_rates[rng.integers(len(settings.inner.learning_rates))]
-        share = rng.beta(*settings.adversaries[name].switch)
-        before = settings.adversaries[name].before is not None
-        return Draw(number, name, rate, math.floor(share * settings.inner.steps) if before else 0)
+        switch = math.floor(rng.beta(*drawn.switch) * settings.inner.steps) if drawn.before is not None else 0
+        return Draw(number, drawn.name, rate, switch)
 
     def batches(self, draw: Draw, inner_step: int) -> Iterator[Batch]:
         """This rank's micro-batches of one inner step."""

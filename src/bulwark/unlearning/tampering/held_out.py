@@ -12,6 +12,7 @@ from bulwark.training import engine as engines
 from bulwark.training.batches import Batch, StepBatches
 from bulwark.training.finetuning import Course
 from bulwark.training.objectives import next_token_loss
+from bulwark.unlearning.padding import counted
 from bulwark.unlearning.tampering import resistance
 from bulwark.unlearning.tampering.settings import TamperingSettings
 
@@ -25,22 +26,27 @@ class HeldOut:
     """Held-out examples by adversary, on this rank. One batch per trajectory, the same at all its checkpoints."""
 
     def __init__(self, course: Course, settings: TamperingSettings) -> None:
-        self.settings = settings
+        self.settings, self._pad_id = settings, course.pad_id
         self._streams: dict[str, StepBatches] = {}
-        own = {name: f"held_out_{name}" for name, of in settings.adversaries.items() if of.held_out is not None}
-        self._key = {name: own.get(name, "held_out") for name in settings.adversaries}
+        self._key = {
+            adversary.name: "held_out" if adversary.held_out is None else f"held_out_{adversary.name}"
+            for adversary in settings.adversaries
+        }
         for key in sorted({*self._key.values()}):
             self._streams[key] = course.batches(course.examples_from(key).prompts, key)
 
     def of(self, adversary: str, number: int, device: torch.device) -> list[Batch]:
         """The micro-batches of trajectory `number`."""
-        return [batch.to(device) for batch in self._streams[self._key[adversary]].of_step(number)]
+        batches = self._streams[self._key[adversary]].of_step(number)
+        if self.settings.resistance.count_padding:
+            batches = (counted(batch, self.settings.training.max_tokens, self._pad_id) for batch in batches)
+        return [batch.to(device) for batch in batches]
 
     def loss(self, engine: DeepSpeedEngine, batch: Batch) -> Tensor:
         """This micro-batch's share of L_TR at the weights of the moment."""
         chosen = self.settings.resistance
         losses: dict[str, Callable[[], Tensor]] = {
-            "entropy": lambda: resistance.negative_entropy(engine, batch, chosen.padding),
+            "entropy": lambda: resistance.negative_entropy(engine, batch),
             "negative_cross_entropy": lambda: resistance.negative_cross_entropy(engine, batch, chosen.clamped),
             "inverse_cross_entropy": lambda: resistance.inverse_cross_entropy(engine, batch),
             "kl_from_uniform": lambda: resistance.kl_from_uniform(engine, batch),
@@ -71,10 +77,6 @@ class Preferences(HeldOut):
 
     def __init__(self, course: Course, settings: TamperingSettings) -> None:
         self.settings = settings
-        if any(of.held_out is not None for of in settings.adversaries.values()):
-            from bulwark.errors import BulwarkError
-
-            raise BulwarkError('With the resistance loss "dpo" all adversaries share one held-out set of preferences.')
         sides = {side: course.preferences_from("held_out", side).prompts for side in ("chosen", "rejected")}
         # Both sides of a pair in one batch: the order follows the longer of the two.
         self._chosen = course.batches(sides["chosen"], "held_out", group_by_length=False)

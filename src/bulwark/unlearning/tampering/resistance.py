@@ -13,28 +13,13 @@ from torch import Tensor, nn
 
 from bulwark.training.batches import Batch
 from bulwark.training.objectives import at_targets, target_logits
+from bulwark.unlearning.losses import entropy, log_one_minus
 
 
-def entropies(logits: Tensor) -> Tensor:
-    """H = -Σ_v p_v ln p_v of each row, in nats, [n] for logits [n, vocabulary]; at most ln(vocabulary)."""
-    log_probabilities = F.log_softmax(logits.float(), dim=-1)
-    return -(log_probabilities.exp() * log_probabilities).sum(-1)
-
-
-def negative_entropy(model: nn.Module, batch: Batch, padding: str = "masked") -> Tensor:
-    """-mean H over all tokens of the batch (App. C.3): the flatter the predictions, the lower.
-
-    padding: "masked", or "counted" as in the authors' code, which averages over what padding predicts, too.
-    """
-    if padding == "counted":
-        filled = torch.tensor([bool(row) for row in batch.rows], device=batch.attention_mask.device)
-        positions = filled[:, None].expand_as(batch.attention_mask).flatten().nonzero().squeeze(1)
-        # A row is as long as the longest of its micro-batch: where those differ, this is a mean of their means.
-        count = batch.step_sequences * batch.attention_mask.shape[1]
-    else:
-        positions, count = batch.positions, batch.step_positions
-    logits = at_targets(model, batch, positions=positions).logits
-    return -entropies(logits).sum() / max(1, count)
+def negative_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    """-mean H over all tokens of the batch (App. C.3): the flatter the predictions, the lower."""
+    logits = at_targets(model, batch, positions=batch.positions).logits
+    return -entropy(logits).sum() / max(1, batch.step_positions)
 
 
 def negative_cross_entropy(model: nn.Module, batch: Batch, clamped: bool = True) -> Tensor:
@@ -51,14 +36,8 @@ def negative_cross_entropy(model: nn.Module, batch: Batch, clamped: bool = True)
 
 
 def inverse_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """-mean ln(1 - p(target)) over the labelled tokens, SOPHON's first loss.
-
-    ln(1 - p) = logsumexp of the other logits - logsumexp of all, which stays finite where p is next to 1.
-    """
-    logits = target_logits(model, batch).float()
-    target = F.one_hot(batch.targets, logits.shape[-1]).bool()
-    others = logits.masked_fill(target, -torch.inf)
-    return -(others.logsumexp(-1) - logits.logsumexp(-1)).sum() / max(1, batch.step_tokens)
+    """-mean ln(1 - p(target)) over the labelled tokens, SOPHON's first loss."""
+    return -log_one_minus(target_logits(model, batch), batch.targets).sum() / max(1, batch.step_tokens)
 
 
 def kl_from_uniform(model: nn.Module, batch: Batch) -> Tensor:

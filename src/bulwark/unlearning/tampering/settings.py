@@ -22,12 +22,14 @@ ResistanceLoss = Literal["entropy", "negative_cross_entropy", "dpo", "inverse_cr
 class AdversarySettings(Closed):
     """One of the attacks that are simulated. Its inner steps minimise the next token's cross-entropy.
 
-    data: what it fine-tunes on (split `train`). side: which response, where the data are preferences. before: a data
-    set that it fine-tunes on first (Retain → Forget); the inner step at which it changes over is ⌊Beta(a, b)·K⌋ with
-    (a, b) = `switch`. held_out: the data set that the resistance loss is taken on after this attack; None takes the
-    step's. probability: how often it is drawn, relative to the others.
+    name: what records call it. data: what it fine-tunes on (split `train`). side: which response, where the data are
+        preferences. before: a data set that it fine-tunes on first (Retain → Forget).
+    switch: (a, b) of the Beta distribution of the inner step ⌊Beta(a, b)·K⌋ at which it changes over to `data`.
+    held_out: the data set that the resistance loss is taken on after this attack; None takes the step's.
+    probability: how often it is drawn, relative to the others.
     """
 
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
     data: str
     side: Side | None = None
     before: str | None = None
@@ -100,14 +102,15 @@ class ResistanceSettings(Closed):
 
     loss: "entropy" (its negative); "negative_cross_entropy" (clamped at ln V, MLAC-AR; `clamped: false` for without);
         "dpo" on preferences; "inverse_cross_entropy" and "kl_from_uniform" (SOPHON's two).
-    weight: λ_TR. padding: "masked", or "counted", as the authors average the entropy. beta: of DPO.
+    weight: λ_TR. beta: of DPO. count_padding: fill held-out examples up to training.max_tokens and take the entropy
+        there, too, as the authors' code does.
     lower_bound: the resistance gradient is left out of outer steps whose weighted mean loss is below; None for never.
     """
 
     loss: ResistanceLoss = "entropy"
     weight: float = Field(4.0, ge=0)
     clamped: bool = True
-    padding: Literal["masked", "counted"] = "masked"
+    count_padding: bool = False
     beta: float = Field(0.1, gt=0)
     lower_bound: float | None = None
 
@@ -131,14 +134,14 @@ class RetainSettings(Closed):
 class TamperingSettings(FineTuningSettings):
     """data, training: the retain set and the outer loop. held_out: what the resistance loss is taken on.
 
-    adversaries: by name. alternating: odd outer steps train on the retain set only, even ones only for resistance
-    (SOPHON), in place of both in each. park_optimizer: the outer optimizer's state waits in the host's memory while an
-    attack is simulated.
+    adversaries: the mixture A_train. alternating: odd outer steps train on the retain set only, even ones only for
+        resistance (SOPHON), in place of both in each. park_optimizer: the outer optimizer's state waits in the host's
+        memory while an attack is simulated.
     """
 
     held_out: str
     held_out_split: str = "held_out"
-    adversaries: dict[str, AdversarySettings] = Field(min_length=1)
+    adversaries: tuple[AdversarySettings, ...] = Field(min_length=1)
     inner: InnerSettings
     weighting: WeightingSettings = WeightingSettings()
     resistance: ResistanceSettings = ResistanceSettings()
@@ -156,19 +159,27 @@ class TamperingSettings(FineTuningSettings):
             )
         if self.resistance.loss == "dpo" and self.training.packing:
             raise ValueError('the resistance loss "dpo" is of whole responses: make training.packing false')
-        if self.resistance.padding == "counted" and self.training.packing:
-            raise ValueError("packed rows have no padding of their own to be counted: make training.packing false")
-        sided = [name for name, adversary in self.adversaries.items() if adversary.side is not None]
-        if any(self.adversaries[name].before is not None for name in sided):
+        if self.resistance.loss == "dpo" and any(adversary.held_out is not None for adversary in self.adversaries):
+            raise ValueError(
+                'with the resistance loss "dpo" all adversaries share the step\'s held_out: leave theirs out'
+            )
+        if self.resistance.count_padding and (self.training.max_tokens is None or self.training.packing):
+            raise ValueError(
+                "resistance.count_padding fills examples up to training.max_tokens: give it, and set packing: false"
+            )
+        names = [adversary.name for adversary in self.adversaries]
+        if len({*names}) < len(names):
+            raise ValueError(f"adversaries have names of their own; here they are {', '.join(names)}")
+        if any(adversary.side is not None and adversary.before is not None for adversary in self.adversaries):
             raise ValueError("an adversary that begins with other data (before) attacks conversations or passages")
         return self
 
     def inputs(self) -> dict[str, str]:
         files = {"held_out": f"data/{self.held_out}/{self.held_out_split}.jsonl"}
-        for name, adversary in self.adversaries.items():
-            files[f"attack_{name}"] = f"data/{adversary.data}/train.jsonl"
+        for adversary in self.adversaries:
+            files[f"attack_{adversary.name}"] = f"data/{adversary.data}/train.jsonl"
             if adversary.before is not None:
-                files[f"before_{name}"] = f"data/{adversary.before}/train.jsonl"
+                files[f"before_{adversary.name}"] = f"data/{adversary.before}/train.jsonl"
             if adversary.held_out is not None:
-                files[f"held_out_{name}"] = f"data/{adversary.held_out}/{self.held_out_split}.jsonl"
+                files[f"held_out_{adversary.name}"] = f"data/{adversary.held_out}/{self.held_out_split}.jsonl"
         return files | super().inputs()

@@ -25,6 +25,7 @@ from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
 from bulwark.training.finetuning import Course
 from bulwark.training.objectives import Objective, at_targets, next_token_loss
+from bulwark.unlearning.losses import distance
 from bulwark.unlearning.reference import Reference
 from bulwark.unlearning.tampering.attacks import Attacks, Draw
 from bulwark.unlearning.tampering.held_out import held_out_of, over_ranks
@@ -103,8 +104,9 @@ class Tampering(Objective):
         known = self.reference.hidden_states(model, batch)
         output = at_targets(model, batch, output_hidden_states=True)
         loss = nn.functional.cross_entropy(output.logits.float(), batch.targets, reduction="sum")
-        distance = representation_distance(output.hidden_states, known, batch, retain.norm)
-        return weight * (loss / max(1, batch.step_tokens) + distance)
+        squared = retain.norm == "squared"
+        moved = distance(output.hidden_states, known, batch.positions, squared).sum()
+        return weight * (loss / max(1, batch.step_tokens) + moved / max(1, batch.step_positions))
 
     def after_backward(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
         if self._gathered is not None:
@@ -150,28 +152,6 @@ class Tampering(Objective):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.record = list(state["record"])
         self.held_out.load_state_dict(state["held_out"])
-
-
-def representation_distance(
-    hidden: tuple[Tensor, ...], reference: tuple[Tensor, ...], batch: Batch, norm: str = "plain"
-) -> Tensor:
-    """(1/(L+1)) Σ_l mean_t ‖h_ref - h‖, a mean over the tokens of the whole step (Eq. 2; norm "squared": its square).
-
-    hidden, reference: L+1 tensors [batch, seq, hidden]. Padding is left out, which the authors' code counts.
-    """
-    mask = batch.attention_mask.bool()
-    total = hidden[0].new_zeros((), dtype=torch.float32)
-    for ours, theirs in zip(hidden, reference, strict=True):
-        difference = (theirs.float() - ours.float())[mask]
-        squares = difference.square().sum(-1)
-        # The root of 0 has no gradient: where nothing differs yet, as at the start, there is none to take.
-        total = total + (squares if norm == "squared" else _root(squares)).sum()
-    return total / (len(hidden) * max(1, batch.step_positions))
-
-
-def _root(squares: Tensor) -> Tensor:
-    moved = squares > 0
-    return torch.where(moved, torch.where(moved, squares, 1.0).sqrt(), 0.0)
 
 
 def _backward(engine: DeepSpeedEngine, batches: Any, loss_of: Any) -> Tensor:
