@@ -228,8 +228,8 @@ def finetune(
     if trained.main_process:
         names = carry_on(parent, job.folder)
         checkpoints.save_model(trained.model, tokenizer, job.folder)
-        for observer in observers:
-            observer.write(job.folder)
+        for part in (objective, *observers):
+            part.write(job.folder)
         shutil.rmtree(job.folder / manifests.SNAPSHOTS, ignore_errors=True)  # of an earlier attempt
         for step, snapshot, observed in trained.snapshots:
             place = job.folder / manifests.SNAPSHOTS / str(step)

@@ -76,7 +76,7 @@ class Tosses(SampleCourse):
 
 
 def test_a_step_on_two_parameters_by_hand(tmp_path):
-    """Retain: token 1. Attack: token 0, K = 2, plain descent at 0.5. Resistance: entropy, weights e^-0.7 and 1, λ = 3."""
+    """Retain: token 1. Attack: token 0, K = 2, descent at 0.5. Resistance: entropy, weights e^-0.7 and 1, λ = 3."""
     model = TwoWeights()
     training = DESCENT | {"max_steps": 1, "batch_size": 2, "micro_batch_size": 2}
     plain = course_of(model, tmp_path, **training)
