@@ -33,6 +33,8 @@ def optimizer_of(model: nn.Module, settings: TrainingSettings, warmup: int) -> t
             warmup_steps=warmup,
         )
         optimizer.train()
+        # It has looked up every weight; ZeRO-3 exchanges them, and what is kept of the old ones cannot be saved.
+        optimizer.state.clear()
         return optimizer
     groups = _groups(trainable, settings.weight_decay)
     if settings.optimizer == "sgd":
