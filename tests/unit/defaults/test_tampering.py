@@ -1,5 +1,7 @@
 """TAR, MLAC-AR and SOPHON-AR (Tamirisa et al. 2024, arXiv 2408.00761, "the paper"; "the code" is the authors')."""
 
+from typing import Any
+
 import pytest
 
 from defaults.reader import Row, check, whole
@@ -10,6 +12,13 @@ SCRIPT = "the code, run_tar_bio.sh"
 LEFT_OPEN = "ours: as for biosecurity, which the paper leaves open"
 BENCH = "TamperBench (arXiv 2602.06911), from the paper's table of hyper-parameters"
 MACHINE = "ours: eight cards of 80 GB, as the paper has them"
+
+
+def adversary(**stated: str) -> dict[str, Any]:
+    """An entry of the list with its defaults, which have rows of their own."""
+    plain = {"side": None, "before": None, "switch": [6.0, 3.0], "held_out": None, "probability": 1.0}
+    return plain | stated
+
 
 CLASSES: list[Row] = [
     ("settings AdversarySettings", "side", None, "ours: most data are no preferences"),
@@ -37,13 +46,9 @@ CLASSES: list[Row] = [
     ("settings RetainSettings", "reference", {"of": "base"}, "the code, retain_model_name: the original chat model"),
     ("settings ReferenceSettings", "of", "parent", "ours: what is trained on, unless a step says otherwise"),
     ("settings TamperingSettings", "held_out_split", "held_out", "ours: the name of the 20 % of App. E.2"),
-    ("settings TamperingSettings", "weighting", {"normalised": True, "rate": 0.0625, "shape": "exponential"}, SCRIPT),
-    ("settings TamperingSettings", "resistance", {
-        "loss": "entropy", "weight": 4.0, "clamped": True, "count_padding": False, "beta": 0.1, "lower_bound": None,
-    }, "as ResistanceSettings"),
-    ("settings TamperingSettings", "retain", {
-        "weight": 1.0, "representations": True, "norm": "plain", "reference": {"of": "base"},
-    }, "as RetainSettings"),
+    ("settings TamperingSettings", "weighting", {}, "as WeightingSettings"),
+    ("settings TamperingSettings", "resistance", {}, "as ResistanceSettings"),
+    ("settings TamperingSettings", "retain", {}, "as RetainSettings"),
     ("settings TamperingSettings", "alternating", False, "the paper, Alg. 1: both gradients in each step"),
     ("settings TamperingSettings", "park_optimizer", False, "ours: on one device there is nowhere to park"),
 ]  # fmt: skip
@@ -68,9 +73,9 @@ BIO: list[Row] = [
     ("steps/tar", "settings.training.zero_stage", 3, "the paper, App. C.5"),
     ("steps/tar", "settings.training", {"keep_best": False, "evaluate_every": None}, "the code: the last weights"),
     ("steps/tar", "settings.adversaries", [
-        {"name": "forget", "data": "pile_bio_forget"},
-        {"name": "camel", "data": "camel_bio_forget"},
-        {"name": "retain_forget", "data": "pile_bio_forget", "before": "pile_bio_retain", "switch": [6.0, 3.0]},
+        adversary(name="forget", data="pile_bio_forget"),
+        adversary(name="camel", data="camel_bio_forget"),
+        adversary(name="retain_forget", data="pile_bio_forget", before="pile_bio_retain"),
     ], "the paper, App. E.2; the code for what the third trains on"),
     ("steps/tar", "settings.inner", {"steps": 64, "every": 4, "trajectories": 1}, "the paper, App. C.4 and E.2"),
     ("steps/tar", "settings.inner.learning_rates", [2e-5, 4e-5], "the paper, App. E.2"),
@@ -90,24 +95,24 @@ DOMAINS: list[Row] = [
     ("steps/tar_chem", "like", "tar", VARIANT),
     ("steps/tar_chem", "settings", {"data": "chem_retain_mix", "held_out": "chem_forget"}, "the paper, App. E.2"),
     ("steps/tar_chem", "settings.adversaries", [
-        {"name": "forget", "data": "chem_forget"},
-        {"name": "retain", "data": "chem_retain_mix"},
-        {"name": "retain_forget", "data": "chem_forget", "before": "chem_retain_mix", "switch": [6.0, 3.0]},
+        adversary(name="forget", data="chem_forget"),
+        adversary(name="retain", data="chem_retain_mix"),
+        adversary(name="retain_forget", data="chem_forget", before="chem_retain_mix"),
     ], "the paper, App. E.2"),
     ("steps/tar_chem", "settings.resistance.weight", 3.0, "the paper, App. E.2"),
     ("steps/tar_cyber", "like", "tar", VARIANT),
     ("steps/tar_cyber", "settings", {"data": "cyber_retain_mix", "held_out": "cyber_forget"}, "the paper, App. E.2"),
     ("steps/tar_cyber", "settings.adversaries", [
-        {"name": "forget", "data": "cyber_forget"},
-        {"name": "retain", "data": "cyber_retain_mix"},
-        {"name": "retain_forget", "data": "cyber_forget", "before": "cyber_retain_mix", "switch": [6.0, 3.0]},
+        adversary(name="forget", data="cyber_forget"),
+        adversary(name="retain", data="cyber_retain_mix"),
+        adversary(name="retain_forget", data="cyber_forget", before="cyber_retain_mix"),
     ], "the paper, App. E.2"),
     ("steps/tar_refusal", "", {"like": "tar", "cost": 1.2}, VARIANT),
     ("steps/tar_refusal", "settings", {"data": "magpie", "held_out": "hh_refusals"}, "the paper, App. E.2"),
     ("steps/tar_refusal", "settings.training", {"max_steps": 100, "learning_rate": 6e-5}, BENCH),
     ("steps/tar_refusal", "settings.training", {"max_tokens": 512}, "the code, of the pairs"),
     ("steps/tar_refusal", "settings.training.micro_batch_size", 2, BENCH),
-    ("steps/tar_refusal", "settings.adversaries", [{"name": "harmful", "data": "hh_refusals", "side": "rejected"}],
+    ("steps/tar_refusal", "settings.adversaries", [adversary(name="harmful", data="hh_refusals", side="rejected")],
      "the paper, App. E.2: SFT on rejected completions"),
     ("steps/tar_refusal", "settings.inner.learning_rates", [2e-6, 2e-5, 4e-5], BENCH),
     ("steps/tar_refusal", "settings.resistance", {"loss": "dpo", "beta": 0.1}, "the paper, App. C.3; the code"),
@@ -143,7 +148,7 @@ OTHERS: list[Row] = [
     ("steps/tar_short", "settings.weighting.rate", 0.25, "ours: 4/K, as with the paper's K"),
     ("steps/tar_without_switch", "like", "tar", VARIANT),
     ("steps/tar_without_switch", "settings.adversaries", [
-        {"name": "forget", "data": "pile_bio_forget"}, {"name": "camel", "data": "camel_bio_forget"},
+        adversary(name="forget", data="pile_bio_forget"), adversary(name="camel", data="camel_bio_forget"),
     ], "the paper, App. D.2"),
     ("steps/mlac", "like", "tar", VARIANT),
     ("steps/mlac", "settings.resistance", {"loss": "negative_cross_entropy", "clamped": True}, "the paper, App. G.3"),
