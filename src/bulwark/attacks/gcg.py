@@ -54,10 +54,12 @@ class Gcg:
         token_budget: int | None = None,
         together: Together | None = None,
     ) -> None:
-        self.model, self.settings, self.seed, self._pad_id = model, settings, seed, pad_id
-        self.embedding: nn.Embedding = getattr(model, "module", model).get_input_embeddings()
+        # Not through an engine itself, which allows no backward pass but its own.
+        self.model: nn.Module = getattr(model, "module", model)
+        self.settings, self.seed, self._pad_id = settings, seed, pad_id
+        self.embedding: nn.Embedding = self.model.get_input_embeddings()
         self.vocabulary = self.embedding.num_embeddings
-        self.device = self.embedding.weight.device
+        self.device = torch.device(getattr(model, "device", self.embedding.weight.device))
         self.candidates = candidates.to(self.device)
         self._budget = token_budget or pass_token_budget(self.device)
         self._together = together
