@@ -23,6 +23,7 @@ from bulwark.settings import validated
 from bulwark.training.batches import Batch, StepBatches
 from bulwark.training.finetuning import Course, Examples
 from bulwark.training.loop import Trained, train
+from bulwark.training.settings import TrainingSettings
 from bulwark.unlearning.forgetting import ForgetRetain
 
 RETAIN, FORGET = 14, 10  # examples
@@ -63,16 +64,14 @@ def forget_examples(count: int = FORGET) -> list[Prompt]:
     return plain(examples(count, seed=5))
 
 
-def write_forget(folder: Path, prompts: Sequence[Prompt]) -> Path:
-    """The prompts as a data set of tokenised examples; returns its file."""
-    path = Path(folder) / "forget.jsonl"
+def write_forget(path: Path, prompts: Sequence[Prompt]) -> None:
+    """The prompts as a data set of tokenised examples."""
     path.parent.mkdir(parents=True, exist_ok=True)
     records = [
         Tokenised(id=f"f{number}", input_ids=tuple(prompt.ids), labels=tuple(prompt.labels))
         for number, prompt in enumerate(prompts)
     ]
     write_records(path, records)
-    return path
 
 
 def course_of(
@@ -81,11 +80,17 @@ def course_of(
     forget: Sequence[Prompt] | None = None,
     seed: int = 0,
     sides: dict[str, list[Prompt]] | None = None,
+    write: bool = True,
     **training: Any,
 ) -> Course:
-    """A course on `RETAIN` retain examples and the forget examples, or preferences with these sides."""
-    chosen = settings(**training)
-    path = write_forget(folder, forget_examples() if forget is None else forget)
+    """A course on `RETAIN` retain examples and the forget examples, or preferences with these sides.
+
+    write: put the forget examples into `folder`, where they are otherwise already.
+    """
+    chosen = validated(TrainingSettings, settings().model_dump(mode="json") | training, "the test's training")
+    path = Path(folder) / "forget.jsonl"
+    if write:
+        write_forget(path, forget_examples() if forget is None else forget)
     job = Job("max_entropy", {}, "", str(Path(folder) / "checkpoint.json"), {"forget": str(path)}, {"seed": seed}, "")
     builder = SimpleNamespace(vocabulary=V, max_tokens=chosen.max_tokens, pad_id=PAD)
     retain = plain(examples(RETAIN))
@@ -98,12 +103,17 @@ def course_of(
 
 def with_parent(course: Course, model: nn.Module | None = None) -> Course:
     """The course with its model, or another, on the disk as the parent, which is the base model as well."""
-    place = Path(course.job.output).parent / "parent"
-    (model or course.model).save_pretrained(place)
-    write_manifest(place / "checkpoint.json", {"weights": ".", "template": "chat"})
-    manifest = str(place / "checkpoint.json")
-    job = replace(course.job, parent=manifest, inputs=course.job.inputs | {"reference": manifest})
+    job = on_the_disk(course.job)
+    manifest = Path(job.parent)
+    (model or course.model).save_pretrained(manifest.parent)
+    write_manifest(manifest, {"weights": ".", "template": "chat"})
     return replace(course, job=job)
+
+
+def on_the_disk(job: Job) -> Job:
+    """The job with the parent that `with_parent` has written."""
+    manifest = str(job.folder / "parent" / "checkpoint.json")
+    return replace(job, parent=manifest, inputs=job.inputs | {"reference": manifest})
 
 
 def objective_of(kind: str, course: Course, **given: Any) -> ForgetRetain:

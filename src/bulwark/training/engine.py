@@ -152,7 +152,8 @@ def frozen(model: nn.Module, settings: TrainingSettings) -> nn.Module:
     config = deepspeed_config(settings.model_copy(update={"offload": False}), processes.count)
     with contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = _deepspeed().initialize(model=model, config=config)
-    return engine.eval()
+    engine.eval()  # which, unlike a module's, returns nothing
+    return engine
 
 
 def backward(engine: DeepSpeedEngine, loss: Tensor) -> None:
