@@ -18,7 +18,7 @@ from bulwark import benchmarks as benchmark_modules
 from bulwark.config import recipes
 from bulwark.config.catalogue import Catalogue, Section
 from bulwark.config.entities import MIXTURE, Analysis, Dataset, Model, Study, Trait
-from bulwark.config.overlays import check_name
+from bulwark.config.overlays import Origin, check_name
 from bulwark.config.space import ranges
 from bulwark.data.contrasts import KIND as CONTRAST
 from bulwark.data.records import SCHEMAS, TRAINABLE
@@ -31,6 +31,8 @@ from bulwark.settings import Closed, find, module_named, validated
 from bulwark.steering.schedules import ScheduleSettings, detected_from
 from bulwark.steering.vectors import projections
 from bulwark.steps.steer import SteeredTraining
+
+_SHOWN = ("tables", "figures", "claims")
 
 if TYPE_CHECKING:
     from bulwark.reporting.settings import Claim, Figure, Table
@@ -300,8 +302,8 @@ def _check_onset(catalogue: Catalogue, model: str | None, name: str, settings: C
 
 def _check_study(catalogue: Catalogue, name: str, study: Study) -> None:
     origin = catalogue.origins["studies", name]
-    for key in ("models", "recipes", "seeds", "benchmarks", "analyses", "tables", "figures", "claims"):
-        listed = getattr(study, key)
+    for key in ("models", "recipes", "attacks", "attacked", "seeds", "benchmarks", "analyses", *_SHOWN):
+        listed = getattr(study, key) or ()
         for number, entry in enumerate(listed):
             if entry in listed[:number]:
                 raise ConfigurationError(f'{origin.at(key, number)}: "{entry}" stands twice in the list. Keep one.')
@@ -310,26 +312,57 @@ def _check_study(catalogue: Catalogue, name: str, study: Study) -> None:
     for step in study.trials:
         place = origin.at("trials", step)
         find(catalogue.steps, step, "step", place)
-        if not any(f"{step}{recipes.TRIALS}" in re.split("[+@]", recipe) for recipe in study.recipes):
+        written = (*study.recipes, *study.attacks)
+        if not any(f"{step}{recipes.TRIALS}" in re.split("[+@]", recipe) for recipe in written):
             raise ConfigurationError(
                 f'{place}: no recipe of the study has "{step}{recipes.TRIALS}", which stands for these trials. Add '
                 "one, or take this line out."
             )
+    seen = set()
     for number, recipe in enumerate(study.recipes):
-        place = origin.at("recipes", number)
-        recipes.check(recipe, catalogue.steps, place)
-        for expanded in recipes.expanded(recipe, study.trials, place):
-            for model, step in product(study.models, recipes.steps_of(expanded)):
-                if recipes.trial_of(recipes.snapshot_of(step)[0])[1] is not None:
-                    catalogue.step(model, step, place)  # whether there is such a trial
+        seen.update(_check_recipe(catalogue, study, recipe, origin.at("recipes", number)))
+    _check_grid(catalogue, study, origin, seen)
     for number, benchmark in enumerate(study.benchmarks):
         find(catalogue.benchmarks, benchmark, "benchmark", origin.at("benchmarks", number))
     for number, analysis in enumerate(study.analyses):
         find(catalogue.analyses, analysis, "analysis", origin.at("analyses", number))
-    for kind in ("tables", "figures", "claims"):
+    for kind in _SHOWN:
         for number, shown in enumerate(getattr(study, kind)):
             entity = find(getattr(catalogue, kind), shown, kind[:-1], origin.at(kind, number))
             check_measured(catalogue, entity, catalogue.where(kind, shown))
+
+
+def _check_recipe(catalogue: Catalogue, study: Study, recipe: str, place: str) -> list[str]:
+    """Whether there are the steps and trials of a recipe of a study; returns what it stands for."""
+    recipes.check(recipe, catalogue.steps, place)
+    every = recipes.expanded(recipe, study.trials, place)
+    for expanded in every:
+        for model, step in product(study.models, recipes.steps_of(expanded)):
+            if recipes.trial_of(recipes.snapshot_of(step)[0])[1] is not None:
+                catalogue.step(model, step, place)  # whether there is such a trial
+    return every
+
+
+def _check_grid(catalogue: Catalogue, study: Study, origin: Origin, seen: set[str]) -> None:
+    """Whether every attack of a study can follow every recipe that is attacked, and makes something new of it."""
+    for number, recipe in enumerate(study.attacked or ()):
+        place = origin.at("attacked", number)
+        if not study.attacks:
+            raise ConfigurationError(f"{place}: the study has no attacks. List some, or take attacked out.")
+        find(dict.fromkeys(study.recipes), recipe, "recipe of the study", place)
+    for number, attack in enumerate(study.attacks):
+        place = origin.at("attacks", number)
+        if attack == recipes.BASE:
+            raise ConfigurationError(f'{place}: "{attack}" is no attack. Name a step, or several joined by "+".')
+        recipes.check(attack, catalogue.steps, place)
+        for written in study.under(number):
+            for recipe in _check_recipe(catalogue, study, written, place):
+                if recipe in seen:
+                    raise ConfigurationError(
+                        f'{place}: makes "{recipe}", which the study has already. Take it out of one of the lists, '
+                        "or list under attacked what is to be attacked."
+                    )
+                seen.add(recipe)
 
 
 def check_measured(catalogue: Catalogue, entity: Table | Figure | Claim, where: str) -> None:
@@ -352,7 +385,8 @@ def check_measured(catalogue: Catalogue, entity: Table | Figure | Claim, where: 
             if not any(stands_for(name, one) for one in listed):
                 raise ConfigurationError(
                     f'{where}: needs the {kind} "{name}", which studies.{entity.study}.{key} does not list '
-                    f"({', '.join(getattr(study, key))}). Add it to the list, or take the entity out of the study."
+                    f"({', '.join(getattr(study, key))}){_attacked(study) if key == 'recipes' else ''}. Add it to the "
+                    "list, or take the entity out of the study."
                 )
     if not set(entity.benchmarks()) & {*study.benchmarks, *study.analyses}:
         raise ConfigurationError(f"{where}: studies.{entity.study} measures nothing of what it shows.")
@@ -360,3 +394,8 @@ def check_measured(catalogue: Catalogue, entity: Table | Figure | Claim, where: 
         for model in study.models:
             for recipe in those_named(entity.trained(), study.every_recipe):
                 catalogue.analysis(model, recipe, analysis, where)
+
+
+def _attacked(study: Study) -> str:
+    """What else than its recipes a study lists, in words."""
+    return f" and its attacks ({', '.join(study.attacks)}) do not make" if study.attacks else ""

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from bulwark.config import recipes
 from bulwark.config.space.ranges import Range, check_keys
 from bulwark.data.records import SCHEMAS
+from bulwark.reporting.columns import attacks_on
 from bulwark.settings import Closed, Text
 from bulwark.steering.vectors.settings import ContrastSettings, LayerChoice, PairFilter
 
@@ -269,12 +270,15 @@ class Analysis(_Described):
 class Study(Closed):
     """What is run: lists, so that an overlay replaces them. A study is the target `paper_<name>`.
 
-    trials: {step: how many}, for which `<step>.*` stands in its recipes.
+    trials: {step: how many}, for which `<step>.*` stands in its recipes. attacks: what follows each recipe of
+    `attacked`, or, where that is left out, of `recipes`: a grid of two lists, `base` standing for the attack alone.
     """
 
     description: str = ""
     models: tuple[str, ...]
     recipes: tuple[str, ...]
+    attacks: tuple[str, ...] = ()
+    attacked: tuple[str, ...] | None = None
     trials: dict[str, Annotated[int, Field(ge=1)]] = {}
     seeds: tuple[Annotated[int, Field(ge=0, lt=10**9)], ...]
     benchmarks: tuple[str, ...]
@@ -285,9 +289,18 @@ class Study(Closed):
 
     @cached_property
     def every_recipe(self) -> tuple[str, ...]:
-        """The recipes, each trial by itself. Raises ConfigurationError for trials of which it does not say how many."""
-        every = (recipe for written in self.recipes for recipe in recipes.expanded(written, self.trials))
+        """The recipes and then those under attack, each trial by itself.
+
+        Raises ConfigurationError for trials of which it does not say how many.
+        """
+        grid = [written for attack in range(len(self.attacks)) for written in self.under(attack)]
+        every = (recipe for written in (*self.recipes, *grid) for recipe in recipes.expanded(written, self.trials))
         return tuple(dict.fromkeys(every))
+
+    def under(self, attack: int) -> tuple[str, ...]:
+        """The recipes that one of `attacks`, by its place, makes of those that are attacked."""
+        attacked = self.recipes if self.attacked is None else self.attacked
+        return tuple(made for recipe in attacked for made in attacks_on(recipe, (self.attacks[attack],)))
 
 
 def _exactly_one(source: Closed, *keys: str) -> Any:

@@ -154,7 +154,18 @@ class Page:
 @cache
 def page(catalogue: Catalogue) -> Page:
     """Every table and figure that a study lists, of the studies that run something or show what another has run."""
-    told = ("description", "models", "recipes", "seeds", "benchmarks", "analyses", "tables", "figures")
+    told = (
+        "description",
+        "models",
+        "recipes",
+        "attacks",
+        "attacked",
+        "seeds",
+        "benchmarks",
+        "analyses",
+        "tables",
+        "figures",
+    )
     shown = {
         name: study
         for name, study in catalogue.studies.items()
@@ -167,7 +178,10 @@ def page(catalogue: Catalogue) -> Page:
         files += each.scores
     used = {model for study in shown.values() for model in study.models}
     return Page(
-        studies=[{"name": name, **study.model_dump(mode="json", include=set(told))} for name, study in shown.items()],
+        studies=[
+            {"name": name, **study.model_dump(mode="json", include=told | {"tables", "figures"})}
+            for name, study in shown.items()
+        ],
         tables={name: {"spec": each.spec, "cells": each.cells} for name, each in tables.items()},
         published=sorted({str(each.published) for each in tables.values() if each.published}),
         figures=figures,
