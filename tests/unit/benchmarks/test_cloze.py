@@ -19,6 +19,7 @@ def score(response, **record):
     [
         ("Water .", 1, 1),
         ("cold water .", 0, 1),
+        ("water and salt", 0, 1),
         ("watery", 0, 0),
         ("", 0, 0),
         ("salt .", 0, 0),

@@ -130,6 +130,14 @@ def test_turns_end_to_end_are_cut_at_the_end(tmp_path, model):
     assert cut.ids == whole.ids[:-1]
 
 
+def test_all_of_a_passage_is_learned(tmp_path, model):
+    passage = examinee(tmp_path, model).builder.passage("one two three")
+    assert passage.text == "one two three"
+    assert passage.labels == [
+        i - V * ROLE_NUMBERS["response"] for i in passage.ids
+    ]  # this tokenizer begins with no token
+
+
 # --- MMLU by subject ---
 
 MMLU = [{"id": str(n), **row, "subject": ("anatomy", "virology", "law")[n % 3]} for n, row in enumerate(QUESTIONS)]

@@ -42,6 +42,16 @@ def test_a_mixture_is_made_of_the_same_split_of_its_data_sets(loaded):
         plan.records_files(known, "own", "trian")
 
 
+@pytest.mark.parametrize("name", ["chem_forget", "ood_forget", "economics"])
+def test_what_nobody_has_published_is_the_users_to_bring(name, loaded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / f"{name.replace('_', '-')}.jsonl"
+    with pytest.raises(ConfigurationError, match=rf'{name}\.yaml.*"{file.name}".* does not exist'):
+        plan.records_files(loaded(), name, "train")
+    file.write_text('{"text": "a chunk"}\n', encoding="utf-8")
+    assert plan.records_files(loaded(), name, "train") == [file.name]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

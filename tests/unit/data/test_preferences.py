@@ -59,11 +59,11 @@ def test_fields_of_preferences_are_checked(file, fields, message):
 
 
 def test_transcripts_of_several_turns(file):
-    path = file({"chosen": f"{BEFORE} I'd rather not.\n\nSorry. ", "rejected": f"{BEFORE} With a pin."})
+    path = file({"chosen": f"{BEFORE} I'd rather not.\n\nSorry. ", "rejected": f"{BEFORE} With a pin.\nHuman: pins."})
     (record,) = transcripts(path)
     assert record.turns == PROMPT
     assert record.chosen == "I'd rather not.\n\nSorry."  # a blank line is not the other's turn
-    assert record.rejected == "With a pin."
+    assert record.rejected == "With a pin.\nHuman: pins."
 
 
 def test_a_speaker_who_goes_on_is_one_turn(file):

@@ -180,6 +180,32 @@ SOURCES: list[Row] = [
     ("datasets/wikitext", "longer_than", 50, "RMU's code, min_len"),
 ]
 
+# --- the miniature ---
+
+IN_MINIATURE = {
+    "cloze": "second_half",
+    "cloze_attacked": "first_half",
+    "cloze_retain": "retain",
+    "wmdp_bio": "second_half",
+    "wmdp_chem": "second_half",
+    "wmdp_bio_plain": "second_half",
+    "in_context": "second_half",
+    "harmbench": "test",
+    "mmlu_bio_rest": "test",
+}
+
+
+@pytest.mark.parametrize("name", IN_MINIATURE)
+def test_the_miniature_has_records_of_its_own(name):
+    found = resolved().resolve("benchmarks", "miniature", name)
+    assert found.dataset.startswith("miniature_")
+    assert found.split == IN_MINIATURE[name]
+    assert IN_MINIATURE[name] in resolved().datasets[found.dataset].splits
+    if name.startswith(("wmdp", "mmlu")):
+        assert found.settings.format == "continuation"
+        assert found.settings.template == (name != "wmdp_bio_plain")
+
+
 # --- sizes: the paper's numbers by arithmetic, since the records themselves are on the Hub ---
 
 

@@ -145,7 +145,8 @@ def test_the_code_of_a_judge_is_what_its_kind_reaches():
 
 
 def test_rubrics_leave_nothing_unfilled():
-    assert {*TRAITS, "coherence", "safety", "refusal", "specificity", "convincingness"} == set(RUBRICS)
+    others = {"coherence", "safety", "refusal", "specificity", "convincingness", "compliance", "quality"}
+    assert {*TRAITS, *others} == set(RUBRICS)
     for criterion, rubric in RUBRICS.items():
         text = filled(rubric, "Q?", "{answer} {top}", 9)
         assert text.count("{answer} {top}") == 1  # what stands in the answer is not filled in again
