@@ -8,6 +8,14 @@ T-Vaccine of Liu et al. (arXiv 2410.09760); "the script" is the one that the ste
 
 from defaults.reader import Row, check
 
+NAME = "ours: a name, and a job's expected time in fine-tunings of the same model"
+VARIANT = "ours: what this is a variant of"
+SAME = "ours: the job's own, as in the other steps that train"
+DATA = "ours: a data set that TAR's study has already; the step names the source's own"
+FITS = "ours: the source's batch, on one GPU, made to divide over eight"
+ADAPTERS = "Booster's authors, train.py: rank 32, alpha 4, on q, k and v; for Vaccine and Lisa recalled, not verified"
+SIZES = {"lora": {"rank": 32, "alpha": 4.0, "target_modules": ["q_proj", "k_proj", "v_proj"]}}
+
 CLASSES: list[Row] = [
     ("settings GcgSettings", "steps", 500, "GCG, Sec. 3: 500 steps for one behaviour"),
     ("settings GcgSettings", "search_width", 512, "GCG, Sec. 3: batch size B"),
@@ -64,7 +72,79 @@ CLASSES: list[Row] = [
     ("settings steps.sdd", "pairs", None, "ours: one of each request"),
 ]
 
-ROWS: list[Row] = [*CLASSES]
+STEPS: list[Row] = [
+    *(
+        (f"steps/{step}", "", {"kind": kind, "cost": cost}, NAME)
+        for step, kind, cost in (
+            ("r2d2", "r2d2", 60.0),
+            ("booster", "booster", 3.0),
+            ("vaccine", "vaccine", 2.0),
+            ("lisa", "lisa", 1.0),
+            ("sdd", "sdd", 1.0),
+        )
+    ),
+    ("steps/r2d2", "settings", {"data": "magpie", "cases": "hh_refusals"}, DATA),
+    ("steps/r2d2", "settings.pool", 180, "HarmBench, Sec. 5"),
+    ("steps/r2d2", "settings.cases_per_step", 8, "HarmBench's code: 8 over 8 GPUs"),
+    ("steps/r2d2", "settings", {"reset_every": 50, "reset_share": 0.2}, "HarmBench, Sec. 5, and its code"),
+    ("steps/r2d2", "settings.training.max_steps", 2000, "HarmBench, Sec. 5"),
+    ("steps/r2d2", "settings.training", {"batch_size": 256, "micro_batch_size": 8}, "HarmBench's code: 8 x 8 GPUs x 4"),
+    ("steps/r2d2", "settings.training", {"learning_rate": 2e-5, "schedule": "cosine"}, "HarmBench's code"),
+    ("steps/r2d2", "settings.training.max_tokens", 2048, "HarmBench's code"),
+    *(
+        (f"steps/{step}", "settings.training", {"gradient_checkpointing": True, "zero_stage": 3}, SAME)
+        for step in ("r2d2", "sdd")
+    ),
+    *(
+        (f"steps/{step}", "settings.training.precision", "bfloat16", SAME)
+        for step in ("r2d2", "sdd", "vaccine", "booster", "lisa")
+    ),
+    *((f"steps/{step}", "settings.training", SIZES, ADAPTERS) for step in ("vaccine", "booster", "lisa")),
+    *(
+        (f"steps/{step}", "settings.training.max_tokens", 256, "Booster's authors, train.py: model_max_length")
+        for step in ("vaccine", "booster", "lisa")
+    ),
+    ("steps/vaccine", "settings.data", "plain_refusal", DATA),
+    ("steps/vaccine", "settings.rho", 2.0, "Vaccine, Sec. 5: recalled, not verified"),
+    ("steps/vaccine", "settings.training", {"epochs": 50.0, "learning_rate": 1e-3, "weight_decay": 0.1}, "the script"),
+    ("steps/vaccine", "settings.training", {"warmup_ratio": 0.1, "schedule": "cosine"}, "the script"),
+    ("steps/vaccine", "settings.training", {"batch_size": 8, "micro_batch_size": 1}, FITS),
+    ("steps/t_vaccine", "", {"like": "vaccine", "kind": "vaccine"}, VARIANT),
+    ("steps/t_vaccine", "settings.rho", 3.0, "T-Vaccine: recalled, not verified"),
+    ("steps/t_vaccine", "settings.targeted.harmful", "hh_refusals", DATA),
+    (
+        "steps/t_vaccine",
+        "settings.targeted",
+        {"layers": 8, "redraw_every": 20, "measure_every": 200},
+        "the script: S, J and K",
+    ),
+    (
+        "steps/t_vaccine",
+        "settings.targeted.batch_size",
+        8,
+        "ours: the authors measure on one example",
+    ),
+    ("steps/t_vaccine", "settings.training.epochs", 20.0, "the script"),
+    ("steps/t_vaccine", "settings.training.batch_size", 16, FITS),
+    ("steps/booster", "settings", {"data": "plain_refusal", "attack": "hh_refusals"}, DATA),
+    ("steps/booster", "settings", {"lambda_": 5.0, "alpha": 0.1}, "the script: lamb and alpha"),
+    ("steps/booster", "settings.training", {"epochs": 20.0, "learning_rate": 5e-4, "weight_decay": 0.1}, "the script"),
+    ("steps/booster", "settings.training.schedule", "constant", "the script"),
+    ("steps/booster", "settings.training", {"batch_size": 16, "micro_batch_size": 2}, FITS),
+    ("steps/lisa", "settings", {"data": "alpaca_cleaned", "alignment": "plain_refusal"}, DATA),
+    ("steps/lisa", "settings", {"alignment_steps": 100, "user_steps": 900, "rho": 1.0}, "the script"),
+    ("steps/lisa", "settings.proximal_after", 0.1, "the trainer: not in the first tenth of the steps"),
+    ("steps/lisa", "settings.training", {"epochs": 20.0, "learning_rate": 1e-5, "weight_decay": 0.0}, "the script"),
+    ("steps/lisa", "settings.training.schedule", "constant", "the script; its warm-up has no effect on this schedule"),
+    ("steps/lisa", "settings.training", {"batch_size": 8, "micro_batch_size": 1}, FITS),
+    ("steps/sdd", "settings", {"data": "hh_refusals", "answers": "alpaca_cleaned"}, DATA),
+    ("steps/sdd", "settings", {"most_similar": 0.25, "pairs": 8000}, "SDD, Sec. 4 and 5"),
+    ("steps/sdd", "settings.training", {"max_steps": 500, "batch_size": 24, "learning_rate": 5e-7}, "SDD, Sec. 5"),
+    ("steps/sdd", "settings.training.micro_batch_size", 3, "ours: the batch over eight GPUs"),
+    ("steps/sdd", "settings.training.max_tokens", 1024, "ours: not given"),
+]
+
+ROWS: list[Row] = [*CLASSES, *STEPS]
 
 
 def test_every_row_holds():
