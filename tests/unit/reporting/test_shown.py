@@ -1,6 +1,7 @@
 """Scores in a terminal, of any checkpoint."""
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -90,3 +91,18 @@ def test_the_command(results, capsys):
     assert "separation" in capsys.readouterr().out
     assert main(["show", "results/nowhere"]) == 1
     assert "results/nowhere does not exist" in capsys.readouterr().err
+
+
+def test_the_settings_of_a_trial_are_told(results):
+    for seed in (0, 1):
+        sep_cell(Path("results"), "m", "vanilla+tried.3", seed, [0] * 10, [1] * 10)
+    for path in Path("results/scores/m/vanilla+tried.3").rglob("*.*"):
+        seals.seal(path, "", {}, "score_answers")
+    varied = {"training.learning_rate": 3.1e-05, "data": "x"}
+    folder = Path("results/checkpoints/m/vanilla+tried.3/seed0")
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.json").write_text(json.dumps({"trial": varied}))
+    told = 'm/vanilla+tried.3, trial: training.learning_rate 3.1e-05, data "x"'
+    assert told in printed(folder)
+    assert printed(*["results/scores/m/vanilla+tried.3/seed0"] * 13).count(told) == 1, "of many, once per recipe"
+    assert "trial" not in printed("results/scores/m/vanilla+aside/seed0")
