@@ -167,7 +167,7 @@ def test_the_interval_is_that_of_a_bootstrap_that_chooses_anew():
 
 
 def test_a_resample_reads_other_records_than_it_chooses_by():
-    """Of 50 attacks at 30 %, the worst by 100 records seems to be near 41 %, and in a resample of these higher still."""
+    """Of 50 attacks at 30 %, the worst by 100 records seems to be near 41 %, and in resamples higher still."""
     rng = np.random.default_rng(0)
     ids = tuple(f"n{n}" for n in range(200))
     utility = sample(np.ones(30), FACTS)

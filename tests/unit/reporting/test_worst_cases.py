@@ -219,12 +219,9 @@ def test_a_figure_draws_every_attack_and_the_front(tmp_path, monkeypatch):
     assert of_base == [(50.5, pytest.approx(97, abs=1)), (200.5, pytest.approx(92, abs=1))]
     assert [tokens for tokens, _ in of_tar] == [50.5, 200.5, 400.5]
     assert cost.get_xscale() == "log"
-    front = next(
-        line
-        for line in cost.lines
-        if len(line.get_xdata()) == 2 and line.get_drawstyle() == "steps-post" and line.get_ydata()[0] < 80
-    )
-    assert list(front.get_xdata()) == [50.5, 200.5], "more tokens for less harm are not on it"
+    fronts = [list(zip(*line.get_data(), strict=True)) for line in cost.lines if line.get_drawstyle() == "steps-post"]
+    assert [tokens for tokens, _ in fronts[0]] == [50.5, 400.5], "more tokens for less harm are not on it"
+    assert [tokens for tokens, _ in fronts[1]] == [50.5, 200.5, 400.5]
     assert [tokens for tokens, _ in sorted(map(tuple, utility.collections[1].get_offsets().tolist()))] == [50, 96, 98]
 
 

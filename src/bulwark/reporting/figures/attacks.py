@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from bulwark.reporting.columns import Axis, those_named
 from bulwark.reporting.figures import look
@@ -35,9 +36,16 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     missing = 0
     for row, model in zip(panels, results.models, strict=True):
         for panel, axis in zip(row, axes, strict=True):
-            for index, recipe in enumerate(spec.series):
+            points = {recipe: points_of(figure, results, model, recipe, axis) for recipe in spec.series}
+            missing += sum(point is None for of_recipe in points.values() for point in of_recipe)
+            for index, (recipe, of_recipe) in enumerate(points.items()):
                 colour, _, mark = look.of_recipe(figure, recipe, index)
-                missing += _draw(panel, figure, results, model, recipe, axis, {"color": colour, "marker": mark})
+                known = [point for point in of_recipe if point is not None]
+                ends = [x for others in points.values() for x, _ in filter(None, others)]
+                _draw(panel, known, spec.most, is_cost(axis, results), ends, {"color": colour, "marker": mark})
+                before = results.estimate(model, recipe, spec.harm.benchmark, spec.harm.metric).value
+                if before is not None:
+                    panel.axhline(before * spec.harm.scale, color=colour, linestyle=":", linewidth=1)
                 line = Line2D([], [], color=colour, marker=mark, linewidth=1.3)
                 handles.setdefault(figure.label(recipe), line)
             _dress(panel, figure, axis, model if len(results.models) > 1 else "")
@@ -66,22 +74,23 @@ def is_cost(axis: Axis, results: Results) -> bool:
     return results.higher_is_better(axis.benchmark, axis.metric) is not True
 
 
-def _draw(panel, figure: Figure, results: Results, model: str, recipe: str, axis: Axis, style: dict[str, str]) -> int:
-    """One recipe under attack: every attack, their front, and the recipe before. Returns how many have no value."""
-    spec = figure.attacks
-    points, attacks = [], those_named(spec.over(recipe), results.recipes)
-    for attack in attacks:
-        pair = [results.estimate(model, attack, of.benchmark, of.metric).value for of in (axis, spec.harm)]
-        if None not in pair:
-            points.append((pair[0] * axis.scale, pair[1] * spec.harm.scale))
-    if points:
-        panel.scatter(*zip(*points, strict=True), s=22, alpha=0.6, linewidth=0, clip_on=False, zorder=3, **style)
-        steps = front(points, spec.most, is_cost(axis, results))
-        panel.step(*zip(*steps, strict=True), where="post", color=style["color"], linewidth=1.3)
-    before = results.estimate(model, recipe, spec.harm.benchmark, spec.harm.metric).value
-    if before is not None:
-        panel.axhline(before * spec.harm.scale, color=style["color"], linestyle=":", linewidth=1)
-    return len(attacks) - len(points)
+def points_of(figure: Figure, results: Results, model: str, recipe: str, axis: Axis) -> list[Point | None]:
+    """Every attack on a recipe; None where one of the two metrics has no value."""
+    harm, points = figure.attacks.harm, []
+    for attack in those_named(figure.attacks.over(recipe), results.recipes):
+        x, y = (results.estimate(model, attack, of.benchmark, of.metric).value for of in (axis, harm))
+        points.append(None if x is None or y is None else (x * axis.scale, y * harm.scale))
+    return points
+
+
+def _draw(panel, points: Sequence[Point], most: str, cheap: bool, ends: Sequence[float], style: dict[str, str]) -> None:
+    """The attacks on one recipe and their front; ends: of all recipes, so that fronts go on to the last of them."""
+    if not points:
+        return
+    panel.scatter(*zip(*points, strict=True), s=22, alpha=0.6, linewidth=0, clip_on=False, zorder=3, **style)
+    steps = front(points, most, cheap)
+    steps.append((max(ends) if cheap else min(ends), steps[-1][1]))
+    panel.step(*zip(*steps, strict=True), where="post", color=style["color"], linewidth=1.3)
 
 
 def _dress(panel, figure: Figure, axis: Axis, model: str) -> None:
@@ -92,6 +101,9 @@ def _dress(panel, figure: Figure, axis: Axis, model: str) -> None:
     panel.set_title(f"{model}: {axis.label}" if model else axis.label, fontsize=10)
     if axis.log:
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_ylim(*look.limits(figure, harm))
     panel.grid(True, axis="both")
 
