@@ -28,7 +28,9 @@ STEERING = ("config/miniature.yaml", "tests/config/steering.yaml")
 # Files of tests that share a fixture of the session.
 SHARING = {
     "finished": {"test_whole_path.py", "test_steering_path.py", "test_rescoring.py", "test_two_processes.py"},
-    "launched": {f"test_{name}_ranks.py" for name in ("training", "steered", "screened", "delta", "analysis", "immunised")},
+    "launched": {
+        f"test_{name}_ranks.py" for name in ("training", "steered", "screened", "delta", "analysis", "immunised")
+    },
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from bulwark.config import checks, digests, paths, recipes
 from bulwark.config.catalogue import Catalogue
+from bulwark.config.entities import Study
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.evaluation.metrics import records_beside
 from bulwark.reporting.columns import those_named
@@ -154,18 +155,7 @@ class Page:
 @cache
 def page(catalogue: Catalogue) -> Page:
     """Every table and figure that a study lists, of the studies that run something or show what another has run."""
-    told = (
-        "description",
-        "models",
-        "recipes",
-        "attacks",
-        "attacked",
-        "seeds",
-        "benchmarks",
-        "analyses",
-        "tables",
-        "figures",
-    )
+    told = {"description", "models", "attacked", "seeds", "benchmarks", "analyses", "tables", "figures"}
     shown = {
         name: study
         for name, study in catalogue.studies.items()
@@ -179,7 +169,7 @@ def page(catalogue: Catalogue) -> Page:
     used = {model for study in shown.values() for model in study.models}
     return Page(
         studies=[
-            {"name": name, **study.model_dump(mode="json", include=told | {"tables", "figures"})}
+            {"name": name, **study.model_dump(mode="json", include=told), **_recipes_told(study)}
             for name, study in shown.items()
         ],
         tables={name: {"spec": each.spec, "cells": each.cells} for name, each in tables.items()},
@@ -189,6 +179,16 @@ def page(catalogue: Catalogue) -> Page:
         sources=list(dict.fromkeys(files)),
         code=digests.code_digest("bulwark.reporting.report:make_report"),
     )
+
+
+def _recipes_told(study: Study) -> dict[str, list[str]]:
+    """A study's recipes and attacks as it lists them, with how many trials stand behind `.*`."""
+
+    def told(written: str) -> str:
+        count = len(recipes.expanded(written, study.trials))
+        return f"{written} ({count} trials)" if recipes.TRIALS in written else written
+
+    return {"recipes": [*map(told, study.recipes)], "attacks": [*map(told, study.attacks)]}
 
 
 # --- the menu ---

@@ -225,6 +225,11 @@ def test_what_is_shown_may_name_all_trials():
     known = loaded(top=table)
     cells = plan_reports.table(known, "tried").cells
     assert [cell["recipe"] for cell in cells] == ["base", *(f"vanilla+tried.{n}" for n in range(4))]
+    assert plan_reports.page(known).studies[0]["recipes"] == [
+        "base",
+        "tried.* (4 trials)",
+        "vanilla+tried.* (4 trials)",
+    ]
     wrong = table.replace("vanilla+tried", "ise+tried")
     with pytest.raises(ConfigurationError, match=r'needs the recipe "ise\+tried\.\*".*\(base, tried\.\*, vanilla'):
         plan_reports.table(loaded(top=wrong), "tried")

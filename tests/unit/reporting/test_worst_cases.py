@@ -160,6 +160,19 @@ def test_a_claim_about_a_worst_case_holds_or_falls_by_it(tmp_path):
     assert said.effect.endswith("points")
 
 
+def test_harm_may_be_the_lowest_value(tmp_path):
+    """As of refusals: the attack after which the metric is lowest."""
+    results = Results(cells_of(tmp_path))
+    shown = validated(Table, TABLE, "").columns[2]
+    found = {
+        harm: worst_cases.of(
+            results, "m", "base", shown, validated(WorstCase, {**TUNED, "harm": harm}, "")
+        ).estimate.value
+        for harm in ("highest", "lowest")
+    }
+    assert found == {"highest": pytest.approx(0.97, abs=0.01), "lowest": pytest.approx(0.92, abs=0.01)}
+
+
 def test_several_models_are_joined(tmp_path):
     fallen = {**STUDY, "tar+relearn.0": (0.3, 0.98, 50)}
     cells = cells_of(tmp_path) + cells_of(tmp_path, fallen, model="other")
