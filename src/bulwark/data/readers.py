@@ -330,8 +330,8 @@ def _from_fields(row: dict[str, Any], fields: dict[str, str], place: str) -> dic
         if not isinstance(text, str):
             raise RecordError(f'{place}: the field "{fields[role]}" ({role}) should be text, not {short(text)}.')
         turns.append({"role": role, "text": text})
-    others = {name: _column(row, fields[name], place) for name in ("id", "chosen", "rejected") if name in fields}
-    return {"turns": turns, **others}
+    others = (name for name in ("id", "chosen", "rejected") if name in fields)
+    return {"turns": turns, **{str(name): _column(row, fields[name], place) for name in others}}
 
 
 def _from_messages(row: dict[str, Any], place: str) -> dict[str, Any]:

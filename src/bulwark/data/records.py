@@ -149,8 +149,10 @@ def read_records(
     invalid UTF-8, invalid JSON, blank line, duplicate id, empty file.
     """
     path = Path(path)
-    of = schema if not isinstance(schema, type) else lambda line: schema
-    records = [validate_line(line, of(line), place) for place, line in lines_of(path)]
+    records: list[Schema] = [
+        validate_line(line, schema if isinstance(schema, type) else schema(line), place)
+        for place, line in lines_of(path)
+    ]
     if not records:
         raise RecordError(f"{path} holds no record. Make it again, or correct the source it is made from.")
     refuse_duplicate_ids((f"{path}, line {number}", record) for number, record in enumerate(records, start=1))

@@ -176,13 +176,12 @@ class PromptBuilder:
             for number, turn in enumerate(turns)
         ]
         row = _Row(self._text_tokenizer([(turn.text, False) for turn in turns]), segments)
-        truncated = self.max_tokens is not None and len(row.ids) > self.max_tokens
-        if truncated:
-            row.cut(len(turns) - 1, len(row.ids) - self.max_tokens)
+        excess = 0 if self.max_tokens is None else max(0, len(row.ids) - self.max_tokens)
+        row.cut(len(turns) - 1, excess)
         self._check_ids(row.ids)
         labels = [i if loss else IGNORED for i, loss in zip(row.ids, row.loss, strict=True)]
         ids = [i + self.vocabulary * role for i, role in zip(row.ids, row.roles, strict=True)]
-        return Prompt(ids, labels, row.roles, row.spans(turns), row.text(), truncated)
+        return Prompt(ids, labels, row.roles, row.spans(turns), row.text(), excess > 0)
 
     def _prompt(self, turns: Sequence[Turn], segments: list[_Segment], loss_on: str | None) -> Prompt:
         _settle_roles(segments)
