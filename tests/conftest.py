@@ -29,7 +29,8 @@ STEERING = ("config/miniature.yaml", "tests/config/steering.yaml")
 SHARING = {
     "finished": {"test_whole_path.py", "test_steering_path.py", "test_rescoring.py", "test_two_processes.py"},
     "launched": {
-        f"test_{name}_ranks.py" for name in ("training", "steered", "screened", "delta", "analysis", "immunised")
+        f"test_{name}_ranks.py"
+        for name in ("training", "steered", "screened", "delta", "analysis", "immunised", "forgetting", "tampering")
     },
 }
 

@@ -76,6 +76,7 @@ def test_forget_batches_come_once_a_step_after_the_first_retain_pass(tmp_path):
         )
     run(course, objective, tmp_path)
     assert seen == ["retain_loss", "forget_loss", "forget_loss", "retain_loss"] * 2
+    assert (objective.step, objective.total) == (1, 2)
 
 
 def test_the_report_has_both_losses_of_every_step(tmp_path):
