@@ -85,7 +85,7 @@ class Alternation(Objective):
             gradient = shards.local_gradient(engine, parameter)
             if gradient is None:
                 continue
-            if len(gradient.values) == len(pull):
+            if gradient.replicated == piece.replicated:
                 gradient.values.add_(pull, alpha=self.settings.rho)
             else:  # bfloat16 at stage 1: gradients are whole on every rank, the master weights are not
                 whole = torch.zeros_like(gradient.values)
