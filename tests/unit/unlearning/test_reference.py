@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,6 +46,9 @@ def test_adapters_out_of_the_way_agree_with_a_loaded_parent(tmp_path):
     plain = with_parent(course_of(tmp_path))
     adapted = with_parent(course_of(tmp_path, lora={"rank": 2, "dropout": 0.5}))
     model = attach_lora(adapted.model, adapted.training.lora).train()
+    for part in model.modules():
+        if hasattr(part, "attention_dropout"):
+            part.attention_dropout = 0.5
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -63,12 +67,12 @@ def test_adapters_out_of_the_way_agree_with_a_loaded_parent(tmp_path):
 
 
 def test_the_base_is_another_model_than_the_parent_even_with_adapters(tmp_path):
-    course = with_parent(course_of(tmp_path, changed(tiny_model()), lora={"rank": 2}), tiny_model())
-    reference = Reference(course, ReferenceSettings(of="base"))
-    compare(
-        reference.hidden_states(attach_lora(course.model, course.training.lora), batch_of(forget_examples())),
-        tiny_model(),
-    )
+    base = with_parent(course_of(tmp_path / "base"))
+    course = with_parent(course_of(tmp_path, changed(tiny_model()), lora={"rank": 2}))
+    job = replace(course.job, inputs={"reference": base.job.parent})
+    reference = Reference(replace(course, job=job), ReferenceSettings(of="base"))
+    model = attach_lora(course.model, course.training.lora)
+    compare(reference.hidden_states(model, batch_of(forget_examples())), tiny_model())
 
 
 def test_the_logits_are_those_of_the_targets(tmp_path):

@@ -61,6 +61,8 @@ def objective_on(tmp_path, model, **given):
 @pytest.mark.parametrize(("alpha", "harmless"), [(1.0, 1.0), (0.0, 2.0), (3.0, 0.0)])
 def test_repnoise_learns_the_harmless_and_ascends_on_the_harmful(alpha, harmless, tmp_path):
     model, sides = tiny_model(), pairs()
+    with torch.no_grad():  # with a gain of 1, a norm that is applied twice would not show
+        model.model.norm.weight += torch.arange(16) / 8
     objective = objective_on(tmp_path, model, alpha=alpha, harmless_weight=harmless, beta=0.0, forget_batch_size=6)
     objective.step = 0
     harmful, kept = masked(sides["rejected"], sides["chosen"]), masked(sides["chosen"], sides["rejected"])
