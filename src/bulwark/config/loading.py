@@ -68,6 +68,13 @@ def load(configuration: Configuration | Mapping[str, Any], folder: Path) -> Cata
         overlays.check_name(name, Origin(tuple(parts)).at())
         origins["studies", name] = Origin(tuple(parts))
         studies[name] = validated(Study, overlays.whole(parts), origins["studies", name])
+    for section in ("tables", "figures", "claims"):
+        for name, entity in entities[section].items():
+            if entity.study in studies:
+                try:
+                    entities[section][name] = entity.of_study(studies[entity.study].attacks)
+                except ConfigurationError as error:
+                    raise ConfigurationError(f"{origins[section, name].at()}: {error}") from None
     chosen = configuration.chosen(list(studies))
     catalogue = Catalogue(
         **entities,

@@ -119,8 +119,8 @@ def _columns_of(catalogue: Catalogue, claim: Claim) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for name in sorted(catalogue.tables, key=remoteness):
-        # What shows a metric itself comes before what shows its worst case, whose label would mislead.
-        for column in sorted(catalogue.tables[name].columns, key=lambda column: column.worst_case is not None):
+        # What shows a metric itself comes before what shows that of attacks, whose label would mislead.
+        for column in sorted(catalogue.tables[name].columns, key=lambda column: column.case is not None):
             if (column.benchmark, column.metric) in claim.metrics():
                 found.setdefault(f"{column.benchmark}.{column.metric}", column.plain().model_dump(mode="json"))
     return found

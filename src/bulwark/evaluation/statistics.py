@@ -152,6 +152,27 @@ def together(samples: Sequence[Sample]) -> Sample:
     return Sample(seeds, ids, np.concatenate(rows), weights)
 
 
+def averaged(samples: Mapping[str, Sample]) -> Sample:
+    """The mean over samples of the same records and seeds, by name, record for record.
+
+    A record's mean is over the samples in which it counts. Its estimate is the mean over samples and seeds, with a
+    record and all its samples as one cluster. Raises StatisticsError for records or seeds that differ.
+    """
+    first, *others = samples
+    for name in others:
+        same_records(samples[first].ids, samples[name].ids, f"{first} and {name}")
+        if samples[name].seeds != samples[first].seeds:
+            raise StatisticsError(
+                f"{name} was measured at the seeds {list(samples[name].seeds)}, {first} at "
+                f"{list(samples[first].seeds)}. Measure both at the same seeds."
+            )
+    values = np.stack([sample.values for sample in samples.values()])
+    counted = ~np.isnan(values)
+    totals, counts = np.where(counted, values, 0.0).sum(axis=0), counted.sum(axis=0)
+    mean = np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
+    return Sample(samples[first].seeds, samples[first].ids, mean)
+
+
 def estimate(sample: Sample, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate the mean over seeds with its standard error clustered by record.
 

@@ -131,8 +131,8 @@ def described(condition: Condition) -> str:
     """A condition in words."""
     terms = condition.terms
     what = f"{terms.metric} on {terms.benchmark}"
-    if terms.worst_case:
-        what += f", {worst_cases.described(terms.worst_case)}"
+    if terms.case:
+        what += f", {worst_cases.described(terms.case)}"
     if isinstance(terms, Bound):
         sign = "≥" if condition.kind == "at_least" else "≤"
         return f"{what}: {terms.recipe} {sign} {terms.value:g}"
@@ -150,13 +150,13 @@ def _judged(condition: Condition, model: str, index: int, results: Results, conf
     benchmark, metric = terms.benchmark, terms.metric
     higher = results.higher_is_better(benchmark, metric)
     compared = (terms.recipe, terms.than) if isinstance(terms, Against) else (terms.recipe,)
-    worst = {}
-    if terms.worst_case:
-        worst = {r: worst_cases.of(results, model, r, terms, terms.worst_case, confidence) for r in compared}
-    if any(found.sample is None for found in worst.values()):
-        return _without_worst(condition, compared, higher, worst)
+    under = {}
+    if terms.case:
+        under = {r: worst_cases.of(results, model, r, terms, terms.case, confidence) for r in compared}
+    if any(found.sample is None for found in under.values()):
+        return _without_attacks(condition, compared, higher, under)
     if isinstance(terms, Against):
-        samples = tuple(_sample(results, model, recipe, terms, worst) for recipe in compared)
+        samples = tuple(_sample(results, model, recipe, terms, under) for recipe in compared)
         if None in samples:
             raise ResultsError(
                 f"{benchmark} keeps no value of {metric} per record for {model}, so {terms.recipe} and "
@@ -173,9 +173,9 @@ def _judged(condition: Condition, model: str, index: int, results: Results, conf
         outcome, reason = _comparison_outcome(condition.kind, terms.margin, measured, sign, 1 - confidence)
         p_outcome = _p_of_comparison(condition.kind, outcome, terms.margin, measured, sign)
     else:
-        samples = (_sample(results, model, terms.recipe, terms, worst),)
-        if worst:
-            measured = worst[terms.recipe].estimate
+        samples = (_sample(results, model, terms.recipe, terms, under),)
+        if under:
+            measured = under[terms.recipe].estimate
         else:
             measured = results.estimate(model, terms.recipe, benchmark, metric, confidence)
         effect, p_value = measured.value, p_beyond(measured.at, terms.value, _SIDE[condition.kind])
@@ -194,47 +194,48 @@ def _judged(condition: Condition, model: str, index: int, results: Results, conf
         "n": measured.n,
         "p_value": p_value,
         "by_seed": {str(seed): value for seed, value in measured.by_seed.items()},
-        **_attacks(worst),
+        **_attacks(terms, under),
     }
     return Finding(entry, p_outcome, measured, samples)
 
 
 def _sample(
-    results: Results, model: str, recipe: str, terms: Against | Bound, worst: Mapping[str, worst_cases.Found]
+    results: Results, model: str, recipe: str, terms: Against | Bound, under: Mapping[str, worst_cases.Found]
 ) -> Sample | None:
-    """The values of a recipe, or of the worst of the attacks on it."""
-    return worst[recipe].sample if worst else results.sample(model, recipe, terms.benchmark, terms.metric)
+    """The values of a recipe, or of the attacks on it."""
+    return under[recipe].sample if under else results.sample(model, recipe, terms.benchmark, terms.metric)
 
 
-def _without_worst(
-    condition: Condition, compared: Sequence[str], higher: bool | None, worst: Mapping[str, worst_cases.Found]
+def _without_attacks(
+    condition: Condition, compared: Sequence[str], higher: bool | None, under: Mapping[str, worst_cases.Found]
 ) -> Finding:
-    """A condition on a worst case that there is not: it is open, and says why."""
-    why = "; ".join(f"{recipe}: {found.chosen}" for recipe, found in worst.items() if found.sample is None)
-    undefined = Estimate(None, None, None, max(found.estimate.n for found in worst.values()), {}, None)
+    """A condition on attacks of which none counts: it is open, and says why."""
+    why = "; ".join(f"{recipe}: {found.chosen}" for recipe, found in under.items() if found.sample is None)
+    undefined = Estimate(None, None, None, max(found.estimate.n for found in under.values()), {}, None)
     entry = {
         "text": described(condition),
         "outcome": "open",
-        "reason": f"there is no worst case ({why})",
+        "reason": f"there is no {'worst case' if condition.terms.worst_case else 'mean of attacks'} ({why})",
         "higher_is_better": higher,
-        "values": {recipe: worst[recipe].estimate.value for recipe in compared},
+        "values": {recipe: under[recipe].estimate.value for recipe in compared},
         "effect": None,
         "interval": None,
         "n": undefined.n,
         "p_value": None,
         "by_seed": {},
-        **_attacks(worst),
+        **_attacks(condition.terms, under),
     }
     return Finding(entry, None, undefined, (None,))
 
 
-def _attacks(worst: Mapping[str, worst_cases.Found]) -> dict[str, Any]:
-    """Of a worst case: which attacks there are, which were chosen, and the share of utility that these keep."""
+def _attacks(terms: Against | Bound, under: Mapping[str, worst_cases.Found]) -> dict[str, Any]:
+    """Which attacks there are and, of a worst case, which were chosen and the share of utility that these keep."""
     told = {
-        recipe: {"chosen": found.chosen, "utility_kept": found.kept, "attacks": list(found.attacks)}
-        for recipe, found in worst.items()
+        recipe: {"attacks": list(found.attacks)}
+        | ({"chosen": found.chosen, "utility_kept": found.kept} if terms.worst_case else {})
+        for recipe, found in under.items()
     }
-    return {"worst_case": told} if told else {}
+    return {"worst_case" if terms.worst_case else "average": told} if told else {}
 
 
 def _comparison_outcome(kind: str, margin: float, comparison: Comparison, sign: int, level: float):

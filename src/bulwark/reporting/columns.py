@@ -1,4 +1,4 @@
-"""What is shown of results: metrics, the worst case of attacks, and how recipes are named.
+"""What is shown of results: metrics, the worst case and the mean of attacks, and how recipes are named.
 
 A name of a recipe may stand for several: `tar+relearn.*` for all trials of relearn that the study runs after tar.
 """
@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
+from bulwark.errors import ConfigurationError
 from bulwark.settings import Closed
 
 BASE = "base"
+STUDY = "study"  # for attacks: those of the study
 
 
 class Measure(Closed):
@@ -23,36 +25,65 @@ class Measure(Closed):
     metric: str
 
 
-class WorstCase(Closed):
-    """In the place of a recipe, the attack on it that does most harm and costs little utility (evaluation.worst_case).
-
-    attacks: what follows the recipe, `relearn.*` standing for all trials of the study. attacks_on: further ones by the
-    recipe that they know. utility, loss: at most this share of what the recipe has before the attack is lost. harm:
-    which end of the metric shown is most harm.
+class _OfAttacks(Closed):
+    """Attacks on a recipe. attacks: what follows it, `relearn.*` standing for all trials of the study, and the word
+    `study` for all attacks of the study. attacks_on: further ones by the recipe that they know.
     """
 
-    attacks: tuple[str, ...] = ()
+    attacks: tuple[str, ...] | Literal["study"] = ()
     attacks_on: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_attacks(self) -> _OfAttacks:
+        if not (self.attacks or self.attacks_on):
+            raise ValueError("a worst case or an average is over attacks, or over attacks_on, {recipe: [attack, …]}")
+        return self
+
+    def over(self, recipe: str) -> tuple[str, ...]:
+        """The recipes that attack `recipe`. Raises ConfigurationError where the study is not known."""
+        return attacks_on(recipe, (*listed(self.attacks), *self.attacks_on.get(recipe, ())))
+
+
+class WorstCase(_OfAttacks):
+    """In the place of a recipe, the attack on it that does most harm and costs little utility (evaluation.worst_case).
+
+    utility, loss: at most this share of what the recipe has before the attack is lost. harm: which end of the metric
+    shown is most harm.
+    """
+
     utility: Measure
     loss: float = Field(0.05, ge=0, lt=1)
     harm: Literal["highest", "lowest"] = "highest"
 
+
+class AverageCase(_OfAttacks):
+    """In the place of a recipe, the mean over attacks on it."""
+
+
+class OfRecipe(Closed):
+    """What is shown of a recipe: a metric, or that of the worst of the attacks on it, or of their mean."""
+
+    worst_case: WorstCase | None = None
+    average: AverageCase | None = None
+
     @model_validator(mode="after")
-    def _has_attacks(self) -> WorstCase:
-        if not (self.attacks or self.attacks_on):
-            raise ValueError("a worst case is over attacks, or over attacks_on, {recipe: [attack, …]}")
+    def _one_case(self) -> OfRecipe:
+        if self.worst_case and self.average:
+            raise ValueError("worst_case and average exclude each other: make two columns, or two conditions")
         return self
 
-    def over(self, recipe: str) -> tuple[str, ...]:
-        """The recipes that attack `recipe`."""
-        return attacks_on(recipe, (*self.attacks, *self.attacks_on.get(recipe, ())))
+    @property
+    def case(self) -> WorstCase | AverageCase | None:
+        """Of which attacks it is, if it is of attacks."""
+        return self.worst_case or self.average
 
 
-class Column(Closed):
+class Column(OfRecipe):
     """One metric of one benchmark or, under the key `analysis`, of an analysis.
 
     percent: shown times 100. out_of: shown on a scale of 0 … out_of instead, as for scores of a judge. digits: after
-    the point; null means 1 for percent, 2 for a scale, 3 otherwise. worst_case: of the attacks on the row's recipe.
+    the point; null means 1 for percent, 2 for a scale, 3 otherwise. worst_case, average: of the attacks on the
+    row's recipe.
     """
 
     benchmark: str = Field(validation_alias=AliasChoices("benchmark", "analysis"))
@@ -62,13 +93,16 @@ class Column(Closed):
     out_of: int | None = Field(None, ge=1)
     digits: int | None = Field(None, ge=0)
     if_measured: bool = False
-    worst_case: WorstCase | None = None
 
     def plain(self) -> Column:
         """The same metric of a recipe itself; a worst case's label would not be of that."""
-        if self.worst_case is None:
+        if self.case is None:
             return self
-        return self.model_copy(update={"worst_case": None, "label": self.metric.replace("_", " ")})
+        return self.model_copy(update={"worst_case": None, "average": None, "label": self.metric.replace("_", " ")})
+
+    def printed_as(self, model: str, recipe: str) -> tuple[str, str, str, str]:
+        """Under which key `results.read_published` has its published number; of attacks, "<metric> (<label>)"."""
+        return model, recipe, self.benchmark, f"{self.metric} ({self.label})" if self.case else self.metric
 
     @property
     def places(self) -> int:
@@ -88,6 +122,67 @@ class Axis(Column):
     log: bool = False
 
 
+class Attacks(Closed):
+    """Harm against what the attacks cost and what utility they leave; a panel per axis, a point per attack and trial.
+
+    harm: the metric, and which end of it is most harm. against: of the attacks (analyses, such as their FLOPs) or of
+    what they leave (benchmarks). series: {recipe under attack: what follows it}, `relearn.*` standing for all trials
+    and the word `study` for all attacks of the study. attacks: what follows each of the figure's rows, without series.
+    """
+
+    harm: Column
+    most: Literal["highest", "lowest"] = "highest"
+    against: tuple[Axis, ...] = Field(min_length=1)
+    series: dict[str, tuple[str, ...] | Literal["study"]] = Field(default_factory=dict)
+    attacks: tuple[str, ...] | Literal["study"] = ()
+
+    def over(self, recipe: str) -> tuple[str, ...]:
+        """The recipes that attack `recipe`. Raises ConfigurationError where the study is not known."""
+        return attacks_on(recipe, listed(self.series[recipe]))
+
+    @model_validator(mode="after")
+    def _metrics_themselves(self) -> Attacks:
+        if any(column.case for column in (self.harm, *self.against)):
+            raise ValueError("attacks are drawn one by one, so that harm and against have no worst_case or average")
+        return self
+
+
+class Adversaries(Closed):
+    """One metric after every attack, a row per recipe (`rows`) and a column per attack, each field with its value.
+
+    before: a column with the metric before the attacks.
+    """
+
+    shown: Column
+    attacks: tuple[str, ...] | Literal["study"]
+    before: bool = True
+
+    def over(self, recipe: str) -> tuple[str, ...]:
+        """The recipes that attack `recipe`. Raises ConfigurationError where the study is not known."""
+        return attacks_on(recipe, listed(self.attacks))
+
+
+class Curve(Closed):
+    """One panel: a number of an analysis' rows, of those that `where` selects: {field: value}."""
+
+    y: str
+    label: str
+    where: dict[str, str] = Field(default_factory=dict)
+    x_label: str = "optimizer step"
+
+
+class Curves(Closed):
+    """Numbers that an analysis has of every step, a panel each, a line per recipe; `x` names the field of the steps.
+
+    smooth: lines are running means over so many of these steps.
+    """
+
+    analysis: str
+    panels: tuple[Curve, ...] = Field(min_length=1)
+    x: str = "step"
+    smooth: int = Field(1, ge=1)
+
+
 def stands_for(name: str, recipe: str) -> bool:
     """Whether `recipe` is the named one or, where that holds `.*`, is one of these trials."""
     return name == recipe or re.fullmatch(re.escape(name).replace(r"\.\*", r"\.[0-9]+"), recipe) is not None
@@ -101,6 +196,24 @@ def those_named(names: Iterable[str], recipes: Sequence[str]) -> list[str]:
     names = tuple(names)
     each = ([one for one in recipes if stands_for(name, one)] or [name] for name in names)
     return list(unique(one for of_name in each for one in of_name)) if names else list(recipes)
+
+
+def filled(told: Any, attacks: list[str], key: str = "") -> Any:
+    """Settings in which attacks, or the attacks of a series, are no longer the word `study`."""
+    if isinstance(told, dict):
+        return {
+            name: attacks if value == STUDY and (name == "attacks" or key == "series")
+            else filled(value, attacks, name)
+            for name, value in told.items()
+        }  # fmt: skip
+    return [filled(one, attacks) for one in told] if isinstance(told, list | tuple) else told
+
+
+def listed(attacks: tuple[str, ...] | str) -> tuple[str, ...]:
+    """Attacks by name. Raises ConfigurationError for the word `study`, which only a configuration can resolve."""
+    if isinstance(attacks, str):
+        raise ConfigurationError(f'"{attacks}" stands for the attacks of a study, which is not known here. List them.')
+    return attacks
 
 
 def attacks_on(recipe: str, attacks: Iterable[str]) -> tuple[str, ...]:

@@ -107,8 +107,8 @@ def grid(
 
 
 def _origin(origin: Callable[[str, str, str, str], str], line: Mapping[str, Any], column: Column | None) -> str:
-    """The sheet on what a field shows; none on an average or a worst case, which are of several."""
-    if column is None or column.worst_case is not None:
+    """The sheet on what a field shows; none on an average or on attacks, which are several."""
+    if column is None or column.case is not None:
         return ""
     return origin(line["model"], line["recipe"], column.benchmark, column.metric)
 

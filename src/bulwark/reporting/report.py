@@ -79,7 +79,8 @@ def _claim(claim: Mapping[str, Any], columns: verdicts.Columns, origins: Origins
             terms = next(value for value in condition.values() if isinstance(value, Mapping))
             recipes = [terms[key] for key in ("recipe", "than") if key in terms]
             measured = (terms["benchmark"], terms["metric"])
-            sheets = ["" if terms.get("worst_case") else origins.of(model, recipe, *measured) for recipe in recipes]
+            attacked = terms.get("worst_case") or terms.get("average")
+            sheets = ["" if attacked else origins.of(model, recipe, *measured) for recipe in recipes]
             values = [(*pair, sheet) for pair, sheet in zip(entry.values, sheets, strict=True)]
             shown.append({"model": model, "entry": entry, "values": values})
     return {

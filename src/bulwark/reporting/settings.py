@@ -8,12 +8,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from bulwark.reporting.columns import Axis, Column, Measure, WorstCase, attacks_on, unique
-from bulwark.settings import Closed
+from bulwark.errors import ConfigurationError
+from bulwark.reporting.columns import (
+    STUDY,
+    Adversaries,
+    Attacks,
+    AverageCase,
+    Column,
+    Curves,
+    Measure,
+    OfRecipe,
+    WorstCase,
+    filled,
+    unique,
+)
+from bulwark.settings import Closed, validated
 
 
 class _OfStudy(Closed):
@@ -40,6 +53,18 @@ class _OfStudy(Closed):
     def trained(self) -> tuple[str, ...]:
         """Those of them of which it shows analyses."""
         return self.recipes()
+
+    def of_study(self, attacks: tuple[str, ...]) -> Self:
+        """The same where the word `study` stands for these attacks. Raises ConfigurationError if there are none."""
+        told = self.model_dump(mode="json")
+        changed = filled(told, list(attacks))
+        if changed == told:
+            return self
+        if not attacks:
+            raise ConfigurationError(
+                f'"{STUDY}" stands for the attacks of studies.{self.study}, which has none. List some there, or here.'
+            )
+        return validated(type(self), changed, f"what shows studies.{self.study}")
 
     def required_benchmarks(self) -> tuple[str, ...]:
         """The benchmarks that the study must measure."""
@@ -100,8 +125,8 @@ class _Shown(_OfStudy):
 
     @model_validator(mode="after")
     def _rows_under_attack(self) -> _Shown:
-        if not self.rows and any(column.worst_case for column in self.columns):
-            raise ValueError("with a worst_case, rows lists the recipes that are attacked")
+        if not self.rows and any(column.case for column in self.columns):
+            raise ValueError("with a worst_case or an average, rows lists the recipes that are attacked")
         return self
 
     def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
@@ -109,7 +134,7 @@ class _Shown(_OfStudy):
         return shown + _utilities((column.worst_case, not column.if_measured) for column in self.columns)
 
     def recipes(self) -> tuple[str, ...]:
-        return unique((*self.rows, *_attacks((column.worst_case, self.rows) for column in self.columns)))
+        return unique((*self.rows, *_attacks((column.case, self.rows) for column in self.columns)))
 
     def trained(self) -> tuple[str, ...]:
         return self.rows
@@ -234,30 +259,10 @@ class Residuals(Closed):
     most: int = Field(5, ge=1)
 
 
-class Attacks(Closed):
-    """Harm against what the attacks cost and what utility they leave; a panel per axis, a point per attack and trial.
-
-    harm: the metric, and which end of it is most harm. against: of the attacks (analyses, such as their FLOPs) or of
-    what they leave (benchmarks). series: {recipe under attack: what follows it}, `relearn.*` standing for all trials.
-    """
-
-    harm: Column
-    most: Literal["highest", "lowest"] = "highest"
-    against: tuple[Axis, ...] = Field(min_length=1)
-    series: dict[str, tuple[str, ...]] = Field(min_length=1)
-
-    def over(self, recipe: str) -> tuple[str, ...]:
-        """The recipes that attack `recipe`."""
-        return attacks_on(recipe, self.series[recipe])
-
-    @model_validator(mode="after")
-    def _metrics_themselves(self) -> Attacks:
-        if any(column.worst_case for column in (self.harm, *self.against)):
-            raise ValueError("attacks are drawn one by one, so that harm and against have no worst_case")
-        return self
-
-
-Kind = Literal["bars", "lines", "trajectory", "cosine", "scatter", "roc", "front", "progress", "residuals", "attacks"]
+Kind = Literal[
+    "bars", "lines", "trajectory", "cosine", "scatter", "roc", "front", "progress", "residuals", "attacks",
+    "adversaries", "curves",
+]  # fmt: skip
 
 
 class Figure(_Shown):
@@ -279,6 +284,8 @@ class Figure(_Shown):
     progress: Progress | None = None
     residuals: Residuals | None = None
     attacks: Attacks | None = None
+    adversaries: Adversaries | None = None
+    curves: Curves | None = None
     limits: tuple[float, float] = (0.0, 100.0)
     colours: dict[str, str] = Field(default_factory=dict)
     hatches: dict[str, str] = Field(default_factory=dict)
@@ -291,6 +298,17 @@ class Figure(_Shown):
             raise ValueError(f"{self.kind}: set under {place}; here are settings for {', '.join(given) or 'nothing'}")
         if (self.kind in ("bars", "lines")) != bool(self.columns):
             raise ValueError("bars and lines have columns, which are their metrics; the other kinds have none")
+        if self.adversaries and not self.rows:
+            raise ValueError("adversaries: rows lists the recipes that are attacked")
+        if self.attacks and not (self.attacks.series or self.rows):
+            raise ValueError("attacks: set series, or rows and attacks, which follow each of them")
+        return self
+
+    @model_validator(mode="after")
+    def _series_of_rows(self) -> Figure:
+        if self.attacks and not self.attacks.series:
+            series = dict.fromkeys(self.rows, self.attacks.attacks)
+            object.__setattr__(self, "attacks", self.attacks.model_copy(update={"series": series}))
         return self
 
     def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
@@ -298,12 +316,15 @@ class Figure(_Shown):
         if self.attacks:
             axes = (self.attacks.harm, *self.attacks.against)
             return [(axis.benchmark, axis.metric, not axis.if_measured) for axis in axes]
+        if self.adversaries:
+            return [(self.adversaries.shown.benchmark, self.adversaries.shown.metric, True)]
         source = getattr(drawn, "analysis", None) or getattr(drawn, "benchmark", None)
         return [*super()._measured(), *([(source, None, True)] if source else [])]
 
     def recipes(self) -> tuple[str, ...]:
         swept = [self.lines.references, *self.lines.series.values()] if self.lines else []
         swept += [(recipe, *self.attacks.over(recipe)) for recipe in self.attacks.series] if self.attacks else []
+        swept += [self.adversaries.over(recipe) for recipe in self.rows] if self.adversaries else []
         return unique((*super().recipes(), *(recipe for recipes in swept for recipe in recipes)))
 
     def trained(self) -> tuple[str, ...]:
@@ -311,24 +332,22 @@ class Figure(_Shown):
         return unique(one for recipe in attacks.series for one in attacks.over(recipe)) if attacks else self.recipes()
 
 
-class Against(Measure):
+class Against(OfRecipe, Measure):
     """`recipe` against `than` by one metric; what `margin` means depends on the condition, see `Condition`.
 
-    worst_case: both stand for the worst of the attacks on them.
+    worst_case, average: both stand for the worst of the attacks on them, or for their mean.
     """
 
     recipe: str
     than: str
     margin: float = Field(0.0, ge=0)
-    worst_case: WorstCase | None = None
 
 
-class Bound(Measure):
-    """A metric of one recipe, or of the worst of the attacks on it, against a fixed `value`."""
+class Bound(OfRecipe, Measure):
+    """A metric of one recipe, or of the attacks on it, against a fixed `value`."""
 
     recipe: str
     value: float
-    worst_case: WorstCase | None = None
 
 
 class Condition(Closed):
@@ -399,7 +418,7 @@ class Claim(_OfStudy):
         return measured + _utilities((c.terms.worst_case, not c.if_measured) for c in self.conditions)
 
     def recipes(self) -> tuple[str, ...]:
-        named = [(t.worst_case, (t.recipe, t.than) if isinstance(t, Against) else (t.recipe,)) for t in self._terms()]
+        named = [(t.case, (t.recipe, t.than) if isinstance(t, Against) else (t.recipe,)) for t in self._terms()]
         return unique((*(recipe for _, recipes in named for recipe in recipes), *_attacks(named)))
 
     def _terms(self) -> list[Against | Bound]:
@@ -409,8 +428,8 @@ class Claim(_OfStudy):
 _KINDS = ("better", "not_worse", "equal", "at_least", "at_most")
 
 
-def _attacks(named: Iterable[tuple[WorstCase | None, Iterable[str]]]) -> Iterable[str]:
-    return (attack for worst, recipes in named if worst for recipe in recipes for attack in worst.over(recipe))
+def _attacks(named: Iterable[tuple[WorstCase | AverageCase | None, Iterable[str]]]) -> Iterable[str]:
+    return (attack for case, recipes in named if case for recipe in recipes for attack in case.over(recipe))
 
 
 def _utilities(worst: Iterable[tuple[WorstCase | None, bool]]) -> list[tuple[str, str | None, bool]]:

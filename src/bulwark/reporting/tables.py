@@ -58,10 +58,10 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
     """One line per (model, recipe): model, recipe, seeds, and per column <benchmark>.<metric>.<part>.
 
     Parts: value, stderr, n, seed_sd (if any row has several seeds), published, published_stderr (if any row has
-    them); of a worst case also low and high (its interval), attack (those chosen, or why there is none) and
-    utility_kept (the share of it). Metrics with `percent` are in percent, and their columns are named
-    <benchmark>.<metric>_percent.<part>; those on a scale of 0 … k <benchmark>.<metric>_of_<k>.<part>; worst cases have
-    their label after the metric. Averages follow as <label>.<part>.
+    them); of attacks also low and high (the interval) and, of a worst case, attack (those chosen, or why there is none)
+    and utility_kept (the share of it), of a mean, attacks (how many). Metrics with `percent` are in percent, and their
+    columns are named <benchmark>.<metric>_percent.<part>; those on a scale of 0 … k <benchmark>.<metric>_of_<k>.<part>;
+    those of attacks have their label after the metric. Averages of columns follow as <label>.<part>.
     """
     numbers = read_published(published)
     columns = shown_columns(table.columns, results)
@@ -69,8 +69,9 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
     for model, recipe in product(*shown_rows(table, results)):
         line: dict[str, Any] = {"model": model, "recipe": recipe}
         for column in columns:
-            if column.worst_case is not None:
-                line |= _worst(column, worst_cases.of(results, model, recipe, column, column.worst_case))
+            printed = numbers.get(column.printed_as(model, recipe), (None, None))
+            if column.case is not None:
+                line |= _attacked(column, worst_cases.of(results, model, recipe, column, column.case), printed)
                 continue
             seeds = list(results.seeds(model, recipe, column.benchmark))
             if line.setdefault("seeds", seeds) != seeds:
@@ -79,7 +80,6 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
                     f"at {line['seeds']}. Measure both at the same seeds: results/scores/{model}/{recipe}/seed…/"
                 )
             estimate = results.estimate(model, recipe, column.benchmark, column.metric)
-            printed = numbers.get((model, recipe, column.benchmark, column.metric), (None, None))
             parts = (estimate.value, estimate.stderr, estimate.n, estimate.seed_spread, *printed)
             for part, value in zip(_PARTS, parts, strict=True):
                 line[column_name(column, part)] = value if part == "n" or value is None else exact(value) * column.scale
@@ -130,12 +130,16 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
     return pd.DataFrame(presented)
 
 
-def _worst(column: Column, found: worst_cases.Found) -> dict[str, Any]:
-    """The parts of a worst case in a row."""
+def _attacked(column: Column, found: worst_cases.Found, printed: tuple[float | None, float | None]) -> dict[str, Any]:
+    """The parts of a worst case or a mean of attacks in a row."""
     of, (low, high) = found.estimate, found.estimate.interval or (None, None)
     scaled = {"value": of.value, "stderr": of.stderr, "low": low, "high": high, "seed_sd": of.seed_spread}
+    scaled |= {"published": printed[0], "published_stderr": printed[1]}
     parts = {part: None if value is None else exact(value) * column.scale for part, value in scaled.items()}
     parts |= {"n": of.n, "attack": found.chosen, "utility_kept": found.kept}
+    if column.average:
+        parts |= {"attacks": len(found.attacks)}
+        del parts["attack"], parts["utility_kept"]
     return {column_name(column, part): value for part, value in parts.items()}
 
 
@@ -194,8 +198,8 @@ def shown_rows(spec: Table | Figure, results: Results) -> tuple[list[str], list[
 def column_name(column: Column, part: str) -> str:
     """The name of a part of a metric in the frame of `table_frame`."""
     scale = f"_of_{column.out_of}" if column.out_of else "_percent" if column.percent else ""
-    worst = f" ({column.label})" if column.worst_case else ""
-    return f"{column.benchmark}.{column.metric}{worst}{scale}.{part}"
+    label = f" ({column.label})" if column.case else ""
+    return f"{column.benchmark}.{column.metric}{label}{scale}.{part}"
 
 
 def caption_of(table: Table, columns: Iterable[Column], frame: pd.DataFrame) -> str:
@@ -225,10 +229,7 @@ def reading(table: Table, columns: list[Column], frame: pd.DataFrame, *, compact
     for average in table.averages:
         if len(of := members(average, columns)) > 1:
             sentences.append(f"{label_of(average, of)}: mean of {', '.join(column.label for column in of)}.")
-    if any(column.worst_case for column in columns):
-        sentences.append(worst_cases.READING)
-        told = {column.label: worst_cases.described(column.worst_case) for column in columns if column.worst_case}
-        sentences.append(f"{'; '.join(f'{label}: {text}' for label, text in told.items())}.")
+    sentences += worst_cases.reading(columns)
     if compact:
         sentences.append(elsewhere)
     else:

@@ -15,7 +15,7 @@ from typing import Any
 
 from bulwark import files
 from bulwark.reporting import worst_cases
-from bulwark.reporting.columns import Column, WorstCase
+from bulwark.reporting.columns import Column, OfRecipe
 from bulwark.reporting.numbers import Quantity, p_value, quantity
 from bulwark.settings import validated
 
@@ -149,10 +149,12 @@ def _quantity(condition: Mapping[str, Any], columns: Columns) -> Quantity:
     _, terms = _terms(condition)
     column = columns.get(f"{terms['benchmark']}.{terms['metric']}")
     shown = quantity(column and validated(Column, column, "the column of a claim"), terms["metric"])
-    if not terms.get("worst_case"):
+    case = validated(
+        OfRecipe, {key: terms.get(key) for key in ("worst_case", "average")}, "the attacks of a claim"
+    ).case
+    if case is None:
         return shown
-    worst = worst_cases.described(validated(WorstCase, terms["worst_case"], "the worst case of a claim"))
-    return Quantity(shown.column.model_copy(update={"label": f"{shown.label} ({worst})"}))
+    return Quantity(shown.column.model_copy(update={"label": f"{shown.label} ({worst_cases.described(case)})"}))
 
 
 def _sentence(claim: Mapping[str, Any], condition: Mapping[str, Any], measured: Quantity, higher: bool | None) -> str:

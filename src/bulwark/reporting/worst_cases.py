@@ -1,23 +1,40 @@
-"""The worst case of the attacks on a recipe, in the place of the recipe, for tables, figures and claims."""
+"""The worst case of the attacks on a recipe, or their mean, in the place of the recipe: for tables, figures, claims.
+
+The mean is TAR's post-attack accuracy (Tamirisa et al. 2024, arXiv 2408.00761, Sec. 5): over all adversaries and seeds.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bulwark.evaluation import worst_case as evaluated
-from bulwark.evaluation.statistics import CONFIDENCE, Estimate, Sample
-from bulwark.reporting.columns import Column, Measure, WorstCase, those_named
+from bulwark.evaluation.statistics import CONFIDENCE, Estimate, Sample, averaged, estimate
+from bulwark.reporting.columns import AverageCase, Column, Measure, WorstCase, those_named
 from bulwark.reporting.results import Results, ResultsError
 
 READING = (
     "Worst case: of the attacks, the one with most harm among those within the loss of utility, chosen on one half of "
     "the records and read on the other, both ways averaged; beside it the attacks that were chosen."
 )
+MEAN = (
+    "Mean of attacks: over attacks and seeds; a record with all its attacks and seeds is one cluster, so that errors "
+    "are over records, not over attacks."
+)
+
+
+_NEEDED = {
+    WorstCase: "no worst case can be chosen on one half of the records and read on the other",
+    AverageCase: "no record can be averaged over the attacks",
+}
 
 
 @dataclass(frozen=True)
 class Found:
-    """The worst case of the attacks on a recipe. chosen: in words, which attacks it is of, or why there is none."""
+    """The worst case of the attacks on a recipe, or their mean.
+
+    chosen: in words, which attacks it is of, or why there is none. kept: the share of utility that a worst case leaves.
+    """
 
     estimate: Estimate
     sample: Sample | None
@@ -31,10 +48,13 @@ def of(
     model: str,
     recipe: str,
     measure: Measure | Column,
-    spec: WorstCase,
+    spec: WorstCase | AverageCase,
     confidence: float = CONFIDENCE,
 ) -> Found:
-    """The worst case over the attacks on `recipe` by a metric. Raises ResultsError for a metric without rows."""
+    """The worst case, or the mean, over the attacks on `recipe` by a metric.
+
+    Raises ResultsError for a metric without rows, StatisticsError for records or seeds that differ between attacks.
+    """
     names = tuple(those_named(spec.over(recipe), results.recipes)) if spec.over(recipe) else ()
     if not names:
         return Found(Estimate(None, None, None, 0, {}, None), None, "no attack is listed", ())
@@ -43,11 +63,14 @@ def of(
         taken = results.sample(model, name, benchmark, metric)
         if taken is None:
             raise ResultsError(
-                f"{benchmark} keeps no value of {metric} per record for {model}, {name}, so that no worst case can be "
-                "chosen on one half of the records and read on the other. Take a metric that is a mean over records."
+                f"{benchmark} keeps no value of {metric} per record for {model}, {name}, so that {_NEEDED[type(spec)]}"
+                ". Take a metric that is a mean over records."
             )
         return taken
 
+    if isinstance(spec, AverageCase):
+        mean = averaged({name: sample(name, measure.benchmark, measure.metric) for name in names})
+        return Found(estimate(mean, confidence), mean, _mean_of(len(names)), names)
     utility = (spec.utility.benchmark, spec.utility.metric)
     found = evaluated.worst_case(
         {
@@ -65,17 +88,31 @@ def of(
 
 def estimate_of(results: Results, model: str, recipe: str, column: Column) -> Estimate:
     """What a column shows of a recipe: the metric, or its worst case."""
-    if column.worst_case is None:
+    if column.case is None:
         return results.estimate(model, recipe, column.benchmark, column.metric)
-    return of(results, model, recipe, column, column.worst_case).estimate
+    return of(results, model, recipe, column, column.case).estimate
 
 
-def described(spec: WorstCase, recipe: str | None = None) -> str:
-    """Of what a worst case is, in words; recipe: also of the attacks that know it."""
+def reading(columns: Sequence[Column]) -> list[str]:
+    """How columns of attacks are to be read, in sentences; none if there are none."""
+    kinds = {READING: any(c.worst_case for c in columns), MEAN: any(c.average for c in columns)}
+    told = {column.label: described(column.case) for column in columns if column.case}
+    sentences = [sentence for sentence, there in kinds.items() if there]
+    return [*sentences, f"{'; '.join(f'{label}: {text}' for label, text in told.items())}."] if told else []
+
+
+def described(spec: WorstCase | AverageCase, recipe: str | None = None) -> str:
+    """Of what a worst case or a mean is, in words; recipe: also of the attacks that know it."""
     attacks = (*spec.attacks, *(spec.attacks_on.get(recipe, ()) if recipe else sum(spec.attacks_on.values(), ())))
     named = ", ".join(dict.fromkeys(attacks))
+    if isinstance(spec, AverageCase):
+        return f"mean of {named}"
     utility = f"{spec.utility.metric.replace('_', ' ')} of {spec.utility.benchmark}"
     return f"worst case of {named} within {100 * spec.loss:g} % of {utility}"
+
+
+def _mean_of(attacks: int) -> str:
+    return f"mean of {attacks} attack{'s' if attacks > 1 else ''}"
 
 
 def _chosen(found: evaluated.WorstCase, recipe: str, spec: WorstCase) -> str:

@@ -66,5 +66,5 @@ def caption_of(figure: Figure, results: Results, printed: Mapping[tuple, Any], n
     """The caption of a figure as it came out: its own, the notes that apply, and what its marks are."""
     columns = shown_columns(figure.columns, results)
     recipes = list(figure.recipes()) or results.recipes
-    shown = {(m, r, c.benchmark, c.metric) for m in results.models for r in recipes for c in columns}
+    shown = {c.printed_as(m, r) for m in results.models for r in recipes for c in columns}
     return " ".join(filter(None, (figure.described(columns, recipes, bool(shown & set(printed))), note)))

@@ -72,7 +72,7 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
             place = group + (index - (len(recipes) - 1) / 2) * width
             if estimate.value is None:
                 nothing = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 8}
-                why = "none eligible" if column.worst_case else "n = 0"
+                why = "none eligible" if column.worst_case else "no attacks" if column.average else "n = 0"
                 panel.annotate(why, (place, 0), (0, 4), textcoords="offset points", **nothing)
                 continue
             height = estimate.value * scale
@@ -91,7 +91,7 @@ def _draw(panel, figure: Figure, column: Column, models, recipes, results: Resul
                 panel.scatter([place + 0.22 * width] * len(values), values, label=seeds_name, **dots)
                 seeds_name = None
                 drawn.add("circles")
-            value, stderr = printed.get((model, recipe, column.benchmark, column.metric), (None, None))
+            value, stderr = printed.get(column.printed_as(model, recipe), (None, None))
             if value is not None:
                 error = None if stderr is None else stderr * scale
                 diamond = {"fmt": "D", "markersize": 4, "color": look.INK, "markerfacecolor": look.PUBLISHED}

@@ -39,7 +39,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     estimates = [estimate_of(results, m, r, c) for m, c in places for r in _swept(figure)]
     if any(len(estimate.by_seed) > 1 for estimate in estimates):
         note += "; circles: single seeds"
-    if any((m, r, c.benchmark, c.metric) in printed for m, c in places for r in _swept(figure)):
+    if any(c.printed_as(m, r) in printed for m, c in places for r in _swept(figure)):
         note += "; diamonds: published"
     if figure.lines.references:
         note += "; horizontal lines: recipes that do not depend on it"
@@ -75,7 +75,7 @@ def _draw(panel, figure: Figure, model: str, column: Column, results: Results, p
                 seeds = [value * scale for value in estimate.by_seed.values() if value is not None]
                 look_of_seeds = {"s": 10, "color": "white", "edgecolor": colour, "linewidth": 0.7, "zorder": 4}
                 panel.scatter([x + beside] * len(seeds), seeds, clip_on=False, **look_of_seeds)
-            value, _ = printed.get((model, recipe, column.benchmark, column.metric), (None, None))
+            value, _ = printed.get(column.printed_as(model, recipe), (None, None))
             if value is not None:
                 panel.plot(
                     x, value * scale, "D", markersize=4.5, color=look.INK, markerfacecolor=look.PUBLISHED, zorder=5
