@@ -122,7 +122,7 @@ def check(catalogue: Catalogue) -> None:
             where = catalogue.where(kind, name)
             for benchmark, metric in entity.metrics():
                 find(_metrics_of(catalogue, benchmark, where), metric, f"metric of {benchmark}", where)
-            for recipe in entity.recipes():
+            for recipe in () if entity.lacks_attacks else entity.recipes():
                 recipes.check(recipe, catalogue.steps, where)
     used = in_use(catalogue)
     # In the order of their files, so that a mistake is reported of what others are like.
@@ -374,6 +374,11 @@ def check_measured(catalogue: Catalogue, entity: Table | Figure | Claim, where: 
         )
     study = find(catalogue.studies, entity.study, "study", where)
     needed = entity.required_benchmarks()
+    if entity.lacks_attacks:
+        raise ConfigurationError(
+            f"{where}: `attacks: study` stands for the attacks of studies.{entity.study}, which has none. List some "
+            "there, or in their place here."
+        )
     if not study.models:
         raise ConfigurationError(f"{where}: studies.{entity.study}.models is empty, so there is nothing to show.")
     for kind, key, names, listed in (

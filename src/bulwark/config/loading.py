@@ -71,10 +71,7 @@ def load(configuration: Configuration | Mapping[str, Any], folder: Path) -> Cata
     for section in ("tables", "figures", "claims"):
         for name, entity in entities[section].items():
             if entity.study in studies:
-                try:
-                    entities[section][name] = entity.of_study(studies[entity.study].attacks)
-                except ConfigurationError as error:
-                    raise ConfigurationError(f"{origins[section, name].at()}: {error}") from None
+                entities[section][name] = entity.of_study(studies[entity.study].attacks)
     chosen = configuration.chosen(list(studies))
     catalogue = Catalogue(
         **entities,

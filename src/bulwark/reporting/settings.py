@@ -12,9 +12,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from bulwark.errors import ConfigurationError
 from bulwark.reporting.columns import (
-    STUDY,
     Adversaries,
     Attacks,
     AverageCase,
@@ -54,16 +52,17 @@ class _OfStudy(Closed):
         """Those of them of which it shows analyses."""
         return self.recipes()
 
-    def of_study(self, attacks: tuple[str, ...]) -> Self:
-        """The same where the word `study` stands for these attacks. Raises ConfigurationError if there are none."""
+    @property
+    def lacks_attacks(self) -> bool:
+        """Whether the word `study` stands for attacks that are not known."""
         told = self.model_dump(mode="json")
-        changed = filled(told, list(attacks))
-        if changed == told:
+        return filled(told, []) != told
+
+    def of_study(self, attacks: tuple[str, ...]) -> Self:
+        """The same where the word `study` stands for these attacks; if there are none, as it was."""
+        if not attacks or not self.lacks_attacks:
             return self
-        if not attacks:
-            raise ConfigurationError(
-                f'"{STUDY}" stands for the attacks of studies.{self.study}, which has none. List some there, or here.'
-            )
+        changed = filled(self.model_dump(mode="json"), list(attacks))
         return validated(type(self), changed, f"what shows studies.{self.study}")
 
     def required_benchmarks(self) -> tuple[str, ...]:

@@ -208,8 +208,8 @@ def test_the_word_study_stands_for_the_attacks_of_the_study():
         spec.recipes()
     filled = spec.of_study(("full", "lora.*"))
     assert filled.recipes() == ("base", "tar", "full", "lora.*", "tar+full", "tar+lora.*")
-    with pytest.raises(ConfigurationError, match=r"studies\.s, which has none"):
-        spec.of_study(())
+    assert (spec.lacks_attacks, filled.lacks_attacks) == (True, False)
+    assert spec.of_study(()) is spec
     listed = validated(Table, TABLE, "")
     assert listed.of_study(("other",)) is listed
     drawn = {
@@ -245,8 +245,11 @@ tables:
     assert loaded("[vanilla, aside]").tables["t"].recipes() == (
         "base", "ise", "vanilla", "aside", "ise+vanilla", "ise+aside",
     )  # fmt: skip
-    with pytest.raises(ConfigurationError, match=r'overlay.yaml:7, tables.t: "study" stands for .*studies.grid'):
+    with pytest.raises(
+        ConfigurationError, match=r"overlay.yaml:7, tables.t: .*attacks of studies.grid, which has none"
+    ):
         loaded("[]")
+    assert loading.load({"studies": {}}, CONFIG).tables["tar"].lacks_attacks, "no study, and nobody asks"
 
 
 def test_results_say_the_same_of_a_column(tmp_path):
