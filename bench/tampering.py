@@ -99,7 +99,7 @@ def _training(stage: int = 0, steps: int = 1) -> TrainingSettings:
     )
 
 
-def _tampering(training: TrainingSettings) -> TamperingSettings:
+def _tampering(training: TrainingSettings, steps: int) -> TamperingSettings:
     return TamperingSettings.model_validate_json(
         TamperingSettings.model_construct(
             data="retain",
@@ -107,7 +107,7 @@ def _tampering(training: TrainingSettings) -> TamperingSettings:
             training=training,
             adversaries=[{"name": "forget", "data": "facts"}],
             inner={
-                "steps": INNER,
+                "steps": steps,
                 "every": EVERY,
                 "learning_rates": [1e-4],
                 "batch_size": BATCH,
@@ -118,12 +118,14 @@ def _tampering(training: TrainingSettings) -> TamperingSettings:
     )
 
 
-def _objective(kind: type[Objective], model: LlamaForCausalLM, training: TrainingSettings, folder: str) -> Objective:
+def _objective(
+    kind: type[Objective], model: LlamaForCausalLM, training: TrainingSettings, folder: str, steps: int = INNER
+) -> Objective:
     if kind is Objective:
         return Objective()
     job = Job("tar", {}, f"{folder}/parent.json", f"{folder}/checkpoint.json", {}, {"seed": 0}, "")
     course = _Course(job, model, [], _rows(), ROWS // BATCH, 1, 0, training, None, "vanilla")
-    return Tampering(course, _tampering(training))
+    return Tampering(course, _tampering(training, steps))
 
 
 class _Step:
@@ -166,7 +168,8 @@ def _grown(name: str, stage: int) -> float:
         Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
         before = _memory("VmRSS")
         model, training = _model(512, 8), _training(stage, steps=2)
-        objective = _objective(Tampering if name == "tar" else Objective, model, training, folder)
+        # The peak does not depend on the number of inner steps.
+        objective = _objective(Tampering if name == "tar" else Objective, model, training, folder, steps=EVERY)
         state = Path(folder) / "training"
         loop.train(model, _rows(), [], training, seed=0, state=state, fingerprint={}, pad_id=0, objective=objective)
         return _memory("VmHWM") - before
