@@ -33,10 +33,9 @@ class Attack:
         self.parameters = trained_parameters(engine)
         self.masters = [local_master(engine, parameter) for parameter in self.parameters]
         self._pieces = [nn.Parameter(master.values) for master in self.masters]
-        options = {"lr": learning_rate, "weight_decay": settings.weight_decay}
-        self._optimizer = (torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD)(
-            self._pieces, **options
-        )
+        held = [piece for piece in self._pieces if piece.numel()]  # a rank may hold nothing of a weight
+        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
+        self._optimizer = kind(held, lr=learning_rate, weight_decay=settings.weight_decay, fused=True)
 
     def step(self) -> None:
         """One step of the attacker's optimizer; all ranks must call it."""
