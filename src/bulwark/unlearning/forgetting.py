@@ -107,4 +107,5 @@ class ForgetRetain(Objective):
         return {"losses": [losses.tolist() for losses in self._losses]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._losses = [torch.tensor(losses) for losses in state["losses"]]
+        device = engines.start_processes().device
+        self._losses = [torch.tensor(losses, device=device) for losses in state["losses"]]
