@@ -132,6 +132,8 @@ def test_a_claim_about_the_mean_of_attacks(tmp_path):
     assert found["verdict"] == "reproduced"
     width = found["interval"][1] - found["interval"][0]
     assert width == pytest.approx(2 * 2.0227 * error, rel=1e-3), "Student's, 39 degrees of freedom"
+    wide = check_claim("c", {**claim({"at_most": bound}), "confidence": 0.9}, cells)["interval"]
+    assert wide[1] - wide[0] == pytest.approx(2 * 1.6849 * error, rel=1e-3)
     assert found["models"]["m"]["conditions"][0]["average"]["tar"]["attacks"] == [
         "tar+full", "tar+lora.0", "tar+lora.1", "tar+untar",
     ]  # fmt: skip
@@ -168,6 +170,21 @@ def test_the_report_and_bars_show_it(tmp_path):
     assert float(fields[1].value) == pytest.approx(100 * by_hand("tar")[0], abs=0.0501)
     make_figure({**TABLE, "kind": "bars", "published": None}, cells, None, tmp_path / "f.pdf", tmp_path / "f.png")
     assert (tmp_path / "f.png").exists()
+
+
+def test_bars_mark_the_published_number_of_the_same_attacks(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure as Canvas
+
+    saved = []
+    original = Canvas.savefig
+    monkeypatch.setattr(Canvas, "savefig", lambda self, *a, **k: (saved.append(self), original(self, *a, **k))[1])
+    values = "unit: percent, values: {m: {tar: 35.2}}"
+    (tmp_path / "x.yaml").write_text(f'results: [{{benchmark: cloze, metric: "accuracy (after)", {values}}}]\n')
+    make_figure(
+        {**TABLE, "kind": "bars"}, cells_of(tmp_path), tmp_path / "x.yaml", tmp_path / "f.pdf", tmp_path / "f.png"
+    )
+    diamonds = [[line.get_ydata()[0] for line in panel.lines if line.get_marker() == "D"] for panel in saved[-1].axes]
+    assert diamonds == [[], [pytest.approx(35.2)], []]
 
 
 def test_what_is_needed_is_named():
