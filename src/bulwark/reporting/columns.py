@@ -83,7 +83,7 @@ class Column(OfRecipe):
 
     percent: shown times 100. out_of: shown on a scale of 0 … out_of instead, as for scores of a judge. digits: after
     the point; null means 1 for percent, 2 for a scale, 3 otherwise. worst_case, average: of the attacks on the
-    row's recipe.
+    row's recipe. better: which way the arrow points, where that is not the metric's own way: what was to be forgotten.
     """
 
     benchmark: str = Field(validation_alias=AliasChoices("benchmark", "analysis"))
@@ -93,6 +93,7 @@ class Column(OfRecipe):
     out_of: int | None = Field(None, ge=1)
     digits: int | None = Field(None, ge=0)
     if_measured: bool = False
+    better: Literal["higher", "lower"] | None = None
 
     def plain(self) -> Column:
         """The same metric of a recipe itself; a worst case's label would not be of that."""
@@ -163,24 +164,24 @@ class Adversaries(Closed):
 
 
 class Curve(Closed):
-    """One panel: a number of an analysis' rows, of those that `where` selects: {field: value}."""
+    """One panel: a number of an analysis' rows, of those that `where` selects: {field: value}.
+
+    smooth: lines are running means over so many steps.
+    """
 
     y: str
     label: str
     where: dict[str, str] = Field(default_factory=dict)
     x_label: str = "optimizer step"
+    smooth: int = Field(1, ge=1)
 
 
 class Curves(Closed):
-    """Numbers that an analysis has of every step, a panel each, a line per recipe; `x` names the field of the steps.
-
-    smooth: lines are running means over so many of these steps.
-    """
+    """Numbers that an analysis has of every step, a panel each, a line per recipe; `x` names the field of the steps."""
 
     analysis: str
     panels: tuple[Curve, ...] = Field(min_length=1)
     x: str = "step"
-    smooth: int = Field(1, ge=1)
 
 
 def stands_for(name: str, recipe: str) -> bool:

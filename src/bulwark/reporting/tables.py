@@ -185,7 +185,8 @@ def shown_columns(columns: Iterable[Column], results: Results) -> list[Column]:
 
 def direction(column: Column, results: Results) -> str:
     """The better direction, after a metric's label: " ↑" or " ↓"; "" for a metric without one."""
-    return {True: " ↑", False: " ↓", None: ""}[results.higher_is_better(column.benchmark, column.metric)]
+    own = results.higher_is_better(column.benchmark, column.metric)
+    return {True: " ↑", False: " ↓", None: ""}[own if column.better is None else column.better == "higher"]
 
 
 def shown_rows(spec: Table | Figure, results: Results) -> tuple[list[str], list[str]]:

@@ -96,9 +96,13 @@ def estimate_of(results: Results, model: str, recipe: str, column: Column) -> Es
 def reading(columns: Sequence[Column]) -> list[str]:
     """How columns of attacks are to be read, in sentences; none if there are none."""
     kinds = {READING: any(c.worst_case for c in columns), MEAN: any(c.average for c in columns)}
-    told = {column.label: described(column.case) for column in columns if column.case}
+    told: dict[str, list[str]] = {}
+    for column in columns:
+        if column.case:
+            told.setdefault(described(column.case), []).append(column.label)
     sentences = [sentence for sentence, there in kinds.items() if there]
-    return [*sentences, f"{'; '.join(f'{label}: {text}' for label, text in told.items())}."] if told else []
+    named = "; ".join(f"{', '.join(labels)}: {text}" for text, labels in told.items())
+    return [*sentences, f"{named}."] if told else []
 
 
 def described(spec: WorstCase | AverageCase, recipe: str | None = None) -> str:

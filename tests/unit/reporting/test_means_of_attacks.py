@@ -90,6 +90,14 @@ def test_it_is_the_mean_over_attacks_and_seeds_with_errors_over_records(tmp_path
     assert "after: mean of full, lora.*, untar; knowing: mean of untar." in markdown
 
 
+def test_what_was_to_be_forgotten_is_better_low(tmp_path):
+    columns = [TABLE["columns"][0], {**TABLE["columns"][1], "better": "lower"}]
+    columns.append({**COLUMN, "label": "again", "average": AFTER, "better": "higher"})
+    _, markdown = table(tmp_path, cells_of(tmp_path), {**TABLE, "columns": columns})
+    assert all(heading in markdown for heading in ("| before (%) ↑ |", "| after (%) ↓ |", "| again (%) ↑ |"))
+    assert "after, again: mean of full, lora.*, untar." in markdown
+
+
 def test_where_no_attack_is_listed_there_is_no_mean(tmp_path):
     frame, _ = table(tmp_path, cells_of(tmp_path))
     assert math.isnan(frame.loc["base", "cloze.accuracy (knowing)_percent.value"])

@@ -69,9 +69,10 @@ def test_curves_are_means_over_seeds_with_their_range(draw, tmp_path):
 
 def test_curves_are_smoothed_over_steps(draw, tmp_path):
     spec, cells = curves(tmp_path)
-    spec["curves"] |= {"smooth": 3}
-    (first, _) = draw(spec, cells).axes[0].lines
-    assert list(first.get_ydata()) == [3.5, 4.0, 4.5]
+    spec["curves"]["panels"][0] |= {"smooth": 3}
+    canvas = draw(spec, cells)
+    assert list(canvas.axes[0].lines[0].get_ydata()) == [3.5, 4.0, 4.5]
+    assert "loss: running means over 3 steps" in " ".join(text.get_text() for text in canvas.texts)
 
 
 def measured(folder, recipes=RATES):

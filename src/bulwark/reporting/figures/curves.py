@@ -29,7 +29,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
         for panel, curve in zip(line, spec.panels, strict=True):
             for index, recipe in enumerate(recipes):
                 cells = results.seeds(model, recipe, spec.analysis).values()
-                series = [_smoothed(_values(cell, curve, spec.x), spec.smooth) for cell in cells]
+                series = [_smoothed(_values(cell, curve, spec.x), curve.smooth) for cell in cells]
                 colour, style, _ = look.of_recipe(figure, recipe, index)
                 if not all(series):
                     nothing.append(f"{figure.label(recipe)} ({curve.label})")
@@ -39,11 +39,10 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
             panel.set(xlabel=curve.x_label)
             panel.set_title(f"{model}: {curve.label}" if down > 1 else curve.label, fontsize=10)
             panel.grid(True, axis="both")
-    note = f"{look.seeds(results.cells)}"
+    note = look.seeds(results.cells)
     if len({cell.seed for cell in results.cells}) > 1:
         note += "; lines: means over seeds; bands: range of the seeds"
-    if spec.smooth > 1:
-        note += f"; running means over {spec.smooth} steps"
+    note += "".join(f"; {c.label}: running means over {c.smooth} steps" for c in spec.panels if c.smooth > 1)
     if nothing:
         note += f"; without a value: {', '.join(dict.fromkeys(nothing))}"
     look.foot(canvas, note, handles.values(), list(handles), columns=min(3, max(1, len(handles))))
