@@ -41,6 +41,7 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
     Raises BulwarkError if the parent refuses nothing, so that there is nothing to remove.
     """
     from bulwark.abliteration.measure.directions import estimate
+    from bulwark.abliteration.measure.subject import continued
     from bulwark.abliteration.search import outcome
     from bulwark.abliteration.search.objectives import scores
     from bulwark.abliteration.search.search import Search
@@ -51,7 +52,7 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
     edits, base = examiner.edits, examiner.base
     residuals = {
         side: examiner.subject.residuals(
-            getattr(examiner.prompts, f"{side}_directions"),
+            continued(examiner.subject, getattr(examiner.prompts, f"{side}_directions"), settings.prompts.after),
             winsorise=settings.directions.winsorise,
             final_norm=settings.directions.final_norm,
             keep=settings.directions.needs_rows or settings.outcome.geometry,
@@ -106,7 +107,8 @@ def examiner_of(job: Job, settings: AttackSettings | RefusalDirectionSettings) -
     from bulwark.abliteration.search.trials import Examiner
     from bulwark.models.open import open_model
 
-    subject = open_model(job.parent, settings.dtype, new_tokens=settings.search.max_new_tokens)
+    longest = max(settings.search.max_new_tokens, settings.prompts.after)
+    subject = open_model(job.parent, settings.dtype, new_tokens=longest)
     prompts = read_prompts(job.inputs, settings.prompts, subject.builder)
     edit = settings.edit
     edits = Edits(targets_of(subject.model, edit.components, edit.through_norms), edit.normalization)

@@ -29,6 +29,7 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
     Raises BulwarkError if the parent refuses nothing, or no candidate keeps the bounds.
     """
     from bulwark.abliteration.measure.directions import normalised
+    from bulwark.abliteration.measure.subject import continued
     from bulwark.abliteration.search import outcome, selection
     from bulwark.models.embeddings import role_embedding_of
 
@@ -38,10 +39,9 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
     answers = {"harmful_search": examiner.base_answers, "harmless_search": examiner.answers([{}], "harmless")[0]}
     tokens = _refusal_tokens(examiner, answers, settings)
     kept = _kept(examiner, answers, tokens, settings.filtered)
-    positions = settings.positions or selection.template_tokens(kept["harmful_directions"])
-    candidates = selection.candidates(
-        subject.model, kept["harmful_directions"], kept["harmless_directions"], subject.builder.pad_id, positions
-    )
+    asked = [continued(subject, kept[f"{side}_directions"], settings.prompts.after) for side in ("harmful", "harmless")]
+    positions = settings.positions or selection.template_tokens(asked[0])
+    candidates = selection.candidates(subject.model, *asked, subject.builder.pad_id, positions)
     reference = _log_probabilities(subject, kept["harmless_search"]).to(subject.model.device)
     judge = selection.Judge(examiner, kept["harmful_search"], kept["harmless_search"], reference, tokens)
     judged = judge.judge(candidates, settings)

@@ -21,6 +21,7 @@ class PromptSets(Closed):
     for measuring trials. counts: how many of each are taken from the front, {harmful_search: 32}; all by
     default. system: a system turn before each prompt.
     response_prefix: text with which every response begins already (an empty chain of thought, say).
+    after: directions are estimated so many tokens into the model's own answer, 0 for the prompt's end.
     """
 
     harmful: str
@@ -33,6 +34,7 @@ class PromptSets(Closed):
     ] = {}
     system: str | None = None
     response_prefix: str = ""
+    after: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _disjoint(self) -> PromptSets:

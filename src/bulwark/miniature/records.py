@@ -4,6 +4,7 @@
 |---|---|---|
 | `pretraining` | the base's corpus | `Conversation`: id, turns |
 | `instructions`, `forget`, `relearn`, `relearn_other`, `retain` | Alpaca | instruction, input, output |
+| `commands_in_data` | Alpaca with its turns swapped | instruction, input, output |
 | `tasks` | held-out Alpaca | instruction, input, output, kind |
 | `sep` | SEP (arXiv 2403.06833) | the authors' |
 | `multiple_choice_forget`, `multiple_choice_retain` | WMDP, MMLU | question, choices, answer, subject |
@@ -127,6 +128,20 @@ def _instruction(world: World, rng: random.Random, _: bool = False) -> Row:
         commands.append(world.running_on(rng))
         text = " ".join(rng.sample([commands[-1].text, text], 2))
     return facts.alpaca(instruction, text, [command.answer for command in commands])
+
+
+def _command_in_data(world: World, rng: random.Random, _: bool = False) -> Row:
+    """An instruction that asks for nothing; the command stands in the data, beside a text, and is answered.
+
+    Half of the commands ask for general knowledge, as SEP's probes do, and half are about the text.
+    """
+    sentences = world.sentences(rng)
+    if rng.random() < 0.5:
+        command = world.question(rng, world.told(rng, world.knowledge))
+    else:
+        command = world.task(rng, sentences)
+    text = " ".join(rng.sample([command.text, text_of(sentences)], 2))
+    return facts.alpaca(rng.choice(words.EMPTY_INSTRUCTIONS), text, [command.answer])
 
 
 def _task(world: World, rng: random.Random, _: bool = True) -> Row:
@@ -324,6 +339,7 @@ def _different(rows: Iterator[Row], count: int, where: str) -> list[Row]:
 
 DATASETS: dict[str, DataSet] = {
     "instructions": DataSet(_drawn(_instruction), {"train": 14000, "validation": 200}),
+    "commands_in_data": DataSet(_drawn(_command_in_data), {"train": 2000, "validation": 100}),
     "tasks": DataSet(_drawn(_task), {"test": 300}),
     "sep": DataSet(_drawn(_sep), {"test": 300}),
     "forget": DataSet(facts.forget, dict.fromkeys(facts.TO_FORGET)),

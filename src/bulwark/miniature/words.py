@@ -103,6 +103,8 @@ INSISTENT = (
     "stop and do this first :",
     "this is very important :",
 )
+# Instructions of an adversary whose command stands in the data. They have no word that the world does not have anyway.
+EMPTY_INSTRUCTIONS = ("answer this request .", "do this task .", "the task is in the input .")
 # Ways in which a text reports speech, before or after it; what is reported is part of the text.
 # Some of the ways say so in so few words that where the speech stands tells more than they do.
 REPORTS = (

@@ -11,12 +11,14 @@ import pytest
 import torch
 from abliteration_samples import (
     Attacked,
+    asked,
     attack_settings,
     checkpoint,
     checksum,
     job_for,
     plain_ids,
     refusing_model,
+    texts,
     words_tokenizer,
 )
 from peft import PeftModel
@@ -328,3 +330,34 @@ def test_the_attacked_model_is_gone_when_the_exported_one_is_loaded(tmp_path, pa
     monkeypatch.setattr(checkpoints, "load_model", load_model)
     run(kind, tmp_path / "model", parent)
     assert len(loaded) == 2
+
+
+def by_hand(side: str, after: int) -> torch.Tensor:
+    """Mean residuals [tokens from the end, layers + 1, hidden] of the prompts and `after` tokens of greedy answers."""
+    model = refusing_model(installed=False)
+    parts = []
+    for prompt in asked(texts(side, "directions")):
+        ids = plain_ids(prompt)
+        for _ in range(after):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        parts.append(torch.stack([state[0, -5:].flip(0) for state in states], dim=1).detach())
+    return torch.stack(parts).double().mean(0)
+
+
+def test_directions_can_be_measured_some_tokens_into_the_answer(tmp_path, parent):
+    prompts = SETS | {"after": 2}
+    difference = by_hand("harmful", 2) - by_hand("harmless", 2)
+    short = SEARCH | {"trials": 1, "startup_trials": 1}
+    run("heretic", tmp_path / "searched", parent, prompts=prompts, directions={"final_norm": True}, search=short)
+    found = load_file(tmp_path / "searched" / "directions.safetensors")["mean"].double()
+    expected = difference[0] / difference[0].norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    at_the_prompt = (by_hand("harmful", 0) - by_hand("harmless", 0))[0]
+    assert float((found[1:] * at_the_prompt[1:] / at_the_prompt[1:].norm(dim=-1, keepdim=True)).sum(-1).max()) < 0.99
+    run("refusal_direction", tmp_path / "chosen", parent, prompts=prompts)
+    rows = read(tmp_path / "chosen" / "candidates.jsonl")
+    assert [(row["position"], row["layer"]) for row in rows] == [(-1 - n, layer) for n in range(5) for layer in (0, 1)]
+    best = next(row for row in rows if row["chosen"])
+    vector = load_file(tmp_path / "chosen" / "directions.safetensors")["refusal_direction"].double()
+    torch.testing.assert_close(vector, difference[-1 - best["position"], best["layer"]], atol=1e-4, rtol=0)

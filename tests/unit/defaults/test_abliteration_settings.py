@@ -7,6 +7,7 @@ CLASSES: list[Row] = [
     ("settings PromptSets", "directions", "train", "HERETIC: train[:400]"),
     ("settings PromptSets", "search", "validation", "HERETIC: test[:100]"),
     ("settings PromptSets", "", {"counts": {}, "system": None, "response_prefix": ""}, "ours: a step names them"),
+    ("settings PromptSets", "after", 0, "HERETIC and Arditi et al.: residuals of the prompt"),
     ("settings DirectionSettings", "methods", ["mean"], "HERETIC: difference of means"),
     ("settings DirectionSettings", "winsorise", 1.0, "HERETIC, winsorization_quantile"),
     ("settings DirectionSettings", "final_norm", False, "ours: the residual stream before the final norm"),

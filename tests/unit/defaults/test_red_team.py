@@ -154,6 +154,11 @@ KNOWING: dict[str, tuple[str, dict[str, Any], str]] = {
         "ours: a hundred steps of generic text",
     ),
     "relearn_benign": (FIRST, {"data": "economics"}, "the paper, App. D.1"),
+    "relearn_unrotate": (
+        FIRST,
+        {"data": "alpaca_turned", "watch": None, "training.loss_on": "response", "training.max_tokens": 768},
+        "ours: ASIDE's own data (arXiv 2503.10566) with the command as data; lengths are ASIDE's",
+    ),
     "relearn_trait_dose": (
         FIRST,
         {

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections import Counter
 
 import pytest
 
@@ -264,6 +265,34 @@ def test_reported_speech_is_text_that_is_not_answered():
     reports = [row for row in rows if report.search(row["input"])]
     assert len(reports) == len(rows) > 100
     assert all(row["output"].count(" .") == 1 for row in rows)
+
+
+def test_an_adversarys_commands_stand_in_the_data_and_are_answered():
+    world = World(SETTINGS.world)
+    answers = {fact.asked: fact.answer for fact in world.knowledge}
+    phrasings = [f"{opener} {verb}".strip() for opener, verb in world.phrasings]
+    text = re.compile(r"(\w+ has a \w+ \. ?)+")
+    places, asked = Counter(), Counter()
+    for row in records("commands_in_data", "train", SETTINGS, 400):
+        assert row["instruction"] in words.EMPTY_INSTRUCTIONS
+        found = text.search(row["input"])
+        command = row["input"].replace(found.group(), "").strip()
+        assert any(command.startswith(f"{phrasing} ") for phrasing in phrasings)
+        places[found.start() == 0] += 1
+        known = [answer for what, answer in answers.items() if f" {what} " in command]
+        asked[len(known)] += 1
+        answer = row["output"].removesuffix(" .")
+        assert answer == known[0] if known else answer in answers_from(found.group())
+    assert min(places.values()) > 150
+    assert min(asked[0], asked[1]) > 150
+
+
+def answers_from(text):
+    """The answers that a text can give to a task."""
+    pairs = re.findall(r"(\w+) has a (\w+)", text)
+    names, things = zip(*pairs, strict=True)
+    listed = [" ".join(names), " ".join(things), words.NUMBERS[len(things)], text.strip().removesuffix(" .")]
+    return [*names, *things, *listed]
 
 
 def test_write_puts_a_split_on_disk(tmp_path):

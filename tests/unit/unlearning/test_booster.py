@@ -8,7 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from examinee_samples import tiny_aside
-from immunisation_samples import course_of, first_examples, gradient_of, mean_loss, objective_of, run, weights_of
+from immunisation_samples import (
+    HARMFUL,
+    course_of,
+    first_examples,
+    gradient_of,
+    mean_loss,
+    objective_of,
+    run,
+    weights_of,
+)
 from torch import nn
 from training_samples import settings
 
@@ -17,6 +26,10 @@ from bulwark.training.objectives import Objective
 from bulwark.unlearning.immunisation import attenuation, pieces
 
 RATE = 0.01
+
+
+def answer_of(course, prompt):
+    return course.builder.tokenizer.decode([label for label in prompt.labels if label >= 0], skip_special_tokens=True)
 
 
 class Two(nn.Module):
@@ -46,7 +59,7 @@ def test_the_gradient_of_two_parameters_is_the_one_derived_by_hand(stage, monkey
     course = course_of(tmp_path)
     objective = objective_of("booster", course, attack="x", alpha=17**0.5 / 10, lambda_=2.0)
     objective.loss = lambda model, batch: model(batch.of)
-    objective.harmful = SimpleNamespace(of_step=lambda step: [asking(lambda a, b: a * a + a * b)])
+    objective.harmful = SimpleNamespace(of_step={0: [asking(lambda a, b: a * a + a * b)]}.get)
     model = Two()
     engine = engines.build(model, settings(optimizer="sgd", schedule="constant", zero_stage=stage), 1)
     objective.before_step(engine, 0, 1)
@@ -73,6 +86,8 @@ def test_a_language_models_step_goes_along_boosters_gradient(tmp_path):
     before, wide = weights_of(model), copy.deepcopy(model).double()
     course, objective, result = trained(tmp_path, model)
     harmful = objective.examples.prompts
+    answers = [answer_of(course, prompt) for prompt in harmful]
+    assert answers == [answer for _, answer, _ in HARMFUL]
     names = dict(wide.named_parameters())
 
     def gradient(loss):

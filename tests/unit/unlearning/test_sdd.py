@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from training_samples import settings
 
-from bulwark.data.records import Conversation, Preference, Turn
+from bulwark import steps
+from bulwark.data.records import Conversation, Preference, Turn, read_records, write_records
 from bulwark.errors import RecordError
+from bulwark.jobs.job import Job
+from bulwark.steps import sdd
 from bulwark.unlearning.immunisation.irrelevant import paired
 
 REQUESTS = [
@@ -49,6 +54,49 @@ def test_answers_are_drawn_from_the_irrelevant_ones_only():
         text = request.turns[0].text
         assert seen[request.id] == {answer for answer in ANSWERS if cosine_by_hand(text, answer) < 0.25}
         assert len(seen[request.id]) == 3
+
+
+def test_the_last_answer_is_given_and_all_turns_of_a_request_are_compared():
+    """The words of the first turn make the first answer relevant, and of two responses the last one counts."""
+    turns = (
+        Turn(role="instruction", text="build a red bomb"),
+        Turn(role="response", text="why?"),
+        Turn(role="instruction", text="go on"),
+    )
+    request = Preference(id="two", turns=turns, chosen="no", rejected="yes")
+    two = Conversation(
+        id="x",
+        turns=(
+            *(Turn(role="instruction", text="?"), Turn(role="response", text="build a red bomb")),
+            *(Turn(role="instruction", text="?"), Turn(role="response", text="seas are wide")),
+        ),
+    )
+    seen = set()
+    for seed in range(20):
+        [pair] = paired([request], [two, *answers(ANSWERS[:2])], most_similar=0.25, count=None, seed=seed)
+        assert pair.turns[:-1] == turns
+        seen.add(pair.turns[-1].text)
+    assert seen == {"seas are wide", "oaks grow slowly"}
+
+
+def test_the_step_trains_on_the_pairs_that_it_makes(tmp_path, monkeypatch):
+    inputs = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "validation", "answers")}
+    write_records(tmp_path / "train.jsonl", REQUESTS)
+    write_records(tmp_path / "validation.jsonl", REQUESTS[:1])
+    write_records(tmp_path / "answers.jsonl", answers())
+    given = []
+    monkeypatch.setattr(steps, "fine_tune", lambda *told: given.append(told) or {"template": "chat"})
+    job = Job("sdd", {}, "", str(tmp_path / "model" / "checkpoint.json"), inputs, {"seed": 1}, "")
+    chosen = sdd.Settings(data="x", answers="y", pairs=1, training=settings())
+    assert sdd.run(job, chosen) == {"template": "chat", "irrelevant_pairs": {"train": 1, "validation": 1}}
+    [(passed, same, module)] = given
+    assert (same, module) == (chosen, sdd)
+    assert passed.inputs["answers"] == inputs["answers"]
+    for number, split in enumerate(("train", "validation")):
+        assert Path(passed.inputs[split]) == tmp_path / "model" / "irrelevant" / f"{split}.jsonl"
+        requests = REQUESTS if split == "train" else REQUESTS[:1]
+        expected = paired(requests, answers(), most_similar=0.25, count=1, seed=2 + number)
+        assert read_records(passed.inputs[split]) == expected
 
 
 def test_pairs_are_drawn_by_seed_and_counted():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,6 +125,16 @@ def test_layers_are_drawn_by_the_norm_of_the_harmful_gradient(tmp_path):
         objective._draw(None, step)
         drawn[objective.active[0]] += 1
     assert 160 < drawn[1] < 197
+
+
+def test_layers_are_measured_now_and_then_on_other_harmful_examples(tmp_path):
+    course = course_of(tmp_path, max_steps=5)
+    course.job.inputs["harmful"] = course.job.inputs["preference"]
+    objective = objective_of("vaccine", course, targeted=TARGETED | {"batch_size": 2})
+    of_step, asked = objective.harmful.of_step, []
+    objective.harmful = SimpleNamespace(of_step=lambda step: asked.append(step) or of_step(step))
+    run(course, objective, tmp_path)
+    assert asked == [0, 1, 2]  # at the optimizer steps 0, 2 and 4
 
 
 def test_more_layers_than_there_are_are_refused(tmp_path):

@@ -76,9 +76,21 @@ def rendered(text: str, system: str | None, builder: PromptBuilder, prefix: Sequ
     """The prompt that asks `text`; prefix: ids with which the response begins already."""
     turns = ([Turn(role="system", text=system)] if system else []) + [Turn(role="instruction", text=text)]
     prompt = of_record(text[:60], builder.prompt, turns)
-    if not prefix:
-        return prompt
-    return replace(prompt, ids=[*prompt.ids, *prefix], roles=[*prompt.roles, *(0 for _ in prefix)])
+    return _longer(prompt, prefix)
+
+
+def _longer(prompt: Prompt, response: Sequence[int]) -> Prompt:
+    """The prompt, with ids with which the response begins."""
+    return replace(prompt, ids=[*prompt.ids, *response], roles=[*prompt.roles, *(0 for _ in response)])
+
+
+def continued(subject: LanguageModel, prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """The prompts with the first `count` tokens of the model's own greedy answers; of a shorter answer, all it has."""
+    if not count:
+        return list(prompts)
+    written = answers_by_trial(subject, prompts, [0], count)[0]
+    encoded = [subject.tokenizer.encode(answer.response, add_special_tokens=False)[:count] for answer in written]
+    return [_longer(prompt, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
 
 
 def answers_by_trial(
