@@ -113,6 +113,10 @@ def test_a_share_of_the_pool_begins_anew(tmp_path):
     assert objective.resets == 2 * 3
     steps = sum(case.steps for case in objective.pool)
     assert steps == 5 * 2 * GCG["steps"]
+    _, whole, _ = trained(tmp_path / "whole", None, {"reset_every": 1, "reset_share": 1.0}, max_steps=2)
+    assert whole.resets == 6
+    assert sum(case.steps > 0 for case in whole.pool) > 2
+    assert sum(case.tokens != case.written[0].tokens for case in whole.pool) <= 2  # those of the last step
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
