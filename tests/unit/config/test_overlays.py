@@ -170,7 +170,10 @@ def test_an_overlay_of_what_a_variant_is_like_leaves_what_the_variant_says_of_a_
             ['one.yaml:5, steps.aside.settings: unknown key "alhpa"'],
         ),
         ("steps:\n  aside:\n    kind: asde", ['one.yaml:4, steps.aside.kind: there is no kind of step "asde"']),
-        ("steps:\n  aside:\n    settings: {data: alpaca}", ["one.yaml:4, steps.aside.settings", '"alpaca_cleaned"']),
+        (
+            "steps:\n  aside:\n    settings: {data: alpaca_clean}",
+            ["one.yaml:4, steps.aside.settings", '"alpaca_cleaned"'],
+        ),
         ("steps:\n  x:\n    kind: vanilla\n    like: vanila", ['one.yaml:5, steps.x.like: there is no "vanila"']),
         (
             "studies:\n  aside:\n    recipes:\n    - vanilla\n    - asid",

@@ -158,7 +158,10 @@ def test_a_trait_without_data_is_explained(tmp_path, monkeypatch):
         ("models: {miniature: {resources: {trian: {hours: 1.0, mem_gb: 1.0}}}}", ['"resources.trian"', '"train"']),
         ("studies: {aside: {recipes: [ise+]}}", ["studies.aside.recipes", '"ise+"']),
         ("steps: {asidee: {settings: {alpha: 1.0}}}", ['"kind" is missing', "steps/asidee.yaml", '"aside"']),
-        ("steps: {aside: {settings: {data: alpaca}}}", ["overlay.yaml:1, steps.aside", '"alpaca"', '"alpaca_cleaned"']),
+        (
+            "steps: {aside: {settings: {data: alpaca_clean}}}",
+            ["overlay.yaml:1, steps.aside", '"alpaca_clean"', '"alpaca_cleaned"'],
+        ),
         ("tables: {sep: {published: asid}}", ["overlay.yaml:1, tables.sep", '"asid"', '"aside"']),
         ("datasets: {sep: {kind: spe}}", ["overlay.yaml:1, datasets.sep", '"spe"', '"sep"']),
         ("datasets: {miniature_sep: {source: {miniature: sepp}}}", ['"sepp"', '"sep"']),

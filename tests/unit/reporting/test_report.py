@@ -295,7 +295,7 @@ def test_sheets_tell_seeds_apart_where_they_differ(tmp_path, made):
     assert "seed 0: 0123abc seed 1: fff with changes that are in no commit" in text
 
 
-@pytest.mark.parametrize(("files", "studies"), [((), 7), (("miniature.yaml", "demo.yaml"), 3)], ids=["papers", "demo"])
+@pytest.mark.parametrize(("files", "studies"), [((), 7), (("miniature.yaml", "demo.yaml"), 4)], ids=["papers", "demo"])
 def test_studies_that_run_nothing_are_not_on_the_page(files, studies):
     catalogue = loading.load(overlays.read([CONFIG / file for file in files], CONFIG), CONFIG)
     page = plan_reports.page(catalogue)

@@ -248,7 +248,8 @@ WITH_EFFECT = {
     *("epochs", "max_steps", "batch_size", "micro_batch_size", "optimizer", "learning_rate", "weight_decay", "betas"),
     *("eps", "schedule", "warmup_ratio", "warmup_steps", "max_grad_norm", "loss_on", "max_tokens", "packing"),
     *("group_by_length", "precision", "gradient_checkpointing", "zero_stage", "offload", "lora", "evaluate_every"),
-    *("keep_best", "attention"),
+    *("keep_best", "attention", "momentum", "nesterov", "min_learning_rate"),
+    *("cycle_steps", "cycle_mul", "cycle_decay"),
 }
 
 
