@@ -76,7 +76,7 @@ def test_a_step_asks_for_its_vectors_and_for_where_the_onset_is_found():
 
 @pytest.mark.parametrize("model", ["miniature", "qwen2.5-32b-instruct", "qwen2.5-7b-instruct", "gemma-3-12b-it"])
 def test_all_variants_train_alike(catalogue, model):
-    """Runs compare only if nothing but the defence differs. (Fine-tuning on refusals, or after TAR, is of other studies.)"""
+    """Runs compare only if nothing but the defence differs. (Fine-tuning on refusals is of other studies.)"""
     kinds, others = ("sft", "steer", "pis", "caft"), ("extended_refusal", "plain_refusal", "refusal_recovery")
     variants = [name for name, step in catalogue.steps.items() if step.kind in kinds and name not in others]
     assert len(variants) > 25
