@@ -347,3 +347,26 @@ def test_padding_counts_only_where_that_is_asked_for(tmp_path):
         tokens = int(held_out._streams["held_out"].lengths[[row[0] for row in batch.rows]].sum())
         assert batch.positions.numel() == (positions or tokens)
         assert tokens < 2 * 12
+
+
+def test_the_weight_that_counts_is_told_beside_the_one_that_is_set(tmp_path):
+    weighting = {"shape": "exponential", "rate": 0.5, "normalised": False}
+    objective = Tampering(course_of(model_of(), tmp_path), tampering(weighting=weighting))
+    report = objective.report()["tampering"]
+    assert report["lambda_nominal"] == 4.0
+    assert report["lambda_effective"] == pytest.approx(4.0 * (math.exp(-0.5 * 2) + 1.0))  # after steps 1 and 3 of 0 … 3
+
+
+def test_a_draw_is_not_won_and_an_empty_row_has_no_loss(tmp_path):
+    """Where the weights are still those of the reference, nothing has gained; a rank may have a row without a pair."""
+    model = model_of()
+    settings = tampering(DESCENT, resistance={"loss": "dpo"})
+    held_out = held_out_of(course_of(model, tmp_path, **DESCENT), settings)
+    engine = engines.build(model, settings.training, 1)
+    held_out.before_training(engine, 1)
+    batches = held_out.of("forget", 0, engine.device)
+    assert float(held_out.diagnosis(engine, batches)["win_rate"]) == 0.0
+    sizes = {"step_tokens": 1, "step_sequences": 1, "step_positions": 1}
+    with torch.no_grad():
+        assert float(sum(held_out.loss(engine, batch) for batch in batches)) == pytest.approx(math.log(2), abs=1e-6)
+        assert float(held_out.loss(engine, held_out._chosen._collated((), sizes))) == 0.0
