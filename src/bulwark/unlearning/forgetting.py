@@ -10,16 +10,17 @@ every trained weight, which the retain loss does and a loss on inner layers does
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch, StepBatches
 from bulwark.training.finetuning import Course
 from bulwark.training.objectives import Objective, next_token_loss
+from bulwark.unlearning.curves import Curves
 from bulwark.unlearning.settings import ForgettingSettings
 
 if TYPE_CHECKING:
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
 
     from bulwark.prompts.builder import Prompt
 
-_CURVE_POINTS = 200
 
-
-class ForgetRetain(Objective):
+class ForgetRetain(Objective, ABC):
     """Both losses, each over its own batch, with a record of the two."""
 
     def __init__(self, course: Course, settings: ForgettingSettings) -> None:
@@ -41,7 +40,7 @@ class ForgetRetain(Objective):
         self.forgetting = self.batches_of(self.examples.prompts)
         self.step, self.total = 0, course.total_steps
         self._to_come: list[Batch] = []
-        self._losses: list[Tensor] = []  # per optimizer step: this rank's shares of the retain and the forget loss
+        self._losses = Curves("retain", "forget")
 
     def batches_of(self, prompts: Sequence[Prompt]) -> StepBatches:
         """The forget set's batches, of its examples as these prompts."""
@@ -52,9 +51,9 @@ class ForgetRetain(Objective):
             micro_batch_size=self.settings.forget_micro_batch_size or self.course.training.micro_batch_size,
         )
 
+    @abstractmethod
     def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """This forget micro-batch's share of the step's loss, as for `loss`."""
-        raise NotImplementedError(f"{type(self).__name__} gives no loss on the forget set")
 
     def retain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """This retain micro-batch's share of the step's loss."""
@@ -63,7 +62,7 @@ class ForgetRetain(Objective):
     def before_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
         self.step, self.total = step, total
         self._to_come = list(self.forgetting.of_step(step))
-        self._losses.append(torch.zeros(2, device=engine.device))
+        self._losses.begin(engine.device)
 
     def backward(self, engine: DeepSpeedEngine, batch: Batch) -> Tensor:
         forget, self._to_come = self._to_come, []
@@ -71,41 +70,34 @@ class ForgetRetain(Objective):
         engine.set_gradient_accumulation_boundary(last and not forget)
         retained = self.settings.retain_weight * self.retain_loss(engine, batch)
         engines.backward(engine, retained)
-        losses = torch.stack([retained.detach().float(), torch.zeros_like(retained, dtype=torch.float32)])
+        self._losses.add("retain", retained)
+        total = retained.detach().float()
         for number, part in enumerate(forget, start=1):
             engine.set_gradient_accumulation_boundary(last and number == len(forget))
             forgotten = self.settings.forget_weight * self.forget_loss(engine, part.to(engine.device))
             engines.backward(engine, forgotten)
-            losses[1] += forgotten.detach()
-        self._losses[-1] += losses
-        return losses.sum()
+            self._losses.add("forget", forgotten)
+            total = total + forgotten.detach()
+        return total
 
     def metrics(self) -> dict[str, float]:
-        retain, forget = self._losses[-1].tolist()
-        return {"loss/retain": retain, "loss/forget": forget}
+        return self._losses.latest("loss")
 
     def report(self) -> dict[str, Any]:
         """Both losses over the steps, at most 200 points [step, retain, forget], each weighted and over all ranks."""
-        if not self._losses:
+        losses = self._losses.report()
+        if not losses:
             return {}
-        losses = engines.over_ranks(torch.stack(self._losses)).tolist()
-        width = -(-len(losses) // _CURVE_POINTS)
-        parts = [losses[start : start + width] for start in range(0, len(losses), width)]
-        curve = [
-            [min((number + 1) * width, len(losses)), *(sum(column) / len(part) for column in zip(*part, strict=True))]
-            for number, part in enumerate(parts)
-        ]
         return {
             "forgetting": {
                 "examples": len(self.examples.prompts),
                 "truncated": self.examples.truncated,
-                "losses": curve,
+                "losses": losses["points"],
             }
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": [losses.tolist() for losses in self._losses]}
+        return {"losses": self._losses.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        device = engines.start_processes().device
-        self._losses = [torch.tensor(losses, device=device) for losses in state["losses"]]
+        self._losses.restore(state["losses"])

@@ -78,7 +78,7 @@ class Preferences(HeldOut):
     def __init__(self, course: Course, settings: TamperingSettings) -> None:
         self.settings = settings
         sides = {side: course.preferences_from("held_out", side).prompts for side in ("chosen", "rejected")}
-        # Both sides of a pair in one batch: the order follows the longer of the two.
+        # Not by length, by which only one side of the pairs would be ordered.
         self._chosen = course.batches(sides["chosen"], "held_out", group_by_length=False)
         self._rejected = course.batches(sides["rejected"], "held_out", group_by_length=False)
         self._reference: dict[int, tuple[float, float]] | None = None
