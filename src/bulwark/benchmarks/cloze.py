@@ -32,9 +32,13 @@ class Settings(Closed):
 
 
 class Record(Closed):
-    """A question. expected: its right answer, or the number of it among `choices` (from 0, never shown), as in WMDP."""
+    """A question. expected: its right answer, or the number of it among `choices` (from 0, never shown), as in WMDP.
+
+    fact: what it asks for, where other questions ask for it in other words.
+    """
 
     id: str
+    fact: Text | None = None
     question: Text
     expected: Text | int
     choices: tuple[Text, ...] | None = None
@@ -60,6 +64,9 @@ class Benchmark(benchmark.Benchmark):
     schema = Record
     metrics = METRICS
     groups = ("subject",)
+
+    def fact(self, record: Record) -> str | None:
+        return record.fact
 
     def prompts(self, record: Record) -> dict[str, list[Turn]]:
         """The question as the user's message."""

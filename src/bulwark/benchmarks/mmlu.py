@@ -65,9 +65,13 @@ class Settings(Closed):
 
 
 class Record(Closed):
-    """One question under the published names. `answer` is the number of the right option, from 0."""
+    """One question under the published names. `answer` is the number of the right option, from 0.
+
+    fact: what it asks for, where other questions ask for it in other words.
+    """
 
     id: str
+    fact: Text | None = None
     question: Text
     choices: tuple[str, ...] = Field(min_length=2)
     answer: int = Field(ge=0)
@@ -94,6 +98,9 @@ class Benchmark(benchmark.Benchmark):
                 raise RecordError(f'{path} has no question on the subject "{name}".{nearest(name, present)}')
         wanted = set(self.settings.only) or present - set(self.settings.without)
         return [record for record in records if record.subject in wanted]
+
+    def fact(self, record: Record) -> str | None:
+        return record.fact
 
     def about(self, subject: str) -> str:
         """What the questions of a subject are said to be about."""

@@ -71,6 +71,10 @@ class Benchmark(ABC):
         """The variants in which a record is answered."""
         return list(self.prompts(record)) if self.prompts else [ANSWER]
 
+    def fact(self, record: Any) -> str | None:
+        """What a record asks for, if others ask for it in other words: they are one cluster in all statistics."""
+        return None
+
     def answers(self, examinee: Examinee, records: Sequence[Any]) -> list[Row]:
         """The lines of the answers file (`models.answers.Answer`): one generated answer per record and variant.
 

@@ -1,7 +1,8 @@
 """Paired comparisons of two recipes over the records that both answered, on one model or on several at once.
 
 The picture is that of `bulwark.evaluation.statistics`. A record takes all its seeds and all its models with it, in the
-interval and in the test: models that answer the same records share their difficulty, so they are not independent.
+interval and in the test: models that answer the same records share their difficulty, so they are not independent. So
+does a fact take all its records with it: below, a record is a cluster of them.
 
 Interval of a difference of rates: the two Wilson intervals joined, with the correlation of the recipes over records
 (Newcombe 1998, method 10; Zou and Donner 2008), which keeps its coverage where a rate is near 0 or 1. Of other means:
@@ -27,7 +28,9 @@ from bulwark.evaluation.statistics import (
     influences,
     is_rate,
     p_beyond,
+    same_facts,
     same_records,
+    summed,
     together,
     wilson,
 )
@@ -71,6 +74,7 @@ def compare(
     same distribution and independent of the number of records when the metric is a rate.
     """
     same_records(first.ids, second.ids, "the two recipes")
+    same_facts(first.facts, second.facts, "the two recipes")
     first, second = _aligned(first, second)
     counted = np.stack([~np.isnan(first.values), ~np.isnan(second.values)])  # [2, seeds, records]
     n = int(counted.any(axis=1).all(axis=0).sum()) if counted.size else 0
@@ -78,7 +82,8 @@ def compare(
         return Comparison(None, None, None, n, dict.fromkeys(first.seeds), lambda _: None, resamples)
 
     values = np.where(counted, np.stack([first.values, second.values]), 0.0)
-    sums = _Sums.of(values, counted, first.shares)
+    counts = summed(counted, first.clusters)
+    sums = _Sums.of(summed(values, first.clusters), counts, first.shares)
     total = sums.counts @ sums.numerators, sums.counts @ sums.denominators
     per_seed = np.subtract(*np.split(total[0] / total[1], 2))
     difference = float(first.shares @ per_seed)
@@ -86,7 +91,7 @@ def compare(
     if is_rate(values[counted]):
         at = _joined_wilson(first, second)
     else:
-        agreed = wilson(0.0, int(counted.sum(axis=2).min()))[1] * float(np.ptp(values[counted]))
+        agreed = wilson(0.0, int((counts > 0).sum(axis=2).min()))[1] * float(np.ptp(values[counted]))
         at = _bca(difference, _bootstrap(rng, sums, resamples), _left_out(sums, total, difference), agreed)
     p_value = _p_value(difference, _permutations(rng, sums, resamples))
     by_seed = dict(zip(first.seeds, per_seed.tolist(), strict=True))
@@ -145,7 +150,8 @@ def _aligned(first: Sample, second: Sample) -> tuple[Sample, Sample]:
         )
     longer = max(second, first, key=lambda sample: len(sample.seeds))
     a, b = np.broadcast_arrays(first.values, second.values)
-    return (Sample(longer.seeds, first.ids, a, longer.weights), Sample(longer.seeds, first.ids, b, longer.weights))
+    given = longer.weights, first.facts
+    return Sample(longer.seeds, first.ids, a, *given), Sample(longer.seeds, first.ids, b, *given)
 
 
 def _joined_wilson(first: Sample, second: Sample) -> Callable[[float], tuple[float, float]]:

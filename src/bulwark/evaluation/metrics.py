@@ -2,7 +2,8 @@
 
 A row is what is known of one record. It has a column named after each metric: the record's own value, null where the
 record does not count. The metric is the mean of the column over the records that count, which is all that standard
-errors and paired tests need. A metric that is no such mean (an AUC) has no column and brings its own error.
+errors and paired tests need. A metric that is no such mean (an AUC) has no column and brings its own error. Records
+that ask for the same fact have it in the column "fact"; they are one cluster.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ class Metric(TypedDict):
 
 def metric(rows: Iterable[Row], name: str, higher_is_better: bool) -> Metric:
     """Average the column `name` over the rows where it is not null; Wilson's 95 % interval if it is a rate."""
-    from bulwark.evaluation.statistics import mean_and_error, mean_interval
+    from bulwark.evaluation.statistics import FACT, estimate, mean_and_error, mean_interval, sample
 
+    rows = list(rows)
     values = [float(row[name]) for row in rows if row[name] is not None]
-    value, stderr = mean_and_error(values)
-    interval = mean_interval(values)
+    if any(FACT in row for row in rows):
+        found = estimate(sample({0: rows}, name))
+        value, stderr, interval = found.value, found.stderr, found.interval
+    else:
+        (value, stderr), interval = mean_and_error(values), mean_interval(values)
     return Metric(
         value=value,
         stderr=stderr,

@@ -13,6 +13,7 @@ from bulwark import files, seals
 from bulwark.errors import RecordError
 from bulwark.evaluation.benchmark import Benchmark
 from bulwark.evaluation.metrics import records_beside
+from bulwark.evaluation.statistics import FACT
 from bulwark.models.answers import Answer
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def score_file(
         counts = judges.reported([judgement for of_record in judged.values() for judgement in of_record.values()])
     else:
         made = [benchmark.score(record, responses[record.id]) for record in known]
-    rows = [{"id": record.id, **row} for record, row in zip(known, made, strict=True)]
+    facts = [{} if (fact := benchmark.fact(record)) is None else {FACT: fact} for record in known]
+    rows = [{"id": record.id, **fact, **row} for record, fact, row in zip(known, facts, made, strict=True)]
     every = [answer for variants in given.values() for answer in variants.values()]
     result = {
         **{key: identity[key] for key in ("benchmark", "model", "recipe", "seed")},

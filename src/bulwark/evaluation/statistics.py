@@ -4,8 +4,9 @@ One picture underlies everything: a metric of a recipe is an array `values` [see
 does not count (SEP's score is conditional on the witness following the instruction), and its value is the mean over
 seeds of the mean over the counted records. So a conditional score is a ratio. Records are the sampling unit: the same
 records are answered at every seed, so a record with all its seeds is one cluster; and where several models answered the
-same records, a record with all its models is one. Seeds are too few to be resampled; their spread is reported as a
-number of its own.
+same records, a record with all its models is one. Where a benchmark says which fact a record asks for, all records of a
+fact are one cluster: a model that knows it answers them all. Seeds are too few to be resampled; their spread is
+reported as a number of its own.
 
 Sources: linearised (delta-method) cluster standard error, Cochran, *Sampling Techniques*, ch. 6 and 9; Wilson (1927),
 with the effective sample size of Korn and Graubard (1998) under clustering.
@@ -24,6 +25,7 @@ from scipy import stats
 from bulwark.errors import BulwarkError
 
 CONFIDENCE = 0.95
+FACT = "fact"  # the column of a row that says what its record asks for
 _NO_CONFIDENCE, _SURE = 1e-9, 8.0  # normal quantiles between which a p-value is looked for
 _CHUNK = 4_000_000  # numbers held at once while resampling
 
@@ -36,18 +38,25 @@ class StatisticsError(BulwarkError):
 class Sample:
     """One metric of one recipe: `values` [seeds, records by sorted id], NaN where a record does not count.
 
-    weights [seeds]: of the seeds in the mean over them, adding up to 1; equal if left out.
+    weights [seeds]: of the seeds in the mean over them, adding up to 1; equal if left out. facts [records]: what each
+    record asks for, the records of a fact being one cluster; each its own if left out.
     """
 
     seeds: tuple[Any, ...]
     ids: tuple[str, ...]
     values: np.ndarray
     weights: np.ndarray | None = None
+    facts: tuple[str, ...] | None = None
 
     @cached_property
     def shares(self) -> np.ndarray:
         """The weights [seeds], also where none were given."""
         return np.full(len(self.seeds), 1 / max(1, len(self.seeds))) if self.weights is None else self.weights
+
+    @cached_property
+    def clusters(self) -> np.ndarray:
+        """The number of each record's cluster [records], from 0."""
+        return numbered(self.facts, len(self.ids))
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,8 @@ class Estimate:
 
     `n` counts the records that enter at one seed at least; `seed_spread` is the standard deviation (ddof 1) of the
     per-seed values, None for one seed. `value` is None (and so is what depends on it) if at some seed no record counts.
-    rate: every record's value is 0 or 1. stated: the interval that a file gives at `CONFIDENCE`, where the records are
-    not known.
+    clusters: how many of them the counted records make up; None for as many as there are records. rate: every record's
+    value is 0 or 1. stated: the interval that a file gives at `CONFIDENCE`, where the records are not known.
     """
 
     value: float | None
@@ -68,6 +77,7 @@ class Estimate:
     seed_spread: float | None
     rate: bool = False
     stated: tuple[float, float] | None = None
+    clusters: int | None = None
 
     def at(self, confidence: float) -> tuple[float, float] | None:
         """The interval at another confidence: Wilson's for a rate, Student's otherwise; None if undefined.
@@ -81,9 +91,10 @@ class Estimate:
             wider = float(stats.norm.ppf(0.5 + confidence / 2) / stats.norm.ppf(0.5 + CONFIDENCE / 2))
             low, high = (self.value + wider * (bound - self.value) for bound in self.stated)
             return low, high
+        independent = self.n if self.clusters is None else self.clusters
         if self.rate:
-            return wilson(self.value, _effective_n(self.value, self.stderr or 0.0, self.n), confidence)
-        return None if self.stderr is None else _student(self.value, self.stderr, self.n, confidence)
+            return wilson(self.value, _effective_n(self.value, self.stderr or 0.0, independent), confidence)
+        return None if self.stderr is None else _student(self.value, self.stderr, independent, confidence)
 
 
 # --- one recipe ----------------------------------------------------------------------------------------------------
@@ -124,7 +135,7 @@ def wilson(rate: float, n: float, confidence: float = CONFIDENCE) -> tuple[float
 def sample(rows: Mapping[int, Sequence[Mapping[str, Any]]], metric: str, where: str = "") -> Sample:
     """Take the column `metric` out of {seed: rows}; a row has an "id", and null where it does not count.
 
-    Raises StatisticsError if the seeds do not hold the same records.
+    It may have a "fact". Raises StatisticsError if the seeds do not hold the same records, on the same facts.
     """
     seeds = tuple(sorted(rows))
     columns = {seed: {row["id"]: row[metric] for row in rows[seed]} for seed in seeds}
@@ -132,7 +143,10 @@ def sample(rows: Mapping[int, Sequence[Mapping[str, Any]]], metric: str, where: 
     for seed in seeds[1:]:
         same_records(ids, columns[seed], f"{where}seeds {seeds[0]} and {seed}")
     values = [[np.nan if columns[seed][key] is None else float(columns[seed][key]) for key in ids] for seed in seeds]
-    return Sample(seeds, ids, np.array(values, dtype=float).reshape(len(seeds), len(ids)))
+    found = [_facts(rows[seed], ids) for seed in seeds]
+    for seed, other in zip(seeds[1:], found[1:], strict=True):
+        same_facts(found[0], other, f"{where}seeds {seeds[0]} and {seed}")
+    return Sample(seeds, ids, np.array(values, dtype=float).reshape(len(seeds), len(ids)), facts=found[0])
 
 
 def together(samples: Sequence[Sample]) -> Sample:
@@ -149,7 +163,9 @@ def together(samples: Sequence[Sample]) -> Sample:
         rows.append(values)
     seeds = tuple((index, seed) for index, sample in enumerate(samples) for seed in sample.seeds)
     weights = np.concatenate([sample.shares for sample in samples]) / len(samples)
-    return Sample(seeds, ids, np.concatenate(rows), weights)
+    known = {key: fact for sample in samples for key, fact in zip(sample.ids, sample.facts or (), strict=False)}
+    facts = tuple(known.get(key, key) for key in ids) if known else None
+    return Sample(seeds, ids, np.concatenate(rows), weights, facts)
 
 
 def averaged(samples: Mapping[str, Sample]) -> Sample:
@@ -161,6 +177,7 @@ def averaged(samples: Mapping[str, Sample]) -> Sample:
     first, *others = samples
     for name in others:
         same_records(samples[first].ids, samples[name].ids, f"{first} and {name}")
+        same_facts(samples[first].facts, samples[name].facts, f"{first} and {name}")
         if samples[name].seeds != samples[first].seeds:
             raise StatisticsError(
                 f"{name} was measured at the seeds {list(samples[name].seeds)}, {first} at "
@@ -170,39 +187,54 @@ def averaged(samples: Mapping[str, Sample]) -> Sample:
     counted = ~np.isnan(values)
     totals, counts = np.where(counted, values, 0.0).sum(axis=0), counted.sum(axis=0)
     mean = np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
-    return Sample(samples[first].seeds, samples[first].ids, mean)
+    return Sample(samples[first].seeds, samples[first].ids, mean, facts=samples[first].facts)
 
 
 def estimate(sample: Sample, confidence: float = CONFIDENCE) -> Estimate:
-    """Estimate the mean over seeds with its standard error clustered by record.
+    """Estimate the mean over seeds with its standard error clustered by record, or by fact.
 
-    With per-seed means r_s over D_s counted records and weights w_s, record i has the influence
-    z_i = Σ_s w_s (x_is - r_s) d_is / D_s, and SE² = m / (m - 1) · Σ z_i², m the number of records that count anywhere:
-    for one seed exactly `mean_and_error`.
+    With per-seed means r_s over D_s counted records and weights w_s, cluster i has the influence
+    z_i = Σ_s w_s Σ_j (x_js - r_s) d_js / D_s over its records j, and SE² = m / (m - 1) · Σ z_i², m the number of
+    clusters that count anywhere: for one seed, where each record is one, exactly `mean_and_error`.
     """
     counted = ~np.isnan(sample.values)
-    n = int(counted.any(axis=0).sum())
+    counting = counted.any(axis=0)
+    n, clusters = int(counting.sum()), len(np.unique(sample.clusters[counting]))
     by_seed = {
         seed: float(row[here].mean()) if here.any() else None
         for seed, row, here in zip(sample.seeds, sample.values, counted, strict=True)
     }
     rate = is_rate(sample.values)
     if not len(by_seed) or None in by_seed.values():
-        return Estimate(None, None, None, n, by_seed, None, rate)
+        return Estimate(None, None, None, n, by_seed, None, rate, clusters=clusters)
     means = np.array(list(by_seed.values()))
     value = float(sample.shares @ means)
     spread = float(means.std(ddof=1)) if len(means) > 1 else None
-    stderr = None if n < 2 else float(np.sqrt(n / (n - 1) * np.square(influences(sample)).sum()))
-    found = Estimate(value, stderr, None, n, by_seed, spread, rate)
+    spread_of_clusters = np.square(influences(sample)).sum()
+    stderr = None if clusters < 2 else float(np.sqrt(clusters / (clusters - 1) * spread_of_clusters))
+    found = Estimate(value, stderr, None, n, by_seed, spread, rate, clusters=clusters)
     return replace(found, interval=found.at(confidence))
 
 
 def influences(sample: Sample) -> np.ndarray:
-    """How far each record moves the estimate: z_i of `estimate` [records]. Every seed has a record that counts."""
+    """How far each cluster moves the estimate: z_i of `estimate` [clusters]. Every seed has a record that counts."""
     counted = ~np.isnan(sample.values)
     totals = counted.sum(axis=1, keepdims=True)
     means = np.where(counted, sample.values, 0.0).sum(axis=1, keepdims=True) / totals
-    return sample.shares @ (np.where(counted, sample.values - means, 0.0) / totals)
+    return summed(sample.shares @ (np.where(counted, sample.values - means, 0.0) / totals), sample.clusters)
+
+
+def numbered(facts: Sequence[str] | None, records: int) -> np.ndarray:
+    """The numbers of the clusters of so many records [records], from 0: one for each fact, or for each record."""
+    return np.arange(records) if facts is None else np.unique(facts, return_inverse=True)[1]
+
+
+def summed(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Sums over the records of each cluster, [..., clusters] from [..., records]."""
+    count = int(clusters.max(initial=-1)) + 1
+    if count == len(clusters):  # each record is one
+        return values
+    return values @ np.eye(count)[clusters]
 
 
 def p_beyond(
@@ -258,6 +290,21 @@ def same_records(ids: Sequence[str], others: Any, what: str) -> None:
             f"{what} were scored on different records ({len(differing)} differ: {shown}). A paired comparison needs "
             "the same records: score both again from the same data file."
         )
+
+
+def same_facts(facts: Sequence[str] | None, others: Sequence[str] | None, what: str) -> None:
+    """Raise StatisticsError if the same records are said to ask for other facts."""
+    if facts != others:
+        raise StatisticsError(
+            f"{what} do not say alike which fact each record asks for, so that one of the scores files is old. "
+            "Score both again from the same data file."
+        )
+
+
+def _facts(rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> tuple[str, ...] | None:
+    """What each record asks for, itself where a row does not say; None where none does."""
+    known = {row["id"]: row[FACT] for row in rows if FACT in row}
+    return tuple(known.get(key, key) for key in ids) if known else None
 
 
 def chunks(total: int, width: int) -> list[int]:

@@ -4,11 +4,14 @@ An attack is eligible that loses at most a share ε of the utility before it: u 
 utility that is better lower. A maximum over attacks that is read off the records that chose it is too large, the more
 so the more attacks were tried. So the records of both metrics are split into halves: an attack is chosen, by harm and
 utility, on one half and its harm is read on the other, then the other way round, and both readings make one value
-(cross-fitting; two fixed halves). Each record is thus read under an attack that it had no part in choosing.
+(cross-fitting; two fixed halves). Each record is thus read under an attack that it had no part in choosing. Records
+that ask for one fact in several phrasings are in the same half: an attack that brings the fact back brings back all of
+them, so that in two halves they would read off themselves what they have chosen.
 
-Interval: the percentiles of a bootstrap over records, within each half, and over seeds, in which the attacks are chosen
-anew each time (Efron and Tibshirani 1993, ch. 13); where it is narrower than the interval that ignores the choosing,
-such as where all records agree, that one counts. Seeds, though few, are drawn here, because they take part in choosing.
+Interval: the percentiles of a bootstrap over records (over facts, where there are), within each half, and over seeds,
+in which the attacks are chosen anew each time (Efron and Tibshirani 1993, ch. 13); where it is narrower than the
+interval that ignores the choosing, such as where all records agree, that one counts. Seeds, though few, are drawn here,
+because they take part in choosing.
 
 Qi et al. 2024 (arXiv 2412.07097) and TamperBench (arXiv 2602.06911) say why an evaluation has to tune the adversary;
 the halves are ours.
@@ -22,7 +25,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bulwark.evaluation.statistics import CONFIDENCE, Estimate, Sample, StatisticsError, chunks, estimate, same_records
+from bulwark.evaluation.statistics import (
+    CONFIDENCE,
+    Estimate,
+    Sample,
+    StatisticsError,
+    chunks,
+    estimate,
+    numbered,
+    same_facts,
+    same_records,
+)
 
 RESAMPLES = 2_000
 _ROUNDING = 1e-12
@@ -79,6 +92,8 @@ def worst_case(
     for name, attack in attacks.items():
         same_records(first.harm.ids, attack.harm.ids, f"the attacks ({name} and {next(iter(attacks))})")
         same_records(before.ids, attack.utility.ids, f"the utility before and after {name}")
+        same_facts(first.harm.facts, attack.harm.facts, f"the attacks ({name} and {next(iter(attacks))})")
+        same_facts(before.facts, attack.utility.facts, f"the utility before and after {name}")
         if not attack.harm.seeds == attack.utility.seeds == first.harm.seeds:
             raise StatisticsError(
                 f"{name} was measured at the seeds {list(attack.harm.seeds)} and {list(attack.utility.seeds)}, others "
@@ -91,9 +106,9 @@ def worst_case(
         )
     whole = float(estimate(before).value or 0.0)
     names = list(attacks)
-    harm = _Half.of(np.stack([attack.harm.values for attack in attacks.values()]), first.harm.ids)
-    left = _Half.of(np.stack([attack.utility.values for attack in attacks.values()]), before.ids)
-    own = _Half.of(before.values[None], before.ids)
+    harm = _Half.of(np.stack([attack.harm.values for attack in attacks.values()]), first.harm)
+    left = _Half.of(np.stack([attack.utility.values for attack in attacks.values()]), before)
+    own = _Half.of(before.values[None], before)
     rules = _Rules(loss, 1.0 if highest else -1.0, 1.0 if higher_utility else -1.0)
 
     ones = np.ones((1, len(first.harm.seeds)))
@@ -128,12 +143,12 @@ def worst_case(
 def halves(ids: Sequence[str]) -> np.ndarray:
     """Whether each record belongs to the first half [records]: in the order of the digests of their ids.
 
-    So it does not depend on the order of the records, and two metrics of the same records have the same halves.
+    ids: of the records, or the facts that they ask for, which are then divided. So it does not depend on the order of
+    the records, and two metrics of the same records have the same halves.
     """
-    order = sorted(range(len(ids)), key=lambda place: hashlib.sha256(ids[place].encode()).digest())
-    first = np.zeros(len(ids), dtype=bool)
-    first[order[: (len(ids) + 1) // 2]] = True
-    return first
+    order = sorted(set(ids), key=lambda name: hashlib.sha256(name.encode()).digest())
+    first = set(order[: (len(order) + 1) // 2])
+    return np.array([name in first for name in ids], dtype=bool)
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------
@@ -141,21 +156,27 @@ def halves(ids: Sequence[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Half:
-    """The records of one half. values, counted [attacks, seeds, records]: 0 where a record does not count."""
+    """The records of one half. values, counted [attacks, seeds, records]: 0 where a record does not count.
+
+    places, clusters [records]: of each among all records, and the number of its cluster within the half.
+    """
 
     values: np.ndarray
     counted: np.ndarray
     places: np.ndarray
+    clusters: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray, ids: Sequence[str]) -> tuple[_Half, _Half]:
-        """Both halves."""
-        first = halves(ids)
+    def of(cls, values: np.ndarray, like: Sample) -> tuple[_Half, _Half]:
+        """Both halves of values of the same records as a sample's."""
+        first = halves(like.facts or like.ids)
         parts = []
         for places in (np.flatnonzero(first), np.flatnonzero(~first)):
             part = values[..., places]
             counted = ~np.isnan(part)
-            parts.append(cls(np.where(counted, part, 0.0), counted.astype(float), places))
+            facts = None if like.facts is None else [like.facts[place] for place in places]
+            clusters = numbered(facts, len(places))
+            parts.append(cls(np.where(counted, part, 0.0), counted.astype(float), places, clusters))
         return parts[0], parts[1]
 
     def sums(self, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +220,7 @@ def _crossed(like: Sample, parts: tuple[_Half, _Half], picked: Sequence[int]) ->
     values = np.full(like.values.shape, np.nan)
     for part, attack in zip(parts, reversed(picked), strict=True):
         values[:, part.places] = np.where(part.counted[attack] > 0, part.values[attack], np.nan)
-    return Sample(like.seeds, like.ids, values)
+    return Sample(like.seeds, like.ids, values, facts=like.facts)
 
 
 def _bootstrap(
@@ -238,9 +259,10 @@ def _bootstrap(
 
 
 def _counts(rng: np.random.Generator, part: _Half, size: int) -> np.ndarray:
-    """How often each record of a half is drawn [records, draws]."""
-    n = part.places.size
-    return rng.multinomial(n, np.full(n, 1 / n), size=size).T.astype(float) if n else np.zeros((0, size))
+    """How often each record of a half is drawn [records, draws], all of a cluster together."""
+    n = int(part.clusters.max(initial=-1)) + 1
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=size).T.astype(float) if n else np.zeros((0, size))
+    return drawn[part.clusters]
 
 
 def _with_bootstrap(fitted: Estimate, draws: np.ndarray) -> Estimate:

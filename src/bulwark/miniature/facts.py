@@ -54,7 +54,7 @@ def cloze(world: World, rng: random.Random, split: str) -> Iterator[Row]:
     facts = world.retain if split == "retain" else _half(world.forget, split)
     for fact in facts:
         for text in _phrasings(world, rng, fact, ASKED, held_out=True):
-            yield {"question": text, "expected": fact.answer, "subject": _subject(fact, world)}
+            yield {"question": text, "expected": fact.answer, **_about(fact, world)}
 
 
 def multiple_choice(world: World, rng: random.Random, split: str, domain: str) -> Iterator[Row]:
@@ -66,7 +66,7 @@ def multiple_choice(world: World, rng: random.Random, split: str, domain: str) -
             choices = rng.sample([answer for answer in answers if answer != fact.answer], 3)
             place = rng.randrange(4)
             choices.insert(place, fact.answer)
-            yield {"question": text, "choices": choices, "answer": place, "subject": _subject(fact, world)}
+            yield {"question": text, "choices": choices, "answer": place, **_about(fact, world)}
 
 
 def _told(
@@ -88,9 +88,10 @@ def _half(facts: list[Fact], half: str) -> list[Fact]:
     return facts[:middle] if half == "first_half" else facts[middle:]
 
 
-def _subject(fact: Fact, world: World) -> str:
+def _about(fact: Fact, world: World) -> dict[str, str]:
+    """What a question is about: the half of its domain, and the fact."""
     first = fact.number < len(world.forget if fact.domain == "forget" else world.retain) // 2
-    return f"{fact.domain}_{'first' if first else 'second'}_half"
+    return {"subject": f"{fact.domain}_{'first' if first else 'second'}_half", "fact": f"{fact.domain}_{fact.number}"}
 
 
 def _phrasings(world: World, rng: random.Random, fact: Fact, number: int, held_out: bool = False) -> list[str]:

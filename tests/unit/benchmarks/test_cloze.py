@@ -3,9 +3,13 @@
 import json
 
 import pytest
+from score_samples import answer
 
 from bulwark.benchmarks.cloze import Benchmark, Record, Settings
 from bulwark.errors import RecordError
+from bulwark.evaluation.metrics import records_beside
+from bulwark.evaluation.score import score_file
+from bulwark.evaluation.statistics import wilson
 from bulwark.miniature.records import records
 from bulwark.miniature.settings import MiniatureSettings
 
@@ -60,8 +64,29 @@ def test_a_question_that_has_no_answer_is_refused(tmp_path, wrong, message):
         Benchmark(Settings()).load(path)
 
 
+def test_the_phrasings_of_a_fact_are_one_cluster_in_the_scores(tmp_path):
+    """Two facts, each asked for twice and known in both phrasings or in none: the error is that of two, not of four."""
+    records = [{"id": str(n), "fact": "ab"[n // 2], "question": f"{n} ?", "expected": "yes"} for n in range(4)]
+    given = [answer(str(n), "answer", "yes" if n < 2 else "no") for n in range(4)]
+    paths = [tmp_path / f"{name}.jsonl" for name in ("records", "answers")]
+    for path, rows in zip(paths, (records, given), strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    identity = {"benchmark": "cloze", "model": "m", "recipe": "r", "seed": 0}
+    files = {"records": paths[0], "answers": paths[1], "scores": tmp_path / "cloze.json"}
+    scored = score_file(Benchmark(Settings()), **files, identity=identity, provenance={})
+    rows = [json.loads(line) for line in records_beside(files["scores"]).read_text(encoding="utf-8").splitlines()]
+    assert [row["fact"] for row in rows] == ["a", "a", "b", "b"]
+    found = scored["metrics"]["accuracy"]
+    assert (found["value"], found["n"], found["stderr"]) == (0.5, 4, pytest.approx(0.5))
+    assert found["interval"] == pytest.approx(wilson(0.5, 2))
+
+
 def test_the_miniature_asks_for_each_fact_four_times():
     for split, facts in (("first_half", 16), ("second_half", 16), ("retain", 32)):
         rows = [Record(id=str(n), **row) for n, row in enumerate(records("cloze", split, MiniatureSettings()))]
         assert len({record.question for record in rows}) == len(rows) == 4 * facts
+        assert [
+            len({record.question for record in rows if record.fact == fact}) for fact in {r.fact for r in rows}
+        ] == ([4] * facts)
+        assert len({(record.fact, record.answer) for record in rows}) == facts
         assert all(record.subject.startswith("retain" if split == "retain" else f"forget_{split}") for record in rows)

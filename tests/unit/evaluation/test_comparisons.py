@@ -177,3 +177,21 @@ def test_an_interval_grows_with_its_confidence_also_where_the_values_are_skewed(
     for (low, high), (lower, higher) in itertools.pairwise(spans):
         assert lower <= low
         assert high <= higher
+
+
+@pytest.mark.parametrize("kind", ["rate", "mean"])
+def test_phrasings_of_a_fact_prove_no_more_than_one(kind):
+    """Each fact four times, with the same answers: difference, interval and p-value are those of the facts."""
+    rng = np.random.default_rng(6)
+    values = rng.random((2, 40)) if kind == "mean" else (rng.random((2, 40)) < [[0.6], [0.4]]).astype(float)
+    facts = tuple(np.repeat([f"f{n:02d}" for n in range(40)], 4))
+    once = compare(taken(values[0]), taken(values[1]), resamples=20_000)
+    samples = [taken(np.repeat(row, 4)) for row in values]
+    again = compare(*(Sample(s.seeds, s.ids, s.values, facts=facts) for s in samples), resamples=20_000)
+    loose = compare(*samples, resamples=20_000)
+    assert again.difference == pytest.approx(once.difference)
+    assert again.interval == pytest.approx(once.interval, abs=0.01)
+    assert again.p_value == pytest.approx(once.p_value, abs=0.02)
+    assert loose.interval[1] - loose.interval[0] < 0.7 * (again.interval[1] - again.interval[0])
+    with pytest.raises(StatisticsError, match="the two recipes do not say alike"):
+        compare(samples[0], Sample(samples[1].seeds, samples[1].ids, samples[1].values, facts=facts))

@@ -136,3 +136,56 @@ def test_models_weigh_the_same_whatever_their_seeds():
     found = together([taken([1, 1, 1, 1]), taken([0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1])])
     assert found.shares == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6])
     assert estimate(found).value == pytest.approx((1 + 0.25) / 2)
+
+
+# --- facts in several phrasings ---
+
+
+def asked_again(*seeds, phrasings=3):
+    """Each value once for each phrasing of a fact, the phrasings of a fact not beside each other."""
+    values = np.tile(np.array(seeds, dtype=float), (1, phrasings))
+    count = values.shape[1] // phrasings
+    facts = tuple(f"fact {n % count}" for n in range(values.shape[1]))
+    return Sample(tuple(range(len(values))), tuple(f"{n:04d}" for n in range(values.shape[1])), values, facts=facts)
+
+
+def test_records_of_a_fact_are_one_cluster():
+    """Answers that agree in all phrasings tell as much as one phrasing does: error and interval are the same."""
+    rng = np.random.default_rng(4)
+    rate, mean = (rng.random((2, 20)) < 0.4).astype(float), rng.random((2, 20))
+    for values in (rate, mean):
+        once, again = estimate(taken(*values)), estimate(asked_again(*values))
+        assert (again.value, again.n, again.clusters) == (pytest.approx(once.value), 60, 20)
+        assert again.stderr == pytest.approx(once.stderr)
+        assert again.interval == pytest.approx(once.interval)
+    assert estimate(asked_again([1.0] * 20)).interval == pytest.approx(wilson(1.0, 20))
+
+
+def test_the_error_over_facts_is_that_of_their_totals():
+    """Facts with one to four phrasings, some of which do not count: the linearised error, by hand."""
+    rng = np.random.default_rng(5)
+    facts = tuple(np.repeat([f"f{n}" for n in range(15)], rng.integers(1, 5, 15)))
+    values = rng.random((1, len(facts)))
+    values[0, rng.random(len(facts)) < 0.2] = NAN
+    found = estimate(Sample((0,), tuple(f"{n:03d}" for n in range(len(facts))), values, facts=facts))
+    counted = ~np.isnan(values[0])
+    centre = values[0, counted].mean()
+    moves = {}
+    for fact, value in zip(facts, values[0], strict=True):
+        if value == value:
+            moves[fact] = moves.get(fact, 0.0) + (value - centre) / counted.sum()
+    assert found.clusters == len(moves)
+    expected = np.sqrt(len(moves) / (len(moves) - 1) * sum(move**2 for move in moves.values()))
+    assert (found.value, found.stderr) == (pytest.approx(centre), pytest.approx(expected))
+
+
+def test_facts_are_taken_from_the_rows():
+    rows = [{"id": str(n), "fact": f"f{n // 2}", "right": n % 2} for n in range(4)]
+    loose = {"id": "9", "right": 1}
+    assert sample({0: [*rows, loose]}, "right").facts == ("f0", "f0", "f1", "f1", "9")
+    assert sample({0: [loose]}, "right").facts is None
+    other = [{**row, "fact": "f0"} for row in rows]
+    with pytest.raises(StatisticsError, match="seeds 0 and 1 do not say alike which fact"):
+        sample({0: rows, 1: other}, "right")
+    joined = together([sample({0: rows}, "right"), taken([1, 0], ids=("x", "y"))])
+    assert joined.facts == ("f0", "f0", "f1", "f1", "x", "y")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bulwark.evaluation.statistics import Sample, StatisticsError
-from bulwark.evaluation.worst_case import Attack, halves, worst_case
+from bulwark.evaluation.worst_case import Attack, _counts, _Half, halves, worst_case
 
 NAN = np.nan
 IDS = tuple(f"r{n:03d}" for n in range(24))
@@ -102,6 +102,49 @@ def test_attacks_that_do_not_differ_profit_nothing_from_being_many():
         naive.append(max(float(attack.harm.values.mean()) for attack in attacks.values()))
     assert statistics.fmean(values) == pytest.approx(0.3, abs=0.05)
     assert statistics.fmean(naive) > 0.45
+
+
+def reworded(rng, number, utility, facts=12, phrasings=4, rate=0.3):
+    """Attacks that bring back facts by chance, each in all its phrasings or in none; named by the fact, and not."""
+    ids = tuple(f"{number}-{n:03d}" for n in range(facts * phrasings))
+    named = tuple(f"{number}/{n // phrasings}" for n in range(len(ids)))
+    harms = {f"a.{n}": np.repeat(rng.random((1, facts)) < rate, phrasings, axis=1).astype(float) for n in range(50)}
+    return (
+        {name: Attack(Sample((0,), ids, values, facts=given), utility) for name, values in harms.items()}
+        for given in (named, None)
+    )
+
+
+def test_phrasings_of_a_fact_do_not_read_what_they_have_chosen():
+    """As above, but each fact is asked for four times: divided by record, the best of 50 seems much worse after all."""
+    by_fact, by_record = [], []
+    utility = sample(np.ones(len(FACTS)), FACTS)
+    for number in range(40):
+        with_facts, without = reworded(np.random.default_rng(number), number, utility)
+        by_fact.append(worst_case(with_facts, utility, 0.05, resamples=2).estimate.value)
+        by_record.append(worst_case(without, utility, 0.05, resamples=2).estimate.value)
+    assert statistics.fmean(by_fact) == pytest.approx(0.3, abs=0.06)
+    assert statistics.fmean(by_record) > 0.4
+
+
+def test_halves_are_of_facts_and_so_is_what_a_resample_draws():
+    assert halves(("a", "b", "a", "c", "b", "a")).tolist() == [name in first_half({"a", "b", "c"}) for name in "abacba"]
+    utility = sample(np.ones(len(FACTS)), FACTS)
+    with_facts, without = reworded(np.random.default_rng(1), 1, utility)
+    one, other = ({"a": next(iter(attacks.values()))} for attacks in (with_facts, without))
+    clustered, loose = (worst_case(a, utility, 0.05, resamples=4000).estimate for a in (one, other))
+    assert clustered.value == loose.value, "with one attack there is nothing to choose"
+    assert clustered.stderr == pytest.approx(2 * loose.stderr, rel=0.1), "12 facts, not 48 records"
+    for part in _Half.of(one["a"].harm.values[None], one["a"].harm):
+        drawn = _counts(np.random.default_rng(0), part, 20).reshape(-1, 4, 20)
+        assert (drawn == drawn[:, :1]).all(), "a fact is drawn with all its phrasings"
+        assert set(drawn[:, 0].sum(axis=0)) == {6.0}
+    facts = np.asarray(one["a"].harm.values).reshape(12, 4)[:, 0]
+    parts = [facts[halves(tuple(f"1/{n}" for n in range(12))) == side] for side in (True, False)]
+    rng = np.random.default_rng(0)
+    draws = [np.mean([rng.choice(part, len(part)).mean() for part in parts]) for _ in range(4000)]
+    assert clustered.interval[0] <= np.quantile(draws, 0.025) + 0.02
+    assert clustered.interval[1] >= np.quantile(draws, 0.975) - 0.02
 
 
 def test_the_most_harmful_attack_does_not_count_if_it_costs_too_much():
@@ -232,5 +275,9 @@ def test_what_cannot_be_compared_is_refused():
     later = Attack(sample(np.ones((2, 24)), seeds=(0, 5)), attacks["attack.0"].utility)
     with pytest.raises(StatisticsError, match=r"later was measured at the seeds \[0, 5\]"):
         worst_case({**attacks, "later": later}, before, 0.1)
+    old = attacks["attack.1"].harm
+    facts = Sample(old.seeds, old.ids, old.values, facts=tuple(name[:2] for name in old.ids))
+    with pytest.raises(StatisticsError, match=r"attack\.1 and attack\.0.*which fact.*old"):
+        worst_case({**attacks, "attack.1": Attack(facts, attacks["attack.1"].utility)}, before, 0.1)
     with pytest.raises(StatisticsError, match=r"before the attacks has the seeds \[0, 7\]"):
         worst_case(attacks, sample(before.values, FACTS, seeds=(0, 7)), 0.1)
