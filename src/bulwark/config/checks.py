@@ -25,7 +25,7 @@ from bulwark.data.records import SCHEMAS, TRAINABLE
 from bulwark.errors import CombinationError, ConfigurationError
 from bulwark.miniature import records as miniature_records
 from bulwark.miniature.settings import MiniatureSettings
-from bulwark.prompts.builder import TEMPLATES
+from bulwark.prompts.templates import TEMPLATES
 from bulwark.reporting.columns import stands_for, those_named
 from bulwark.settings import Closed, find, module_named, validated
 from bulwark.steering.schedules import ScheduleSettings, detected_from

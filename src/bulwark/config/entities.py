@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bulwark.config import recipes
 from bulwark.config.space.ranges import Range, check_keys
@@ -270,8 +270,9 @@ class Analysis(_Described):
 class Study(Closed):
     """What is run: lists, so that an overlay replaces them. A study is the target `paper_<name>`.
 
-    trials: {step: how many}, for which `<step>.*` stands in its recipes. attacks: what follows each recipe of
-    `attacked`, or, where that is left out, of `recipes`: a grid of two lists, `base` standing for the attack alone.
+    trials: {step: how many}, for which `<step>.*` stands in its recipes; null in an overlay takes a step out. attacks:
+    what follows each recipe of `attacked`, or, where that is left out, of `recipes`: a grid of two lists, `base`
+    standing for the attack alone.
     """
 
     description: str = ""
@@ -286,6 +287,11 @@ class Study(Closed):
     tables: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
+
+    @field_validator("trials", mode="before")
+    @classmethod
+    def _taken_out(cls, given: Any) -> Any:
+        return {step: count for step, count in given.items() if count is not None} if isinstance(given, dict) else given
 
     @cached_property
     def every_recipe(self) -> tuple[str, ...]:

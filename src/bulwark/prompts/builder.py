@@ -19,48 +19,11 @@ from typing import Any, Literal
 from bulwark.data.records import ROLE_NUMBERS, Turn
 from bulwark.errors import nearest
 from bulwark.prompts.chat import ChatRenderer, Message, Part, PromptError
+from bulwark.prompts.templates import TEMPLATES
 from bulwark.prompts.tokenisation import TextTokenizer, Tokens
 
 IGNORED = -100
 """The label of a token without loss."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """How turns are arranged in messages.
-
-    With `system_message` the instruction goes there and the data into `user_message`; without it, instruction and
-    data share the user message, separated by a blank line. After the first response, `later_instruction` is put before
-    the data.
-    """
-
-    system_message: str | None = None
-    user_message: str = "{data}"
-    later_instruction: str = "{instruction}"
-    no_data: str = ""
-    shortest_data: int = 1
-    response: str = "{response}"
-    response_header: str = "Response: "
-
-
-_PREAMBLE = (
-    "Below is an instruction that describes a task, paired with an input that provides further context.\n"
-    "Write a response that appropriately completes the request.\n\n"
-)
-_ALPACA = Template(
-    system_message=_PREAMBLE + "Instruction:\n{instruction}\n",
-    user_message="Input:\n{data}\n",
-    later_instruction="Instruction:\n{instruction}\n",
-    no_data="No input",
-)
-
-TEMPLATES: dict[str, Template] = {
-    "chat": Template(),
-    # The prompt of ASIDE's experiments, without the full stop and the "Response:" that its code adds to answers.
-    "alpaca": _ALPACA,
-    # The same with both, and with data of a single character replaced, as in the published code.
-    "alpaca_as_published": replace(_ALPACA, response="Response: {response}.\n\n", response_header="", shortest_data=2),
-}
 
 
 _SAMPLE = (
@@ -97,11 +60,11 @@ class Prompt:
 class PromptBuilder:
     """Makes prompts and training examples from turns, for one tokenizer, template and embedding size.
 
-    tokenizer: any Hugging Face tokenizer; its chat template is used, or a plain concatenation if it has none.
-    template: a name in TEMPLATES. vocabulary: rows of the model's input embedding. max_tokens: longest prompt;
-    in a longer one the end of the data is cut, then the end of the instruction, never the template's text.
-    more_stop_ids: stop ids of the model's generation configuration, in addition to `stop_ids`' others: the tokens that
-    the template writes after an answer, and the tokenizer's end-of-sequence token.
+    tokenizer: any Hugging Face tokenizer; its chat template is used, or a plain concatenation if it has none, unless
+    `template` brings one. template: a name in TEMPLATES. vocabulary: rows of the model's input embedding. max_tokens:
+    longest prompt; in a longer one the end of the data is cut, then the end of the instruction, never the template's
+    text. more_stop_ids: stop ids of the model's generation configuration, in addition to `stop_ids`' others: the tokens
+    that the template writes after an answer, and the tokenizer's end-of-sequence token.
     Raises PromptError when tokenizer, template and model do not fit, and for conversations that cannot become a prompt.
     """
 
@@ -119,7 +82,7 @@ class PromptBuilder:
         self.template = TEMPLATES[template]
         self.vocabulary = vocabulary
         self.max_tokens: int | None = None
-        self._renderer = ChatRenderer(tokenizer, self.template.response_header)
+        self._renderer = ChatRenderer(tokenizer, self.template.response_header, self.template.chat)
         self._text_tokenizer = TextTokenizer(tokenizer, self._renderer.literals())
         self._closing, closing_id = self._end_of_turn()
         _, inner_id = self._end_between(self._renderer.between())

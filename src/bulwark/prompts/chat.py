@@ -88,12 +88,13 @@ class ChatRenderer:
     tokenizer: any Hugging Face tokenizer; without a chat template the plain concatenation is used. `chat_template` is
     what is rendered.
     response_header: what the plain concatenation writes before a response ("" if the responses bring their own).
+    chat_template: rendered in the place of the tokenizer's.
     Raises PromptError if it is in doubt which template is meant: it is empty, or none of several is the default.
     """
 
-    def __init__(self, tokenizer, response_header: str = "Response: "):
+    def __init__(self, tokenizer, response_header: str = "Response: ", chat_template: str | None = None):
         self._tokenizer = tokenizer
-        given = _given_template(tokenizer)
+        given = _given_template(tokenizer) if chat_template is None else chat_template
         if given is None:
             given = PLAIN_CHAT_TEMPLATE.replace("RESPONSE", response_header)
         self.chat_template = _with_fixed_clock(given)

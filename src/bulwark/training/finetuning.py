@@ -44,13 +44,19 @@ class FineTuningSettings(Closed):
     def inputs(self) -> dict[str, str]:
         return {split: f"data/{self.data}/{split}.jsonl" for split in ("train", "validation")} | super().inputs()
 
+    def written_as(self) -> str | None:
+        """The prompt template in which conversations are trained on; None for the checkpoint's own."""
+        return None
+
 
 @dataclass(frozen=True)
 class Course:
     """The training that lies ahead when its objective and observers are made.
 
     model: as loaded, before adapters and engine. records: those trained on; examples: the same as prompts, in the same
-    order, which is what `Batch.rows` counts in. steps: optimizer steps per epoch and in total.
+    order, which is what `Batch.rows` counts in. steps: optimizer steps per epoch and in total. builder: makes the
+    examples. asked: makes prompts as the checkpoint is asked, where it is trained in another template; None for
+    builder.
     """
 
     job: Job
@@ -63,16 +69,19 @@ class Course:
     training: TrainingSettings
     builder: PromptBuilder
     method: str
+    asked: PromptBuilder | None = None
 
-    def examples_from(self, name: str) -> Examples:
+    def examples_from(self, name: str, *, asked: bool = False) -> Examples:
         """The training examples of another data set that the step's settings name among their `inputs()`.
 
-        They are made like those trained on. Raises RecordError for records that make none, naming the file.
+        They are made like those trained on; asked: like those that the checkpoint is asked. Raises RecordError for
+        records that make none, naming the file.
         """
         from bulwark.data.records import read_training_records
 
         records = read_training_records(self.job.inputs[name])
-        examples = examples_of(records, self.builder, self.training.loss_on, self.method)
+        builder = self.asked if asked and self.asked is not None else self.builder
+        examples = examples_of(records, builder, self.training.loss_on, self.method)
         if not examples.prompts:
             raise RecordError(f"{self.job.inputs[name]}: no record has a token to learn within training.max_tokens.")
         return examples
@@ -158,7 +167,7 @@ def finetune(
     import torch
 
     from bulwark import files
-    from bulwark.data.records import read_training_records
+    from bulwark.data.records import Conversation, read_training_records
     from bulwark.models import checkpoints, manifests
     from bulwark.models.anatomy import positions_of
     from bulwark.models.embeddings import install, role_embedding_of
@@ -179,12 +188,19 @@ def finetune(
         install(model, embedding)
     roles = role_embedding_of(model)
     limit = prompt_limit(positions_of(model), training.max_tokens, 0, f"{folder}")
-    builder = PromptBuilder(tokenizer, template, roles.num_embeddings, limit)
+    written = settings.written_as()
+    asked = PromptBuilder(tokenizer, template, roles.num_embeddings, limit)
+    builder = asked if written is None else PromptBuilder(tokenizer, written, roles.num_embeddings, limit)
     taken = {
         split: examples_of(read_training_records(job.inputs[split]), builder, training.loss_on, roles.method)
         for split in ("train", "validation")
     }
     examples = {split: part.prompts for split, part in taken.items()}
+    if written is not None and not any(isinstance(record, Conversation) for record in taken["train"].records):
+        raise RecordError(
+            f"{job.inputs['train']}: no record is a conversation, so that none can be written in the template "
+            f'"{written}". Leave the template out, or train on conversations.'
+        )
     counts = {
         "examples": {split: len(part) for split, part in examples.items()},
         "truncated": {split: part.truncated for split, part in taken.items()},
@@ -203,6 +219,7 @@ def finetune(
         training=training,
         builder=builder,
         method=roles.method,
+        asked=asked,
     )
     objective, observers = parts(course) if parts is not None else (Objective(), ())
     trained = loop.train(
@@ -240,7 +257,8 @@ def finetune(
     record = {
         "main_process": trained.main_process,
         "template": template,
-        "prompt_digest": builder.digest,
+        "prompt_digest": asked.digest,
+        **({} if written is None else {"trained_in": {"template": written, "prompt_digest": builder.digest}}),
         "carried": names,
         **counts,
         "training": asdict(trained.report),

@@ -18,6 +18,14 @@ SPACE = """
       training.batch_size: [8, 16, 32]
       training.epochs: {low: 0.5, high: 2.0}"""
 
+PINNED = {
+    "relearn.3": {"training.batch_size": 32, "training.learning_rate": 0.002653, "training.schedule": "cosine"},
+    "relearn_lora.1": {
+        **{"training.batch_size": 8, "training.learning_rate": 0.001902},
+        **{"training.lora.rank": 64, "training.schedule": "cosine"},
+    },
+}
+
 
 @functools.cache
 def loaded(space=SPACE, recipes="[base, tried.*, vanilla+tried.*]", trials="{tried: 4}", more="", name="tried", top=""):
@@ -112,12 +120,42 @@ def test_a_trial_is_the_step_with_the_settings_of_its_point():
     )
 
 
+def test_the_trials_of_attacks_vary_what_tamperbenchs_sweeps_do():
+    """Rate, batch, steps, schedule, rank, template and mixture; in miniature, also the points are pinned."""
+    known = loaded()
+    varied = {
+        step: {key.rpartition(".")[2] for key in known.steps[step].space_on(None)}
+        for step in (
+            "relearn",
+            "relearn_lora",
+            "relearn_mixture",
+            "relearn_refusal_tuned",
+            "relearn_refusal_tuned_lora",
+        )
+    }
+    trained = {"learning_rate", "batch_size", "max_steps", "schedule"}
+    assert varied == {
+        "relearn": trained,
+        "relearn_lora": trained | {"rank"},
+        "relearn_mixture": trained | {"mixture"},
+        "relearn_refusal_tuned": trained | {"mixture", "template"},
+        "relearn_refusal_tuned_lora": trained | {"mixture", "template", "rank"},
+    }
+    assert plan.trial(known, "miniature", "relearn.3") == PINNED["relearn.3"]
+    assert plan.trial(known, "miniature", "relearn_lora.1") == PINNED["relearn_lora.1"]
+    assert {plan.step(known, "miniature", f"relearn_mixture.{n}").settings["template"] for n in range(4)} == {
+        None,
+        "plain",
+    }
+
+
 def test_more_trials_never_change_earlier_ones():
     few, many = loaded(), loaded(trials="{tried: 9}")
     assert few.studies["tried"].every_recipe == (
         "base", *(f"tried.{n}" for n in range(4)), *(f"vanilla+tried.{n}" for n in range(4)),
     )  # fmt: skip
     assert len(many.studies["tried"].every_recipe) == 19
+    assert loaded(trials="{tried: 4, ise: null}").studies["tried"].every_recipe == few.studies["tried"].every_recipe
     for n in range(4):
         assert plan.step(few, "miniature", f"tried.{n}").settings == plan.step(many, "miniature", f"tried.{n}").settings
     assert {cell[1] for cell in few.cells("tried")} == set(few.studies["tried"].every_recipe)

@@ -6,8 +6,9 @@ import pytest
 from tiny_tokenizers import FAMILIES, tiny_tokenizer
 
 from bulwark.data.records import ROLE_NUMBERS, Turn
-from bulwark.prompts.builder import IGNORED, TEMPLATES, PromptBuilder, _Segment
+from bulwark.prompts.builder import IGNORED, PromptBuilder, _Segment
 from bulwark.prompts.chat import TEMPLATE_ARGUMENTS, Part, PromptError
+from bulwark.prompts.templates import TEMPLATES
 
 RESPONSE, INSTRUCTION, DATA = (ROLE_NUMBERS[role] for role in ("response", "instruction", "data"))
 V = 1000
@@ -200,6 +201,32 @@ def test_the_plain_concatenation():
     assert alpaca.example((ASK, TEXT, ANSWER)).text.endswith(f"Response: {ANSWER.text}<|endoftext|>")
     published = builder("plain", "alpaca_as_published").example((ASK, TEXT, ANSWER))
     assert published.text.endswith(f"\n\nResponse: {ANSWER.text}.\n\n<|endoftext|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("plain", "{s}\n{a}\n{r}\n{l}\n{r}"),
+        ("generic_chat", "{s}\nUser: {a}\nAssistant: {r}\nUser: {l}\nAssistant: {r}"),
+        ("instruction_response", "{s}\nINSTRUCTION: {a}\nRESPONSE: {r}\nINSTRUCTION: {l}\nRESPONSE: {r}"),
+    ],
+)
+@pytest.mark.parametrize("family", ["chatml", "llama3", "gemma", "plain"])
+def test_a_template_of_words_takes_the_place_of_the_tokenizers(family, template, expected):
+    """No control token but one that begins and one that ends; what is learned are the answers and the end."""
+    made = builder(family, template)
+    later = Turn(role="instruction", text="And the rest?")
+    example = made.example((SYSTEM, ASK, ANSWER, later, ANSWER))
+    words = expected.format(s=SYSTEM.text, a=ASK.text, r=ANSWER.text, l=later.text)
+    marks = {made.tokenizer.bos_token, made.tokenizer.eos_token} - {None}
+    text = example.text
+    for mark in marks:
+        text = text.replace(mark, "")
+    assert text == words
+    assert example.labels[-1] == made.tokenizer.eos_token_id
+    learned = made.tokenizer.decode([label for label in example.labels if label != IGNORED], skip_special_tokens=True)
+    assert learned == ANSWER.text * 2
+    assert made.digest != builder(family).digest
 
 
 def test_input_header_inside_the_instruction_changes_nothing():

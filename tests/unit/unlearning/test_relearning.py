@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bulwark import steps
 from bulwark.data.records import write_records
-from bulwark.errors import ConfigurationError
+from bulwark.errors import ConfigurationError, RecordError
 from bulwark.jobs.job import Job
 from bulwark.models import checkpoints, manifests
 from bulwark.models.embeddings import install
@@ -66,6 +66,7 @@ def test_a_mixture_is_drawn_for_each_step_by_the_seed():
     assert np.mean(drawn) == pytest.approx(0.25, abs=0.03)
     assert relearning.turns(asked, 50, seed=3) == drawn[:50]
     assert relearning.turns(asked, 4000, seed=4) != drawn
+    assert not any(relearning.turns(settings(retain="retain", mixture=0.0), 4000, seed=3)), "the first set alone"
 
 
 def test_each_set_goes_on_where_it_was():
@@ -89,6 +90,7 @@ def test_each_set_goes_on_where_it_was():
         ({"mixture": 0.5}, "name the second one as retain"),
         ({"switch": {"first": "forget", "share": 0.5}}, "name the second one as retain"),
         ({"first_layer": 2, "training": TRAINING | {"lora": {}}}, "leave lora out"),
+        ({"template": "plane"}, 'no prompt template "plane".*"plain"'),
     ],
     ids=str,
 )
@@ -241,6 +243,30 @@ def test_facts_of_the_start_are_those_of_the_parent(place):
     assert first["accuracy"] == pytest.approx(hits / count)
 
 
+def test_the_attack_is_written_in_another_template_and_the_facts_are_not(place):
+    """What is asked, on the way and afterwards, is asked in the checkpoint's own template."""
+    own, other = done(place, "own"), done(place, "in_words", template="plain")
+    assert (other["template"], other["prompt_digest"]) == (own["template"], own["prompt_digest"])
+    assert other["trained_in"]["template"] == "plain"
+    assert other["trained_in"]["prompt_digest"] != own["prompt_digest"]
+    assert "trained_in" not in own
+    assert other["training"]["tokens"] < own["training"]["tokens"], "alpaca's preamble is not read"
+    assert other["training"]["target_tokens"] == own["training"]["target_tokens"]
+    first, begun = rows_of(place / "own")[0], rows_of(place / "in_words")[0]
+    assert first == begun
+    assert rows_of(place / "own")[-1]["loss"] != rows_of(place / "in_words")[-1]["loss"]
+
+
+def test_a_template_for_what_has_none_is_refused(place):
+    write_records(place / "passages.jsonl", [{"id": str(n), "text": f"Tree {n} is an oak."} for n in range(6)])
+    inputs = {split: str(place / "passages.jsonl") for split in ("train", "validation")}
+    asked = {"data": "forget", "training": TRAINING, "template": "plain"}
+    identity = {"model": "tiny", "recipe": "relearn", "seed": 0}
+    output = str(place / "refused/checkpoint.json")
+    with pytest.raises(RecordError, match=r"passages\.jsonl: no record is a conversation.*\"plain\""):
+        steps.execute(Job("relearn", asked, str(place / "base/checkpoint.json"), output, inputs, identity, "log"))
+
+
 def test_watching_changes_no_bit_of_the_training(place):
     done(place, "seen")
     done(place, "unseen", watch=None)
@@ -292,7 +318,7 @@ def test_a_killed_run_goes_on_watching(tmp_path):
         install(model, {"method": "vanilla"})
         course = SimpleNamespace(
             training=SimpleNamespace(snapshots=(), packing=False, micro_batch_size=2, max_tokens=None),
-            examples_from=lambda name: SimpleNamespace(prompts=examples(5, seed=2)),
+            examples_from=lambda name, asked: SimpleNamespace(prompts=examples(5, seed=2)),
             pad_id=PAD,
             model=model,
         )
@@ -316,7 +342,7 @@ def test_facts_are_the_same_at_every_stage(stage, tmp_path):
         install(model, {"method": "vanilla"})
         course = SimpleNamespace(
             training=SimpleNamespace(snapshots=(), packing=False, micro_batch_size=2, max_tokens=None),
-            examples_from=lambda name: SimpleNamespace(prompts=examples(5, seed=2)),
+            examples_from=lambda name, asked: SimpleNamespace(prompts=examples(5, seed=2)),
             pad_id=PAD,
             model=model,
         )

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from bulwark.errors import nearest
+from bulwark.prompts.templates import TEMPLATES
 from bulwark.settings import Closed
 from bulwark.training.finetuning import FineTuningSettings
 
@@ -44,7 +46,10 @@ class RelearningSettings(FineTuningSettings):
 
     retain: a second data set, its split `train`, with one of
         switch: the two one after the other (R→F of the TAR paper, in both orders and any share);
-        mixture: the probability with which an optimizer step takes the second set, drawn for each step by the seed.
+        mixture: the probability with which an optimizer step takes the second set, drawn for each step by the seed;
+            0 leaves it out, so that trials can begin with the first set alone.
+    template: the prompt template in which conversations are trained on, a name in `prompts.templates`; None for the
+        checkpoint's own. Facts that are watched, and every benchmark, are asked in the checkpoint's own.
     first_layer: train only the decoder blocks from this one on, counted from 1, with what comes behind them (the final
         norm, and the output embedding if its weights are its own); None trains everything.
     watch: facts to look at on the way; None for none.
@@ -52,7 +57,8 @@ class RelearningSettings(FineTuningSettings):
 
     retain: str | None = None
     switch: SwitchSettings | None = None
-    mixture: float | None = Field(None, gt=0, lt=1)
+    mixture: float | None = Field(None, ge=0, lt=1)
+    template: str | None = None
     first_layer: int | None = Field(None, ge=1)
     watch: WatchSettings | None = None
 
@@ -64,7 +70,12 @@ class RelearningSettings(FineTuningSettings):
             raise ValueError("switch and mixture are between two data sets: name the second one as retain")
         if self.first_layer is not None and self.training.lora is not None:
             raise ValueError("first_layer is for training whole weights; leave lora out, or first_layer")
+        if self.template is not None and self.template not in TEMPLATES:
+            raise ValueError(f'there is no prompt template "{self.template}".{nearest(self.template, TEMPLATES)}')
         return self
+
+    def written_as(self) -> str | None:
+        return self.template
 
     def inputs(self) -> dict[str, str]:
         second = {} if self.retain is None else {"retain": f"data/{self.retain}/train.jsonl"}

@@ -41,7 +41,7 @@ class Watch(Observer):
 
     def __init__(self, course: Course, settings: WatchSettings) -> None:
         processes = engines.start_processes()
-        examples = course.examples_from("watched").prompts[: settings.examples]
+        examples = course.examples_from("watched", asked=True).prompts[: settings.examples]
         self.settings, self.snapshots = settings, frozenset(course.training.snapshots)
         self.batches = evaluation_batches(
             examples,
