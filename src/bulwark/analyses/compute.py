@@ -1,7 +1,7 @@
 """What a training cost: tokens, optimizer steps, parameters, floating point operations and seconds.
 
 Read from the manifest of the checkpoint that the last step of a recipe made: for an attack it is what the attack costs,
-not the defense before it.
+not the defense before it. Of a snapshot (`relearn@25`) it is what the training had cost by then.
 
     tokens, target_tokens    read without padding, and those of them that were learned
     optimizer_steps          made

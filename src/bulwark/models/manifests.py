@@ -179,12 +179,21 @@ def take_snapshot(training: Path, step: int, output: Path, identity: dict[str, A
         "prompt_digest": made.get("prompt_digest"),
         "carried": made.get("carried", []),
         "step": step,
+        **_training_until(step, made.get("training", {})),
         "source": {"path": Path(os.path.relpath(path, output.parent)).as_posix(), "digest": digest(path)},
         "weights": f"{place}/{kept}".rstrip("/"),
         "provenance": provenance(),
         "files": [{**entry, "name": f"{place}/{entry['name']}"} for entry in entries],
     }
     return seals.write_manifest(output, content)
+
+
+def _training_until(step: int, report: dict[str, Any]) -> dict[str, Any]:
+    """What a training had spent at a snapshot, under the keys of its own report."""
+    spent = next((told for told in report.get("spent", []) if told["steps"] == step), None)
+    if spent is None:
+        return {}
+    return {"training": {key: report[key] for key in ("parameters", "trainable_parameters")} | spent}
 
 
 def provenance(started: float | None = None) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class TrainingReport:
 
     loss: [step, mean training loss per token since the point before], at most 200 points. validation: [step, loss].
     tokens: read, without padding; target_tokens: those learned. seconds and tokens_per_second: over all runs of a
-    resumed training, without loading. peak_memory_gb: of the GPU, or of the process.
+    resumed training, without loading. spent: the steps, tokens, target_tokens and seconds at each snapshot.
+    peak_memory_gb: of the GPU, or of the process.
     """
 
     steps: int
@@ -73,6 +74,7 @@ class TrainingReport:
     resumed_at: list[int]
     seconds: float
     tokens_per_second: float
+    spent: list[dict[str, float]]
     peak_memory_gb: float
     parameters: int
     trainable_parameters: int
@@ -112,6 +114,7 @@ class _Position:
     tokens: int = 0
     target_tokens: int = 0
     seconds: float = 0.0
+    spent: list[dict[str, float]] = field(default_factory=list)
     resumed_at: list[int] = field(default_factory=list)
 
 
@@ -260,6 +263,8 @@ class _Run:
                 self._evaluate(validating)
             position.seconds += time.monotonic() - lap
             if done in settings.snapshots:
+                tokens = {"tokens": position.tokens, "target_tokens": position.target_tokens}
+                position.spent.append({"steps": done, **tokens, "seconds": round(position.seconds, 2)})
                 self.keeper.keep_snapshot(self.engine, done, [part.snapshot() for part in self.parts])
             if save:
                 self.keeper.save(self.engine, self.parts, vars(position))
@@ -402,6 +407,7 @@ def _report(
         resumed_at=position.resumed_at,
         seconds=round(position.seconds, 2),
         tokens_per_second=round(position.tokens / max(position.seconds, 1e-9), 1),
+        spent=position.spent,
         peak_memory_gb=round(_peak_memory(processes.device) / 2**30, 3),
         processes=processes.count,
         threads=torch.get_num_threads(),

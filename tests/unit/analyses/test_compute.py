@@ -7,7 +7,7 @@ import pytest
 from bulwark import analyses
 from bulwark.analyses import compute
 from bulwark.errors import RecordError
-from bulwark.models.manifests import write_manifest
+from bulwark.models.manifests import take_snapshot, write_manifest
 from bulwark.steps import heretic, sft
 
 TRAINING = {
@@ -72,3 +72,28 @@ def test_it_applies_to_what_fine_tunes():
     assert analyses.applies("compute", settings)
     assert not analyses.applies("compute", heretic.Settings.model_construct())
     assert not analyses.applies("compute", None)
+
+
+def test_of_a_snapshot_it_is_what_the_training_had_cost_by_then(tmp_path):
+    folder = tmp_path / "relearn/seed0"
+    (folder / "snapshots/5").mkdir(parents=True)
+    (folder / "snapshots/5/weights").write_text("a", encoding="utf-8")
+    (folder / "weights").write_text("b", encoding="utf-8")
+    spent = [{"steps": 5, "tokens": 250, "target_tokens": 70, "seconds": 1.5}]
+    report = TRAINING | {"spent": spent}
+    made = {"kind": "relearn", "settings": {}, "template": "chat", "training": report}
+    write_manifest(folder / "checkpoint.json", made)
+    snapshot = tmp_path / "relearn@5/seed0"
+    take_snapshot(folder / "checkpoint.json", 5, snapshot / "checkpoint.json", IDENTITY)
+    found = analyses.analyse_file(
+        checkpoint=snapshot / "checkpoint.json",
+        module="compute",
+        settings={},
+        identity=IDENTITY,
+        scores=snapshot / "compute.json",
+    )
+    values = {name: entry["value"] for name, entry in found["metrics"].items()}
+    assert values == {
+        **{"tokens": 250, "target_tokens": 70, "optimizer_steps": 5, "parameters": 110, "trained": 10},
+        **{"flops": 250 * (4 * 100 + 6 * 10), "seconds": 1.5},
+    }

@@ -244,6 +244,12 @@ def test_a_snapshot_is_a_checkpoint_in_the_folder_of_its_training(tmp_path):
     path, folder, template = open_manifest(output)
     assert (path, template) == (output, "chat")
     assert (folder / "weights").read_text() == "abc"
+    assert "training" not in written, "of a training that does not say what it had spent by then"
+    spent = [{"steps": n, "tokens": 10 * n, "target_tokens": n, "seconds": n / 2} for n in (4, 40)]
+    report = {"steps": 80, "tokens": 800, "parameters": 7, "trainable_parameters": 5, "loss": [], "spent": spent}
+    write_manifest(training / "checkpoint.json", made | {"training": report})
+    written = take_snapshot(training / "checkpoint.json", 40, output, {"recipe": "sft@40"})
+    assert written["training"] == {"parameters": 7, "trainable_parameters": 5, **spent[1]}
     with pytest.raises(CheckpointError, match="kept no snapshot after 41"):
         take_snapshot(training / "checkpoint.json", 41, tmp_path / "checkpoint.json", {})
     (training / "snapshots/40/weights").write_text("abd")

@@ -42,6 +42,19 @@ class _Seen(Objective):
         return {"count": self.count}
 
 
+def test_the_report_says_what_each_snapshot_had_cost(tmp_path):
+    """As much as a training that ends there, also where the run was killed on the way."""
+    with pytest.raises(_Interrupted):
+        snapshots(tmp_path / "parts", _Seen(stop=4), save_every=2)
+    for folder in ("whole", "parts"):
+        report = snapshots(tmp_path / folder, _Seen())[0].report
+        assert [told["steps"] for told in report.spent] == [3, 5, 7]
+        assert (report.spent[-1]["tokens"], report.spent[-1]["target_tokens"]) == (report.tokens, report.target_tokens)
+        assert [told["seconds"] for told in report.spent] == sorted(told["seconds"] for told in report.spent)
+        short = trained(model_of("ise"), tmp_path / f"{folder}_short", max_steps=3).report
+        assert (report.spent[0]["tokens"], report.spent[0]["target_tokens"]) == (short.tokens, short.target_tokens)
+
+
 def snapshots(folder: Path, objective: Objective, method: str = "ise", **changes):
     result = trained(model_of(method), folder, objective=objective, max_steps=7, snapshots=(3, 5, 7), **changes)
     kept = {step: (copy.deepcopy(model), observed) for step, model, observed in result.snapshots}
