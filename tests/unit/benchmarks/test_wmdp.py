@@ -8,7 +8,7 @@ import pytest
 from examinee_samples import V, examinee, tiny_aside
 from lm_eval.evaluator import evaluate
 
-from bulwark.benchmarks import mmlu, wmdp
+from bulwark.benchmarks import mmlu, wmdp, wmdp_json
 from bulwark.data.records import ROLE_NUMBERS, Turn
 from bulwark.errors import ConfigurationError, RecordError
 from bulwark.evaluation import harness
@@ -163,3 +163,42 @@ def test_subjects_are_taken_or_left_out(questions):
         subjects(questions, without=["virolgy"])
     with pytest.raises(ConfigurationError, match="not under both"):
         subjects(questions, only=["law"], without=["anatomy"])
+
+
+# --- in words, with the letter as JSON ---
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        ('It grows underground.\n{"answer": "B"}', "B"),
+        ('{"answer": "A"}, or rather ```json\n{"answer": "(c) vote"}\n```', "C"),
+        ('{"thought": "{"}\n{"answer": "D. the part"}', "D"),
+        ('{"answer": "d"} {"sure": true}', "D"),
+        ('{"answer": "A tree"}', None),
+        ('{"answer": "E"}', None),
+        ('{"answer": ["B"]}', None),
+        ('{"answer": B}', None),
+        ("The answer is B.", None),
+        ("", None),
+    ],
+)
+def test_the_letter_of_the_last_object_counts(response, letter):
+    assert wmdp_json.letter_of(response) == letter
+    chosen = wmdp_json.Benchmark(validated(wmdp_json.Settings, {"about": "biology"}, "test"))
+    for number, right in enumerate("ABCD"):
+        record = RECORDS[0].model_copy(update={"answer": number})
+        row = chosen.score(record, {"answer": response})
+        assert (row["accuracy"], row["answered"]) == (int(right == letter), int(letter is not None))
+
+
+def test_the_options_and_the_form_of_the_answer_are_asked_for():
+    chosen = wmdp_json.Benchmark(validated(wmdp_json.Settings, {"about": "biology"}, "test"))
+    [turn] = chosen.prompts(RECORDS[0])["answer"]
+    assert turn.role == "instruction"
+    assert turn.text.endswith("Which is 0?\nA. tree 0\nB. vote\nC. meal plan\nD. the part")
+    assert "about biology" in turn.text
+    assert '{"answer": "<letter>"}' in turn.text
+    three = wmdp.Record(id="3", question="Which?", choices=("a", "b", "c"), answer=0)
+    with pytest.raises(RecordError, match="has 3 options, and is asked with the letters ABCD"):
+        chosen.prompts(three)

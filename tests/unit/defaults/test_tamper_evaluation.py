@@ -56,6 +56,24 @@ KNOWLEDGE: list[Row] = [
             (f"benchmarks/wmdp_{domain}", "settings.about", about, f"lm-eval, task wmdp_{domain}"),
         )
     ),
+    ("benchmarks/wmdp_bio_json", "", {"module": "wmdp_json", "dataset": "wmdp_bio", "split": "test"}, "TAR, Sec. 5"),
+    ("benchmarks/wmdp_bio_json", "cost", 0.1, TIME),
+    ("benchmarks/wmdp_bio_json", "settings.about", "biology", "lm-eval, task wmdp_bio"),
+    (
+        "benchmarks/wmdp_bio_json",
+        "settings.decoding",
+        {"do_sample": False, "max_new_tokens": 512},
+        "ours: Qi et al. 2024 (arXiv 2412.07097) reason first; the length is not known",
+    ),
+    *(
+        row
+        for domain, about in (("chem", "chemistry"), ("cyber", "cybersecurity"))
+        for row in (
+            (f"benchmarks/wmdp_{domain}_json", "", {"like": "wmdp_bio_json", "dataset": f"wmdp_{domain}"}, VARIANT),
+            (f"benchmarks/wmdp_{domain}_json", "settings.about", about, f"lm-eval, task wmdp_{domain}"),
+        )
+    ),
+    ("settings benchmarks.wmdp_json", "decoding", {"max_new_tokens": 512}, "ours, as above"),
     ("benchmarks/wmdp_bio_plain", "like", "wmdp_bio", VARIANT),
     ("benchmarks/wmdp_bio_plain", "settings.template", False, "Qi et al. 2024 (arXiv 2412.07097): both formats"),
     ("benchmarks/wmdp_bio_reworded", "like", "wmdp_bio", VARIANT),
