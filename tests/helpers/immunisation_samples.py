@@ -18,7 +18,6 @@ from bulwark.jobs.job import Job
 from bulwark.prompts.builder import Prompt, PromptBuilder
 from bulwark.training.batches import training_batches
 from bulwark.training.finetuning import Course, examples_of
-from bulwark.training.loop import Trained, train
 from bulwark.training.objectives import Objective
 
 HARMLESS = [("Name a tree.", "The oak."), ("Translate a vote.", "A vote."), ("Name the day.", "Tuesday it is.")] * 3
@@ -61,21 +60,6 @@ def objective_of(kind: str, course: Course, **given: Any) -> Objective:
     """The objective of a step on the course, with these settings beside data and training."""
     step = importlib.import_module(f"bulwark.steps.{kind}")
     return step.objective(course, step.Settings(data="x", training=course.training, **given))
-
-
-def run(course: Course, objective: Objective, folder: Path) -> Trained:
-    """Train the course's model with the objective."""
-    return train(
-        course.model,
-        course.examples,
-        [],
-        course.training,
-        seed=course.job.seed,
-        state=Path(folder) / "training",
-        fingerprint={},
-        pad_id=course.pad_id,
-        objective=objective,
-    )
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from bulwark.prompts.builder import IGNORED, Prompt
 from bulwark.training import engine as engines
+from bulwark.training.finetuning import Course
 from bulwark.training.loop import Trained, train
 from bulwark.training.objectives import Objective
 from bulwark.training.observers import Observer
@@ -60,6 +61,21 @@ def trained(
         pad_id=PAD,
         objective=objective,
         observers=observers,
+    )
+
+
+def run(course: Course, objective: Objective, folder: Path) -> Trained:
+    """Train a course's model on its examples with the objective."""
+    return train(
+        course.model,
+        course.examples,
+        [],
+        course.training,
+        seed=course.job.seed,
+        state=Path(folder) / "training",
+        fingerprint={},
+        pad_id=course.pad_id,
+        objective=objective,
     )
 
 

@@ -22,7 +22,6 @@ from bulwark.prompts.builder import IGNORED, Prompt
 from bulwark.settings import validated
 from bulwark.training.batches import Batch, StepBatches
 from bulwark.training.finetuning import Course, Examples
-from bulwark.training.loop import Trained, train
 from bulwark.training.settings import TrainingSettings
 from bulwark.unlearning.forgetting import ForgetRetain
 
@@ -121,21 +120,6 @@ def objective_of(kind: str, course: Course, **given: Any) -> ForgetRetain:
     step = importlib.import_module(f"bulwark.steps.{kind}")
     plain = {"data": "r", "forget": "f", "training": course.training.model_dump(mode="json"), **given}
     return step.objective(course, validated(step.Settings, plain, "the test's settings"))
-
-
-def run(course: Course, objective: ForgetRetain, folder: Path) -> Trained:
-    """Train the course's model with the objective."""
-    return train(
-        course.model,
-        course.examples,
-        [],
-        course.training,
-        seed=course.job.seed,
-        state=Path(folder) / "training",
-        fingerprint={},
-        pad_id=PAD,
-        objective=objective,
-    )
 
 
 def batch_of(prompts: Sequence[Prompt]) -> Batch:

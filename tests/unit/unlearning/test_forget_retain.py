@@ -6,8 +6,8 @@ import pytest
 import torch
 from stopped_samples import Interrupted, stopping
 from tiny_causal_models import tiny_model
-from training_samples import PAD
-from unlearning_samples import FORGET, RETAIN, batch_of, course_of, forget_examples, objective_of, run, with_parent
+from training_samples import PAD, run
+from unlearning_samples import FORGET, RETAIN, batch_of, course_of, forget_examples, objective_of, with_parent
 
 from bulwark.training.batches import StepBatches
 from bulwark.training.objectives import next_token_loss

@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 from examinee_samples import tiny_aside
-from immunisation_samples import course_of, first_examples, mean_loss, objective_of, run
+from immunisation_samples import course_of, first_examples, mean_loss, objective_of
 from stopped_samples import Interrupted, stopping
+from training_samples import run
 
 RATE = 0.05
 PHASES = {"alignment": "x", "alignment_steps": 1, "user_steps": 2, "proximal_after": 0.0}

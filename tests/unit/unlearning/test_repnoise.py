@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from tiny_causal_models import tiny_model
-from training_samples import PAD
-from unlearning_samples import batch_of, course_of, learned, log_p_of, objective_of, pairs, run
+from training_samples import PAD, run
+from unlearning_samples import batch_of, course_of, learned, log_p_of, objective_of, pairs
 
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.models.anatomy import final_norm_of

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from tiny_causal_models import HIDDEN, tiny_model
-from unlearning_samples import batch_of, course_of, forget_examples, hidden_of, objective_of, run, with_parent
+from training_samples import run
+from unlearning_samples import batch_of, course_of, forget_examples, hidden_of, objective_of, with_parent
 
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.training.lora import attach_lora

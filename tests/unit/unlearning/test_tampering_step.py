@@ -305,6 +305,38 @@ def test_the_reference_of_dpo_is_the_start(tmp_path):
     assert np.mean(longer.record[-1]["resistance"]) < np.mean(longer.record[0]["resistance"])
 
 
+def test_the_likelihoods_of_the_start_are_taken_once_of_each_pair(tmp_path, monkeypatch):
+    """Ten pairs in batches of four: from the fourth attack on, all are known."""
+    from bulwark.unlearning.tampering.held_out import Preferences
+
+    seen: list[int] = []
+    original = Preferences._likelihoods
+
+    def likelihoods(self, engine, batch):
+        if not torch.is_grad_enabled() and not engine.training:
+            seen.extend(example for row in batch.rows for example in row)
+        return original(self, engine, batch)
+
+    monkeypatch.setattr(Preferences, "_likelihoods", likelihoods)
+    _, objective = resisted(tmp_path, {"max_steps": 8} | DESCENT, resistance={"loss": "dpo"})
+    assert set(objective.held_out._reference) == set(range(10))
+    assert len(seen) < 20, "eight attacks need 32 pairs, of which most repeat"
+
+
+def test_resisting_alone_passes_no_reference(tmp_path, monkeypatch):
+    """SOPHON's even steps: the retain loss counts nothing there, and the frozen model is not asked."""
+    asked: list[bool] = []
+    model = model_of()
+    objective = Tampering(course_of(model, tmp_path), tampering(alternating=True))
+    objective.reference = SimpleNamespace(hidden_states=lambda *_: asked.append(True))
+    [batch] = training_batches.StepBatches(examples(4), batch_size=4, micro_batch_size=4, pad_id=PAD).of_step(0)
+    objective._retaining = False
+    loss = objective.loss(model, batch)
+    loss.backward()
+    assert (float(loss), asked) == (0.0, [])
+    assert all(not parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+
+
 def test_entropy_under_attack_rises_with_training(tmp_path):
     training = {"max_steps": 12, "learning_rate": 3e-2, "schedule": "constant"}
     _, objective = resisted(tmp_path, training)

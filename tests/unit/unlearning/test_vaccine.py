@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from examinee_samples import tiny_aside
-from immunisation_samples import course_of, first_examples, gradient_of, mean_loss, objective_of, run, weights_of
+from immunisation_samples import course_of, first_examples, gradient_of, mean_loss, objective_of, weights_of
+from training_samples import run
 
 from bulwark.errors import ConfigurationError
 from bulwark.unlearning.immunisation.perturbation import sites_of

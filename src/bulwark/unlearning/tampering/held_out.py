@@ -71,8 +71,8 @@ class HeldOut:
 class Preferences(HeldOut):
     """Held-out preferences for DPO, whose reference is the model that training starts from.
 
-    The reference's log-probabilities of all pairs that will be needed are taken before the first step, so that no
-    second model is held (the authors take those of every pair in the data set).
+    The reference's log-probabilities of all pairs that will be needed are taken before the first step, once each, so
+    that no second model is held (the authors take those of every pair in the data set).
     """
 
     def __init__(self, course: Course, settings: TamperingSettings) -> None:
@@ -106,6 +106,8 @@ class Preferences(HeldOut):
         with torch.no_grad():
             for number in range(trajectories):
                 for batch in self.of("", number, engine.device):
+                    if not _on_any_rank(any(set(row) - self._reference.keys() for row in batch.rows), engine.device):
+                        continue  # the data set begins anew
                     chosen, rejected = (values.tolist() for values in self._likelihoods(engine, batch))
                     for row, values in zip(batch.rows, zip(chosen, rejected, strict=True), strict=True):
                         self._reference |= {example: values for example in row}
@@ -143,3 +145,8 @@ def over_ranks(values: dict[str, Tensor]) -> dict[str, float]:
 def _filled(batch: Batch) -> Tensor:
     """1 for rows that hold an example, 0 for fillers, [rows]."""
     return torch.tensor([float(bool(row)) for row in batch.rows], device=batch.input_ids.device)
+
+
+def _on_any_rank(here: bool, device: torch.device) -> bool:
+    """Whether it is so on one rank at least; all ranks must call it."""
+    return bool(engines.over_ranks(torch.tensor(float(here), device=device)))
