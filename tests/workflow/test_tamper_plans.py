@@ -31,8 +31,11 @@ def test_the_paper_is_a_target_whose_jobs_and_hours_are_those_counted_by_hand(ch
 
 def test_every_table_and_figure_of_its_studies_has_a_plan(checkout):
     studies = overlays.read([], Path("config")).files[0].data["studies"]
-    of_tar = {name: study for name, study in studies.items() if name.startswith("tar")}
-    assert list(of_tar) == ["tar", "tar_cyber", "tar_chem", "tar_refusal", "tar_analyses", "tar_red_team"]
+    of_tar = {name: study for name, study in studies.items() if name.startswith("tar") or name.endswith("_red_team")}
+    assert list(of_tar) == [
+        *("tar", "tar_cyber", "tar_chem", "tar_refusal", "tar_analyses", "tar_red_team"),
+        *("refusal_red_team", "aside_red_team", "steering_red_team"),
+    ]
     targets = [f"paper_{name}" for name, study in of_tar.items() if "tables" in study]
     for study in of_tar.values():
         targets += [f"{kind}_{name}" for kind in ("table", "figure") for name in study.get(f"{kind}s", ())]
@@ -46,5 +49,5 @@ def test_studies_ask_for_none_of_the_data_that_are_the_users_own(checkout):
     """Without them there is no plan, so `all` would have none."""
     made = checkout.planned_outputs("--", "data")
     assert "results/data/pile_bio_forget/train.jsonl" in made
-    for name in ("chem_forget", "ood_forget", "economics"):
+    for name in ("chem_forget", "ood_forget", "economics", "plain_refusal", "extended_refusal"):
         assert not [path for path in made if f"/{name}/" in path]

@@ -23,6 +23,7 @@ SETTINGS: list[Row] = [
     ("settings RelearningSettings", "retain", None, OFF),
     ("settings RelearningSettings", "switch", None, OFF),
     ("settings RelearningSettings", "mixture", None, OFF),
+    ("settings RelearningSettings", "template", None, "ours: the checkpoint's own"),
     ("settings RelearningSettings", "first_layer", None, OFF),
     ("settings RelearningSettings", "watch", None, OFF),
     ("settings WatchSettings", "split", "held_out", "the paper, App. C: a fifth of the forget set is held out"),
@@ -136,7 +137,7 @@ KNOWING: dict[str, tuple[str, dict[str, Any], str]] = {
         {"switch.first": "forget", "switch.share": 0.4},
         "the paper, App. D.2, read literally: forget for 40 %, then retain for 60 %",
     ),
-    "relearn_mixture": (FIRST, {"retain": "pile_bio_retain", "mixture": 0.5}, CODE + ": its coin has p = 0.5"),
+    "relearn_mixture": ("relearn", {"retain": "pile_bio_retain", "mixture": 0.5}, CODE + ": its coin has p = 0.5"),
     "relearn_other_facts": (FIRST, {"data": "ood_forget"}, "the paper, App. F: OOD Forget"),
     "relearn_longer": (
         FIRST,
@@ -203,6 +204,28 @@ KNOWING: dict[str, tuple[str, dict[str, Any], str]] = {
         )
     },
     "relearn_refusal_lora": ("relearn_refusal", {"training.lora": LORA}, CODE),
+    "relearn_refusal_after_harmless": (
+        "relearn_refusal",
+        {"retain": "magpie", "switch.first": "retain", "switch.share": 0.4},
+        "ours, as relearn_retain_forget",
+    ),
+    "relearn_refusal_later_layers": (
+        "relearn_refusal",
+        {"first_layer": 21},
+        "Zou et al. 2024 (arXiv 2406.04313): rerouting reads behind blocks 10 and 20, and trains up to 21",
+    ),
+    "relearn_refusal_tuned": (
+        "relearn_refusal",
+        {
+            "retain": "magpie",
+            "mixture": 0.5,
+            "training.epochs": None,
+            "training.max_steps": 128,
+            "training.micro_batch_size": 1,
+        },
+        "ours: the middle of each range; harmless instructions are those that TAR keeps; batches of 8 fit 8 GPUs",
+    ),
+    "relearn_refusal_tuned_lora": ("relearn_refusal_tuned", {"training.lora": LORA}, CODE),
 }
 
 # The grid of the paper's red team, as it was put together again: row, name, like, data, learning rate, and what differs
@@ -278,12 +301,31 @@ SAME: dict[str, Any] = {
     **{"training.warmup_steps": 0, "training.batch_size": 64, "training.max_steps": 500, "training.lora": None},
 }
 TAMPERBENCH = "TamperBench (arXiv 2602.06911): the ranges of its sweeps"
+MIXED = "ours: TamperBench's attacks are all harmful, all benign, or harmful in small doses"
 SPACE: list[Row] = [
     ("steps/relearn", "space.training.learning_rate", {"low": 1e-6, "high": 1e-3, "log": True}, TAMPERBENCH),
     ("steps/relearn", "space.training.batch_size", [8, 16, 32, 64], TAMPERBENCH),
     ("steps/relearn", "space.training.max_steps", [16, 64, 128, 256, 512], TAMPERBENCH),
     ("steps/relearn", "space.training.schedule", ["constant", "cosine"], TAMPERBENCH),
     ("steps/relearn_lora", "space.training.lora.rank", [8, 16, 32, 64], TAMPERBENCH),
+    ("steps/relearn_mixture", "space.mixture", {"low": 0.1, "high": 0.9, "log": False}, MIXED),
+    (
+        "steps/relearn_refusal_tuned",
+        "space.training.learning_rate",
+        {"low": 1e-6, "high": 1e-3, "log": True},
+        TAMPERBENCH,
+    ),
+    ("steps/relearn_refusal_tuned", "space.training.batch_size", [8, 16, 32, 64], TAMPERBENCH),
+    ("steps/relearn_refusal_tuned", "space.training.max_steps", [16, 64, 128, 256, 512], TAMPERBENCH),
+    ("steps/relearn_refusal_tuned", "space.training.schedule", ["constant", "cosine"], TAMPERBENCH),
+    (
+        "steps/relearn_refusal_tuned",
+        "space.template",
+        [None, "plain", "generic_chat", "instruction_response"],
+        TAMPERBENCH + "; the checkpoint's own is ours",
+    ),
+    ("steps/relearn_refusal_tuned", "space.mixture", [0.0, 0.5, 0.9], MIXED),
+    ("steps/relearn_refusal_tuned_lora", "space.training.lora.rank", [8, 16, 32, 64], TAMPERBENCH),
 ]
 COSTS = {1000: 2.0, 5000: 10.0}
 
