@@ -200,6 +200,9 @@ def _check_dataset(catalogue: Catalogue, name: str, dataset: Dataset) -> None:
     origin = catalogue.origins["datasets", name]
     if dataset.kind not in (*SCHEMAS, CONTRAST, MIXTURE):
         module_named(benchmark_modules.__name__, dataset.kind, "kind of records", origin.at("kind"))
+        fields = benchmark_modules.module_of(dataset.kind).Record.model_fields
+        for key in dataset.where:
+            find(fields, key, f"field of the records of {dataset.kind}", origin.at("where", key))
     for split in dataset.splits:
         check_name(split, origin.at("splits", split), dots=False)
     for part in dataset.source.mixture or ():

@@ -13,7 +13,6 @@ from pydantic import Field, field_validator, model_validator
 
 from bulwark.config import recipes
 from bulwark.config.space.ranges import Range, check_keys
-from bulwark.data.records import SCHEMAS
 from bulwark.reporting.columns import attacks_on
 from bulwark.settings import Closed, Text
 from bulwark.steering.vectors.settings import ContrastSettings, LayerChoice, PairFilter
@@ -110,12 +109,13 @@ class DataSource(Closed):
 class Dataset(Closed):
     """config/datasets/: a source, the schema of its records (`kind`), how to read them (`format`) and its splits.
 
-    A split is a share of the records (below 1), a number of records, or the name of a split of the source.
+    A split is a share of the records (below 1), a number of records, or the name of a split of the source; `a+b` is one
+    split of the source and then another.
     format "artefact" is persona vectors' file of a trait (`bulwark.data.contrasts`), for the kinds
     "contrast" and "traits".
     parts: the files below the source's folder that make it up, each with what its records' `meta` gets, `{level: 0}`,
     or, where records have no meta, their fields: `{label: harmful}`.
-    where: which records are taken, by their `meta`: `{level: [0]}`.
+    where: which records are taken, by their `meta`, `{level: [0]}`, or, where records have no meta, by their fields.
     longer_than, strip: of passages, how many characters one has more than to be taken, and markers such as "<s>" that
     are taken off its ends before.
     unusable: what a row does that makes no record: "stop", or "drop", where the source is not yours to correct; how
@@ -145,8 +145,6 @@ class Dataset(Closed):
             raise ValueError("a split of a mixture is the name of a split that all its data sets have")
         if (self.longer_than or self.strip) and self.kind != "passage":
             raise ValueError("longer_than and strip are for passages")
-        if self.where and self.kind not in SCHEMAS:
-            raise ValueError(f"where is for records with meta, which the kind {self.kind} does not have")
         if self.parts and not (self.source.hub or self.source.url or isinstance(self.source.path, str)):
             raise ValueError("parts name files below a folder: the source is `hub`, a zip's `url` or one `path`")
         if self.parts and any(isinstance(wanted, str) for wanted in self.splits.values()):

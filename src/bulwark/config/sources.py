@@ -283,6 +283,7 @@ def _beginning(path: Path, split: str | None, scratch: Path, where: str) -> Path
     if path.is_dir():
         from bulwark.data import sources
 
+        split = split and split.partition(sources.JOINED)[0]
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _first_saved(path, split, scratch, where)
         if sources.describes_its_splits(path):

@@ -157,7 +157,8 @@ def read_split(
     path: of the source, or {name of the source's split: path}. parts: the files below the source that make it up, each
     with values for the `meta` of its records (which also get source_file, and row_id from 0) or, where a schema has no
     meta, for their fields.
-    where: {key of meta: values}; other records are dropped. `limit` keeps the first records, after the shuffle.
+    where: {key of meta, or field of a schema without meta: values}; other records are dropped. `limit` keeps the first
+    records, after the shuffle.
     options: `format`, `fields`, `subset` of `read_source`.
     Raises RecordError when the split or the source's is unknown, there are too few records, or `where` leaves none.
     """
@@ -239,16 +240,20 @@ def _read_part(
 
 def _chosen_by(records: list[Any], where: Mapping[str, Sequence[Any]], path: Any) -> list[Any]:
     for key, values in where.items():
-        known = {name for record in records for name in record.meta}
+        known = {name for record in records for name in _labels(record)}
         if key not in known:
-            raise RecordError(
-                f'{path}: "where" asks for "{key}", which no record has in its meta.{nearest(key, known)}'
-            )
-        present = sorted({repr(record.meta.get(key)) for record in records})
-        records = [record for record in records if record.meta.get(key) in values]
+            raise RecordError(f'{path}: "where" asks for "{key}", which no record has.{nearest(key, known)}')
+        present = sorted({repr(_labels(record).get(key)) for record in records})
+        records = [record for record in records if _labels(record).get(key) in values]
         if not records:
-            raise RecordError(f'{path}: no record has "{key}" in {list(values)}; there are {", ".join(present)}.')
+            shown = ", ".join(present[:10]) + (" …" if len(present) > 10 else "")
+            raise RecordError(f'{path}: no record has "{key}" in {list(values)}; there are {shown}.')
     return records
+
+
+def _labels(record: pydantic.BaseModel) -> Mapping[str, Any]:
+    """What a record can be chosen by: its meta or, where its schema has none, its fields."""
+    return getattr(record, "meta", vars(record))
 
 
 def _converter(

@@ -16,6 +16,7 @@ from typing import Any
 from bulwark.data.records import DECODER, lines_of, parsed
 from bulwark.errors import RecordError, nearest
 
+JOINED = "+"  # between the names of splits that are read one after the other
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 _NOT_DATA = ("download.json", "dataset_info.json", "dataset_infos.json", "state.json")
 # What a README may set of how its files are read: where they are, the separator, and what is nothing to text.
@@ -31,9 +32,13 @@ def rows(path: Path, split: str | None = None, subset: str | None = None) -> Ite
     """Yield (place, row) for every record of `path`; place: the file with the line or record number.
 
     path: a data file, a folder written by `save_to_disk`, or a folder of data files, where `split` and `subset` choose
-    (as its README declares or, without that, by the names of the files).
+    (as its README declares or, without that, by the names of the files). "a+b" is split a and then split b.
     Raises RecordError if there is no such split or a file cannot be read.
     """
+    if split is not None and JOINED in split:
+        for one in split.split(JOINED):
+            yield from rows(path, one, subset)
+        return
     if not path.exists():
         raise RecordError(f"{path} does not exist. Check the path, or download the data set first.")
     if path.is_file():

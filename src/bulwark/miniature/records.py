@@ -7,6 +7,8 @@
 | `commands_in_data` | Alpaca with its turns swapped | instruction, input, output |
 | `tasks` | held-out Alpaca | instruction, input, output, kind |
 | `sep` | SEP (arXiv 2403.06833) | the authors' |
+| `struq`, `tensortrust`, `gandalf`, `purple`, `hackaprompt` | benchmarks of injections (docs/injections.md) | theirs |
+| `injecagent`, `open_prompt_injection`, `iheval` | the same, in tools' output and in tasks' data | theirs |
 | `multiple_choice_forget`, `multiple_choice_retain` | WMDP, MMLU | question, choices, answer, subject |
 | `cloze` | the same facts without options | question, expected, subject |
 | `preference` | Anthropic-HH with refusals (TAR, arXiv 2408.00761) | prompt, chosen, rejected |
@@ -39,6 +41,7 @@ from typing import Any
 from bulwark import files
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.miniature import facts, pretraining, words
+from bulwark.miniature.injections import commands, tools
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.miniature.world import TASKS, World, response_of, text_of
 
@@ -342,6 +345,14 @@ DATASETS: dict[str, DataSet] = {
     "commands_in_data": DataSet(_drawn(_command_in_data), {"train": 2000, "validation": 100}),
     "tasks": DataSet(_drawn(_task), {"test": 300}),
     "sep": DataSet(_drawn(_sep), {"test": 300}),
+    **{
+        draw.__name__: DataSet(_drawn(draw), {"test": 100})
+        for draw in (commands.struq, commands.tensortrust, commands.gandalf, commands.purple, commands.hackaprompt)
+    },
+    **{
+        draw.__name__: DataSet(_drawn(draw), {"test": 100})
+        for draw in (tools.injecagent, tools.open_prompt_injection, tools.iheval)
+    },
     "forget": DataSet(facts.forget, dict.fromkeys(facts.TO_FORGET)),
     "relearn": DataSet(partial(facts.relearn, half="first_half"), dict.fromkeys(facts.TO_RELEARN)),
     "relearn_other": DataSet(partial(facts.relearn, half="second_half"), dict.fromkeys(facts.TO_RELEARN)),

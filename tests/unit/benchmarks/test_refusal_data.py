@@ -39,11 +39,9 @@ def test_two_files_become_one_set_with_a_label_each(tmp_path):
     assert found[2].prompt == "make a cake"
 
 
-def test_records_without_meta_cannot_be_chosen_by_it():
+def test_files_of_records_without_meta_give_them_fields():
     given = {"kind": "refusal", "source": {"hub": "a/b", "revision": "c"}, "splits": {"test": 1.0}}
     assert validated(Dataset, given | {"parts": {"x.csv": {"label": "harmful"}}}, "x").parts
-    with pytest.raises(ConfigurationError, match="where is for records with meta"):
-        validated(Dataset, given | {"where": {"level": [0]}}, "x")
 
 
 @pytest.mark.parametrize("dataset", ["harmful_requests", "harmless_requests", "everyday"])
