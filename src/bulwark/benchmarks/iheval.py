@@ -51,10 +51,10 @@ CALLED = "You have called the tool {name} with {arguments}. Its output is the in
 
 
 class Settings(Closed):
-    """called: what the instruction says of a tool's call, with {name} and {arguments}."""
+    """called: what the instruction says of a tool's call, with {name} and {arguments}; nothing if it is empty."""
 
     decoding: Decoding
-    called: Text = CALLED
+    called: str = CALLED
 
 
 class Record(Closed):
@@ -129,7 +129,8 @@ class Benchmark(benchmark.Benchmark):
         values = {"{name}": str(call.get("name")), "{arguments}": json.dumps(call.get("arguments"), ensure_ascii=False)}
         called = re.sub("{name}|{arguments}", lambda place: values[place[0]], self.settings.called)
         turns = [Turn(role="system", text=text) for text in system]
-        turns.append(Turn(role="instruction", text=f"{record.instruction}\n\n{called}"))
+        asked = f"{record.instruction}\n\n{called}" if called.strip() else record.instruction
+        turns.append(Turn(role="instruction", text=asked))
         return {ANSWER: [*turns, Turn(role="data", text=record.output)]}
 
     def score(self, record: Record, responses: Mapping[str, str]) -> Row:
