@@ -38,6 +38,7 @@ refuse_unknown_targets(workflow)
 
 onstart:
     collect_garbage_again()
+    spare_the_scheduler(workflow)
     refuse_what_this_machine_lacks(workflow)
     warm.offer(local=workflow.local_exec)  # local jobs fork from one process that has torch imported
     stopping.watch(logger)  # Ctrl-C and SIGTERM: jobs save what they have

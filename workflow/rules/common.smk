@@ -19,6 +19,11 @@ from snakemake_interface_executor_plugins.settings import ExecMode
 # Downloads happen in local rules with pinned revisions, whose scripts lift this; all other jobs read what is on disk.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
+# Newer processors have wider vectors, round differently with them and train another model. What is computed on CPUs is
+# computed as on one of 2013, unless the user says otherwise: the miniature's numbers depend on it (docs/miniature.md).
+for _variable, _level in {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}.items():
+    os.environ.setdefault(_variable, _level)
+
 # Jobs end by themselves when they are told to, and their shells wait for them.
 shell.prefix(stopping.SHELL_PREFIX)
 
@@ -114,6 +119,28 @@ def collect_garbage_again():
     """For a run, which may take days: of what the plan has not made."""
     gc.freeze()
     gc.enable()
+
+
+def spare_the_scheduler(workflow):
+    """Keep Snakemake's main process idle while jobs run; in runs of thousands of jobs it took most of a core.
+
+    Each round of its scheduler sets a timer for a further round, because the limit of the rate at which jobs are started
+    may have passed by then. So rounds do not end, and grow in number with the jobs; without a limit there are no timers.
+    (A limit that the user sets stays.) And each round asks the file system again for the sizes of all inputs of all jobs
+    that are ready, which no longer change.
+    """
+    scheduler = workflow.scheduler
+    limit = scheduler.job_rate_limiter
+    if limit and (limit.max_jobs, limit.timespan) == (100, 1):  # the default
+        scheduler.job_rate_limiter = None
+    measure, sizes = scheduler.update_input_sizes, scheduler._input_sizes
+
+    async def of_new_files(jobs):
+        await measure([job for job in jobs if any(path not in sizes for path in job.input)])
+        if any(path not in sizes for job in jobs for path in job.input):  # beyond 10,000 it forgets some
+            await measure(jobs)
+
+    scheduler.update_input_sizes = of_new_files
 
 
 def refuse_unknown_targets(workflow):
