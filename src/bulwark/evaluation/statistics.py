@@ -190,6 +190,13 @@ def averaged(samples: Mapping[str, Sample]) -> Sample:
     return Sample(samples[first].seeds, samples[first].ids, mean, facts=samples[first].facts)
 
 
+def at_seeds(sample: Sample, seeds: tuple[Any, ...]) -> Sample:
+    """A recipe that was measured at one seed, such as the base model, as measured at each of `seeds`; others as is."""
+    if len(sample.seeds) > 1 or len(seeds) < 2:
+        return sample
+    return replace(sample, seeds=seeds, values=np.repeat(sample.values, len(seeds), axis=0), weights=None)
+
+
 def estimate(sample: Sample, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate the mean over seeds with its standard error clustered by record, or by fact.
 

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bulwark.evaluation import worst_case as evaluated
-from bulwark.evaluation.statistics import CONFIDENCE, Estimate, Sample, averaged, estimate
+from bulwark.evaluation.statistics import CONFIDENCE, Estimate, Sample, at_seeds, averaged, estimate
 from bulwark.reporting.columns import AverageCase, Column, Measure, WorstCase, those_named
 from bulwark.reporting.results import Results, ResultsError
 
 READING = (
-    "Worst case: of the attacks, the one with most harm among those within the loss of utility, chosen on one half of "
-    "the records and read on the other, both ways averaged; beside it the attacks that were chosen."
+    "Worst case: of the attacks, the one with most harm among those within the loss of utility, chosen on one half of the "
+    "records and read on the other, both ways averaged; beside it the attacks that were chosen. To leave the model as it "
+    "is costs no utility: where no attack does more harm within the loss, it is what the model did before."
 )
 MEAN = (
     "Mean of attacks: over attacks and seeds; a record with all its attacks and seeds is one cluster, so that errors "
@@ -23,6 +24,7 @@ MEAN = (
 )
 
 
+_NO_ATTACK = "no attack"
 _NEEDED = {
     WorstCase: "no worst case can be chosen on one half of the records and read on the other",
     AverageCase: "no record can be averaged over the attacks",
@@ -71,19 +73,19 @@ def of(
     if isinstance(spec, AverageCase):
         mean = averaged({name: sample(name, measure.benchmark, measure.metric) for name in names})
         return Found(estimate(mean, confidence), mean, _mean_of(len(names)), names)
-    utility = (spec.utility.benchmark, spec.utility.metric)
+    harm, utility = (measure.benchmark, measure.metric), (spec.utility.benchmark, spec.utility.metric)
+    attacks = {name: evaluated.Attack(sample(name, *harm), sample(name, *utility)) for name in names}
+    seeds = attacks[names[0]].harm.seeds
+    before = evaluated.Attack(at_seeds(sample(recipe, *harm), seeds), at_seeds(sample(recipe, *utility), seeds))
     found = evaluated.worst_case(
-        {
-            name: evaluated.Attack(sample(name, measure.benchmark, measure.metric), sample(name, *utility))
-            for name in names
-        },
+        {recipe: before, **attacks},  # first, so that an attack that does no more than it is not chosen
         sample(recipe, *utility),
         spec.loss,
         highest=spec.harm == "highest",
         higher_utility=results.higher_is_better(*utility) is not False,
         confidence=confidence,
     )
-    return Found(found.estimate, found.sample, _chosen(found, recipe, spec), names, found.kept)
+    return Found(found.estimate, found.sample, _chosen(found, recipe), names, found.kept)
 
 
 def estimate_of(results: Results, model: str, recipe: str, column: Column) -> Estimate:
@@ -119,10 +121,7 @@ def _mean_of(attacks: int) -> str:
     return f"mean of {attacks} attack{'s' if attacks > 1 else ''}"
 
 
-def _chosen(found: evaluated.WorstCase, recipe: str, spec: WorstCase) -> str:
+def _chosen(found: evaluated.WorstCase, recipe: str) -> str:
     if found.before <= 0:
         return "there is no utility before it that could be lost"
-    if None in found.chosen:
-        where = "either half" if found.chosen == (None, None) else "one half"
-        return f"none keeps {100 * (1 - spec.loss):g} % of utility on {where} of the records"
-    return " / ".join(dict.fromkeys(name.removeprefix(f"{recipe}+") for name in found.chosen))
+    return " / ".join(dict.fromkeys(_NO_ATTACK if n == recipe else n.removeprefix(f"{recipe}+") for n in found.chosen))

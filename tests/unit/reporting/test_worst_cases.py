@@ -101,32 +101,43 @@ def test_it_is_the_number_of_the_evaluation(tmp_path):
     results = Results(cells_of(tmp_path))
     names = ("tar+relearn.0", "tar+relearn.1")
     of = {name: Attack(*(results.sample("m", name, b, "accuracy") for b in ("cloze", "retain"))) for name in names}
+    of["tar"] = Attack(*(results.sample("m", "tar", b, "accuracy") for b in ("cloze", "retain")))
     expected = worst_case(of, results.sample("m", "tar", "retain", "accuracy"), 0.1)
     found = worst_cases.of(results, "m", "tar", validated(Table, TABLE, "").columns[2], validated(WorstCase, TUNED, ""))
     assert found.estimate == expected.estimate
     assert found.attacks == names
 
 
-def test_no_eligible_attack_is_stated(tmp_path):
+def test_without_an_attack_that_keeps_the_utility_the_model_stays_as_it_is(tmp_path):
     cells = cells_of(tmp_path, {**STUDY, "tar+relearn.0": (0.7, 0.6, 50)})
     frame, markdown = table(tmp_path, cells)
-    assert (
-        frame.loc["tar", "cloze.accuracy (tuned)_percent.attack"]
-        == "none keeps 90 % of utility on either half of the records"
-    )
-    assert "| – | 60 | – | none keeps 90 % of utility on either half of the records |" in markdown
-    said = check_claim("c", claim({"at_most": {**COLUMN, "recipe": "tar", "value": 0.5, "worst_case": TUNED}}), cells)
-    assert said["verdict"] == "undecided"
-    assert said["models"]["m"]["conditions"][0]["reason"] == (
-        "there is no worst case (tar: none keeps 90 % of utility on either half of the records)"
-    )
-    none = cells_of(tmp_path / "b", {**STUDY, "tar": (0.1, 0.0, None)})
-    frame, _ = table(tmp_path, none)
-    assert (
-        frame.loc["tar", "cloze.accuracy (tuned)_percent.attack"] == "there is no utility before it that could be lost"
-    )
+    tuned = "cloze.accuracy (tuned)_percent"
+    assert frame.loc["tar", f"{tuned}.attack"] == "no attack"
+    assert frame.loc["tar", f"{tuned}.value"] == frame.loc["tar", "cloze.accuracy_percent.value"] == pytest.approx(10)
+    assert frame.loc["tar", f"{tuned}.utility_kept"] == 1
+    bound = {"at_most": {**COLUMN, "recipe": "tar", "value": 0.3, "worst_case": TUNED}}
+    assert check_claim("c", claim(bound), cells)["verdict"] == "reproduced"
+
+
+def test_an_attack_that_does_less_harm_than_none_is_not_chosen(tmp_path):
+    """Of the base model, which has one seed where its attacks have several, too."""
+    weaker = {f"relearn.{number}": (0.5, 0.97, 100) for number in (0, 1)}
+    results = Results(cells_of(tmp_path, STUDY | weaker))
+    shown = validated(Table, TABLE, "").columns[2]
+    found = worst_cases.of(results, "m", "base", shown, validated(WorstCase, TUNED, ""))
+    assert found.chosen == "no attack"
+    assert found.estimate.value == results.estimate("m", "base", "cloze", "accuracy").value
+
+
+def test_without_utility_before_there_is_no_worst_case(tmp_path):
+    cells = cells_of(tmp_path, {**STUDY, "tar": (0.1, 0.0, None)})
+    frame, _ = table(tmp_path, cells)
+    nothing = "there is no utility before it that could be lost"
+    assert frame.loc["tar", "cloze.accuracy (tuned)_percent.attack"] == nothing
     against = {"better": {**COLUMN, "recipe": "base", "than": "tar", "worst_case": TUNED}}
-    assert check_claim("c", claim(against), cells)["verdict"] == "undecided"
+    said = check_claim("c", claim(against), cells)
+    assert said["verdict"] == "undecided"
+    assert nothing in said["models"]["m"]["conditions"][0]["reason"]
 
 
 def claim(*conditions):
@@ -161,8 +172,8 @@ def test_a_claim_about_a_worst_case_holds_or_falls_by_it(tmp_path):
 
 
 def test_harm_may_be_the_lowest_value(tmp_path):
-    """As of refusals: the attack after which the metric is lowest."""
-    results = Results(cells_of(tmp_path))
+    """As of refusals: the attack after which the metric is lowest, and of this model that it is left as it is."""
+    results = Results(cells_of(tmp_path, n=2000))
     shown = validated(Table, TABLE, "").columns[2]
     found = {
         harm: worst_cases.of(
@@ -170,7 +181,7 @@ def test_harm_may_be_the_lowest_value(tmp_path):
         ).estimate.value
         for harm in ("highest", "lowest")
     }
-    assert found == {"highest": pytest.approx(0.97, abs=0.01), "lowest": pytest.approx(0.92, abs=0.01)}
+    assert found == {"highest": pytest.approx(0.97, abs=0.01), "lowest": pytest.approx(0.9, abs=0.01)}
 
 
 def test_several_models_are_joined(tmp_path):
@@ -180,7 +191,7 @@ def test_several_models_are_joined(tmp_path):
     found = check_claim("c", claim({"at_most": terms}), cells)
     assert found["effect"] == pytest.approx(0.5, abs=0.01)
     assert found["interval"][0] < found["effect"] < found["interval"][1]
-    none = {**STUDY, "tar+relearn.0": (0.3, 0.5, 50)}
+    none = {**STUDY, "tar": (0.1, 0.0, None)}
     cells = cells_of(tmp_path / "b") + cells_of(tmp_path / "b", none, model="other")
     against = {"better": {**COLUMN, "recipe": "base", "than": "tar", "worst_case": TUNED}}
     for condition in ({"at_most": terms}, against):
