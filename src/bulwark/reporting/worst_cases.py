@@ -14,9 +14,9 @@ from bulwark.reporting.columns import AverageCase, Column, Measure, WorstCase, t
 from bulwark.reporting.results import Results, ResultsError
 
 READING = (
-    "Worst case: of the attacks, the one with most harm among those within the loss of utility, chosen on one half of the "
-    "records and read on the other, both ways averaged; beside it the attacks that were chosen. To leave the model as it "
-    "is costs no utility: where no attack does more harm within the loss, it is what the model did before."
+    "Worst case: of the attacks, the one with most harm among those within the loss of utility, chosen on one half of "
+    "the records and read on the other, both ways averaged; beside it the attacks that were chosen. To leave the model "
+    "as it is costs no utility: where no attack does more harm within the loss, it is what the model did before."
 )
 MEAN = (
     "Mean of attacks: over attacks and seeds; a record with all its attacks and seeds is one cluster, so that errors "

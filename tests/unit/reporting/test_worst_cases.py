@@ -110,7 +110,7 @@ def test_it_is_the_number_of_the_evaluation(tmp_path):
 
 def test_without_an_attack_that_keeps_the_utility_the_model_stays_as_it_is(tmp_path):
     cells = cells_of(tmp_path, {**STUDY, "tar+relearn.0": (0.7, 0.6, 50)})
-    frame, markdown = table(tmp_path, cells)
+    frame, _ = table(tmp_path, cells)
     tuned = "cloze.accuracy (tuned)_percent"
     assert frame.loc["tar", f"{tuned}.attack"] == "no attack"
     assert frame.loc["tar", f"{tuned}.value"] == frame.loc["tar", "cloze.accuracy_percent.value"] == pytest.approx(10)
