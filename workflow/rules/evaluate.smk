@@ -29,6 +29,7 @@ rule generate_answers:
 
 rule score_answers:
     input:
+        unpack(plan.scoring_inputs),
         answers="results/answers/{model}/{recipe}/seed{seed}/{benchmark}.jsonl",
         provenance="results/answers/{model}/{recipe}/seed{seed}/{benchmark}.provenance.json",
         records=plan.benchmark_records,

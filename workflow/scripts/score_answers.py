@@ -7,6 +7,8 @@ from bulwark.config import paths
 from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
 
+DECLARED = ("answers", "provenance", "records", "judge")
+
 log_to(snakemake.log[0])
 run(
     "bulwark.evaluation.score.score_file",
@@ -22,6 +24,7 @@ run(
         },
         "provenance": Path(snakemake.input.provenance),
         "scores": Path(snakemake.output.scores),
+        "inputs": {name: Path(path) for name, path in snakemake.input.items() if name not in DECLARED},
         "checkpoint": Path(paths.checkpoint(*(snakemake.wildcards[name] for name in ("model", "recipe", "seed")))),
     },
     **call_of(snakemake),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bulwark.errors import BulwarkError
+from bulwark.judges import JudgeSettings, module_of
 
 
 def gpus_here() -> int:
@@ -42,9 +43,12 @@ def refuse_without_key(judges: Mapping[str, Mapping[str, Any] | None]) -> None:
     if os.environ.get("OPENAI_API_KEY"):
         return
     for job, judge in judges.items():
-        if judge and judge.get("kind") == "openai":
+        if not judge:
+            continue
+        settings = JudgeSettings.model_validate(dict(judge))
+        if asks := getattr(module_of(settings.kind), "asks", None):
             raise BulwarkError(
-                f"{job} asks the judge {judge['openai']['model']}, but OPENAI_API_KEY is not set. "
+                f"{job} asks the judge {asks(settings.own)}, but OPENAI_API_KEY is not set. "
                 "Nothing was started.\n"
                 "Set it (any text, if your own endpoint needs none) and, for an endpoint of your own, OPENAI_BASE_URL; "
                 "or name another judge in an overlay."

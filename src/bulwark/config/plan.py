@@ -236,15 +236,27 @@ def _benchmark(catalogue: Catalogue, model: str, recipe: str, benchmark: str) ->
 def answer_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, benchmark: str) -> dict[str, str]:
     """The checkpoint, the records, and the files under results/ that the benchmark's settings name.
 
-    In these, `{parent}` is the recipe without its last step; the base model stands for its own parent.
+    In these, `{parent}` is the recipe without its last step; the base model stands for its own parent. What `scoring`
+    names is not among them.
     """
-    asked = _benchmark(catalogue, model, recipe, benchmark).inputs
+    resolved = _benchmark(catalogue, model, recipe, benchmark)
+    asked = {name: path for name, path in resolved.inputs.items() if name not in _of_scoring(resolved)}
     parent = recipe if recipe == recipes.BASE else recipes.parent_of(recipe)
     return {
         "checkpoint": paths.checkpoint(model, recipe, seed),
         "records": benchmark_records(catalogue, model, recipe, benchmark),
         **filled(asked, model=model, recipe=recipe, parent=parent, seed=seed),
     }
+
+
+def scoring_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, benchmark: str) -> dict[str, str]:
+    """The files under results/ that the settings under `scoring` name."""
+    return filled(_of_scoring(_benchmark(catalogue, model, recipe, benchmark)), model=model, recipe=recipe, seed=seed)
+
+
+def _of_scoring(resolved: Resolved) -> dict[str, str]:
+    scoring = getattr(resolved.settings, "scoring", None)
+    return scoring.inputs() if scoring is not None else {}
 
 
 def benchmark_records(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> str:
@@ -275,9 +287,12 @@ def judge_files(judge: JudgeSettings | None) -> list[str]:
 
 @cache
 def benchmark_judge(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> list[str]:
-    """The files of the judge of a benchmark."""
+    """The files of the user's that scoring a benchmark reads: of its judge, and what its settings name."""
     resolved = _benchmark(catalogue, model, recipe, benchmark)
-    return judge_files(benchmarks.benchmark_of(resolved.module, resolved.settings).judge())
+    origin = catalogue.settings_origin("benchmarks", benchmark, model)
+    named = getattr(getattr(resolved.settings, "scoring", None), "files", dict)()
+    own = [sources.file_there(path, origin.at("scoring", key)) for key, path in named.items()]
+    return judge_files(benchmarks.benchmark_of(resolved.module, resolved.settings).judge()) + own
 
 
 @cache

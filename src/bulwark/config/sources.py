@@ -357,6 +357,13 @@ def _first_of_arrow(path: Path, scratch: Path, where: str) -> Path:
     return beginning
 
 
+def file_there(given: str, where: str) -> str:
+    """The path of a file of the user's as it stands, if it is there and is no folder."""
+    if not _there(given, where).is_file():
+        raise ConfigurationError(f'{where}: "{given}" is a folder. Name a file.')
+    return given
+
+
 def _there(given: str, where: str) -> Path:
     """The path of the user's. Raises ConfigurationError, with what is nearest to it, if it is not there."""
     path = Path(given)

@@ -5,7 +5,8 @@ A module of `bulwark.benchmarks` has
     METRICS      {metric: whether higher is better}, the first being the headline
     Settings     what can be set; holds `decoding` where text is generated, and under `scoring` what only scoring reads.
                  `inputs()`: the files under results/ that answering reads beside checkpoint and records, as path
-                 templates with `{model}`, `{recipe}`, `{parent}` (the recipe before its last step) and `{seed}`
+                 templates with `{model}`, `{recipe}`, `{parent}` (the recipe before its last step) and `{seed}`; that
+                 of `scoring`: those that scoring reads, in `read`. `scoring.files()`: files of the user's, likewise
     Record       the schema of its data
     Benchmark    a subclass of the one below
 
@@ -46,6 +47,8 @@ class Benchmark(ABC):
     prompts(record): {variant: turns}, the prompts that a checkpoint answers. Without it, `answers` is overridden.
     requests(record, responses): only if answers are judged: what is asked of the judge under `scoring.judge` of the
     settings, one `judges.Request` each, keys unique within a record.
+    read(inputs): only if scoring needs further files: called with those that `inputs()` of the settings under `scoring`
+    names, before `requests` and `score`.
     """
 
     schema: ClassVar[type[Closed]]
@@ -54,6 +57,7 @@ class Benchmark(ABC):
     means: ClassVar[Mapping[str, str]] = {}
     prompts: Any = None
     requests: Any = None
+    read: Any = None
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -32,18 +32,23 @@ def score_file(
     provenance: Mapping[str, Any] | Path,
     scores: Path,
     checkpoint: Path | None = None,
+    inputs: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Score the answers of one checkpoint: write `scores` (JSON) and, beside it, the rows (`records_beside(scores)`).
 
     identity: benchmark, model, recipe, seed. provenance: how the answers were made, or the file that says so; the
     resolved settings and the digests of answers and records are added. checkpoint: the manifest of the one that was
-    to answer, if it is still there. Raises RecordError if answers are missing, doubled, of no record, or were made from
+    to answer, if it is still there. inputs: the further files that the benchmark reads, by the names in `inputs()` of
+    its settings under `scoring`. Raises RecordError if answers are missing, doubled, of no record, or were made from
     other records or by another checkpoint.
     """
     answers, records, scores = Path(answers), Path(records), Path(scores)
     if isinstance(provenance, Path):
         provenance = json.loads(provenance.read_text(encoding="utf-8"))
     _refuse_foreign(answers, provenance, records, checkpoint)
+    inputs = {name: Path(path) for name, path in (inputs or {}).items()}
+    if benchmark.read:
+        benchmark.read(inputs)
     known = benchmark.load(records)
     given = read_answers(answers, {record.id: benchmark.variants(record) for record in known})
     responses = {record.id: {v: a.response for v, a in given[record.id].items()} for record in known}
@@ -79,6 +84,7 @@ def score_file(
             "settings": benchmark.settings.model_dump(mode="json"),
             "answers_digest": files.digest(answers),
             "records_digest": files.digest(records),
+            **({"inputs": {name: files.digest(path) for name, path in inputs.items()}} if inputs else {}),
         },
     }
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

@@ -9,6 +9,7 @@ A kind's module has
     Settings                                  what can be set
     judge(requests, settings, scale)          yields (index of the request, Judgement), in any order
     identity(request, settings, scale)        all that decides a judgement, as plain data; without it none is cached
+    asks(settings)                            of one that needs OPENAI_API_KEY: the model that it asks
 
     >>> settings = JudgeSettings(kind="exact")
     >>> judge([Request("a", "2 + 2?", "4", "answer", expected="4")], settings)
@@ -37,7 +38,7 @@ from bulwark.settings import Closed, find, validated
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 15.0  # between two lines of progress
-_PARTS = ("__init__", "rubrics", "written")  # modules that are no kind of judge
+_PARTS = ("__init__", "endpoint", "rubrics", "written")  # modules that are no kind of judge
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Request:
     criterion: what is judged; the value rises with it ("refusal": 0 answers, the top refuses). expected: the right
     answer, for judges and criteria that need one. rubric: the whole text for a language model as judge, with
     {question}, {answer} and, if wanted, {top} in it; None takes the one of `bulwark.judges.rubrics` for the criterion.
+    other: the answer that `answer` is compared with, for the criterion "preference": half of the scale is a draw.
     """
 
     key: str
@@ -55,6 +57,7 @@ class Request:
     criterion: str
     expected: str | None = None
     rubric: str | None = None
+    other: str | None = None
 
 
 @dataclass(frozen=True)

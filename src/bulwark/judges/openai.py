@@ -8,29 +8,23 @@ asked for text, and the value is the number that the text gives (`written`). The
 whose tokens are single digits (Qwen's: the first token of 85 is 8), which one request at the start finds out. A reply
 that was cut before it gave a number is no judgement.
 
-Parameters that an endpoint refuses by name (max_tokens, temperature, seed) are renamed or left out from then on, and
-the log says so.
-
-The key is taken from the environment (OPENAI_API_KEY), as is the address of an endpoint of your own
-(OPENAI_BASE_URL); neither is written anywhere.
+Key, address, attempts and what becomes of failed requests: `endpoint`.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from bulwark.errors import BulwarkError, ConfigurationError, without_credentials
+from bulwark.errors import BulwarkError
 from bulwark.judges import Judgement, Request
+from bulwark.judges.endpoint import Endpoint, Failed, connected, in_parallel, plain, said_by, text_of
 from bulwark.judges.rubrics import filled, rubric_of
 from bulwark.judges.written import CUT, NO_NUMBER, READING, SAYS_REFUSAL, from_text
 from bulwark.settings import Closed
@@ -42,10 +36,7 @@ LEAST_MASS = 0.25  # of the probability must lie on numbers, or on the words tha
 NO_WORD = "none of the judge's words"
 REFUSAL = "REFUSAL"
 PROBE = "Write the number 57 and nothing else."
-_PASSING = ("408", "429", "500", "502", "503", "504")  # codes of failures that may go away by themselves
 _ROUNDING = 0.01  # by which a log-probability may lie above 0
-# What to send in place of a parameter that the endpoint refuses; None leaves it out.
-_INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
 
 
 class Settings(Closed):
@@ -72,6 +63,11 @@ class Settings(Closed):
     longest_wait: float = Field(60.0, ge=0)
 
 
+def asks(settings: Settings) -> str:
+    """The model that is asked."""
+    return settings.model
+
+
 def identity(request: Request, settings: Settings, scale: int) -> dict[str, Any]:
     """The prompt and all that decides its answer; not the key, the address or the rate."""
     decides = settings.model_dump(mode="json", include={"model", "answers", "text_tokens", "extra_body"})
@@ -88,26 +84,11 @@ def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterat
     """
     if not requests:
         return
-    if not os.environ.get("OPENAI_API_KEY"):
-        raise ConfigurationError(
-            'The judge "openai" needs OPENAI_API_KEY in the environment (any text, if your own endpoint asks for none; '
-            "its address goes into OPENAI_BASE_URL). Set it, or choose another judge: marker, classifier."
-        )
-    _refuse_unusable()
-    import openai
-
-    client = openai.OpenAI(max_retries=0, timeout=settings.timeout)
-    endpoint = _Endpoint(client, settings, scale)
-    endpoint.look_at_its_numbers()
-    pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")
-    try:
+    with connected("openai", settings.model, settings) as endpoint:
+        asking = _Asking(endpoint, settings, scale)
+        asking.look_at_its_numbers()
         prompts = [_prompt(request, settings, scale) for request in requests]
-        waiting = {pool.submit(endpoint.ask, prompt): index for index, prompt in enumerate(prompts)}
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        client.close()
+        yield from in_parallel(asking.ask, prompts, settings.concurrency)
 
 
 def from_logprobs(candidates: Mapping[str, float | None], scale: int) -> Judgement:
@@ -166,22 +147,12 @@ class _Reply:
     candidates: Mapping[str, float | None] | None = None
 
 
-class _Failed(Exception):
-    """Something else came where a completion belongs; the text says what. passing: it may go away by itself."""
+class _Asking:
+    """What is asked of an endpoint by many threads; remembers whether it gives log-probabilities."""
 
-    def __init__(self, reason: str, passing: bool) -> None:
-        super().__init__(reason)
-        self.passing = passing
-
-
-class _Endpoint:
-    """One endpoint, used by many threads; remembers whether it gives log-probabilities, and what it does not take."""
-
-    def __init__(self, client: Any, settings: Settings, scale: int) -> None:
-        self._client, self._settings, self._scale = client, settings, scale
+    def __init__(self, endpoint: Endpoint, settings: Settings, scale: int) -> None:
+        self._endpoint, self._settings, self._scale = endpoint, settings, scale
         self._logprobs = settings.answers != "text"
-        self._told: set[str] = set()
-        self._instead: dict[str, str | None] = {}  # of parameters that it refuses
 
     def look_at_its_numbers(self) -> None:
         """On a scale with numbers of several digits: do without log-probabilities if a number is several tokens.
@@ -194,7 +165,7 @@ class _Endpoint:
             return
         try:
             first = self._reply(PROBE, max_tokens=1, logprobs=True, top_logprobs=1).first
-        except (openai.APIError, _Failed):
+        except (openai.APIError, Failed):
             return  # the first request will fail in the same way and report it
         if first is None or re.fullmatch(r"\d{2,}", first.strip()):
             return
@@ -208,24 +179,7 @@ class _Endpoint:
         self._logprobs = False
 
     def ask(self, prompt: str) -> Judgement:
-        import openai
-
-        fatal = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-        try:
-            return self._judgement(prompt)
-        except fatal as error:
-            raise BulwarkError(
-                f'The judge\'s endpoint refuses to work for the model "{self._settings.model}": {_said(error)}. Check '
-                "OPENAI_API_KEY, OPENAI_BASE_URL and judge.openai.model; finished judgements are kept."
-            ) from error
-        except _Failed as error:
-            return Judgement(None, str(error), lasting=False)
-        except openai.APIError as error:
-            kind = _kind(error)
-            if kind not in self._told:  # log the first of each kind in full, count the others
-                self._told.add(kind)
-                log.warning("A request to the judge failed for good: %s", _said(error))
-            return Judgement(None, f"the request failed: {kind}", lasting=False)
+        return self._endpoint.judged(self._judgement, prompt)
 
     def _judgement(self, prompt: str) -> Judgement:
         if self._logprobs:
@@ -253,7 +207,7 @@ class _Endpoint:
         try:
             reply = self._reply(prompt, max_tokens=1, logprobs=True, top_logprobs=CANDIDATES)
         except openai.BadRequestError as error:
-            if self._settings.answers == "auto" and "logprob" in _said(error).lower():
+            if self._settings.answers == "auto" and "logprob" in said_by(error).lower():
                 return None
             raise
         if not reply.candidates:
@@ -263,105 +217,24 @@ class _Endpoint:
         return from_logprobs(reply.candidates, self._scale)
 
     def _reply(self, prompt: str, **options: Any) -> _Reply:
-        """The reply, after as many attempts as are needed and allowed."""
-        import openai
-        import tenacity
-
-        dropped = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
-
-        def passing(error: BaseException) -> bool:
-            if isinstance(error, _Failed):
-                return error.passing
-            return isinstance(error, dropped) and getattr(error, "code", None) != "insufficient_quota"
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(passing),
-            wait=_wait(self._settings.longest_wait),
-            stop=tenacity.stop_after_attempt(self._settings.attempts),
-            reraise=True,
-        )
-        wanted = {"temperature": 0, "seed": 0, **options}
-        while True:
-            sent = {self._instead.get(name, name): value for name, value in wanted.items()}
-            sent.pop(None, None)
-            try:
-                return retrying(self._completion, prompt, sent)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                name = next((name for name in _INSTEAD if name in sent and _refuses(error, name)), None)
-                if name is None:
-                    raise
-                self._do_without(name)
-
-    def _completion(self, prompt: str, options: Mapping[str, Any]) -> _Reply:
-        """The reply to one request, empty without any choice.
-
-        Raises _Failed for an error object and for what cannot be read, BulwarkError for what is no chat completion.
-        """
-        try:
-            answer = self._client.chat.completions.create(
-                model=self._settings.model,
-                messages=[{"role": "user", "content": prompt}],
-                extra_body=self._settings.extra_body or None,
-                **options,
-            )
-            if getattr(answer, "choices", None):
-                return _read(answer.choices[0])
-            told = (getattr(answer, "model_extra", None) or {}).get("error")
-        except (ValueError, AttributeError, TypeError, LookupError) as error:
-            raise _Failed(f"an answer of another shape ({type(error).__name__})", passing=True) from error
-        if told:
-            code = told.get("code") if isinstance(told, Mapping) else None
-            message = told.get("message") if isinstance(told, Mapping) else told
-            raise _Failed(f"the endpoint says: {_short(message)}", str(code) in _PASSING)
-        if getattr(answer, "choices", None) == []:
-            return _Reply("")
-        raise BulwarkError(
-            f"OPENAI_BASE_URL, {self._client.base_url}, does not answer like a chat endpoint (often /v1 is missing at "
-            f"the end): {_short(answer)}"
-        )
-
-    def _do_without(self, name: str) -> None:
-        """From now on send something else, or nothing, in place of a parameter."""
-        instead = _INSTEAD[name]
-        if name not in self._instead:
-            log.warning(
-                'The judge %s does not take "%s": sent %s. %s',
-                self._settings.model,
-                name,
-                f'as "{instead}"' if instead else "without it",
-                "Its answers may differ from time to time." if name == "temperature" else "",
-            )
-        self._instead[name] = instead
+        """The reply, empty without any choice."""
+        messages = [{"role": "user", "content": prompt}]
+        return self._endpoint.reply(messages, _read, **{"temperature": 0, "seed": 0, **options})
 
 
-def _refuses(error: Any, name: str) -> bool:
-    """Whether an answer of status 400 or 422 is about the parameter `name`."""
-    about_it = getattr(error, "param", None)
-    return about_it == name if about_it in _INSTEAD else re.search(rf"\b{name}\b", _said(error)) is not None
-
-
-def _read(choice: Any) -> _Reply:
-    """A choice as a reply. Raises AttributeError, TypeError or ValueError for one of another shape."""
-    content = choice.message.content
-    if isinstance(content, list):
-        pieces = [piece if isinstance(piece, str | Mapping) else dict(piece) for piece in content]
-        content = "".join(piece if isinstance(piece, str) else piece.get("text") or "" for piece in pieces)
-    if isinstance(content, int | float) and not isinstance(content, bool):
-        content = str(content)
+def _read(answer: Any) -> _Reply:
+    """A completion as a reply. Raises AttributeError, TypeError or ValueError for one of another shape."""
+    if answer is None:
+        return _Reply("")
+    choice = answer.choices[0]
     refused = bool(getattr(choice.message, "refusal", None))
-    reply = _Reply(_text(content or ""), getattr(choice, "finish_reason", None), refused)
+    reply = _Reply(text_of(choice.message), getattr(choice, "finish_reason", None), refused)
     logprobs = getattr(choice, "logprobs", None)
     if not logprobs or not logprobs.content:
         return reply
     first = logprobs.content[0]
-    candidates = {_text(one.token): _logprob(one.logprob) for one in first.top_logprobs or ()}
-    return replace(reply, first=_text(first.token), candidates=candidates or None)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"no text: {value}")
-    return value
+    candidates = {plain(one.token): _logprob(one.logprob) for one in first.top_logprobs or ()}
+    return replace(reply, first=plain(first.token), candidates=candidates or None)
 
 
 def _logprob(value: Any) -> float | None:
@@ -382,57 +255,3 @@ def _withheld(reply: _Reply) -> Judgement | None:
         return Judgement(None, CUT, lasting=False)
     why = f" ({reply.finish})" if reply.finish else ""
     return Judgement(None, f"the endpoint gave no text{why}", lasting=False)
-
-
-def _said(error: Any) -> str:
-    """What an endpoint says about a failed request, also where it is under `detail` only, as FastAPI writes it."""
-    body = getattr(error, "body", None)
-    told = body.get("message") or body.get("detail") if isinstance(body, Mapping) else body
-    said = without_credentials(str(error))
-    return said if not told or str(told) in str(error) else f"{said}: {_short(told)}"
-
-
-def _short(thing: Any) -> str:
-    """The beginning of someone else's text, on one line, without credentials."""
-    return without_credentials(" ".join(str(thing).split()))[:120]
-
-
-def _refuse_unusable() -> None:
-    """Raise ConfigurationError for a key or an address in the environment with which no request can be sent."""
-    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
-        value = os.environ.get(name, "").strip()
-        if not (value.isascii() and value.isprintable()):
-            raise ConfigurationError(
-                f"{name} holds a character that cannot be sent (beyond ASCII, or the end of a line). Copy it again."
-            )
-    address = os.environ.get("OPENAI_BASE_URL", "").strip()
-    try:
-        parts = urlsplit(address)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of a port
-        usable = False
-    if address and (not usable or re.search(r"\s", address)):
-        raise ConfigurationError(
-            "OPENAI_BASE_URL is no address of an endpoint. It must be like http://localhost:8000/v1, with http:// or "
-            'https://; in a password write "/" as %2F, "@" as %40, ":" as %3A, "#" as %23, "?" as %3F.'
-        )
-
-
-def _wait(longest: float) -> Any:
-    """Seconds to wait: what the endpoint asks for (Retry-After), else doubling, with jitter; at most `longest`."""
-    import tenacity
-
-    growing = tenacity.wait_exponential_jitter(initial=min(1.0, longest), max=longest)
-
-    def seconds(state: Any) -> float:
-        response = getattr(state.outcome.exception(), "response", None)
-        asked = response.headers.get("retry-after", "") if response is not None else ""
-        return min(float(asked), longest) if re.fullmatch(r"\d+(\.\d+)?", asked) else growing(state)
-
-    return seconds
-
-
-def _kind(error: Exception) -> str:
-    """The kind of failure, without the texts that differ from request to request."""
-    status = getattr(error, "status_code", None)
-    return type(error).__name__ + (f" (HTTP {status})" if status else "")

@@ -7,6 +7,7 @@
 | `commands_in_data` | Alpaca with its turns swapped | instruction, input, output |
 | `tasks` | held-out Alpaca | instruction, input, output, kind |
 | `sep` | SEP (arXiv 2403.06833) | the authors' |
+| `alpaca_farm`, `alpaca_references` | AlpacaFarm's instructions, AlpacaEval's references | theirs, answer |
 | `struq`, `tensortrust`, `gandalf`, `purple`, `hackaprompt` | benchmarks of injections (docs/injections.md) | theirs |
 | `injecagent`, `open_prompt_injection`, `iheval` | the same, in tools' output and in tasks' data | theirs |
 | `multiple_choice_forget`, `multiple_choice_retain` | WMDP, MMLU | question, choices, answer, subject |
@@ -40,7 +41,7 @@ from typing import Any
 
 from bulwark import files
 from bulwark.errors import ConfigurationError, nearest
-from bulwark.miniature import facts, pretraining, words
+from bulwark.miniature import comparisons, facts, pretraining, words
 from bulwark.miniature.injections import commands, tools
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.miniature.world import TASKS, World, response_of, text_of
@@ -345,6 +346,8 @@ DATASETS: dict[str, DataSet] = {
     "commands_in_data": DataSet(_drawn(_command_in_data), {"train": 2000, "validation": 100}),
     "tasks": DataSet(_drawn(_task), {"test": 300}),
     "sep": DataSet(_drawn(_sep), {"test": 300}),
+    "alpaca_farm": DataSet(comparisons.instructions, {"test": 120}),
+    "alpaca_references": DataSet(comparisons.references, {"test": 120}),
     **{
         draw.__name__: DataSet(_drawn(draw), {"test": 100})
         for draw in (commands.struq, commands.tensortrust, commands.gandalf, commands.purple, commands.hackaprompt)

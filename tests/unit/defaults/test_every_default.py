@@ -6,6 +6,7 @@ from defaults import (
     test_abliteration,
     test_abliteration_settings,
     test_adversarial,
+    test_alpacaeval,
     test_aside,
     test_evaluation,
     test_injections,
@@ -33,6 +34,7 @@ TABLES = (
     test_red_team,
     test_adversarial,
     test_tamper_evaluation,
+    test_alpacaeval,
 )
 NAMED = Counter(place for table in TABLES for place in named(table.ROWS))
 

@@ -131,7 +131,7 @@ def test_every_kind_has_what_a_kind_has():
     for kind in judges.kinds():
         module = judges.module_of(kind)
         assert {"Settings", "judge"} <= set(vars(module)), kind
-    assert judges.kinds() == ["classifier", "exact", "marker", "openai", "oracle"]
+    assert judges.kinds() == ["alpaca_eval", "classifier", "exact", "marker", "openai", "oracle"]
 
 
 def test_the_code_of_a_judge_is_what_its_kind_reaches():
