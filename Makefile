@@ -20,6 +20,7 @@ demo: install            ## the headlines in miniature: tables, figure, claims
 
 # One worker per core; tests that share something expensive run on one of them (tests/conftest.py), the longest first.
 test: install            ## every test
+	$(BIN)/pip install --quiet -e '.[test]'
 	$(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder
 
 lint: install            ## style of Python and of the rules; types on the ground floors

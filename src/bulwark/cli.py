@@ -1,4 +1,4 @@
-"""The command line: `bulwark plan`, `status`, `show` and `ask`. Everything else is Snakemake."""
+"""The command line: `bulwark plan`, `status`, `show`, `ask` and `serve`. Everything else is Snakemake."""
 
 from __future__ import annotations
 
@@ -45,6 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
     ask.add_argument("--data", help="text the instruction is about; instructions inside it are only text")
     ask.add_argument("--max-new-tokens", type=int, help="default: 256, or half of what the model can attend to")
 
+    serve = commands.add_parser("serve", help="an OpenAI-compatible address for a checkpoint, for agents and judges")
+    serve.add_argument("checkpoint", help="a checkpoint.json, the folder that holds it, or any folder with a causal LM")
+    serve.add_argument("--host", default="127.0.0.1", help="default: this machine alone, 127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    serve.add_argument("--device", help="cpu, cuda …; default: a GPU if there is one")
+    serve.add_argument("--dtype", help="default: bfloat16 on a GPU, float32 on the CPU")
+    serve.add_argument("--template", help="of prompts; default: the checkpoint's own")
+    serve.add_argument("--name", help="of the model, to clients; default: model/recipe/seed, or the folder's name")
+    serve.add_argument(
+        "--max-new-tokens", type=int, default=1024, help="of an answer, unless a request says; default: 1024"
+    )
+
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and not given[0].startswith("-") and given[0] not in commands.choices:
         print(f'bulwark: there is no command "{given[0]}".{nearest(given[0], commands.choices)}', file=sys.stderr)
@@ -54,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         options = parser.parse_args(given)
     try:
-        return {"plan": _plan, "status": _status, "show": _show, "ask": _ask}[options.command](options)
+        commands_ = {"plan": _plan, "status": _status, "show": _show, "ask": _ask, "serve": _serve}
+        return commands_[options.command](options)
     except BulwarkError as error:
         print(f"bulwark: {error}", file=sys.stderr)
         return 1
@@ -191,6 +204,16 @@ def _ask(options: argparse.Namespace) -> int:
         if warning.category is UserWarning:
             print(f"bulwark: {warning.message}", file=sys.stderr)
     print(answer)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from bulwark.serving.server import serve
+
+    if options.max_new_tokens < 1:
+        raise BulwarkError("--max-new-tokens is less than 1: an answer has at least one token.")
+    given = {key: getattr(options, key) for key in ("host", "port", "device", "dtype", "template", "name")}
+    serve(options.checkpoint, new_tokens=options.max_new_tokens, say=lambda line: print(line, flush=True), **given)
     return 0
 
 

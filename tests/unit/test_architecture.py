@@ -36,6 +36,7 @@ ROOMS = [
     "analyses",
     "reporting",
     "config",
+    "serving",
     "cli",
 ]
 HEIGHT = {name: height for height, name in enumerate(ROOMS)}

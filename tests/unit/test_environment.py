@@ -49,6 +49,14 @@ def test_what_is_installed_is_what_is_pinned():
     assert not different
 
 
+def test_extras_are_pinned_and_installed_where_they_are_needed():
+    extras = PROJECT["optional-dependencies"]
+    assert all(pins(lines) for lines in extras.values())
+    recipes = (ROOT / "Makefile").read_text()
+    assert [name for name in extras if f"pip install --quiet -e '.[{name}]'" not in recipes] == []
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
 def test_files_that_share_a_fixture_are_where_they_are_looked_for():
     for fixture, files in SHARING.items():
         through = {"finished": "|steered"}.get(fixture, "")  # a fixture of the session that asks for it
