@@ -15,7 +15,10 @@ source, told = snakemake.params.source, Path(snakemake.output[0])
 with sealed(sealing_of(snakemake)):
     if source["hub"]:
         fetch(source["hub"], source["revision"], told.parent, "dataset", source["files"])
-    else:
-        download(source["url"], source["sha256"], told.parent / name_of(source["url"]), source["git_blob"])
+    files = source.get("urls") or ({name_of(source["url"]): source} if source["url"] else {})
+    for name, file in files.items():
+        download(file["url"], file["sha256"], told.parent / name, file["git_blob"])
     shown = source | {"url": source["url"] and without_credentials(source["url"])}
+    if source.get("urls"):
+        shown |= {"urls": {name: file | {"url": without_credentials(file["url"])} for name, file in files.items()}}
     manifests.write_manifest(told, {"source": shown, "provenance": manifests.provenance()})

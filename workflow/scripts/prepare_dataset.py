@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bulwark.config.entities import Dataset
 from bulwark.config.sources import schema_of, told_of_other_kinds
-from bulwark.data import contrasts, mixtures, readers
+from bulwark.data import contrasts, foreign, mixtures, readers
 from bulwark.data.records import write_records
 from bulwark.jobs.calls import sealed, sealing_of
 from bulwark.logs import log_to
@@ -32,11 +32,13 @@ with sealed(sealing_of(snakemake)), tempfile.TemporaryDirectory() as scratch:
         files = dict(zip(source.mixture, snakemake.input, strict=True))
         records = mixtures.mixed(files, source.mixture, **dataset.model_dump(include={"shuffle_seed", "limit"}))
     else:
-        artefact = dataset.format == "artefact"
-        if artefact:
-            path = contrasts.unpacked(path, dataset.kind, Path(scratch))
-        options = readers.OPTIONS - {"format"} if artefact else readers.OPTIONS
-        options = dataset.model_dump(include={"parts", "where", "shuffle_seed", "limit", *options})
+        options = {"parts", "where", "shuffle_seed", "limit", *readers.OPTIONS}
+        if dataset.format == "artefact":
+            path, options = contrasts.unpacked(path, dataset.kind, Path(scratch)), options - {"format"}
+        if dataset.format in foreign.FOREIGN and not source.miniature:
+            path = foreign.unpacked(dataset.format, path, dataset.parts, Path(scratch))
+            options -= {"format", "parts"}
+        options = dataset.model_dump(include=options)
         with told_of_other_kinds(dataset, path, split):
             records = readers.read_split(path, split, dataset.splits, schema_of(dataset.kind), **options)
     write_records(Path(snakemake.output[0]), records)

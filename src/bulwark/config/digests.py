@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from bulwark.data.foreign import FOREIGN
 from bulwark.errors import ConfigurationError
 
 # Modules (or packages) that cannot change a result, with the reason; names are not followed into them.
@@ -73,16 +74,17 @@ def figure_digest(kind: str) -> str:
     return code_digest("bulwark.reporting.figures:make_figure", f"bulwark.reporting.figures.{kind}")
 
 
-def records_digest(kind: str, *, made: bool) -> str:
-    """A digest of the code that reads the records of a kind; made: that writes the miniature's, too."""
+def records_digest(kind: str, format: str, *, made: bool) -> str:
+    """A digest of the code that reads the records of a kind in a format; made: that writes the miniature's, too."""
     module = f"bulwark.benchmarks.{kind}"
     schema = [f"{module}:Record"] if _package().module(module) else []
     contrasts = ["bulwark.data.contrasts"] if kind in ("contrast", "traits") else []
+    foreign = [f"bulwark.data.foreign.{format}"] if format in FOREIGN else []
     world = ["bulwark.miniature.records:write"] if made else []
     if kind == "mixture":
         return code_digest("bulwark.data.mixtures:mixed", "bulwark.data.records:write_records")
     return code_digest(
-        "bulwark.data.readers:read_split", "bulwark.data.records:write_records", *schema, *contrasts, *world
+        "bulwark.data.readers:read_split", "bulwark.data.records:write_records", *schema, *contrasts, *foreign, *world
     )
 
 

@@ -78,9 +78,19 @@ class Model(Closed):
     resources: Stages
 
 
+class Address(Closed):
+    """A file at a web address with its checksum; null stands for "to be pinned by the user"."""
+
+    url: str
+    sha256: str | None = None
+    git_blob: str | None = None
+
+
 class DataSource(Closed):
     """Where records come from: the Hub, a web address, files of the user's, the miniature, or other data sets of the
     configuration. Exactly one.
+
+    urls: {path below the folder of the download: address} of several files.
 
     mixture: {data set: how much of its split}: all of it, a number of its first records, or (a number with a point)
     their number as a multiple of the first data set's.
@@ -92,6 +102,7 @@ class DataSource(Closed):
     url: str | None = None
     sha256: str | None = None
     git_blob: str | None = None
+    urls: dict[str, Address] | None = Field(None, min_length=1, exclude_if=lambda urls: urls is None)
     path: str | dict[str, str] | None = None
     miniature: str | None = None
     world: str = "miniature"
@@ -103,7 +114,12 @@ class DataSource(Closed):
             raise ValueError(
                 'the first data set of a mixture is what multiples count from: take "all" or a number of it'
             )
-        return _exactly_one(self, "hub", "url", "path", "miniature", "mixture")
+        for name in self.urls or ():
+            if name.startswith("/") or ".." in name.split("/") or "\\" in name:
+                raise ValueError(
+                    f"urls: {name!r} should be a path below the folder of the download, like email/test.jsonl"
+                )
+        return _exactly_one(self, "hub", "url", "urls", "path", "miniature", "mixture")
 
 
 class Dataset(Closed):
@@ -112,7 +128,7 @@ class Dataset(Closed):
     A split is a share of the records (below 1), a number of records, or the name of a split of the source; `a+b` is one
     split of the source and then another.
     format "artefact" is persona vectors' file of a trait (`bulwark.data.contrasts`), for the kinds
-    "contrast" and "traits".
+    "contrast" and "traits"; "bipia" and "rules" are what these benchmarks' authors publish (`bulwark.data.foreign`).
     parts: the files below the source's folder that make it up, each with what its records' `meta` gets, `{level: 0}`,
     or, where records have no meta, their fields: `{label: harmful}`.
     where: which records are taken, by their `meta`, `{level: [0]}`, or, where records have no meta, by their fields.
@@ -125,7 +141,7 @@ class Dataset(Closed):
     description: str = ""
     licence: str = ""
     kind: str
-    format: Literal["native", "alpaca", "messages", "transcripts", "fields", "artefact"] = "native"
+    format: Literal["native", "alpaca", "messages", "transcripts", "fields", "artefact", "bipia", "rules"] = "native"
     fields: dict[str, str] = {}
     source: DataSource
     splits: dict[str, float | int | str]
@@ -145,8 +161,11 @@ class Dataset(Closed):
             raise ValueError("a split of a mixture is the name of a split that all its data sets have")
         if (self.longer_than or self.strip) and self.kind != "passage":
             raise ValueError("longer_than and strip are for passages")
-        if self.parts and not (self.source.hub or self.source.url or isinstance(self.source.path, str)):
-            raise ValueError("parts name files below a folder: the source is `hub`, a zip's `url` or one `path`")
+        source = self.source
+        if self.parts and not (source.hub or source.url or source.urls or isinstance(source.path, str)):
+            raise ValueError(
+                "parts name files below a folder: the source is `hub`, `urls`, a zip's `url` or one `path`"
+            )
         if self.parts and any(isinstance(wanted, str) for wanted in self.splits.values()):
             raise ValueError("with parts, a split is a share or a number of all their records")
         shares = sum(wanted for wanted in self.splits.values() if isinstance(wanted, float))

@@ -59,7 +59,7 @@ def records_files(catalogue: Catalogue, dataset: str, split: str) -> list[str]:
     if source.mixture:
         wanted = find(entity.splits, split, f'split of the data set "{dataset}"', "results/data/")
         return [paths.records(part, str(wanted)) for part in source.mixture]
-    if source.hub or source.url:
+    if source.hub or source.url or source.urls:
         return [f"results/downloads/{dataset}/download.json"]
     if source.path and entity.parts:
         return [f"{source.path}/{part}" for part in entity.parts]
@@ -85,7 +85,7 @@ def records_recipe(catalogue: Catalogue, dataset: str, split: str) -> dict[str, 
     return {
         "dataset": entity.model_dump(mode="json", exclude={"description", "licence"}),
         "world": world,
-        "code": digests.records_digest(entity.kind, made=world is not None),
+        "code": digests.records_digest(entity.kind, entity.format, made=world is not None),
     }
 
 

@@ -25,7 +25,7 @@ from bulwark import benchmarks
 from bulwark.config import checks
 from bulwark.config.catalogue import Catalogue
 from bulwark.config.entities import Dataset
-from bulwark.data import contrasts, readers
+from bulwark.data import contrasts, foreign, readers
 from bulwark.data.records import SCHEMAS
 from bulwark.errors import BulwarkError, CheckpointError, ConfigurationError, RecordError, nearest
 from bulwark.models.folders.weights import weights_of
@@ -179,6 +179,9 @@ def check_dataset(catalogue: Catalogue, name: str) -> None:
             _check_records(dataset, path, None, origin.at("source", "path", key))
         return
     where = origin.at("source", "path")
+    if dataset.format in foreign.FOREIGN:
+        _check_foreign(dataset, source, where)
+        return
     for part in dataset.parts:
         _there(source, where)
         _check_records(dataset, f"{source}/{part}", None, origin.at("parts", part))
@@ -204,6 +207,18 @@ def _check_records(dataset: Dataset, given: str, split: str | None, where: str) 
             readers.read_source(start, schema_of(dataset.kind), most=FIRST, **options)
         except RecordError as error:
             told = str(error).replace(str(start), given) + other_kind(dataset, start)
+            raise ConfigurationError(f"{where}: {told}") from None
+
+
+def _check_foreign(dataset: Dataset, given: str, where: str) -> None:
+    """Whether the first records in a format of another project are of the data set's kind; it is read as a whole."""
+    path = _there(given, where)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            start = foreign.unpacked(dataset.format, path, dataset.parts, Path(scratch))
+            readers.read_source(start, schema_of(dataset.kind), most=FIRST)
+        except RecordError as error:
+            told = str(error).replace(str(Path(scratch, f"{dataset.format}.jsonl")), given)
             raise ConfigurationError(f"{where}: {told}") from None
 
 
@@ -234,7 +249,7 @@ def other_kind(dataset: Dataset, source: Any, split: str | None = None) -> str:
     """
     from bulwark.data import sources
 
-    if dataset.format == "artefact":
+    if dataset.format == "artefact" or dataset.format in foreign.FOREIGN:
         return ""
     try:
         path = next(iter(source.values())) if isinstance(source, Mapping) else source

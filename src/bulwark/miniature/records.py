@@ -10,6 +10,8 @@
 | `alpaca_farm`, `alpaca_references` | AlpacaFarm's instructions, AlpacaEval's references | theirs, answer |
 | `struq`, `tensortrust`, `gandalf`, `purple`, `hackaprompt` | benchmarks of injections (docs/injections.md) | theirs |
 | `injecagent`, `open_prompt_injection`, `iheval` | the same, in tools' output and in tasks' data | theirs |
+| `bipia_text`, `bipia_code` | BIPIA (arXiv 2312.14197) | `bulwark.benchmarks.bipia` |
+| `rules` | RuLES (arXiv 2311.04235) | the authors', and the scenario's text |
 | `multiple_choice_forget`, `multiple_choice_retain` | WMDP, MMLU | question, choices, answer, subject |
 | `cloze` | the same facts without options | question, expected, subject |
 | `preference` | Anthropic-HH with refusals (TAR, arXiv 2408.00761) | prompt, chosen, rejected |
@@ -42,7 +44,7 @@ from typing import Any
 from bulwark import files
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.miniature import comparisons, facts, pretraining, words
-from bulwark.miniature.injections import commands, tools
+from bulwark.miniature.injections import commands, contexts, tools
 from bulwark.miniature.settings import MiniatureSettings
 from bulwark.miniature.world import TASKS, World, response_of, text_of
 
@@ -356,6 +358,9 @@ DATASETS: dict[str, DataSet] = {
         draw.__name__: DataSet(_drawn(draw), {"test": 100})
         for draw in (tools.injecagent, tools.open_prompt_injection, tools.iheval)
     },
+    "bipia_text": DataSet(contexts.bipia_text, {"test": 40}),
+    "bipia_code": DataSet(contexts.bipia_code, {"test": 30}),
+    "rules": DataSet(contexts.rules, {"test": 60}),
     "forget": DataSet(facts.forget, dict.fromkeys(facts.TO_FORGET)),
     "relearn": DataSet(partial(facts.relearn, half="first_half"), dict.fromkeys(facts.TO_RELEARN)),
     "relearn_other": DataSet(partial(facts.relearn, half="second_half"), dict.fromkeys(facts.TO_RELEARN)),

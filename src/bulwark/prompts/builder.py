@@ -204,7 +204,8 @@ class PromptBuilder:
         data = data or [Part(template.no_data, role="data")]
         user = _filled(template.user_message, "{data}", data, role="data")
         if not first:
-            return [Message("user", (*_filled(template.later_instruction, "{instruction}", instruction), *user))]
+            later = _filled(template.later_instruction, "{instruction}", instruction) if instruction else ()
+            return [Message("user", (*later, *user))]
         lead = [*system_parts, Part("\n\n")] if system else []
         asked = _filled(template.system_message, "{instruction}", instruction)
         return [Message("system", (*lead, *asked)), Message("user", user)]

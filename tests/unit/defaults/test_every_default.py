@@ -8,6 +8,7 @@ from defaults import (
     test_adversarial,
     test_alpacaeval,
     test_aside,
+    test_bipia_rules,
     test_evaluation,
     test_injections,
     test_red_team,
@@ -22,6 +23,7 @@ from defaults.reader import defaulted, named, stated
 
 TABLES = (
     test_aside,
+    test_bipia_rules,
     test_training,
     test_steering,
     test_steering_settings,
