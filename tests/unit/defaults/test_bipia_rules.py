@@ -1,4 +1,4 @@
-"""BIPIA (Yi et al. 2023, arXiv 2312.14197) and RuLES (Mu et al. 2023, arXiv 2311.04235), as ASIDE's evaluation has them.
+"""BIPIA (Yi et al. 2023, arXiv 2312.14197) and RuLES (Mu et al. 2023, arXiv 2311.04235), as ASIDE's evaluation does.
 
 "The code" is that of ASIDE (Zverev et al. 2025, arXiv 2503.10566), of which docs/injections.md says where we differ.
 """

@@ -39,13 +39,14 @@ def rows(path: Path, parts: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[st
     }
     prompts = {statement.name: _prompt(statement) for statement in read.body if isinstance(statement, ast.ClassDef)}
     for scenario, suite in _pairs(values, path):
-        if prompts.get(scenario) is None:
+        prompt = prompts.get(scenario)
+        if prompt is None:
             raise RecordError(f"{path}: no class {scenario} with a `template` or `prompt` that is a text.")
         for number, case in enumerate(_literal(values, suite, path)):
             place = f"{path}, {suite}[{number}]"
             if not isinstance(case, dict) or not isinstance(case.get("params"), dict):
                 raise RecordError(f'{place}: a case is an object with "id", "category", "params" and "messages".')
-            yield {"suite": suite, "scenario": scenario, **case, "prompt": _filled(prompts[scenario], case, place)}
+            yield {"suite": suite, "scenario": scenario, **case, "prompt": _filled(prompt, case, place)}
 
 
 def _the_file(path: Path) -> Path:
