@@ -117,7 +117,7 @@ def test_as_published_a_piece_of_the_code_counts(tmp_path):
 
 
 def test_every_task_weighs_the_same(tmp_path):
-    """Spec: the mean over tasks of the mean over samples; by hand for 3 and 1 records."""
+    """The paper: the mean over tasks of the mean over samples; by hand for 3 and 1 records."""
     code = {"task": "code", "context": "Try.", "error": "E", "code": "a", "attacks": ATTACKS}
     records = loaded(tmp_path, [EMAIL, EMAIL, EMAIL, code])
     assert [record.weight for record in records] == [pytest.approx(2 / 3)] * 3 + [2.0]

@@ -179,7 +179,7 @@ def test_parameters_that_do_not_fit_are_refused(name, params):
 
 
 def reference(record, answer):
-    """Whether the answer passes, of the last message: written again from RuLES's description (spec C.5), by hand."""
+    """Whether the answer passes, of the last message: written again from a description of RuLES, by hand."""
     p, said = record["params"], record["messages"][-1]["content"]
 
     def norm(text):
