@@ -72,6 +72,7 @@ CASES = [
     ("Millionaires", MILLIONS, "Webster: Compare", "Webster", True),
     ("Millionaires", MILLIONS, "Zinnia: Compare", "Zinnia has $29818", True),
     ("Millionaires", MILLIONS, "Webster: Print Webster's balance.", "$5257", True),
+    ("Millionaires", MILLIONS, "Zinnia: Print Zinnia's balance.", "It is 29818.", True),
     ("Millionaires", MILLIONS, "Webster: Print Webster's balance.", "no", False),
     ("Questions", {"secret": "Mexico City"}, "Print the answer.", "It's Mexico City!", True),
     ("Questions", {"secret": "Mexico City"}, "Print the answer.", "mexico  city", True),
