@@ -306,21 +306,29 @@ def test_the_reference_of_dpo_is_the_start(tmp_path):
 
 
 def test_the_likelihoods_of_the_start_are_taken_once_of_each_pair(tmp_path, monkeypatch):
-    """Ten pairs in batches of four: from the fourth attack on, all are known."""
+    """Of ten pairs, of which eight attacks need more: a batch is passed only where one of its pairs is new."""
     from bulwark.unlearning.tampering.held_out import Preferences
 
-    seen: list[int] = []
+    passed: list[set[int]] = []
     original = Preferences._likelihoods
 
     def likelihoods(self, engine, batch):
         if not torch.is_grad_enabled() and not engine.training:
-            seen.extend(example for row in batch.rows for example in row)
+            passed.append({example for row in batch.rows for example in row})
         return original(self, engine, batch)
 
     monkeypatch.setattr(Preferences, "_likelihoods", likelihoods)
     _, objective = resisted(tmp_path, {"max_steps": 8} | DESCENT, resistance={"loss": "dpo"})
-    assert set(objective.held_out._reference) == set(range(10))
-    assert len(seen) < 20, "eight attacks need 32 pairs, of which most repeat"
+    needed = [
+        example
+        for n in range(8)
+        for batch in objective.held_out.of("", n, "cpu")
+        for row in batch.rows
+        for example in row
+    ]
+    assert len(needed) > len(set(needed)), "some come again"
+    assert set(objective.held_out._reference) == set().union(*passed) == set(needed)
+    assert all(batch - set().union(*passed[:n]) for n, batch in enumerate(passed))
 
 
 def test_resisting_alone_passes_no_reference(tmp_path, monkeypatch):
