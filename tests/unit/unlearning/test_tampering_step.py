@@ -310,14 +310,21 @@ def test_the_likelihoods_of_the_start_are_taken_once_of_each_pair(tmp_path, monk
     from bulwark.unlearning.tampering.held_out import Preferences
 
     passed: list[set[int]] = []
-    original = Preferences._likelihoods
+    before: list[bool] = []
+    likelihoods, before_training = Preferences._likelihoods, Preferences.before_training
 
-    def likelihoods(self, engine, batch):
-        if not torch.is_grad_enabled() and not engine.training:
+    def noted(self, engine, batch):
+        if before:
             passed.append({example for row in batch.rows for example in row})
-        return original(self, engine, batch)
+        return likelihoods(self, engine, batch)
 
-    monkeypatch.setattr(Preferences, "_likelihoods", likelihoods)
+    def flagged(self, engine, trajectories):
+        before.append(True)
+        before_training(self, engine, trajectories)
+        before.clear()
+
+    monkeypatch.setattr(Preferences, "_likelihoods", noted)
+    monkeypatch.setattr(Preferences, "before_training", flagged)
     _, objective = resisted(tmp_path, {"max_steps": 8} | DESCENT, resistance={"loss": "dpo"})
     needed = [
         example
