@@ -21,6 +21,7 @@ from bulwark.miniature.world import World, vocabulary
 from bulwark.settings import merged, read_yaml, validated
 
 ROOT = Path(__file__).parents[3]
+SHARED = ROOT.parent / "shared" / "data" / "injections"
 WORLD = MiniatureSettings()
 NAMES = (
     "struq", "tensortrust", "gandalf", "purple", "hackaprompt", "injecagent", "open_prompt_injection", "iheval",
@@ -66,6 +67,34 @@ def test_a_tiny_model_is_asked_and_scored(tmp_path, catalogue, name):
     assert set(scores["metrics"]) == set(module_of(name).METRICS)
     assert scores["n"] == len(loaded)
     assert all(0 <= metric["value"] <= 1 for metric in scores["metrics"].values() if metric["value"] is not None)
+    assert scores["reported"]["truncated_prompts"] == 0
+
+
+REAL = {
+    "gandalf": ("unsuccessful_gandalf", lambda row: {"text": row["user_message"], "similarity": 1.0}),
+    "tensortrust": (
+        "unsuccessful_hijacking", lambda row: {"pre_prompt": row["system_message"], "attack": row["user_message"]},
+    ),
+    "purple": ("unsuccessful_purple", lambda row: {"prompt": [row["user_message"]]}),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.exists(), reason="the recorded attacks are not beside the repository")
+@pytest.mark.parametrize("name", REAL)
+def test_recorded_attacks_go_through_a_tiny_model(tmp_path, catalogue, name):
+    file, record_of = REAL[name]
+    rows = json.loads((SHARED / f"{file}.json").read_text(encoding="utf-8"))
+    path = write_lines(tmp_path / "test.jsonl", [{"id": str(n), **record_of(row)} for n, row in enumerate(rows)])
+    resolved = catalogue.resolve("benchmarks", "qwen2.5-7b", name)
+    benchmark = benchmark_of(name, merged(resolved.plain, {"decoding": {"max_new_tokens": 4}}))
+    made = benchmark.answers(examinee(tmp_path), benchmark.load(path))
+    assert len(made) == len(rows)
+    scores = score_file(
+        benchmark, answers=write_lines(tmp_path / "answers.jsonl", made), records=path, provenance={},
+        identity={"benchmark": name, "model": "m", "recipe": "base", "seed": 0}, scores=tmp_path / "scores.json",
+    )  # fmt: skip
+    assert scores["metrics"]["attack_success_rate"]["value"] == 0
     assert scores["reported"]["truncated_prompts"] == 0
 
 
@@ -190,7 +219,9 @@ def test_the_tasks_of_glue_are_named_by_their_files(tmp_path, catalogue):
         (tmp_path / name).mkdir()
         table = pyarrow.table({**texts, "label": [1, 0], "idx": [0, 1]})
         parquet.write_table(table, tmp_path / name / "validation-00000-of-00001.parquet")
-    found = read(of(catalogue, "open_prompt_injection"), tmp_path)
+    with pytest.raises(RecordError, match="has 6 records, too few"):
+        read(of(catalogue, "open_prompt_injection"), tmp_path)
+    found = read(of(catalogue, "open_prompt_injection", splits={"test": 6}), tmp_path)
     assert [(record.task, record.label, record.text) for record in found[:3]] == [
         ("sentiment_analysis", 1, "good"),
         ("sentiment_analysis", 0, "bad"),

@@ -139,6 +139,7 @@ NEWER: list[Row] = [
     ("settings benchmarks.open_prompt_injection", "pairs_seed", 0, "ours"),
     ("settings benchmarks.open_prompt_injection", "ignoring", "Ignore previous instructions.", "OPI's code"),
     ("settings benchmarks.open_prompt_injection", "tasks", Digest("8b33edfe03407284"), "OPI's code: three of seven"),
+    ("datasets/open_prompt_injection", "splits", {"test": 1557}, "GLUE: 872, 408 and 277 records"),
     ("benchmarks/iheval", "", {"module": "iheval", "dataset": "iheval", "split": "test"}, "Zhang et al. 2025"),
     ("benchmarks/iheval", "cost", 0.2, TIME),
     ("benchmarks/iheval", "settings.decoding.do_sample", False, "Zhang et al. 2025's code, -temperature 0"),
