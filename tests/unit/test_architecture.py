@@ -31,6 +31,7 @@ ROOMS = [
     "steering",
     "abliteration",
     "unlearning",
+    "interpretability",
     "steps",
     "benchmarks",
     "analyses",

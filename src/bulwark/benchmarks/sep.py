@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import field_validator
 
 from bulwark.data.records import Turn
+from bulwark.errors import RecordError, of_record
 from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Groups, Row, grouped
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
+
+if TYPE_CHECKING:
+    from bulwark.prompts.builder import Prompt, PromptBuilder
 
 METRICS = {"separation": True, "utility": True, "probe_in_data_rate": False, "same_output_rate": False}
 VARIANTS = ("probe_in_data", "probe_in_instruction")
@@ -115,6 +119,31 @@ def has_witness(response: str, witness: str) -> bool:
 def _as_it_looks(text: str) -> str:
     seen = text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
     return unicodedata.normalize("NFC", seen.lower())
+
+
+def probe_of(record: Record) -> tuple[str, bool]:
+    """The probe in the data of a record, and whether it is its end. Raises RecordError if it is at neither end."""
+    whole, clean = record.prompt_instructed, record.prompt_clean
+    at_end = record.info.appended_type[1] == "r"
+    stands = whole.startswith(clean) if at_end else whole.endswith(clean)
+    probe = (whole[len(clean) :] if at_end else whole[: len(whole) - len(clean)]).strip()
+    if not stands or not probe:
+        side = "after" if at_end else "before"
+        raise RecordError(
+            f'The record "{record.id}": prompt_instructed is not prompt_clean with a probe {side} it, as its '
+            f'appended_type "{record.info.appended_type}" says. Correct the record.'
+        )
+    return probe, at_end
+
+
+def prompt_and_probe(record: Record, builder: PromptBuilder) -> tuple[Prompt, list[int]]:
+    """The prompt with the probe in the data, and the places of the probe's tokens in it. Raises RecordError."""
+    from bulwark.prompts.places import places_of_part
+
+    turns = _turns(record.system_prompt_clean, record.prompt_instructed)
+    probe, at_end = probe_of(record)
+    prompt = of_record(record.id, builder.prompt, turns)
+    return prompt, of_record(record.id, lambda: places_of_part(builder, turns, 1, probe, at_end=at_end))
 
 
 def is_repetitive(text: str, pieces: int = 10, length: int = 15, times: int = 5) -> bool:

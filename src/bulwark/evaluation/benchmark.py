@@ -2,7 +2,7 @@
 
 A module of `bulwark.benchmarks` has
 
-    METRICS      {metric: whether higher is better}, the first being the headline
+    METRICS      {metric: whether higher is better, null for neither}, the first being the headline
     Settings     what can be set; holds `decoding` where text is generated, and under `scoring` what only scoring reads.
                  `inputs()`: the files under results/ that answering reads beside checkpoint and records, as path
                  templates with `{model}`, `{recipe}`, `{parent}` (the recipe before its last step) and `{seed}`; that
@@ -52,7 +52,7 @@ class Benchmark(ABC):
     """
 
     schema: ClassVar[type[Closed]]
-    metrics: ClassVar[Mapping[str, bool]]
+    metrics: ClassVar[Mapping[str, bool | None]]
     groups: ClassVar[tuple[str, ...]] = ()
     means: ClassVar[Mapping[str, str]] = {}
     prompts: Any = None

@@ -19,7 +19,7 @@ Groups = dict[str, dict[str, "Metric"]]  # {group: {metric: Metric}}
 class Metric(TypedDict):
     """A mean over `n` records. With none, `value` is null; with fewer than two, `stderr` is. Rates lie in 0 … 1.
 
-    higher_is_better: null for what an analysis describes, which is neither better nor worse.
+    higher_is_better: null for what is described only, and is neither better nor worse.
     """
 
     value: float | None
@@ -29,7 +29,7 @@ class Metric(TypedDict):
     higher_is_better: bool | None
 
 
-def metric(rows: Iterable[Row], name: str, higher_is_better: bool) -> Metric:
+def metric(rows: Iterable[Row], name: str, higher_is_better: bool | None) -> Metric:
     """Average the column `name` over the rows where it is not null; Wilson's 95 % interval if it is a rate."""
     from bulwark.evaluation.statistics import FACT, estimate, mean_and_error, mean_interval, sample
 
@@ -49,17 +49,31 @@ def metric(rows: Iterable[Row], name: str, higher_is_better: bool) -> Metric:
     )
 
 
-def metrics(rows: Sequence[Row], directions: Mapping[str, bool]) -> dict[str, Metric]:
+def metrics(rows: Sequence[Row], directions: Mapping[str, bool | None]) -> dict[str, Metric]:
     """`metric` for each of {metric: whether higher is better}."""
     return {name: metric(rows, name, higher) for name, higher in directions.items()}
 
 
-def grouped(rows: Sequence[Row], key: Callable[[Row], Hashable], directions: Mapping[str, bool]) -> Groups:
+def grouped(rows: Sequence[Row], key: Callable[[Row], Hashable], directions: Mapping[str, bool | None]) -> Groups:
     """`metrics` of each group of rows with the same `key`, groups sorted by name."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(str(key(row)), []).append(row)
     return {group: metrics(groups[group], directions) for group in sorted(groups)}
+
+
+def of_layers(rows: Sequence[Row], directions: Mapping[str, bool | None]) -> dict[str, Metric]:
+    """`metrics` of the columns `<name>_<number>` of each of {name: whether higher is better}: one per layer."""
+    numbered = [column.rpartition("_") for column in rows[0]]
+    columns = {
+        f"{name}_{number}": directions[name] for name, _, number in numbered if number.isdigit() and name in directions
+    }
+    return metrics(rows, columns)
+
+
+def by_layer(name: str, values: Iterable[float | None]) -> Row:
+    """The columns of a row for values that there is one of for each layer: {`<name>_<number>`: value}, from 0."""
+    return {f"{name}_{number}": value for number, value in enumerate(values)}
 
 
 def records_beside(scores: Path) -> Path:

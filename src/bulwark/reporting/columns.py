@@ -184,6 +184,48 @@ class Curves(Closed):
     x: str = "step"
 
 
+class LayerPanel(Closed):
+    """One panel: a metric that a benchmark has of every layer, `<metric>_<number>`.
+
+    limits: of the vertical axis; null fits it to the values. line: where a horizontal line is drawn, at chance, say.
+    """
+
+    metric: str
+    label: str
+    limits: tuple[float, float] | None = None
+    line: float | None = None
+
+
+class Layers(Closed):
+    """What a benchmark has of every layer, a panel per metric and a line per recipe; x: what the layers are."""
+
+    benchmark: str
+    panels: tuple[LayerPanel, ...] = Field(min_length=1)
+    x: str = "layer (0: embeddings)"
+
+
+class Activations(Closed):
+    """Histograms of the activations of tokens, a panel per recipe, two across, and a colour per part of the prompt.
+
+    parts: {part: label}, in order. bins: of each panel's axis, which has 0 in its middle.
+    """
+
+    benchmark: str
+    parts: dict[str, str] = Field(min_length=1)
+    bins: int = Field(30, ge=2)
+
+
+class Tokens(Closed):
+    """The text of one prompt with its tokens' activations as colours, a panel per recipe.
+
+    record: its number among those that the benchmark drew, from 0. underlined: the part that is marked, {part: label}.
+    """
+
+    benchmark: str
+    record: int = Field(0, ge=0)
+    underlined: dict[str, str] = Field(default_factory=dict)
+
+
 def stands_for(name: str, recipe: str) -> bool:
     """Whether `recipe` is the named one or, where that holds `.*`, is one of these trials."""
     return name == recipe or re.fullmatch(re.escape(name).replace(r"\.\*", r"\.[0-9]+"), recipe) is not None

@@ -13,13 +13,16 @@ from typing import Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from bulwark.reporting.columns import (
+    Activations,
     Adversaries,
     Attacks,
     AverageCase,
     Column,
     Curves,
+    Layers,
     Measure,
     OfRecipe,
+    Tokens,
     WorstCase,
     filled,
     unique,
@@ -260,14 +263,16 @@ class Residuals(Closed):
 
 Kind = Literal[
     "bars", "lines", "trajectory", "cosine", "scatter", "roc", "front", "progress", "residuals", "attacks",
-    "adversaries", "curves",
+    "adversaries", "curves", "layers", "activations", "tokens", "beside",
 ]  # fmt: skip
+_WITH_COLUMNS = ("bars", "lines", "beside")
 
 
 class Figure(_Shown):
-    """config/figures/. `kind` is how it is drawn; all kinds but bars have their settings under a key of that name.
+    """config/figures/. `kind` is how it is drawn; all kinds but bars and beside have settings under a key of that name.
 
-    Bars: one panel per column, one group of bars per model, one bar per recipe. The others: see the class of that name.
+    Bars: one panel per column, one group of bars per model, one bar per recipe. Beside: one panel per recipe, one group
+    of bars per model, one bar per column. The others: see the class of that name.
 
     `limits`: the vertical axis of rates, in percent. `colours`: recipe → colour; others take the colour cycle.
     """
@@ -285,6 +290,9 @@ class Figure(_Shown):
     attacks: Attacks | None = None
     adversaries: Adversaries | None = None
     curves: Curves | None = None
+    layers: Layers | None = None
+    activations: Activations | None = None
+    tokens: Tokens | None = None
     limits: tuple[float, float] = (0.0, 100.0)
     colours: dict[str, str] = Field(default_factory=dict)
     hatches: dict[str, str] = Field(default_factory=dict)
@@ -292,11 +300,11 @@ class Figure(_Shown):
     @model_validator(mode="after")
     def _one_kind(self) -> Figure:
         given = [kind for kind in get_args(Kind) if getattr(self, kind, None)]
-        if given != [kind for kind in (self.kind,) if kind != "bars"]:
-            place = "columns" if self.kind == "bars" else self.kind
+        if given != [kind for kind in (self.kind,) if kind not in ("bars", "beside")]:
+            place = "columns" if self.kind in ("bars", "beside") else self.kind
             raise ValueError(f"{self.kind}: set under {place}; here are settings for {', '.join(given) or 'nothing'}")
-        if (self.kind in ("bars", "lines")) != bool(self.columns):
-            raise ValueError("bars and lines have columns, which are their metrics; the other kinds have none")
+        if (self.kind in _WITH_COLUMNS) != bool(self.columns):
+            raise ValueError("bars, beside and lines have columns, which are their metrics; the other kinds have none")
         if self.adversaries and not self.rows:
             raise ValueError("adversaries: rows lists the recipes that are attacked")
         if self.attacks and not (self.attacks.series or self.rows):

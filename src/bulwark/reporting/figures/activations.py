@@ -1,0 +1,69 @@
+"""Activations: histograms over the tokens of a prompt's parts, a panel per recipe (ASIDE, arXiv 2503.10566, Sec. 6.2).
+
+Bars are densities, so that parts with more tokens are not higher, and the curves kernel estimates of them. Each panel
+has an axis of its own with 0 in the middle: every checkpoint has its own probe, whose scale means nothing.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+from bulwark.reporting.figures import look
+from bulwark.reporting.results import Cell, Results
+from bulwark.reporting.settings import Figure
+from bulwark.reporting.tables import shown_rows
+
+_WIDTH, _HEIGHT = 4.6, 3.0  # of a panel, in inches
+
+
+def draw(figure: Figure, results: Results, printed: dict) -> Any:
+    """The canvas."""
+    spec = figure.activations
+    models, recipes = shown_rows(figure, results)
+    rows = list(product(models, recipes))
+    across = min(2, len(rows))
+    down = -(-len(rows) // across)
+    canvas, panels = look.panels(down, across, max(5.2, _WIDTH * across), _HEIGHT * down + 0.4, used=len(rows))
+    for panel, (model, recipe) in zip(panels.flat, rows, strict=False):
+        # One seed: the others have the same prompts.
+        cell = next(iter(results.seeds(model, recipe, spec.benchmark).values()))
+        _draw(panel, figure, cell)
+        name = figure.label(recipe)
+        panel.set_title(f"{model}, {name}" if len(models) > 1 else name, fontsize=10)
+    for panel in panels[-1]:
+        panel.set_xlabel("activation of the instruction concept")
+    handles, _ = panels.flat[0].get_legend_handles_labels()
+    cells = [cell for cell in results.cells if cell.benchmark == spec.benchmark]
+    counts = look.span(len(cell.rows) for cell in cells)
+    first = min(cell.seed for cell in cells)
+    note = f"n = {counts} prompts; seed {first}; bars: densities; curves: kernel estimates; in brackets: share above 0"
+    look.foot(canvas, note, handles, list(spec.parts.values()), columns=len(spec.parts))
+    return canvas
+
+
+def values_of(cell: Cell, part: str) -> list[float]:
+    """The activations of all tokens of a part of the prompts."""
+    return [value for row in cell.rows for _, own, value in row["tokens"] if own == part]
+
+
+def _draw(panel, figure: Figure, cell: Cell) -> None:
+    import numpy as np
+    from scipy.stats import gaussian_kde
+
+    spec = figure.activations
+    found = {part: values_of(cell, part) for part in spec.parts}
+    reach = 1.05 * max((abs(value) for values in found.values() for value in values), default=1.0) or 1.0
+    edges = np.linspace(-reach, reach, spec.bins + 1)
+    places = np.linspace(-reach, reach, 400)
+    for index, (part, label) in enumerate(spec.parts.items()):
+        values, colour = found[part], look.COLOURS[index % 7]
+        share = f"{100 * sum(value > 0 for value in values) / len(values):.0f} %" if values else "n = 0"
+        panel.hist(values, edges, density=bool(values), color=colour, alpha=0.35, label=f"{label} ({share})")
+        if len(set(values)) > 1:
+            panel.plot(
+                places, gaussian_kde(values)(places), color=colour, linestyle=look.STYLES[index % 4], linewidth=1.3
+            )
+    panel.axvline(0, color=look.INK, linewidth=0.8)
+    panel.set(xlim=(-reach, reach), ylabel="density")
+    panel.legend(fontsize=7.5, frameon=False, loc="upper left")
