@@ -197,10 +197,11 @@ class LayerPanel(Closed):
 
 
 class Layers(Closed):
-    """What a benchmark has of every layer, a panel per metric and a line per recipe; x: what the layers are."""
+    """What a benchmark has of every layer, a panel per metric and a line per recipe; x, y: what is on the axes."""
 
     benchmark: str
     panels: tuple[LayerPanel, ...] = Field(min_length=1)
+    y: str
     x: str = "layer (0: embeddings)"
 
 

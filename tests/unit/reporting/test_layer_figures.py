@@ -67,6 +67,7 @@ LAYERS = {
     "kind": "layers",
     "layers": {
         "benchmark": "separability",
+        "y": "accuracy",
         "panels": [{"metric": "matched", "label": "matched words", "limits": [0.4, 1.0], "line": 0.5}],
     },
     "rows": list(RECIPES),
@@ -82,6 +83,7 @@ def test_a_line_has_every_layer_and_its_interval(tmp_path, draw):
     assert all(list(line.get_xdata()) == [0, 1, 2] for line in lines.values())
     band = panel.collections[0].get_paths()[0].get_extents()
     assert (band.ymin, band.ymax) == pytest.approx((0.45, 0.95))
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("layer (0: embeddings)", "accuracy")
     low, high = panel.get_ylim()
     assert low < 0.4 < 1.0 < high < 1.05
     assert [text.get_text() for text in canvas.legends[0].get_texts()] == ["base", "ASIDE"]
@@ -94,7 +96,10 @@ def test_a_layer_without_a_value_is_left_out(tmp_path, draw):
 
 
 def test_a_metric_that_is_not_of_layers_is_an_error(tmp_path, draw):
-    spec = {**LAYERS, "layers": {"benchmark": "separability", "panels": [{"metric": "sharpness", "label": "x"}]}}
+    spec = {
+        **LAYERS,
+        "layers": {"benchmark": "separability", "y": "x", "panels": [{"metric": "sharpness", "label": "x"}]},
+    }
     with pytest.raises(ResultsError, match='no metric "sharpness_<layer>"'):
         draw(spec, layered_cells(tmp_path))
 
@@ -117,8 +122,8 @@ def test_histograms_have_zero_in_the_middle_and_say_what_is_above_it(tmp_path, d
     bars = canvas.axes[0].patches[:10]
     assert sum(bar.get_width() * bar.get_height() for bar in bars) == pytest.approx(1.0)
     told = [text.get_text() for text in canvas.axes[1].get_legend().get_texts()]
-    assert told == ["data (0 %)", "probe (0 %)"]
-    assert [t.get_text() for t in canvas.axes[0].get_legend().get_texts()] == ["data (100 %)", "probe (50 %)"]
+    assert told == ["0 % > 0", "0 % > 0"]
+    assert [t.get_text() for t in canvas.axes[0].get_legend().get_texts()] == ["100 % > 0", "50 % > 0"]
     assert "n = 5 prompts; seed 0" in look.noted(canvas)
 
 

@@ -37,7 +37,9 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     cells = [cell for cell in results.cells if cell.benchmark == spec.benchmark]
     counts = look.span(len(cell.rows) for cell in cells)
     first = min(cell.seed for cell in cells)
-    note = f"n = {counts} prompts; seed {first}; bars: densities; curves: kernel estimates; in brackets: share above 0"
+    note = (
+        f"n = {counts} prompts; seed {first}; bars: densities; curves: kernel estimates; in the panels: shares above 0"
+    )
     look.foot(canvas, note, handles, list(spec.parts.values()), columns=len(spec.parts))
     return canvas
 
@@ -56,10 +58,10 @@ def _draw(panel, figure: Figure, cell: Cell) -> None:
     reach = 1.05 * max((abs(value) for values in found.values() for value in values), default=1.0) or 1.0
     edges = np.linspace(-reach, reach, spec.bins + 1)
     places = np.linspace(-reach, reach, 400)
-    for index, (part, label) in enumerate(spec.parts.items()):
+    for index, part in enumerate(spec.parts):
         values, colour = found[part], look.COLOURS[index % 7]
-        share = f"{100 * sum(value > 0 for value in values) / len(values):.0f} %" if values else "n = 0"
-        panel.hist(values, edges, density=bool(values), color=colour, alpha=0.35, label=f"{label} ({share})")
+        share = f"{100 * sum(value > 0 for value in values) / len(values):.0f} % > 0" if values else "n = 0"
+        panel.hist(values, edges, density=bool(values), color=colour, alpha=0.35, label=share)
         if len(set(values)) > 1:
             panel.plot(
                 places, gaussian_kde(values)(places), color=colour, linestyle=look.STYLES[index % 4], linewidth=1.3

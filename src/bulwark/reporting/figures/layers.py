@@ -35,7 +35,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
                 handle, seen = _draw(panel, figure, results, model, recipe, index, shown)
                 handles.setdefault(figure.label(recipe), handle)
                 counts += seen
-            panel.set_xlabel(spec.x)
+            panel.set(xlabel=spec.x, ylabel=spec.y)
             panel.set_title(f"{model}: {shown.label}" if down > 1 else shown.label, fontsize=10)
             panel.xaxis.get_major_locator().set_params(integer=True)
             panel.grid(True, axis="both")

@@ -18,6 +18,7 @@ _WIDTH = 9.0  # of the figure, in inches
 _LINE = 0.3  # of a line of text, in inches
 _LETTERS = 92  # of a line
 _SIZE = 8.5  # of the letters, in points
+_DARK = -0.55  # of the scale: blue from which letters are white
 
 
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
@@ -38,10 +39,11 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     colours = matplotlib.colormaps["bwr"]
     for panel, (model, recipe), tokens, count in zip(panels.flat, rows, laid, lines, strict=True):
         most = max(abs(value) for *_, value in tokens) or 1.0
-        panel.set(xlim=(0, _LETTERS), ylim=(count, 0))
+        panel.set(xlim=(-0.5, _LETTERS + 1), ylim=(count, 0))
         panel.axis("off")
         for text, part, line, value in tokens:
-            _write(panel, text, line, colours(0.5 + 0.5 * value / most), part in spec.underlined)
+            ink = "white" if value / most < _DARK else look.INK
+            _write(panel, text, line, colours(0.5 + 0.5 * value / most), ink, part in spec.underlined)
         name = figure.label(recipe)
         several = len({one for one, _ in rows}) > 1
         panel.set_title(f"{model}, {name}" if several else name, fontsize=9.5, loc="left")
@@ -77,7 +79,7 @@ def _laid_out(tokens: list[tuple[str, str, float]]) -> list[tuple[tuple[str, int
     return laid
 
 
-def _write(panel, text: tuple[str, int], line: int, colour: Any, underlined: bool) -> None:
+def _write(panel, text: tuple[str, int], line: int, colour: Any, ink: str, underlined: bool) -> None:
     """One token as a coloured field with its text."""
     from matplotlib.patches import Rectangle
 
@@ -86,7 +88,7 @@ def _write(panel, text: tuple[str, int], line: int, colour: Any, underlined: boo
     panel.add_patch(
         Rectangle((column - 0.3, line + 0.08), width + 0.6, 0.84, facecolor=colour, edgecolor="#cccccc", linewidth=0.4)
     )
-    style = {"family": "monospace", "fontsize": _SIZE, "color": look.INK, "va": "center", "ha": "center"}
+    style = {"family": "monospace", "fontsize": _SIZE, "color": ink, "va": "center", "ha": "center"}
     panel.text(column + width / 2, line + 0.5, shown.strip() or "␣", **style)
     if underlined:
         panel.plot([column - 0.3, column + width + 0.3], [line + 0.95] * 2, color=look.INK, linewidth=1.4)
