@@ -17,6 +17,7 @@ from served import NAME, V, roles_of, scripted, served, text_of, tiny
 
 from bulwark.data.records import Turn
 from bulwark.errors import BulwarkError
+from bulwark.judges import JudgeSettings, Request, judge
 from bulwark.models import checkpoints, manifests
 from bulwark.models.assistant import Assistant
 from bulwark.serving import engine as engines
@@ -193,7 +194,13 @@ def test_the_role_changes_the_answer_of_aside_and_not_of_vanilla():
         ({"extra_body": {"guided_json": {}}}, 400, "unsupported_parameter", "guided_json", "unknown or not supported"),
         ({"messages": []}, 400, None, "messages", "messages"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, None, "messages", "cannot end with a response"),
-        ({"messages": message("x" * 600)}, 400, "context_length_exceeded", "messages", "reads 512"),
+        (
+            {"messages": message("x" * 600)},
+            400,
+            "context_length_exceeded",
+            "messages",
+            r"has 6\d\d tokens, and this model reads 512",
+        ),
     ],
 )
 def test_errors_are_openais(client, options, status, code, param, told):
@@ -202,6 +209,20 @@ def test_errors_are_openais(client, options, status, code, param, told):
     error = raised.value
     assert (error.status_code, error.code, error.param) == (status, code, param)
     assert type(error) is (openai.NotFoundError if status == 404 else openai.BadRequestError)
+
+
+def test_a_served_model_can_be_a_judge(monkeypatch):
+    speaking = scripted("7", "I would say 3.", "Nothing.")
+    with served(speaking) as client:
+        monkeypatch.setenv("OPENAI_BASE_URL", str(client.base_url))
+        monkeypatch.setenv("OPENAI_API_KEY", "any")
+        own = {"model": NAME, "concurrency": 1, "attempts": 1}
+        found = judge(
+            [Request(str(number), f"Question {number}?", "Hm.", "evil") for number in range(3)],
+            JudgeSettings(kind="openai", scale=9, openai=own),
+        )
+    assert [judgement.value for judgement in found] == [7.0, 3.0, None]
+    assert {judgement.method for judgement in found} == {"text"}  # there are no log-probabilities
 
 
 def test_unknown_addresses_and_methods(client):
