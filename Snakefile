@@ -16,6 +16,7 @@ include: "workflow/rules/models.smk"
 include: "workflow/rules/vectors.smk"
 include: "workflow/rules/projections.smk"
 include: "workflow/rules/steps.smk"
+include: "workflow/rules/shared.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/analyse.smk"
 include: "workflow/rules/report.smk"
@@ -40,6 +41,7 @@ onstart:
     collect_garbage_again()
     spare_the_scheduler(workflow)
     refuse_what_this_machine_lacks(workflow)
+    tell_shared_jobs(workflow.dag)
     warm.offer(local=workflow.local_exec)  # local jobs fork from one process that has torch imported
     stopping.watch(logger)  # Ctrl-C and SIGTERM: jobs save what they have
 

@@ -30,7 +30,17 @@ SHARING = {
     "finished": {"test_whole_path.py", "test_steering_path.py", "test_rescoring.py", "test_two_processes.py"},
     "launched": {
         f"test_{name}_ranks.py"
-        for name in ("training", "steered", "screened", "delta", "analysis", "immunised", "forgetting", "tampering")
+        for name in (
+            "training",
+            "steered",
+            "screened",
+            "delta",
+            "analysis",
+            "immunised",
+            "forgetting",
+            "tampering",
+            "shared",
+        )
     },
 }
 

@@ -78,7 +78,7 @@ def _plan(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from bulwark.config.costs import costs
-    from bulwark.config.standing.dry_run import dry_run, told_again, told_trials
+    from bulwark.config.standing.dry_run import dry_run, told_again, told_shares, told_trials
 
     table = Table("rule", "jobs", "hours in a row", "GPU hours", title="still to do (expected times)")
     printed = dry_run(options.arguments)
@@ -91,8 +91,9 @@ def _plan(options: argparse.Namespace) -> int:
     totals = [sum(getattr(cost, name) for cost in needed.values()) for name in ("jobs", "hours", "gpu_hours")]
     table.add_row("all", str(totals[0]), f"{totals[1]:,.1f}", f"{totals[2]:,.1f}")
     Console().print(table)
-    if trials := told_trials(printed):
-        print(f"\n{trials}")
+    for told in (told_trials(printed), told_shares(printed)):
+        if told:
+            print(f"\n{told}")
     return 0
 
 

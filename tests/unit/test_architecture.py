@@ -144,7 +144,11 @@ def test_scripts_are_thin_adapters(path):
     text = path.read_text(encoding="utf-8")
     assert not any(f"import {name}" in text or f"from {name}" in text for name in HEAVY)
     assert len(text.splitlines()) <= 45
-    assert "**call_of(snakemake)" in text or "sealed(sealing_of(snakemake))" in text  # what it reads and makes
+    if path.name not in (
+        "apply_steps.py",
+        "take_shared.py",
+    ):  # whose checkpoints are sealed one by one (jobs/together.py)
+        assert "**call_of(snakemake)" in text or "sealed(sealing_of(snakemake))" in text  # what it reads and makes
 
 
 def test_nothing_is_unpickled_but_messages_of_the_warm_parent():

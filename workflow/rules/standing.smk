@@ -4,6 +4,7 @@ import json
 import os
 
 from bulwark import seals
+from bulwark.config.sharing import shares as plan_shares
 from bulwark.config.costs import LIMIT_OVER_EXPECTED
 from bulwark.config.standing import gate
 from bulwark.config.standing.dry_run import STANDING
@@ -17,10 +18,10 @@ from snakemake.settings.types import RerunTrigger
 
 
 class Reason(ParamsChange):
-    """Why a job runs again, where Snakemake would say which of its parameters have changed."""
+    """Why a job runs again, where Snakemake would say which of its parameters have changed; "" for no reason."""
 
-    def __init__(self, standing, files):
-        super().__init__(only_new={standing.reason} if standing.state == "stale" else set(), files=set(files))
+    def __init__(self, reason, files):
+        super().__init__(only_new={reason} if reason else set(), files=set(files))
 
     def __str__(self):
         return "".join(self.only_new)
@@ -40,7 +41,7 @@ def by_standing(build):
         decide = dag.update_needrun
 
         async def update_needrun(create_inventory=False):
-            wanted = {job: task_of(job) for job in dag.jobs if "asked" in job.params.keys()}
+            wanted = {job: task_of(job) for job in dag.jobs if not is_shared(job) and "asked" in job.params.keys()}
             standings = Standings(wanted.values())
             if not workflow.dag_settings.allowed_rules:  # with them, the user says what is to be taken as given
                 explained(refuse_orphans, standings)
@@ -50,11 +51,15 @@ def by_standing(build):
             persistence.has_metadata = lambda job: True
             persistence.has_outdated_metadata = lambda job: False
             persistence.params_changed = lambda job: (
-                Reason(standings.of(wanted[job]), job.output) if job in wanted else NO_PARAMS_CHANGE
+                Reason(why(standings, wanted, job), job.output) if job in wanted or is_shared(job) else NO_PARAMS_CHANGE
             )
             by_time, Job.output_mintime = Job.output_mintime, property(lambda job: no_time())
+            without_shared_jobs(dag)
             try:
                 await decide(create_inventory)
+                if made_by_shared:
+                    with_shared_jobs(dag)
+                    await decide(create_inventory)
             finally:
                 Job.output_mintime = by_time
             if told := os.environ.get(STANDING):
@@ -69,9 +74,12 @@ def by_standing(build):
                 ]
                 tell([remade_by(job, standing) for job, standing in finished])
             if workflow.dryrun:
-                made = [job.wildcards for job in wanted if job.rule.name == "apply_step" and dag.needrun(job)]
+                makes = ("apply_step", "take_shared")
+                made = [job.wildcards for job in wanted if job.rule.name in makes and dag.needrun(job)]
                 if trials := plan_jobs.trials_told(catalogue, [(given.model, given.recipe) for given in made]):
                     logger.warning(trials)
+                if together := plan_shares.told(shared_jobs(dag)):
+                    logger.warning(together)
 
         dag.update_needrun = update_needrun
         build()
@@ -79,9 +87,18 @@ def by_standing(build):
     return build_dag
 
 
+def why(standings, wanted, job):
+    """Why a job runs though what it makes is there; "" if it does not."""
+    if is_shared(job):
+        return "checkpoints that it makes are needed" if wanted_of.get(record_of(*job.wildcards)) else ""
+    standing = standings.of(wanted[job])
+    return standing.reason if standing.state == "stale" else ""
+
+
 def task_of(job):
     params = dict(job.params.items())
-    return Task(params.pop("asked"), tuple(map(str, job.input)), tuple(map(str, job.output)), params)
+    read = (str(path) for path in job.input if path != job.input.get("record"))  # which no result is made from
+    return Task(params.pop("asked"), tuple(read), tuple(map(str, job.output)), params)
 
 
 def done_of(standings, tasks):
@@ -105,11 +122,12 @@ def refuse_orphans(standings):
 
 def remade_by(job, standing):
     """The finished result that a job would replace."""
-    gpus = job.resources.get("gpu", 0) * job.resources.get("nodes", 1)
+    needed = plan.step(job.wildcards).resources if job.rule.name == "take_shared" else job.resources
+    gpus = needed.get("gpu", 0) * needed.get("nodes", 1)
     reason = standing.reason if standing.root else ""
     if not reason and workflow.dag.reason(job).forced:
         reason = "you asked for it (--forcerun, --forceall)"
-    hours = gpus * job.resources.get("runtime", 0) / 60 / LIMIT_OVER_EXPECTED
+    hours = gpus * needed.get("runtime", 0) / 60 / LIMIT_OVER_EXPECTED
     return gate.Remade(
         tuple(map(str, job.output)),
         job.rule.name,

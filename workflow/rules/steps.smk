@@ -1,6 +1,17 @@
 # Stage 3, steps: a recipe's checkpoint is made from its parent's by its last step. One rule does every step of
 # every system; what a step reads and how it is set comes from its module and its file in config/steps/.
 
+from bulwark.config.sharing import shares as plan_shares
+
+decided_by_step = decided(
+    "apply_step",
+    gpus=of(plan.step, "resources", "gpu"),
+    instead={"settings": plan.decisive_settings},
+    kind=of(plan.step, "module"),
+    settings=of(plan.step, "settings"),
+    code=of(plan.step, "code"),
+)
+
 
 rule apply_step:
     input:
@@ -12,19 +23,13 @@ rule apply_step:
     benchmark:
         "results/timings/apply_step/{model}/{recipe}/seed{seed}.tsv"
     wildcard_constraints:
+        model=f"(?!{plan_shares.shared_recipes(catalogue)})[^/]+",  # those are in shared.smk
         recipe="(?!base/)(?![^/]*@[0-9]+/)[^/]+",
     threads: of(plan.step, "threads")
     resources:
         **needs(plan.step),
     params:
-        **decided(
-            "apply_step",
-            gpus=of(plan.step, "resources", "gpu"),
-            instead={"settings": plan.decisive_settings},
-            kind=of(plan.step, "module"),
-            settings=of(plan.step, "settings"),
-            code=of(plan.step, "code"),
-        ),
+        **decided_by_step,
         trial=plan.trial,  # the settings say it, too; here in short, for the manifest
     script:
         "../scripts/apply_step.py"

@@ -32,11 +32,16 @@ class Resources(Closed):
 
 
 class Stages(Closed):
-    """What the jobs of a model need, by stage."""
+    """What the jobs of a model need, by stage.
+
+    shared_hours: trainings of one checkpoint that studies list are done by one job as long as it is expected to take no
+    more hours than this, with one start of processes and one load of the model. None: each is a job of its own.
+    """
 
     train: Resources
     generate: Resources
     pretrain: Resources | None = None
+    shared_hours: float | None = Field(None, gt=0)
 
 
 class Pin(Closed):

@@ -28,20 +28,28 @@ imports it, such as `training.objectives`, is imported inside the functions.
 
 from __future__ import annotations
 
+import gc
 import importlib
+import logging
+import os
 import shutil
 import time
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from bulwark import interrupts
+from bulwark.errors import BulwarkError
 from bulwark.jobs.job import Job
 from bulwark.settings import validated
 
 if TYPE_CHECKING:
+    from bulwark.jobs.together import Together
     from bulwark.training.finetuning import Course, FineTuningSettings
     from bulwark.training.objectives import Objective
     from bulwark.training.observers import Observer
+
+log = logging.getLogger(__name__)
 
 
 def module_of(kind: str) -> ModuleType:
@@ -123,3 +131,56 @@ def perform(job: Job, gpus: int = 0, nodes: int = 1, threads: int = 1) -> None:
     finally:
         stop.unlink(missing_ok=True)
     description.unlink()
+
+
+def execute_all(together: Together, description: Path) -> None:
+    """Do several trainings of one parent, one after another, whose weights are read from the disk once.
+
+    description: the file that told this process, beside which it says how far it is. The first training that fails
+    raises its error, and ends all. Told to end, it ends within a training, which saves its state, or between two.
+    """
+    from bulwark.jobs.loading import loaded_once
+    from bulwark.jobs.sealing import sealed
+    from bulwark.jobs.together import begun_file, failed_file
+    from bulwark.logs import log_to
+    from bulwark.models import manifests
+
+    main = int(os.environ.get("RANK", 0)) == 0
+    with loaded_once(manifests.weights_folder(together.parts[0].job.parent)) as loads:
+        for number, part in enumerate(together.parts):
+            if number:
+                _tidy_up(f"{number} of {len(together.parts)} trainings are finished" if main else None)
+            log_to(part.job.log)
+            if main:
+                begun_file(description).write_text(part.recipe, encoding="utf-8")
+            try:
+                with sealed(part.sealing if main else None):
+                    if main:
+                        Path(part.job.output).unlink(missing_ok=True)  # as the workflow removes what a job makes
+                    execute(part.job)
+            except Exception as error:
+                if main:
+                    reason = str(error) if isinstance(error, BulwarkError) else f"{type(error).__name__}: {error}"
+                    failed_file(description).write_text(reason, encoding="utf-8")
+                raise
+            if main:
+                log.info("The parent's weights were read %d times, copied %d times.", loads.read, loads.copied)
+
+
+def _tidy_up(finished: str | None) -> None:
+    """Between two trainings: let go of what the last one held, and end here if any rank has been told to.
+
+    finished: what is kept then, on the rank that says so.
+    """
+    import torch
+
+    from bulwark.training import engine
+
+    device = engine.start_processes().device
+    told = torch.tensor([int(interrupts.told())], dtype=torch.int32, device=device)
+    if int(engine.over_ranks(told, largest=True)):
+        interrupts.leave(finished)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)

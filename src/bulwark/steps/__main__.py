@@ -1,7 +1,8 @@
-"""One process of a step that runs on several GPUs: `python -m bulwark.steps job.json`, started by the launcher."""
+"""One process of a step on several GPUs, or of steps that share a job: `python -m bulwark.steps job.json`."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,15 +10,24 @@ from bulwark.interrupts import Interrupted
 from bulwark.jobs.job import Job
 from bulwark.jobs.launch import stop_file, watch
 from bulwark.jobs.process import leave
+from bulwark.jobs.together import Together
 from bulwark.logs import log_to
-from bulwark.steps import execute
+from bulwark.steps import execute, execute_all
 
 if __name__ == "__main__":
     description = Path(sys.argv[-1])
-    job = Job.read(description)
+    together = Together.read(description)
+    job = Job.read(description) if together is None else together.parts[0].job
     log_to(job.log)
     watch(stop_file(description))
     try:
-        execute(job)
+        if together is None:
+            execute(job)
+        else:
+            if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+                import torch
+
+                torch.set_num_threads(together.threads)
+            execute_all(together, description)
     except Interrupted as ended:
         leave(ended.code)

@@ -16,6 +16,7 @@ from bulwark.errors import BulwarkError
 
 STANDING = "BULWARK_STANDING"  # the file to which a plan then writes `Standings.as_plain`
 TRIALS_OPENING = "Trials and their settings:"
+SHARES_OPENING = "Trainings that share a job:"
 _OWN = "bulwark: "
 
 
@@ -50,6 +51,11 @@ def told_again(printed: str) -> str:
 def told_trials(printed: str) -> str:
     """What a dry run says of the trials that it would make; "" if there are none."""
     return _paragraph(printed, TRIALS_OPENING)
+
+
+def told_shares(printed: str) -> str:
+    """What a dry run says of trainings that share a job; "" if there are none."""
+    return _paragraph(printed, SHARES_OPENING)
 
 
 def _paragraph(printed: str, opening: str) -> str:

@@ -21,6 +21,7 @@ KINDS = {
     "adopt_model": "base model",
     "pretrain_model": "base model",
     "apply_step": "checkpoint",
+    "take_shared": "checkpoint",
     "generate_answers": "set of answers",
     "score_answers": "file of scores",
     "extract_vectors": "trait's vectors",

@@ -1,0 +1,1 @@
+"""Jobs that several trainings of one checkpoint share, as a plan sees them."""
