@@ -84,7 +84,7 @@ class PretrainingSettings(Closed):
 
     records: int = Field(20000, ge=32)
     validation_records: int = Field(200, ge=8)
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(3, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(3.0e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
