@@ -39,7 +39,7 @@ refuse_unknown_targets(workflow)
 
 onstart:
     collect_garbage_again()
-    spare_the_scheduler(workflow)
+    scheduling.spare(workflow.scheduler)  # its main process idles while jobs run
     refuse_what_this_machine_lacks(workflow)
     tell_shared_jobs(workflow.dag)
     warm.offer(local=workflow.local_exec)  # local jobs fork from one process that has torch imported

@@ -10,7 +10,7 @@ from bulwark.config import loading, machine, overlays, plan as plan_jobs, plan_r
 from bulwark.config.standing.asked import asked
 from bulwark.config.standing.overview import left_over
 from bulwark.errors import BulwarkError
-from bulwark.jobs import stopping, warm
+from bulwark.jobs import scheduling, stopping, warm
 
 from snakemake.cli import get_argument_parser
 from snakemake.common import overwrite_function_params
@@ -119,28 +119,6 @@ def collect_garbage_again():
     """For a run, which may take days: of what the plan has not made."""
     gc.freeze()
     gc.enable()
-
-
-def spare_the_scheduler(workflow):
-    """Keep Snakemake's main process idle while jobs run; in runs of thousands of jobs it took most of a core.
-
-    Each round of its scheduler sets a timer for a further round, because the limit of the rate at which jobs are started
-    may have passed by then. So rounds do not end, and grow in number with the jobs; without a limit there are no timers.
-    (A limit that the user sets stays.) And each round asks the file system again for the sizes of all inputs of all jobs
-    that are ready, which no longer change.
-    """
-    scheduler = workflow.scheduler
-    limit = scheduler.job_rate_limiter
-    if limit and (limit.max_jobs, limit.timespan) == (100, 1):  # the default
-        scheduler.job_rate_limiter = None
-    measure, sizes = scheduler.update_input_sizes, scheduler._input_sizes
-
-    async def of_new_files(jobs):
-        await measure([job for job in jobs if any(path not in sizes for path in job.input)])
-        if any(path not in sizes for job in jobs for path in job.input):  # beyond 10,000 it forgets some
-            await measure(jobs)
-
-    scheduler.update_input_sizes = of_new_files
 
 
 def refuse_unknown_targets(workflow):
