@@ -27,7 +27,13 @@ STEERING = ("config/miniature.yaml", "tests/config/steering.yaml")
 
 # Files of tests that share a fixture of the session.
 SHARING = {
-    "finished": {"test_whole_path.py", "test_steering_path.py", "test_rescoring.py", "test_two_processes.py"},
+    "finished": {
+        "test_whole_path.py",
+        "test_steering_path.py",
+        "test_rescoring.py",
+        "test_two_processes.py",
+        "test_shared_path.py",
+    },
     "launched": {
         f"test_{name}_ranks.py"
         for name in (
