@@ -97,7 +97,7 @@ def course_of(
     made = (
         job, model or tiny_model(), [], retain, chosen.steps_per_epoch(RETAIN), total, PAD, chosen, builder, "vanilla",
     )  # fmt: skip
-    return Course(*made) if sides is None else Paired(*made, sides)
+    return Course(*made) if sides is None else Paired(*made, sides=sides)
 
 
 def with_parent(course: Course, model: nn.Module | None = None) -> Course:

@@ -153,7 +153,82 @@ NEWER: list[Row] = [
     ("constants bulwark.benchmarks.iheval", "LEAKED", 0.5, "Zhang et al. 2025's code, eval_tensortrust"),
 ]
 
-ROWS = STRUQ + DIRECT + NEWER
+# Defenses. "Meta" is Meta SecAlign (Chen et al. 2025, arXiv 2507.02735), "its YAML" the authors' llama3.1_8B_lora.yaml.
+RUN = "StruQ's code, run.py"
+YAML = "Meta's code, its YAML"
+MACHINE = "ours: memory of eight cards of 80 GB, which no result depends on"
+DEFENSES: list[Row] = [
+    (
+        "settings FakeDelimiters",
+        "",
+        {
+            "marks": ["{s}:", "|{s}|:", "<{s}>:", "[{s}]:", "<|{s}|>:", "[|{s}|]:", "<[{s}]>:"],
+            "users": ["", "Prompter "],
+            "assistants": ["", "Assistant ", "Chatbot ", "Bot "],
+            "instructions": ["Command", "Rule"],
+            "contexts": ["Data"],
+            "responses": ["Output"],
+            "change_case": True,
+        },
+        "StruQ's code, config.py: each list without the last two, which are for its tests; struq.py for the case",
+    ),
+    ("settings SimulationSettings", "delimiters", {}, "as FakeDelimiters"),
+    ("steps/struq_training", "", {"kind": "struq_training", "cost": 1.0}, "ours: a name, and one fine-tuning's time"),
+    ("steps/struq_training", "settings.data", "alpaca_cleaned", "StruQ, Sec. 5: cleaned Alpaca; ASIDE's answers to it"),
+    ("steps/struq_training", "settings.untouched", 0.5, "StruQ, Sec. 4.4 and Alg. 1"),
+    ("steps/struq_training", "settings.injection.completion", 0.5, "StruQ, Sec. 4.4 and Alg. 1: a quarter of all"),
+    ("steps/struq_training", "settings.injection.at_start", 0.0, "StruQ, Alg. 1: behind the data"),
+    ("steps/struq_training", "settings.training", {"epochs": 3.0, "learning_rate": 2e-5}, "StruQ, Sec. 5"),
+    ("steps/struq_training", "settings.training.batch_size", 128, f"{RUN}: 4 x 8 accumulated x 4 GPUs"),
+    ("steps/struq_training", "settings.training.micro_batch_size", 4, RUN),
+    (
+        "steps/struq_training",
+        "settings.training",
+        {"weight_decay": 0.0, "schedule": "cosine", "warmup_ratio": 0.03},
+        RUN,
+    ),
+    ("steps/struq_training", "settings.training.loss_on", "response", "StruQ's code, struq.py: the prompt is masked"),
+    ("steps/struq_training", "settings.training.max_tokens", 768, "ours: as vanilla; StruQ's code has 512"),
+    ("steps/struq_training", "settings.training.precision", "bfloat16", RUN),
+    ("steps/struq_training", "settings.training", {"gradient_checkpointing": True, "zero_stage": 3}, MACHINE),
+    ("steps/struq_training on mistral-7b-v0.3", "settings.training.learning_rate", 2.5e-6, "StruQ, Sec. 5"),
+    (
+        "steps/struq_training on llama3.1-8b",
+        "settings.training.learning_rate",
+        2e-6,
+        "SecAlign's code, run.py, of Llama 3 8B",
+    ),
+    ("steps/secalign", "", {"kind": "secalign", "cost": 0.3}, "ours: a name; Meta, Sec. 4.1: half an hour on 8 H100"),
+    ("steps/secalign", "settings.data", "alpaca_cleaned", "Meta, Sec. 4.1: cleaned Alpaca; ASIDE's answers to it"),
+    ("steps/secalign", "settings.beta", 0.1, "Meta, Sec. 4.1"),
+    ("steps/secalign", "settings.injection", {"completion": 0.1, "at_start": 0.5}, "Meta, Sec. 3.1: 45, 45 and 10 %"),
+    ("steps/secalign", "settings.training", {"epochs": 3.0, "learning_rate": 1.6e-4}, "Meta, Sec. 4.1, of 8B"),
+    ("steps/secalign", "settings.training", {"batch_size": 256, "micro_batch_size": 2}, f"{YAML}: 2 x 16 x 8 GPUs"),
+    (
+        "steps/secalign",
+        "settings.training",
+        {"weight_decay": 0.0, "schedule": "cosine", "warmup_ratio": 0.0, "max_grad_norm": 0.0},
+        YAML,
+    ),
+    ("steps/secalign", "settings.training.loss_on", "response", "Meta: log-probabilities of the responses"),
+    ("steps/secalign", "settings.training.max_tokens", 2048, YAML),
+    ("steps/secalign", "settings.training", {"gradient_checkpointing": True, "precision": "bfloat16"}, YAML),
+    ("steps/secalign", "settings.training.lora", {"rank": 64, "alpha": 8.0, "dropout": 0.1}, "Meta, Sec. 4.1"),
+    (
+        "steps/secalign",
+        "settings.training.lora.target_modules",
+        ["q_proj", "v_proj", "gate_proj", "down_proj", "up_proj"],
+        "Meta, Sec. 4.1",
+    ),
+    (
+        "steps/secalign on mistral-7b-v0.3",
+        "settings.training.learning_rate",
+        1.4e-4,
+        "SecAlign's code, run.py, of Mistral 7B v0.1",
+    ),
+]
+
+ROWS = STRUQ + DIRECT + NEWER + DEFENSES
 
 
 def test_injections():
