@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from tiny_causal_models import tiny_model
-from unlearning_samples import course_of, objective_of, on_the_disk, pairs, run
+from training_samples import run
+from unlearning_samples import course_of, objective_of, on_the_disk, pairs
 
 from bulwark.training import engine as engines
 

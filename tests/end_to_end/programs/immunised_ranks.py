@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from immunisation_samples import course_of, objective_of, run
+from immunisation_samples import course_of, objective_of
 from stopped_samples import Interrupted, attempts, stopping
+from training_samples import run
 
 from bulwark.training import engine as engines
 

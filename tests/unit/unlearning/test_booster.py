@@ -15,11 +15,10 @@ from immunisation_samples import (
     gradient_of,
     mean_loss,
     objective_of,
-    run,
     weights_of,
 )
 from torch import nn
-from training_samples import settings
+from training_samples import run, settings
 
 from bulwark.training import engine as engines
 from bulwark.training.objectives import Objective

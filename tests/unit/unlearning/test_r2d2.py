@@ -14,10 +14,10 @@ from immunisation_samples import (
     gradient_of,
     mean_loss,
     objective_of,
-    run,
     weights_of,
 )
 from stopped_samples import Interrupted, stopping
+from training_samples import run
 
 from bulwark.errors import RecordError
 from bulwark.prompts.builder import IGNORED
