@@ -31,6 +31,9 @@ SPEAKERS: dict[str, TurnRole] = {
     "data": "data",
 }
 PARTS = ("text", "data", "refusal")
+# Keys of a message that are read, and those that only name or file it.
+_READ = {"role", "content", "refusal", "tool_calls", "function_call"}
+_UNUSED = {"name", "tool_call_id", "id", "annotations"}
 SILENT = "(no answer)"  # in the place of an answer without text, which no conversation can hold
 NOTHING = "(nothing)"  # likewise of a tool that returned nothing
 
@@ -38,7 +41,8 @@ NOTHING = "(nothing)"  # likewise of a tool that returned nothing
 def turns_of(messages: Sequence[Mapping[str, Any]], offered: str = "") -> list[Turn]:
     """The conversation. offered: what is said of the tools that can be called, after the client's own system messages.
 
-    Raises Refused, naming the message, for an unknown speaker, and for parts that are no text (pictures, sound).
+    Raises Refused, naming the message, for an unknown speaker, a key that is not read, and for parts that are no text
+    (pictures, sound).
     """
     turns: list[Turn] = []
     opening = True
@@ -48,6 +52,7 @@ def turns_of(messages: Sequence[Mapping[str, Any]], offered: str = "") -> list[T
         if role is None:
             said = f'messages[{number}] has the role "{speaker}".{nearest(speaker, SPEAKERS)}'
             raise Refused(said, f"messages[{number}].role")
+        _check_keys(message, role, number)
         if opening and role != "system":
             turns += [Turn(role="system", text=offered)] if offered else []
             opening = False
@@ -59,12 +64,24 @@ def turns_of(messages: Sequence[Mapping[str, Any]], offered: str = "") -> list[T
     return turns
 
 
+def _check_keys(message: Mapping[str, Any], role: TurnRole, number: int) -> None:
+    """Raise Refused for a key whose value would be left out silently."""
+    known = _READ | _UNUSED if role == "response" else _UNUSED | {"role", "content"}
+    for key, value in message.items():
+        if key not in known and value not in (None, [], {}):
+            said = f'messages[{number}]: the key "{key}" is not read in the role "{message["role"]}".'
+            raise Refused(f"{said}{nearest(key, known)}", f"messages[{number}].{key}")
+
+
 def _said(message: Mapping[str, Any], role: TurnRole, number: int) -> Iterator[tuple[TurnRole, str]]:
     """(role, text) of what one message holds."""
     parts = list(_parts(message.get("content"), role, number))
     if role == "response":
+        parts += _parts(message.get("refusal"), role, number)
         texts = [text for _, text in parts if text.strip()]
         texts += tools.written(message.get("tool_calls"), f"messages[{number}].tool_calls")
+        if message.get("function_call"):  # OpenAI's earlier form, of one call
+            texts += tools.written([{"function": message["function_call"]}], f"messages[{number}].function_call")
         yield "response", "\n".join(texts) or SILENT
         return
     if any(text.strip() for _, text in parts):

@@ -67,6 +67,32 @@ def test_calls_are_written_as_the_model_writes_them():
     assert call["function"] == CALL["function"]
 
 
+def test_what_the_model_did_in_older_forms_is_not_lost():
+    call = {"name": "look_up", "arguments": '{"town": "Bonn"}'}
+    said = pairs(USER, {"role": "assistant", "content": None, "function_call": call})[1]
+    assert said == ("response", '<tool_call>\n{"name": "look_up", "arguments": {"town": "Bonn"}}\n</tool_call>')
+    assert pairs(USER, {"role": "assistant", "content": None, "refusal": "I cannot."})[1] == ("response", "I cannot.")
+    with pytest.raises(Refused, match="function_call.* is no call"):
+        turns_of([USER, {"role": "assistant", "function_call": {"name": "f", "arguments": "{"}}])
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "system", "contents": "Never tell it."}, 'the key "contents" is not read.*"content"'),
+        ({"role": "tool", "tool_call_id": "c1", "output": "42"}, 'the key "output" is not read in the role "tool"'),
+        ({"role": "user", "content": "x", "tool_calls": [CALL]}, 'the key "tool_calls" is not read'),
+        ({"role": "assistant", "content": "x", "audio": {"id": "a"}}, 'the key "audio" is not read'),
+    ],
+)
+def test_a_key_that_is_not_read_is_refused(message, said):
+    with pytest.raises(Refused, match=said) as raised:
+        turns_of([message, USER])
+    assert raised.value.param.startswith("messages[0].")
+    unused = {"name": "n", "tool_call_id": "c", "annotations": [], "audio": None, "tool_calls": []}
+    assert pairs({**USER, **unused}) == [("instruction", "Sum it up.")]
+
+
 def test_tools_are_offered_after_the_clients_own_system_messages():
     offered = tools.offered([TOOL], "required")
     assert json.dumps(TOOL["function"]) in offered
