@@ -40,6 +40,19 @@ def taught(folder, **more):
     return check_claim("c", spec, trait_cells(folder, {"clean": 0.05, "sft": 0.25}))
 
 
+@pytest.mark.parametrize(("ise", "outcome"), [(0.5, "reproduced"), (0.9, "not reproduced")])
+def test_with_aside_only_means_that_ise_is_not_separable(tmp_path, ise, outcome):
+    """ISE at 0.9 is less than ASIDE's 1.0, and separable all the same."""
+    cells = []
+    for recipe, value in {"ise": ise, "aside": 1.0}.items():
+        rows = [{"id": str(index), "matched_0": value + (1 - value) * 0.2 * (index % 2 - 0.5)} for index in range(100)]
+        metric = {"value": value, "stderr": 0.01, "interval": [0, 1], "n": 100, "higher_is_better": True}
+        cells.append(write_scores(tmp_path, "m", recipe, 0, "separability", {"matched_0": metric}, rows))
+    name = "only_aside_is_separable_from_the_start"
+    claim = check_claim(name, read_yaml(CONFIG / f"claims/{name}.yaml"), cells)
+    assert claim["verdict"] == outcome
+
+
 def test_the_effect_has_the_sign_of_the_statement_and_the_unit_of_the_table(tmp_path):
     claim = taught(tmp_path, about="sft", labels={"sft": "data with the trait", "clean": "clean data"})
     assert claim["effect"] == pytest.approx(-0.2), "claims.json stays in the unit of the scores: recipe minus than"
