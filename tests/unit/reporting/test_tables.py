@@ -287,3 +287,17 @@ def test_captions_speak_of_no_column_or_row_that_is_not_there(overlays):
         there = " ".join([*(column.label for column in shown), *(table.label(recipe) for recipe in rows)])
         names = {name for name in absent if name[0].isupper() and name not in there}
         assert not [name for name in names if name in caption], name
+
+
+@pytest.mark.parametrize("kind", ["tables", "figures"])
+def test_published_attack_rates_of_aside_stand_beside_those_of_the_same_prompts(kind):
+    """What the authors cut, or asked otherwise, has a variant; without one their prompts are ours but for the cut."""
+    shown = {
+        (column["benchmark"], column["metric"]) for column in read_yaml(CONFIG / kind / "aside_safety.yaml")["columns"]
+    }
+    printed = read_yaml(CONFIG / "published/aside.yaml")["results"]
+    rates = {(one["benchmark"], one["metric"]) for one in printed if one["what"].startswith("attack success rate")}
+    assert rates <= shown
+    variants = ("tensortrust", "gandalf", "bipia_text", "bipia_code")
+    assert {f"{name}_published" for name in variants} <= {benchmark for benchmark, _ in rates}
+    assert not set(variants) & {benchmark for benchmark, _ in rates}
