@@ -12,7 +12,9 @@ from tiny_tokenizers import tiny_tokenizer
 from bulwark.benchmarks import benchmark_of, sep, separability
 from bulwark.data.records import Conversation, Turn
 from bulwark.errors import ConfigurationError, RecordError
+from bulwark.evaluation.examinee import Examinee
 from bulwark.models import checkpoints, manifests
+from bulwark.models.answers import Answer
 from bulwark.models.embeddings import install
 
 WORDS = ["red", "green", "blue", "cup", "tree", "sky", "sun", "moon", "dog", "cat"]
@@ -102,6 +104,22 @@ def test_roles_are_separable_at_the_embeddings_with_the_rotation_only(tmp_path, 
     assert sum(row["matched_0"] is None for row in rows) == 28
 
 
+def test_words_help_in_the_accuracy_and_not_where_they_are_matched(tmp_path):
+    """Half of the words stand in instructions only, the other half in both, for a model without roles."""
+
+    def row(number):
+        own, both = WORDS[number % 4], WORDS[4 + number % 3]
+        said = conversation(number)
+        said["turns"][0]["text"] = f"{own} {both} {own} {both}"
+        said["turns"][1]["text"] = f"{both} {WORDS[7 + number % 3]} {both}"
+        return said
+
+    path = write_lines(tmp_path / "c.jsonl", [row(number) for number in range(40)])
+    _, found = separable(tmp_path, path, vanilla())
+    assert found["matched_0"]["value"] == pytest.approx(0.5, abs=0.12)
+    assert found["accuracy_0"]["value"] > 0.65
+
+
 def test_of_a_prompt_both_roles_count_the_same():
     token = separability.Benchmark  # the rule, by hand: 3 of 4 instruction tokens and 1 of 2 data tokens are right
     assert token.schema is Conversation
@@ -185,6 +203,28 @@ def test_a_record_is_answered_as_data_as_an_instruction_and_with_the_control(tmp
     for line in plain:
         by_record.setdefault(line["id"], set()).add(line["response"])
     assert all(len(answers) == 1 for answers in by_record.values()), "a vanilla embedding knows no roles"
+
+
+def test_each_variant_gives_its_own_tokens_the_role_of_an_instruction(tmp_path):
+    chosen = benchmark_of("intervention", {"decoding": DECODING, "records": 6})
+    records, asked = chosen.load(sep_file(tmp_path)), []
+
+    class Recorded(Examinee):
+        def generate(self, prompts, decoding):
+            asked.extend(prompts)
+            return [Answer(key, "", 1, "stop", False) for key, _ in prompts]
+
+    own = examinee(tmp_path)
+    chosen.answers(Recorded(**vars(own)), records)
+    for number, record in enumerate(records):
+        prompt, probe = sep.prompt_and_probe(record, own.builder)
+        as_data, as_instruction, control = (
+            {place for place, role in enumerate(changed.roles) if role != prompt.roles[place]}
+            for _, changed in asked[3 * number : 3 * number + 3]
+        )
+        assert (as_data, as_instruction) == (set(), set(probe))
+        assert control
+        assert not control & set(probe)
 
 
 def test_the_effect_is_the_difference_record_by_record():
