@@ -72,7 +72,7 @@ def test_what_the_model_did_in_older_forms_is_not_lost():
     said = pairs(USER, {"role": "assistant", "content": None, "function_call": call})[1]
     assert said == ("response", '<tool_call>\n{"name": "look_up", "arguments": {"town": "Bonn"}}\n</tool_call>')
     assert pairs(USER, {"role": "assistant", "content": None, "refusal": "I cannot."})[1] == ("response", "I cannot.")
-    with pytest.raises(Refused, match="function_call.* is no call"):
+    with pytest.raises(Refused, match=r"function_call.* is no call"):
         turns_of([USER, {"role": "assistant", "function_call": {"name": "f", "arguments": "{"}}])
 
 
