@@ -154,7 +154,7 @@ class Benchmark(benchmark.Benchmark):
         if beyond := [layer for layer in settings.layers if not 0 <= layer <= last]:
             raise ConfigurationError(f"layers: {beyond[0]} is no row of a model with {last} blocks. Take 0 to {last}.")
         prompts, labels = [], []
-        for record in self._texts(examinee.inputs["texts"]):
+        for record in self._texts(examinee.inputs["texts"], builder.template.shortest_data):
             for turn in record:  # alone in its slot of the template
                 prompts.append(of_record(f"{turn.role}: {turn.text[:40]}", builder.prompt, (turn,)))
                 labels.append(int(turn.role == "instruction"))
@@ -182,14 +182,17 @@ class Benchmark(benchmark.Benchmark):
         best = max(settings.layers, key=lambda row: accuracy[str(row)]["validation"])
         return best, found[best], accuracy
 
-    def _texts(self, path: Path) -> list[tuple[Turn, Turn]]:
-        """The instruction and the data of each record that is drawn. Raises RecordError if there are too few."""
+    def _texts(self, path: Path, shortest: int) -> list[tuple[Turn, Turn]]:
+        """The instruction and the data of each record that is drawn. Raises RecordError if there are too few.
+
+        shortest: characters of data below which the template writes something else in their place.
+        """
         from bulwark.interpretability.samples import drawn
 
         pairs = []
         for record in read_records(path, Conversation):
             turns = {turn.role: turn for turn in reversed(record.turns)}
-            if "instruction" in turns and "data" in turns:
+            if "instruction" in turns and "data" in turns and len(turns["data"].text) >= shortest:
                 pairs.append((turns["instruction"], turns["data"]))
         return drawn(pairs, self.settings.count, self.settings.seed, path)
 

@@ -280,6 +280,19 @@ def test_a_text_stands_alone_in_its_slot_of_the_template(tmp_path, conversations
     assert accuracy["0"]["test"] == 1.0
 
 
+def test_data_that_the_template_replaces_are_no_text_of_the_probe(tmp_path):
+    """ASIDE's published template writes "No input" in the place of a single character."""
+    rows = [conversation(number) for number in range(22)]
+    for row in rows[:2]:
+        row["turns"][1]["text"] = "7"
+    asked = examinee(
+        tmp_path, inputs={"texts": write_lines(tmp_path / "c.jsonl", rows)}, template="alpaca_as_published"
+    )
+    assert len(concept()._texts(asked.inputs["texts"], 2)) == 20
+    with pytest.raises(RecordError, match="has 20 records that can be used; 21 are asked for"):
+        concept(count=21)._probe(asked)
+
+
 def test_shares_are_of_tokens_above_zero_and_are_broken_down_by_what_was_carried_out():
     chosen = concept()
     record = sep_record_of("lr")
