@@ -124,4 +124,7 @@ def _mean_of(attacks: int) -> str:
 def _chosen(found: evaluated.WorstCase, recipe: str) -> str:
     if found.before <= 0:
         return "there is no utility before it that could be lost"
+    if None in found.chosen:  # not even of the model as it is
+        where = "either half" if found.chosen == (None, None) else "one half"
+        return f"on {where} of the records there is no harm, or no utility, to choose by"
     return " / ".join(dict.fromkeys(_NO_ATTACK if n == recipe else n.removeprefix(f"{recipe}+") for n in found.chosen))

@@ -8,7 +8,7 @@ from score_samples import draws, write_scores
 from bulwark.config import loading, overlays, plan_reports
 from bulwark.errors import ConfigurationError
 from bulwark.evaluation.metrics import metric
-from bulwark.evaluation.worst_case import Attack, worst_case
+from bulwark.evaluation.worst_case import Attack, halves, worst_case
 from bulwark.reporting import verdicts, worst_cases
 from bulwark.reporting.claims import check_claim
 from bulwark.reporting.columns import WorstCase, stands_for, those_named
@@ -127,6 +127,19 @@ def test_an_attack_that_does_less_harm_than_none_is_not_chosen(tmp_path):
     found = worst_cases.of(results, "m", "base", shown, validated(WorstCase, TUNED, ""))
     assert found.chosen == "no attack"
     assert found.estimate.value == results.estimate("m", "base", "cloze", "accuracy").value
+
+
+def test_where_a_half_of_the_records_counts_nothing_it_says_so(tmp_path):
+    """A conditional metric, such as SEP's score, of few records."""
+    cells = cells_of(tmp_path, {name: STUDY[name] for name in STUDY if name.startswith("tar")}, seeds=(0,))
+    ids = [f"cloze-{number}" for number in range(8)]
+    for recipe in ("tar", "tar+relearn.0", "tar+relearn.1"):
+        rows = [{"id": one, "accuracy": 1 if first else None} for one, first in zip(ids, halves(ids), strict=True)]
+        write_scores(tmp_path, "m", recipe, 0, "cloze", {"accuracy": metric(rows, "accuracy", True)}, rows)
+    shown = validated(Table, TABLE, "").columns[2]
+    found = worst_cases.of(Results(cells), "m", "tar", shown, validated(WorstCase, TUNED, ""))
+    assert found.estimate.value is None
+    assert found.chosen == "on one half of the records there is no harm, or no utility, to choose by"
 
 
 def test_without_utility_before_there_is_no_worst_case(tmp_path):
