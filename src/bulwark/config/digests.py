@@ -40,7 +40,7 @@ JUDGE = "bulwark.judges:judge"
 # What of a benchmark's module (functions, or members of its classes) makes its answers, and what only its scores.
 ANSWERING = frozenset({"load", "prompts", "answers"})
 SCORING = frozenset({"METRICS", "metrics", "groups", "means", "scoring", "judge", "requests"})
-SCORING |= {"read", "score", "aggregate", "breakdowns", "reported"}
+SCORING |= {"fact", "read", "score", "aggregate", "breakdowns", "reported"}
 
 
 def code_digest(*roots: str, without: Collection[str] = ()) -> str:

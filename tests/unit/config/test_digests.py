@@ -212,6 +212,12 @@ def test_answers_do_not_depend_on_how_they_are_scored(edited):
     assert edited(digests.scores_digest, "sep", None) == edited(digests.scores_digest, "sep", None, change=asking)
 
 
+def test_answers_do_not_depend_on_which_records_ask_for_one_fact(edited):
+    change = ("benchmarks/cloze.py", "return record.fact", "return record.fact or record.id")
+    assert edited(digests.answers_digest, "cloze") == edited(digests.answers_digest, "cloze", change=change)
+    assert edited(digests.scores_digest, "cloze", None) != edited(digests.scores_digest, "cloze", None, change=change)
+
+
 def test_scores_depend_on_the_judge_that_is_asked(edited):
     rubric = ("judges/rubrics.py", "RUBRICS = ", "RUBRICS = {} or ")
     for kind, depends in (("openai", True), ("marker", False)):
