@@ -111,11 +111,12 @@ def perform(parts: Sequence[Part], record: Path, gpus: int = 0, nodes: int = 1, 
 
 def refuse_failed(output: Path, asked: str, record: Path) -> None:
     """Raise BulwarkError, with its reason, if the training behind `output` failed in the job that it shared."""
-    seal = seals.read(output)
-    if seal is not None and seal.asked == asked:
-        return
     recipe = Path(output).parents[1].name
     failed = json.loads(Path(record).read_text(encoding="utf-8"))["failed"]
+    # Of one that failed early the checkpoint of an earlier run may be there, made from other inputs.
+    seal = None if recipe in failed else seals.read(output)
+    if seal is not None and seal.asked == asked:
+        return
     reason = failed.get(recipe, f"{record} does not say why; give the same command again")
     raise BulwarkError(f"{output}: its training failed; the others of its job went on. {reason}")
 

@@ -14,13 +14,13 @@ from shared_samples import ADVERSARIES, DIVERGES, PARENT, loads_of, manifest, pa
 from tiny_causal_models import tiny_model
 from tiny_tokenizers import tiny_tokenizer
 
-from bulwark import steps
+from bulwark import seals, steps
 from bulwark.errors import BulwarkError
 from bulwark.jobs import launch, together
 from bulwark.jobs.loading import loaded_once
 from bulwark.jobs.sealing import sealed
 from bulwark.jobs.together import Part, Together
-from bulwark.models import checkpoints
+from bulwark.models import checkpoints, manifests
 from bulwark.models.embeddings import install
 
 
@@ -157,6 +157,21 @@ def test_one_that_fails_is_named_and_the_others_are_made(place, processes):
         together.refuse_failed(Path(made.job.output), made.sealing.asked, Path("logs/0.json"))
     with pytest.raises(BulwarkError, match=r"None of the trainings .*\n  relearn_diverges: Training stopped"):
         perform(diverges)
+
+
+def test_an_earlier_checkpoint_does_not_hide_that_its_training_failed(tmp_path, monkeypatch):
+    """It may fail before it has touched it: an input is damaged, or another process makes the same."""
+    monkeypatch.chdir(tmp_path)
+    output, record = Path("results/checkpoints/tiny/relearn_a/seed0/checkpoint.json"), Path("0.json")
+    output.parent.mkdir(parents=True)
+    output.with_name("config.json").write_text("{}")
+    manifests.write_manifest(output, {})
+    seals.seal(output, "asked", {}, "apply_step")
+    record.write_text(json.dumps({"made": ["relearn_a"], "failed": {}}))
+    together.refuse_failed(output, "asked", record)
+    record.write_text(json.dumps({"made": [], "failed": {"relearn_a": "its records are damaged"}}))
+    with pytest.raises(BulwarkError, match=r"its training failed.* its records are damaged"):
+        together.refuse_failed(output, "asked", record)
 
 
 def test_only_what_is_asked_for_otherwise_is_trained_again(place, processes):
