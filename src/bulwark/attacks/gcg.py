@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bulwark.attacks.settings import GcgSettings
+from bulwark.attacks.adaptive import SuffixAttacker
+from bulwark.attacks.settings import AdaptiveGcgSettings, GcgSettings
 from bulwark.attacks.suffixes import Case, Written, allowed_tokens
 from bulwark.errors import BulwarkError
 from bulwark.models.batching import NOT_NUMBERS, in_batches, padded, pass_token_budget
@@ -222,6 +223,11 @@ class Gcg:
             if len(proposals) == self.settings.search_width:
                 break
         return proposals
+
+
+def attacker(language_model: LanguageModel, settings: AdaptiveGcgSettings, seed: int) -> SuffixAttacker:
+    """GCG against injected commands on this model."""
+    return SuffixAttacker(Gcg.of(language_model, settings, seed), language_model.builder, settings.suffix)
 
 
 def _remember(case: Case, tokens: list[int], loss: float) -> None:

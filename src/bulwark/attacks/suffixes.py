@@ -41,12 +41,22 @@ class Written:
     """A conversation whose turn `number` ends with adversarial text, and the answer that is to become likely.
 
     turns: up to the response. target: that answer. number: of an instruction or data turn, from 0; -1 is the last.
-    suffix: the adversarial text at the start.
-    Raises ConfigurationError where the suffix or the target does not survive tokenisation or is cut by `max_tokens`.
+    suffix: the adversarial text at the start. unspoken: what the adversarial text must not say itself, in any case.
+    Raises ConfigurationError where the suffix or the target does not survive tokenisation or is cut by `max_tokens`,
+    and where the suffix says what it must not.
     """
 
-    def __init__(self, builder: PromptBuilder, turns: Sequence[Turn], target: str, suffix: str, number: int = -1):
+    def __init__(
+        self,
+        builder: PromptBuilder,
+        turns: Sequence[Turn],
+        target: str,
+        suffix: str,
+        number: int = -1,
+        unspoken: str | None = None,
+    ):
         self._builder, self._turns = builder, list(turns)
+        self._unspoken = unspoken
         self._number = number % len(self._turns)
         self._answer = Turn(role="response", text=target)
         start, tokens, self._row, size = self._first(suffix)
@@ -59,11 +69,24 @@ class Written:
                 "the tokenizer does not know them, or writes others when their text is tokenised again. Set `suffix` "
                 "to words of its vocabulary."
             )
+        if self._says(tokens):
+            raise ConfigurationError(
+                f'The adversarial text "{suffix}" says "{unspoken}" itself. Set `suffix` to others.'
+            )
         self.row = Row(tuple(self._row), tuple(range(start, start + len(tokens))), size)
 
     def holds(self, tokens: Sequence[int]) -> bool:
-        """Whether the text of `tokens` gives just these tokens in their place, and leaves all others as they are."""
-        return self._gives(tokens, self._joint or "")
+        """Whether the text of `tokens` gives just these tokens in their place, leaves all others as they are, and does
+        not say what is to stay unspoken.
+        """
+        return not self._says(tokens) and self._gives(tokens, self._joint or "")
+
+    def suffix(self, tokens: Sequence[int]) -> str:
+        """The adversarial text alone."""
+        return self._builder.tokenizer.decode(list(tokens))
+
+    def _says(self, tokens: Sequence[int]) -> bool:
+        return self._unspoken is not None and self._unspoken.strip().lower() in self.suffix(tokens).lower()
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of the turn with these adversarial tokens at its end."""
@@ -115,12 +138,22 @@ class Written:
 
         None where it is too long for the model, so that a part of it would be cut.
         """
-        made = self._builder.example([*self._with(text), self._answer])
-        spans = {span.turn: span for span in made.spans}
-        if made.truncated or self._number not in spans or len(self._turns) not in spans:
-            return None
-        own, answer = spans[self._number], spans[len(self._turns)]
-        return made.ids[: answer.end], (own.start, own.end), answer.end - answer.start
+        return encoded(self._builder, self._with(text), self._answer, self._number)
+
+
+def encoded(
+    builder: PromptBuilder, turns: Sequence[Turn], answer: Turn, number: int
+) -> tuple[list[int], tuple[int, int], int] | None:
+    """The row up to the end of `answer`, where in it turn `number` lies, and how many tokens the answer has.
+
+    None where it is too long for the model, so that a part of it would be cut.
+    """
+    made = builder.example([*turns, answer])
+    spans = {span.turn: span for span in made.spans}
+    if made.truncated or number not in spans or len(turns) not in spans:
+        return None
+    own, last = spans[number], spans[len(turns)]
+    return made.ids[: last.end], (own.start, own.end), last.end - last.start
 
 
 @dataclass
