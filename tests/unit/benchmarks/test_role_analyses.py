@@ -326,14 +326,16 @@ def test_a_layer_that_the_model_does_not_have_is_an_error(tmp_path, conversation
 
 
 def test_the_cosine_is_with_the_reference_at_the_last_token(tmp_path):
-    other = vanilla()
+    turned, other = tiny_aside(), vanilla()
+    for model in (turned, other):  # a final norm that changes directions
+        model.model.norm.weight.data = torch.linspace(0.1, 3.0, 32)
     chosen = benchmark_of("rotation", {"records": 4})
     inputs = {"reference": saved(tmp_path / "vanilla", other)}
-    _, rows = run(chosen, tmp_path, sep_file(tmp_path), inputs=inputs)
+    _, rows = run(chosen, tmp_path, sep_file(tmp_path), turned, inputs=inputs)
     record = next(r for r in chosen.load(sep_file(tmp_path)) if r.id == rows[0]["id"])
     prompt, _ = sep.prompt_and_probe(record, examinee(tmp_path).builder)
     hidden = []
-    for model in (tiny_aside(), other):
+    for model in (turned, other):
         with torch.inference_mode():
             hidden.append(model.model(input_ids=torch.tensor([prompt.ids]), output_hidden_states=True).hidden_states)
     expected = [float(torch.cosine_similarity(a[0, -1], b[0, -1], dim=0)) for a, b in zip(*hidden, strict=True)]
