@@ -93,7 +93,10 @@ class Estimate:
             return low, high
         independent = self.n if self.clusters is None else self.clusters
         if self.rate:
-            return wilson(self.value, _effective_n(self.value, self.stderr or 0.0, independent), confidence)
+            effective = _effective_n(self.value, self.stderr or 0.0, independent)
+            if independent < self.n:  # however alike facts happen to be, no more was observed than this
+                effective = min(effective, self.n * max(1, len(self.by_seed)))
+            return wilson(self.value, effective, confidence)
         return None if self.stderr is None else _student(self.value, self.stderr, independent, confidence)
 
 

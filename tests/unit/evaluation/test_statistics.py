@@ -161,6 +161,15 @@ def test_records_of_a_fact_are_one_cluster():
     assert estimate(asked_again([1.0] * 20)).interval == pytest.approx(wilson(1.0, 20))
 
 
+def test_facts_that_happen_to_be_alike_tell_no_more_than_the_records():
+    """One of both phrasings right of 49 facts, and both of one: nearly no error over facts, but 100 answers at most."""
+    halves = np.array([[1.0, 0.0]] * 49 + [[1.0, 1.0]])
+    facts = tuple(np.repeat([f"f{n:02d}" for n in range(50)], 2))
+    found = estimate(Sample((0,), tuple(f"{n:03d}" for n in range(100)), halves.reshape(1, -1), facts=facts))
+    assert found.stderr < 0.02
+    assert found.interval == pytest.approx(wilson(0.51, 100))
+
+
 def test_the_error_over_facts_is_that_of_their_totals():
     """Facts with one to four phrasings, some of which do not count: the linearised error, by hand."""
     rng = np.random.default_rng(5)
