@@ -97,10 +97,14 @@ def _secrets() -> list[str]:
     return sorted((secret for secret in found if len(secret) >= _SHORTEST), key=len, reverse=True)
 
 
+_LISTED = 40  # of the options in a message
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Return ` Did you mean "x"?` for the option closest to `name`, or the list of options, to end a message with."""
     known = sorted(str(option) for option in options)
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     if close:
         return f' Did you mean "{close[0]}"?'
-    return f" Known: {', '.join(known)}." if known else ""
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return f" Known: {', '.join(known[:_LISTED])}{more}." if known else ""

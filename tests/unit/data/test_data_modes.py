@@ -80,12 +80,11 @@ def test_parts_say_where_a_row_comes_from_and_what_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kind": "sep", "where": {"level": [0]}}, "kind sep does not have"),
         ({"source": {"path": {"train": "a"}}, "parts": {"a.jsonl": {}}}, "below a folder"),
         ({"splits": {"train": "train"}, "parts": {"a.jsonl": {}}}, "a share or a number"),
     ],
 )
-def test_parts_and_where_need_records_with_meta_below_a_folder(changes, said):
+def test_parts_lie_below_a_folder_and_make_splits_by_number(changes, said):
     whole = {"kind": "conversation", "format": "messages", "source": {"path": "folder"}, "splits": {"train": 1.0}}
     with pytest.raises(ConfigurationError, match=said):
         validated(Dataset, whole | changes, "here")

@@ -273,4 +273,5 @@ def test_an_address_of_no_file_is_refused(address):
 def test_the_script_of_downloads_names_files_without_the_query():
     """It is Snakemake's: that it asks for the name is all that can be seen of it here."""
     script = (Path(__file__).parents[3] / "workflow" / "scripts" / "download_dataset.py").read_text()
-    assert 'told.parent / name_of(source["url"])' in script
+    assert '{name_of(source["url"]): source}' in script
+    assert "told.parent / name," in script
