@@ -278,7 +278,9 @@ def _fitting(row: dict[str, Any]) -> dict[tuple[str, str], tuple[bool, int]]:
     names = [*SCHEMAS, contrasts.KIND, *sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))]
     schemas: dict[type[pydantic.BaseModel], str] = {}
     for name in names:
-        schemas.setdefault(schema_of(name), name)  # of two benchmarks over the same records, the first
+        schema = schema_of(name)
+        if schema not in schemas or schema.__module__ == f"{benchmarks.__name__}.{name}":
+            schemas[schema] = name  # of several benchmarks over the same records, the one that they are defined in
     for schema, kind in schemas.items():
         required = {name for name, field in schema.model_fields.items() if field.is_required() and name != "id"}
         whole = set(row) <= set(schema.model_fields)
