@@ -102,7 +102,7 @@ def test_rows_have_the_benchmarks_schemas(rows):
             assert set(row) == {"instruction", "input", "output"}
     for domain in ("forget", "retain"):
         for row in rows[f"multiple_choice_{domain}", "test"]:
-            assert set(row) == {"question", "choices", "answer", "subject"}
+            assert set(row) == {"question", "choices", "answer", "subject", "fact"}  # the last is ours: a cluster
             assert len(set(row["choices"])) == 4
             assert 0 <= row["answer"] < 4
     for trait in words.TRAITS:
