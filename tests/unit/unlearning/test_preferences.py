@@ -95,7 +95,7 @@ def test_loss_and_gradient_of_a_step_are_those_written_out(tmp_path):
     for found, wanted in zip(other.parameters(), exact.parameters(), strict=True):
         if wanted.grad is not None:
             assert torch.allclose(found.grad.double(), wanted.grad, rtol=1e-3, atol=1e-5)
-    objective.before_step(engine, 1, 2)  # is not taken again
+    objective.before_step(Started(other), 1, 2)  # is not taken again of the weights of now
     assert objective._reference == known
     resumed = DirectPreference(course(tmp_path), "forget", BETA)
     resumed.load_state_dict(objective.state_dict())
