@@ -4,6 +4,7 @@ import ast
 import functools
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,11 @@ def test_folders_can_be_taken_in_at_a_glance():
         for folder in {path.parent for path in modules()}
     }
     assert not {str(folder): n for folder, n in counts.items() if n > 14 and folder.name not in LARGE_ROOMS}
+
+
+def test_no_two_files_of_tests_are_imported_under_one_name():
+    """pytest names a test file without packages after its file name alone, and refuses a second one of that name."""
+    names = Counter(
+        path.name for path in (ROOT / "tests").rglob("test_*.py") if not (path.parent / "__init__.py").exists()
+    )
+    assert not [name for name, files in names.items() if files > 1]
