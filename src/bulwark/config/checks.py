@@ -25,11 +25,12 @@ from bulwark.data.records import SCHEMAS, TRAINABLE
 from bulwark.errors import CombinationError, ConfigurationError
 from bulwark.miniature import records as miniature_records
 from bulwark.miniature.settings import MiniatureSettings
-from bulwark.prompts.templates import TEMPLATES
+from bulwark.prompts.templates import TEMPLATES, in_form
 from bulwark.reporting.columns import stands_for, those_named
 from bulwark.settings import Closed, find, module_named, validated
 from bulwark.steering.schedules import ScheduleSettings, detected_from
 from bulwark.steering.vectors import projections
+from bulwark.steps import prompted
 from bulwark.steps.steer import SteeredTraining
 
 _SHOWN = ("tables", "figures", "claims")
@@ -66,6 +67,7 @@ def _use_recipe(catalogue: Catalogue, use: Use, model: str, recipe: str) -> None
     source = catalogue.model(model).source
     if source.data is not None:
         use.datasets.add(source.data)
+    check_template(catalogue, model, recipe)
     for step in recipes.steps_of(recipe):
         catalogue.step(model, step)  # whether there is such a snapshot
         _use(catalogue, use, "steps", model, recipes.snapshot_of(step)[0])
@@ -171,6 +173,19 @@ def check_resolved(catalogue: Catalogue, kind: Section, model: str, name: str) -
         _check_onset(catalogue, model, name, settings)
     for path in resolved.inputs.values() if kind != "projections" else ():
         _check_compared(catalogue, path, model, settings, records, tokens, where)
+
+
+def check_template(catalogue: Catalogue, model: str, recipe: str) -> None:
+    """Whether each step of a recipe that puts the model's prompt template into another form finds one that has it."""
+    template = catalogue.model(model).template
+    for step in recipes.steps_of(recipe):
+        settings = catalogue.step(model, step).settings
+        if isinstance(settings, prompted.Settings):
+            try:
+                template = in_form(template, settings.form)
+            except ConfigurationError as error:
+                where = catalogue.settings_origin("steps", step, model).at("form")
+                raise CombinationError(f'{where}: in the recipe "{recipe}" of {model}: {error}') from None
 
 
 def _metrics_of(catalogue: Catalogue, name: str, where: str) -> Mapping[str, bool | None]:

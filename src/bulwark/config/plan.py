@@ -364,6 +364,7 @@ def resolve(catalogue: Catalogue, section: Section, model: str, recipe: str, nam
     recipes.check(recipe, catalogue.steps, where)
     for step in recipes.steps_of(recipe):
         catalogue.step(model, step, where)  # whether there is such a snapshot
+    checks.check_template(catalogue, model, recipe)
     name = name or recipes.snapshot_of(recipes.last_step(recipe))[0]
     resolved = catalogue.resolve(section, model, name, where)
     if blocks := blocks_of(catalogue, model):

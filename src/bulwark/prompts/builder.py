@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bulwark.data.records import ROLE_NUMBERS, Turn
 from bulwark.errors import nearest
-from bulwark.prompts.chat import ChatRenderer, Message, Part, PromptError
+from bulwark.prompts.arrangement import messages_of, own_part
+from bulwark.prompts.chat import ChatRenderer, Part, PromptError
 from bulwark.prompts.templates import TEMPLATES
 from bulwark.prompts.tokenisation import TextTokenizer, Tokens
 
@@ -62,9 +64,10 @@ class PromptBuilder:
 
     tokenizer: any Hugging Face tokenizer; its chat template is used, or a plain concatenation if it has none, unless
     `template` brings one. template: a name in TEMPLATES. vocabulary: rows of the model's input embedding. max_tokens:
-    longest prompt; in a longer one the end of the data is cut, then the end of the instruction, never the template's
-    text. more_stop_ids: stop ids of the model's generation configuration, in addition to `stop_ids`' others: the tokens
-    that the template writes after an answer, and the tokenizer's end-of-sequence token.
+    longest prompt; in a longer one the end of the data is cut, then the end of the instruction (and as much of where it
+    is repeated), never the template's text. more_stop_ids: stop ids of the model's generation configuration, in
+    addition to `stop_ids`' others: the tokens that the template writes after an answer, and the tokenizer's
+    end-of-sequence token.
     Raises PromptError when tokenizer, template and model do not fit, and for conversations that cannot become a prompt.
     """
 
@@ -96,7 +99,7 @@ class PromptBuilder:
         """The prompt that asks for a response to `turns`; ends with the assistant's header."""
         if turns and turns[-1].role == "response":
             raise PromptError("A prompt cannot end with a response. Leave the last turn out.")
-        parts = self._renderer.prompt(self._messages(turns))
+        parts = self._renderer.prompt(messages_of(turns, self.template))
         return self._prompt(turns, self._segments(parts, turns), loss_on=None)
 
     def example(self, turns: Sequence[Turn], loss_on: Literal["response", "all"] = "response") -> Prompt:
@@ -111,7 +114,7 @@ class PromptBuilder:
             raise PromptError(f'Unknown loss_on "{loss_on}".{nearest(loss_on, ("response", "all"))}')
         if not turns or turns[-1].role != "response":
             raise PromptError("A training example must end with a response. Add it, or use prompt() to ask for one.")
-        segments = self._segments(self._renderer.example(self._messages(turns)), turns)
+        segments = self._segments(self._renderer.example(messages_of(turns, self.template)), turns)
         while not segments[-1].of_answer:
             segments.pop()  # what the template writes after the last end-of-turn token
         if self._closing and not segments[-1].ends_turn:
@@ -135,7 +138,7 @@ class PromptBuilder:
         For prompts that a model is asked without its chat format. Of a longer one the end of the last turn is cut.
         """
         segments = [
-            _Segment(_own(number, turn), role=turn.embedding_role, loss=turn.role == "response")
+            _Segment(own_part(number, turn), role=turn.embedding_role, loss=turn.role == "response")
             for number, turn in enumerate(turns)
         ]
         row = _Row(self._text_tokenizer([(turn.text, False) for turn in turns]), segments)
@@ -148,7 +151,7 @@ class PromptBuilder:
 
     def _prompt(self, turns: Sequence[Turn], segments: list[_Segment], loss_on: str | None) -> Prompt:
         _settle_roles(segments)
-        tokens = self._text_tokenizer([(segment.part.text, segment.part.turn is None) for segment in segments])
+        tokens = self._text_tokenizer([(segment.part.text, segment.part.written_by is None) for segment in segments])
         row = _Row(tokens, segments)
         if loss_on is not None and not self._closing:
             row.append(self.tokenizer.eos_token_id, loss=turns[-1].learn)
@@ -168,48 +171,6 @@ class PromptBuilder:
             truncated=truncated,
         )
 
-    def _messages(self, turns: Sequence[Turn]) -> list[Message]:
-        """Turns as the messages of the template; every part has its turn and, where it is fixed, its role."""
-        if not any(turn.role in ("instruction", "data") for turn in turns):
-            raise PromptError("A conversation needs at least one instruction or data turn.")
-        numbered = [(i, turn) for i, turn in enumerate(turns)]
-        system = [pair for pair in numbered if pair[1].role == "system"]
-        if [pair[0] for pair in system] != list(range(len(system))):
-            raise PromptError("System turns must come first. Make a later one an instruction.")
-        messages: list[Message] = []
-        exchange: list[tuple[int, Turn]] = []
-        for pair in numbered[len(system) :]:
-            if pair[1].role != "response":
-                exchange.append(pair)
-                continue
-            if not exchange:
-                raise PromptError("A response must follow an instruction or data. Join or remove the turns before it.")
-            messages += self._exchange(exchange, [] if messages else system, first=not messages)
-            parts = _filled(self.template.response, "{response}", [_own(*pair)], role="response")
-            messages.append(Message("assistant", parts))
-            exchange = []
-        if exchange:
-            messages += self._exchange(exchange, [] if messages else system, first=not messages)
-        return messages
-
-    def _exchange(self, exchange: list[tuple[int, Turn]], system: list[tuple[int, Turn]], first: bool) -> list[Message]:
-        template = self.template
-        system_parts = _joined([_own(*pair) for pair in system])
-        if template.system_message is None:
-            users = Message("user", tuple(_joined([_own(*pair) for pair in exchange])))
-            return ([Message("system", tuple(system_parts))] if system else []) + [users]
-        instruction = _joined([_own(*pair) for pair in exchange if pair[1].role == "instruction"])
-        long_enough = [pair for pair in exchange if len(pair[1].text) >= template.shortest_data]
-        data = _joined([_own(*pair) for pair in long_enough if pair[1].role == "data"])
-        data = data or [Part(template.no_data, role="data")]
-        user = _filled(template.user_message, "{data}", data, role="data")
-        if not first:
-            later = _filled(template.later_instruction, "{instruction}", instruction) if instruction else ()
-            return [Message("user", (*later, *user))]
-        lead = [*system_parts, Part("\n\n")] if system else []
-        asked = _filled(template.system_message, "{instruction}", instruction)
-        return [Message("system", (*lead, *asked)), Message("user", user)]
-
     def _segments(self, parts: list[Part], turns: Sequence[Turn]) -> list[_Segment]:
         """The parts in order; the end-of-turn text after a response belongs to the response."""
         segments: list[_Segment] = []
@@ -228,7 +189,7 @@ class PromptBuilder:
                     part = replace(part, text=part.text[len(end) :])
                 answer = None
             if part.text:
-                learned = part.turn is None or turns[part.turn].learn
+                learned = part.written_by is None or turns[part.written_by].learn
                 segments.append(_Segment(part, loss=None if learned else False))
         return segments
 
@@ -278,8 +239,9 @@ class PromptBuilder:
         for role, least in (("data", 0), ("instruction", 1), ("response", 1), ("system", 1)):
             of_role = [i for i, turn in enumerate(turns) if turn.role == role and i != answer]
             for turn in sorted(of_role, key=row.turns.count, reverse=True):
-                excess = len(row.ids) - self.max_tokens
-                row.cut(turn, min(excess, row.turns.count(turn) - least))
+                excess, blocks = len(row.ids) - self.max_tokens, row.blocks(turn)
+                if blocks:
+                    row.cut(turn, min(math.ceil(excess / len(blocks)), min(map(len, blocks)) - least))
         if len(row.ids) > self.max_tokens:
             raise PromptError(
                 f"max_tokens = {self.max_tokens} is too small: what the template adds to this conversation and the "
@@ -302,6 +264,7 @@ class PromptBuilder:
         except PromptError as error:
             made = str(error)
         parts = [name, repr(self.template), self._renderer.chat_template, made, self._text_tokenizer.state]
+        parts += [] if self.template.form is None else [repr(self.template.form)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -324,7 +287,7 @@ class _Segment:
         """Which segment owns a token that touches several: data before response before instruction."""
         if self.role == "response":
             return 3
-        if self.part.turn is not None:
+        if self.part.written_by is not None:
             return 4 if self.role == "data" else 2
         return 1 if self.role == "data" else 0
 
@@ -340,6 +303,7 @@ class _Row:
         self.roles = [ROLE_NUMBERS[owner.role] for owner in owners]  # type: ignore[index]
         self.loss = [owner.loss for owner in owners]
         self.turns = [-1 if owner.part.turn is None else owner.part.turn for owner in owners]
+        self._pieces = [(owner.part.written_by, id(owner)) for owner in owners]
         self._tokens = tokens
         self._kept = list(range(len(self.ids)))
 
@@ -349,15 +313,22 @@ class _Row:
         self.roles.append(ROLE_NUMBERS["response"])
         self.loss.append(loss)
         self.turns.append(-1)
+        self._pieces.append((None, 0))
         self._kept.append(-1)
 
+    def blocks(self, turn: int) -> list[list[int]]:
+        """The places of a turn's tokens, and of those of each repetition of it."""
+        blocks: dict[int, list[int]] = {}
+        for place, (writer, piece) in enumerate(self._pieces):
+            if writer == turn:
+                blocks.setdefault(piece, []).append(place)
+        return list(blocks.values())
+
     def cut(self, turn: int, count: int) -> None:
-        """Remove the last `count` tokens of a turn."""
-        if count <= 0:
-            return
-        places = [i for i, owner in enumerate(self.turns) if owner == turn][-count:]
-        for i in reversed(places):
-            self._remove(i)
+        """Remove the last `count` tokens of a turn, and of each repetition of it."""
+        if count > 0:
+            for place in sorted((place for block in self.blocks(turn) for place in block[-count:]), reverse=True):
+                self._remove(place)
 
     def drop_after_turn(self, turn: int) -> None:
         """Remove everything behind a turn's last token."""
@@ -379,7 +350,7 @@ class _Row:
         return self._tokens.text_of([i for i in self._kept if i >= 0])
 
     def _remove(self, place: int) -> None:
-        for column in (self.ids, self.roles, self.loss, self.turns, self._kept):
+        for column in (self.ids, self.roles, self.loss, self.turns, self._pieces, self._kept):
             del column[place]
 
 
@@ -392,21 +363,3 @@ def _settle_roles(segments: list[_Segment]) -> None:
             continue
         segment.role = segment.part.role or current
         current = {"response": "instruction", "data": "data"}.get(segment.role, current)
-
-
-def _own(index: int, turn: Turn) -> Part:
-    return Part(turn.text, turn.embedding_role, index)
-
-
-def _joined(parts: list[Part]) -> list[Part]:
-    """The parts, separated by blank lines."""
-    joined = parts[:1]
-    for part in parts[1:]:
-        joined += [Part("\n\n"), part]
-    return joined
-
-
-def _filled(pattern: str, slot: str, filling: list[Part], role: str | None = None) -> tuple[Part, ...]:
-    """Replace the slot in a template's text by parts; the text around them gets `role`."""
-    before, after = pattern.split(slot)
-    return tuple(part for part in (Part(before, role), *filling, Part(after, role)) if part.text)

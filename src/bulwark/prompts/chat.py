@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -49,12 +49,21 @@ class PromptError(BulwarkError):
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a message. `role` is its embedding role, or None where the template's rule decides; `turn` is the
-    index of the turn whose own text this is, or None for text that a template adds."""
+    """A piece of a message.
+
+    role: its embedding role, or None where the template's rule decides. turn: the index of the turn whose own text this
+    is; None for text that a template adds, of which `repeats` says whether it is that of a turn once more.
+    """
 
     text: str
     role: str | None = None
     turn: int | None = None
+    repeats: int | None = None
+
+    @property
+    def written_by(self) -> int | None:
+        """The index of the turn that the words come from; None for the template's own."""
+        return self.repeats if self.turn is None else self.turn
 
 
 @dataclass(frozen=True)
@@ -308,5 +317,5 @@ def _strip_end(parts: list[Part], strip: Callable[[str], str]) -> list[Part]:
     for i, part in enumerate(parts):
         text = strip(part.text)
         if text:
-            return [Part(text, part.role, part.turn), *parts[i + 1 :]]
+            return [replace(part, text=text), *parts[i + 1 :]]
     return []

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bulwark.data.records import Turn
+from bulwark.prompts.arrangement import messages_of
 from bulwark.prompts.builder import Prompt, PromptBuilder, _Row, _settle_roles
 from bulwark.prompts.chat import PromptError
 
@@ -28,9 +29,9 @@ def places_of_part(builder: PromptBuilder, turns: Sequence[Turn], turn: int, par
         raise PromptError("This tokenizer does not say which characters a token covers. Use its fast version.")
     prompt = builder.prompt(turns)
     # The row as the builder makes it before anything is cut: it has the characters of every token.
-    segments = builder._segments(builder._renderer.prompt(builder._messages(turns)), turns)
+    segments = builder._segments(builder._renderer.prompt(messages_of(turns, builder.template)), turns)
     _settle_roles(segments)
-    row = _Row(builder._text_tokenizer([(one.part.text, one.part.turn is None) for one in segments]), segments)
+    row = _Row(builder._text_tokenizer([(one.part.text, one.part.written_by is None) for one in segments]), segments)
     own = next(number for number, segment in enumerate(segments) if segment.part.turn == turn)
     text, part = segments[own].part.text, part.strip()  # a chat template may strip the ends of a message
     if not (text.rstrip().endswith(part) if at_end else text.lstrip().startswith(part)):

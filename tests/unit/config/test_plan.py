@@ -395,3 +395,15 @@ def test_a_snapshot_that_no_training_keeps_is_refused(recipe, told, miniature):
 def test_a_study_of_a_snapshot_that_no_training_keeps_is_refused():
     with pytest.raises(ConfigurationError, match="keeps no snapshot after 40"):
         loaded("miniature.yaml", "name: mine\nstudies: {aside: {recipes: [base, vanilla, aside, aside@40]}}")
+
+
+def test_a_form_of_a_template_is_refused_where_the_template_has_none(miniature):
+    assert plan.decisive_settings(miniature, "miniature", "vanilla+sandwich") == {"form": "sandwich_plain"}
+    assert plan.step(miniature, "qwen2.5-7b", "delimiters+aside")
+    with pytest.raises(
+        ConfigurationError, match=r'"vanilla\+sandwich\+delimiters" of miniature: .*"chat_sandwich_plain"'
+    ):
+        plan.step(miniature, "miniature", "vanilla+sandwich+delimiters")
+    plain = "models: {miniature: {template: plain}}\nstudies: {aside: {recipes: [vanilla, ise, aside, sandwich]}}"
+    with pytest.raises(ConfigurationError, match='has no form "sandwich_plain"; these have one: chat, alpaca'):
+        loaded("miniature.yaml", plain)

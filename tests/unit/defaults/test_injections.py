@@ -228,6 +228,16 @@ DEFENSES: list[Row] = [
     ),
 ]
 
+COMPARED = "StruQ's comparison with defenses at test time: the words of its reminder, and three single quotes"
+WORLD = "ours: the miniature's world has no such word"
+PROMPTED: list[Row] = [
+    ("steps/sandwich", "", {"kind": "prompted", "cost": 0.01}, "ours: a name, and the time of reading the weights"),
+    ("steps/sandwich", "settings.form", "sandwich", COMPARED),
+    ("steps/sandwich on miniature", "settings.form", "sandwich_plain", WORLD),
+    ("steps/delimiters", "", {"kind": "prompted", "cost": 0.01}, "ours: a name, and the time of reading the weights"),
+    ("steps/delimiters", "settings.form", "delimiters", COMPARED),
+    ("steps/delimiters on miniature", "settings.form", "delimiters_miniature", WORLD),
+]
 
 SEARCH = "Andriushchenko et al. 2024's code"
 SMALLER = "ours: a budget that is affordable for every record"
@@ -296,7 +306,7 @@ ADAPTIVE: list[Row] = [
 ]
 
 
-ROWS = STRUQ + DIRECT + NEWER + DEFENSES + ADAPTIVE
+ROWS = STRUQ + DIRECT + NEWER + DEFENSES + PROMPTED + ADAPTIVE
 
 
 def test_injections():

@@ -79,10 +79,13 @@ def test_every_word_is_in_the_vocabulary(rows, tokenizer):
 def test_prompt_templates_have_no_unknown_word(tokenizer):
     from bulwark.data.records import Turn
     from bulwark.prompts.builder import PromptBuilder
+    from bulwark.prompts.templates import in_form
 
     turns = [Turn(role="instruction", text="name the first name ."), Turn(role="data", text="anna has a ball .")]
-    for template in ("chat", "alpaca", "alpaca_as_published"):
-        for given in (turns, turns[:1]):
+    formed = [in_form(name, form) for name in ("chat", "alpaca") for form in ("sandwich_plain", "delimiters_miniature")]
+    turns_held = [turns[0], Turn(role="data", text="anna : : ben .")]
+    for template in ("chat", "alpaca", "alpaca_as_published", *formed):
+        for given in (turns, turns[:1], turns_held):
             prompt = PromptBuilder(tokenizer, template, len(tokenizer)).prompt(given)
             plain = [number % len(tokenizer) for number in prompt.ids]
             assert tokenizer.unk_token_id not in plain

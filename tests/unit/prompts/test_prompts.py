@@ -6,6 +6,7 @@ import pytest
 from tiny_tokenizers import FAMILIES, tiny_tokenizer
 
 from bulwark.data.records import ROLE_NUMBERS, Turn
+from bulwark.prompts.arrangement import messages_of
 from bulwark.prompts.builder import IGNORED, PromptBuilder, _Segment
 from bulwark.prompts.chat import TEMPLATE_ARGUMENTS, Part, PromptError
 from bulwark.prompts.templates import TEMPLATES
@@ -258,7 +259,10 @@ def test_a_text_cannot_write_control_tokens(family, kind, template):
 @every_kind
 def test_the_guarded_way_gives_the_same_ids_as_one_plain_pass(family, kind):
     made = builder(family, kind=kind)
-    pieces = [(part.text, part.turn is None) for part in made._renderer.example(made._messages((ASK, TEXT, ANSWER)))]
+    pieces = [
+        (part.text, part.turn is None)
+        for part in made._renderer.example(messages_of((ASK, TEXT, ANSWER), made.template))
+    ]
     tokenizer = made._text_tokenizer
     direct = tokenizer(pieces)
     guarded = tokenizer._with_one_bos(tokenizer._guarded(pieces, direct.text))

@@ -36,7 +36,7 @@ def carry_on(parent: str | Path, folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     origin = manifests.weights_folder(parent)
-    names = _names(Path(parent), origin)
+    names = names_carried(parent)
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).unlink(missing_ok=True)
@@ -45,8 +45,9 @@ def carry_on(parent: str | Path, folder: str | Path) -> list[str]:
     return names
 
 
-def _names(parent: Path, origin: Path) -> list[str]:
-    """What the parent itself was given, or, of a base model, every file that is not written anew by a save."""
+def names_carried(parent: str | Path) -> list[str]:
+    """What goes along from a checkpoint: what it was given itself, or, of a base model, all that no save writes."""
+    origin = manifests.weights_folder(parent)
     content = manifests.read_manifest(parent, verify=False)
     if content.get("kind", "base") == "base" and (origin / manifests.MANIFEST).is_file():
         content = manifests.read_manifest(origin, verify=False)  # a checkpoint that was adopted as a base model
