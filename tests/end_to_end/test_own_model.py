@@ -103,9 +103,9 @@ def test_the_overlay_for_a_cpu_makes_table_figure_claims_and_report_of_its_study
     assert manifest["settings"]["training"]["max_steps"] == 40
     assert manifest["settings"]["training"]["lora"]["rank"] == 8
     made = own.folder / "results/reports/own_model_cpu"
-    assert "| mine |" in (made / "tables/sep.md").read_text()
+    assert "| mine |" in (made / "tables/aside_sep.md").read_text()
     assert [claim["id"] for claim in json.loads((made / "claims.json").read_text())] == ["aside_separates"]
-    assert (made / "figures/sep.png").stat().st_size > 10_000
+    assert (made / "figures/aside_sep.png").stat().st_size > 10_000
     assert "miniature" not in (made / "report.html").read_text()
     assert [folder.name for folder in (own.folder / "results/reports").iterdir()] == ["own_model_cpu"]
     assert len((own.folder / "results/data/my_instructions/train.jsonl").read_text().splitlines()) == 91

@@ -131,7 +131,7 @@ def test_a_killed_training_job_resumes_and_the_table_is_made(checkout, cluster):
     assert int(resumed[1]) == saved[-1] > 0
 
     report = next((results / "reports").iterdir())
-    table = (report / "tables" / "sep.csv").read_text().splitlines()
+    table = (report / "tables" / "aside_sep.csv").read_text().splitlines()
     assert any("aside" in row.lower() for row in table[1:])
     claims = json.loads((report / "claims.json").read_text())
     assert claims

@@ -41,11 +41,11 @@ def overlay(checkout, changes):
 
 def test_everything_that_was_asked_for_is_there(finished):
     for path in (
-        "tables/sep.csv",
-        "tables/sep.md",
-        "tables/sep.tex",
-        "figures/sep.pdf",
-        "figures/sep.png",
+        "tables/aside_sep.csv",
+        "tables/aside_sep.md",
+        "tables/aside_sep.tex",
+        "figures/aside_sep.pdf",
+        "figures/aside_sep.png",
         "claims.md",
         "report.html",
         "results.csv",
@@ -198,6 +198,6 @@ def test_the_command_line_answers_plans_and_tells(finished):
     assert refused.returncode == 1
     assert "results/nowhere" in refused.stderr
     status = finished.bulwark("status", "--configfile", SMALLEST).stdout
-    assert f"{REPORT}/tables/sep.md" in status
+    assert f"{REPORT}/tables/aside_sep.md" in status
     assert "ASIDE separates better than vanilla" in status
-    assert "apply_step" in finished.bulwark("plan", "table_sep").stdout
+    assert "apply_step" in finished.bulwark("plan", "table_aside_sep").stdout

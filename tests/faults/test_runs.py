@@ -17,7 +17,7 @@ FAULTS = {
     "results/scores/miniature/base/seed0/sep.json": damage.edit,
     "results/checkpoints/miniature/aside/seed0/model.safetensors": damage.flip,
     "results/checkpoints/miniature/vanilla/seed0/config.json": damage.edit,
-    "results/reports/smallest/tables/sep.md": damage.truncate,
+    "results/reports/smallest/tables/aside_sep.md": damage.truncate,
     "results/answers/miniature/base/seed0/tasks.jsonl.seal.json": damage.delete,
 }
 

@@ -16,9 +16,12 @@ def answer(checkout, *arguments) -> str:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["tabel_sep"], ['no target "tabel_sep"', 'Did you mean "table_sep"?', "--list-target-rules"]),
+        (
+            ["tabel_aside_sep"],
+            ['no target "tabel_aside_sep"', 'Did you mean "table_aside_sep"?', "--list-target-rules"],
+        ),
         (["al"], ['Did you mean "all"?']),
-        (["-R", "mke_table", "--", "table_sep"], ['Did you mean "make_table"?']),
+        (["-R", "mke_table", "--", "table_aside_sep"], ['Did you mean "make_table"?']),
         (["results/scoers/miniature/aside/seed0/sep.json"], [f'Did you mean "{SCORES}"?']),
         (["results/scores/miniature/aside/seed0/sep.jsn"], ["seed0/{benchmark}.json"]),
         (["results/scores/miniature/aside/sep.json"], ["results/scores/{model}/{recipe}/seed{seed}/{benchmark}.json"]),
@@ -28,7 +31,10 @@ def answer(checkout, *arguments) -> str:
         (["results/scores/miniature/aside/seed00/sep.json"], ['Did you mean "results/scores/miniature/aside/seed0/']),
         (["nowhere/x"], ['no file "nowhere/x"', "docs/architecture.md"]),
         (["--configfile", MINIATURE, SCORES], [f"--configfile {MINIATURE} -- {SCORES}"]),
-        (["--configfile", MINIATURE, "table_sep", "claims", "-c2"], [f"--configfile {MINIATURE} -- table_sep claims"]),
+        (
+            ["--configfile", MINIATURE, "table_aside_sep", "claims", "-c2"],
+            [f"--configfile {MINIATURE} -- table_aside_sep claims"],
+        ),
         (["--configfile", "config/minature.yaml", "--", "all"], ['Did you mean "miniature.yaml"?']),
         (["--configfile=config/minature.yaml", "--", "all"], ['Did you mean "miniature.yaml"?']),
         (["--configfile", MINIATURE, "--config", "replac=true", "--", "all"], ['Did you mean "replace"?']),

@@ -8,13 +8,13 @@ MINIATURE = ("--configfile", "config/miniature.yaml")
 def test_the_full_paper_has_a_plan(checkout):
     assert checkout.plan("--", "paper_aside") == {
         "paper_aside": 1,
-        "download_dataset": 13,
-        "prepare_dataset": 14,
+        "download_dataset": 14,
+        "prepare_dataset": 15,
         "download_model": 6,
         "start_recipe": 6,
         "apply_step": 18,
-        "generate_answers": 24 * 14,
-        "score_answers": 24 * 14,
+        "generate_answers": 24 * 15,
+        "score_answers": 24 * 15,
         "make_table": 5,
         "make_figure": 2,
     }
@@ -43,8 +43,8 @@ def test_the_menu_lists_targets_with_what_they_make(checkout):
         "models (",
         "evaluations (",
         "claims (",
-        "table_sep",
-        "figure_sep",
+        "table_aside_sep",
+        "figure_aside_sep",
         "paper_aside",
     ):
         assert target in menu
@@ -52,7 +52,16 @@ def test_the_menu_lists_targets_with_what_they_make(checkout):
 
 
 def test_every_target_of_the_menu_has_a_plan(checkout):
-    targets = ["data", "models", "evaluations", "analyses", "claims", "table_sep", "figure_sep", "paper_aside"]
+    targets = [
+        "data",
+        "models",
+        "evaluations",
+        "analyses",
+        "claims",
+        "table_aside_sep",
+        "figure_aside_sep",
+        "paper_aside",
+    ]
     plan = checkout.plan(*MINIATURE, "--", *targets)
     assert {target: plan[target] for target in targets} == dict.fromkeys(targets, 1)
 
@@ -75,10 +84,12 @@ def test_an_unknown_name_ends_the_workflow_with_the_nearest_one(checkout):
 
 
 def test_the_path_of_another_configurations_report_is_refused(checkout):
-    done = checkout.snakemake("--dry-run", *MINIATURE, "--", "results/reports/papers/tables/sep.md", check=False)
+    done = checkout.snakemake("--dry-run", *MINIATURE, "--", "results/reports/papers/tables/aside_sep.md", check=False)
     assert done.returncode != 0
     assert 'belongs to the configuration "papers", and this one is "miniature"' in done.stdout
-    assert "results/reports/miniature/tables/sep.md" in checkout.planned_outputs(*MINIATURE, "--", "table_sep")
+    assert "results/reports/miniature/tables/aside_sep.md" in checkout.planned_outputs(
+        *MINIATURE, "--", "table_aside_sep"
+    )
 
 
 def test_a_mistake_in_an_overlay_ends_the_workflow_before_any_job(checkout):
@@ -91,7 +102,7 @@ def test_a_mistake_in_an_overlay_ends_the_workflow_before_any_job(checkout):
 
 def test_without_the_gpus_it_needs_a_run_stops_before_its_first_job(checkout, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    done = checkout.snakemake("--cores", "1", "table_sep", check=False)
+    done = checkout.snakemake("--cores", "1", "table_aside_sep", check=False)
     assert done.returncode != 0
     for part in ("needs 8", "here are 0", "snakemake --profile slurm all", "config/miniature.yaml"):
         assert part in done.stdout

@@ -96,7 +96,7 @@ def test_records_of_another_definition_are_told(sealed):
 def test_what_was_changed_by_hand_is_made_again(sealed):
     scores = sealed.folder / "results/scores/miniature/aside/seed0/sep.json"
     scores.write_text(scores.read_text(encoding="utf-8").replace("sep", "pes"), encoding="utf-8")
-    table = sealed.folder / "results/reports/smallest/tables/sep.md"
+    table = sealed.folder / "results/reports/smallest/tables/aside_sep.md"
     table.write_text("", encoding="utf-8")
     plan = sealed.plan(*ALL)
     assert plan["score_answers"] == 1
@@ -235,7 +235,7 @@ def test_a_source_that_has_gone_is_an_error_and_not_a_finished_result(own):
 
 def test_with_allowed_rules_the_results_of_all_others_are_taken_as_given(sealed):
     """No rule makes them in such a plan, which does not mean that nothing could."""
-    (sealed.folder / "results/reports/smallest/tables/sep.md").unlink()
-    _, printed = planned(sealed, "--allowed-rules", "make_table", "--configfile", SMALLEST, "--", "table_sep")
+    (sealed.folder / "results/reports/smallest/tables/aside_sep.md").unlink()
+    _, printed = planned(sealed, "--allowed-rules", "make_table", "--configfile", SMALLEST, "--", "table_aside_sep")
     assert "cannot be made any more" not in printed
     assert re.search(r"make_table +1\n", printed), printed

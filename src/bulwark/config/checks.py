@@ -7,11 +7,13 @@ function raises ConfigurationError for the first thing that is wrong, with where
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from bulwark import analyses as analysis_modules
 from bulwark import benchmarks as benchmark_modules
@@ -215,9 +217,10 @@ def _check_dataset(catalogue: Catalogue, name: str, dataset: Dataset) -> None:
     origin = catalogue.origins["datasets", name]
     if dataset.kind not in (*SCHEMAS, CONTRAST, MIXTURE):
         module_named(benchmark_modules.__name__, dataset.kind, "kind of records", origin.at("kind"))
-        fields = benchmark_modules.module_of(dataset.kind).Record.model_fields
-        for key in dataset.where:
-            find(fields, key, f"field of the records of {dataset.kind}", origin.at("where", key))
+        fields = {path: None for path in _paths(benchmark_modules.module_of(dataset.kind).Record)}
+        for said, chosen in (("where", dataset.where), ("without", dataset.without)):
+            for key in chosen:
+                find(fields, key, f"field of the records of {dataset.kind}", origin.at(said, key))
     for split in dataset.splits:
         check_name(split, origin.at("splits", split), dots=False)
     for part in dataset.source.mixture or ():
@@ -237,6 +240,14 @@ def _check_dataset(catalogue: Catalogue, name: str, dataset: Dataset) -> None:
             source_split = wanted if isinstance(wanted, str) else split
             place = origin.at("splits", split)
             find(dict.fromkeys(known), source_split, "split of the miniature's data set", place)
+
+
+def _paths(schema: type[BaseModel]) -> Iterator[str]:
+    """The fields of a schema of records, and those inside of them: `info`, `info.type`."""
+    for name, told in schema.model_fields.items():
+        yield name
+        if isinstance(told.annotation, type) and issubclass(told.annotation, BaseModel):
+            yield from (f"{name}.{inside}" for inside in _paths(told.annotation))
 
 
 def _check_trait(catalogue: Catalogue, name: str, trait: Trait) -> None:

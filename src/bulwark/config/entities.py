@@ -136,7 +136,8 @@ class Dataset(Closed):
     "contrast" and "traits"; "bipia" and "rules" are what these benchmarks' authors publish (`bulwark.data.foreign`).
     parts: the files below the source's folder that make it up, each with what its records' `meta` gets, `{level: 0}`,
     or, where records have no meta, their fields: `{label: harmful}`.
-    where: which records are taken, by their `meta`, `{level: [0]}`, or, where records have no meta, by their fields.
+    where: which records are taken, by their `meta`, `{level: [0]}`, or, where records have no meta, by their fields,
+    `{info.appended_task_id: [3]}`. without: which of these are left out, in the same words.
     longer_than, strip: of passages, how many characters one has more than to be taken, and markers such as "<s>" that
     are taken off its ends before.
     unusable: what a row does that makes no record: "stop", or "drop", where the source is not yours to correct; how
@@ -152,6 +153,7 @@ class Dataset(Closed):
     splits: dict[str, float | int | str]
     parts: dict[str, dict[str, Any]] = {}
     where: dict[str, tuple[Any, ...]] = {}
+    without: dict[str, tuple[Any, ...]] = Field({}, exclude_if=lambda without: not without)
     longer_than: int = Field(0, ge=0)
     strip: tuple[Text, ...] = ()
     unusable: Literal["stop", "drop"] = "stop"

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 import pydantic
 
-from bulwark.data import messages
+from bulwark.data import choosing, messages
 from bulwark.data.messages import blank, short
 from bulwark.data.preferences import from_transcripts
 from bulwark.data.records import (
@@ -147,6 +147,7 @@ def read_split(
     *,
     parts: Mapping[str, Mapping[str, Any]] | None = None,
     where: Mapping[str, Sequence[Any]] | None = None,
+    without: Mapping[str, Sequence[Any]] | None = None,
     shuffle_seed: int | None = None,
     limit: int | None = None,
     **options: Any,
@@ -157,10 +158,12 @@ def read_split(
     path: of the source, or {name of the source's split: path}. parts: the files below the source that make it up, each
     with values for the `meta` of its records (which also get source_file, and row_id from 0) or, where a schema has no
     meta, for their fields.
-    where: {key of meta, or field of a schema without meta: values}; other records are dropped. `limit` keeps the first
-    records, after the shuffle.
+    where: {key of meta, or field of a schema without meta: values}; other records are dropped. A field of a field is
+    `info.appended_task_id`. without: the same; these records are dropped. `limit` keeps the first records, after the
+    shuffle.
     options: `format`, `fields`, `subset` of `read_source`.
-    Raises RecordError when the split or the source's is unknown, there are too few records, or `where` leaves none.
+    Raises RecordError when the split or the source's is unknown, there are too few records, `where` or `without`
+    leaves none, or `without` drops none.
     """
     if split not in splits:
         raise RecordError(f'There is no split "{split}".{nearest(split, splits)}')
@@ -175,7 +178,7 @@ def read_split(
         records = [record for part, meta in parts.items() for record in _read_part(path, part, meta, schema, options)]
     else:
         records = read_source(path, schema, split=source_split, **options)
-    records = _chosen_by(records, where or {}, path)
+    records = choosing.left_by(choosing.chosen_by(records, where or {}, path), without or {}, path)
     records = shuffled(records, shuffle_seed)[:limit]
     if isinstance(wanted, str):
         return records
@@ -236,24 +239,6 @@ def _read_part(
         line = _as_json({**record.model_dump(mode="json"), **own}, f"{folder}/{part}")
         records.append(validate_line(line, schema, f"{folder}/{part}, record {number}"))
     return records
-
-
-def _chosen_by(records: list[Any], where: Mapping[str, Sequence[Any]], path: Any) -> list[Any]:
-    for key, values in where.items():
-        known = {name for record in records for name in _labels(record)}
-        if key not in known:
-            raise RecordError(f'{path}: "where" asks for "{key}", which no record has.{nearest(key, known)}')
-        present = sorted({repr(_labels(record).get(key)) for record in records})
-        records = [record for record in records if _labels(record).get(key) in values]
-        if not records:
-            shown = ", ".join(present[:10]) + (" …" if len(present) > 10 else "")
-            raise RecordError(f'{path}: no record has "{key}" in {list(values)}; there are {shown}.')
-    return records
-
-
-def _labels(record: pydantic.BaseModel) -> Mapping[str, Any]:
-    """What a record can be chosen by: its meta or, where its schema has none, its fields."""
-    return getattr(record, "meta", vars(record))
 
 
 def _converter(

@@ -333,8 +333,8 @@ HOSTILE = {
     "an analysis with a tab": 'name: mine\nanalyses: {"a\\tb": {}}',
     "a projection without a name": "name: mine\nprojections: {'': {}}",
     "a split with a slash": "name: mine\ndatasets: {x: {kind: sep, source: {path: x}, splits: {a/b: 1}}}",
-    "a published file above": "name: mine\ntables: {sep: {published: ../config}}",
-    "a file of numbers above": "name: mine\ntables: {sep: {published: [a]}}",
+    "a published file above": "name: mine\ntables: {aside_sep: {published: ../config}}",
+    "a file of numbers above": "name: mine\ntables: {aside_sep: {published: [a]}}",
 }
 
 
@@ -424,7 +424,7 @@ def test_a_command_line_that_names_its_files_is_let_through(tmp_path, monkeypatc
     ("arguments", "part"),
     [
         ("--configfile one.yaml x/y -c2", "before that: --configfile one.yaml -- x/y"),
-        ("--configfiles one.yaml claims table_sep", "--configfile one.yaml -- claims table_sep"),
+        ("--configfiles one.yaml claims table_aside_sep", "--configfile one.yaml -- claims table_aside_sep"),
         ("--configfile one.yaml results/scores.json", "--configfile one.yaml -- results/scores.json"),
         ("--configfile=on.yaml", 'Did you mean "one.yaml"?'),
         ("--configfile x/y", 'There is no file "x/y"'),

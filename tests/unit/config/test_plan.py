@@ -43,9 +43,11 @@ def miniature():
         (plan.model_description, ("minature",), '"minature"', '"miniature"'),
         (plan.records_recipe, ("alpaca_clean", "train"), '"alpaca_clean"', '"alpaca_cleaned"'),
         (plan.records_recipe, ("alpaca_cleaned", "trian"), '"trian"', '"train"'),
-        (plan_reports.table, ("spe",), '"spe"', '"sep"'),
-        (plan_reports.figure, ("spe",), '"spe"', '"sep"'),
-        (plan_reports.refuse_target, ("table", "spe"), '"spe"', '"sep"'),
+        (plan_reports.table, ("sep",), '"sep"', '"aside_sep"'),
+        (plan_reports.figure, ("sep",), '"sep"', '"aside_sep"'),
+        (plan_reports.refuse_target, ("table", "sep"), '"sep"', '"aside_sep"'),
+        (plan_reports.refuse_target, ("figure", "sep"), '"sep"', '"aside_sep"'),
+        (plan_reports.refuse_target, ("table", "injections"), '"injections"', '"aside_injections"'),
         (plan_reports.refuse_target, ("paper", "asid"), '"asid"', '"aside"'),
         (plan_vectors.contrast_records, ("miniature", "base", "rud"), '"rud"', '"rude"'),
         (plan_vectors.contrast_records, ("miniature", "asdie", "rude"), '"asdie"', '"aside"'),
@@ -138,7 +140,7 @@ def test_a_trait_without_data_is_explained(tmp_path, monkeypatch):
         ("studies: {aside: {recipes: [vanila]}}", ["studies.aside.recipes", '"vanila"', '"vanilla"']),
         ("studies: {aside: {models: [minature]}}", ["studies.aside.models", '"minature"', '"miniature"']),
         ("studies: {aside: {benchmarks: [spe]}}", ["studies.aside.benchmarks", '"spe"', '"sep"']),
-        ("studies: {aside: {tables: [seps]}}", ["studies.aside.tables", '"seps"', '"sep"']),
+        ("studies: {aside: {tables: [sep]}}", ["studies.aside.tables", '"sep"', '"aside_sep"']),
         ("studies: {aside: {seed: [0]}}", ["studies.aside", '"seed"', '"seeds"']),
         (
             "steps: {heretic: {settings: {prompts: {search: train}}}}",
@@ -162,12 +164,12 @@ def test_a_trait_without_data_is_explained(tmp_path, monkeypatch):
             "steps: {aside: {settings: {data: alpaca_clean}}}",
             ["overlay.yaml:1, steps.aside", '"alpaca_clean"', '"alpaca_cleaned"'],
         ),
-        ("tables: {sep: {published: asid}}", ["overlay.yaml:1, tables.sep", '"asid"', '"aside"']),
+        ("tables: {aside_sep: {published: asid}}", ["overlay.yaml:1, tables.aside_sep", '"asid"', '"aside"']),
         ("datasets: {sep: {kind: spe}}", ["overlay.yaml:1, datasets.sep", '"spe"', '"sep"']),
         ("datasets: {miniature_sep: {source: {miniature: sepp}}}", ['"sepp"', '"sep"']),
         (
-            "tables: {sep: {columns: [{benchmark: sep, metric: separtion, label: x}]}}",
-            ["overlay.yaml:1, tables.sep", '"separtion"', '"separation"'],
+            "tables: {aside_sep: {columns: [{benchmark: sep, metric: separtion, label: x}], notes: []}}",
+            ["overlay.yaml:1, tables.aside_sep", '"separtion"', '"separation"'],
         ),
     ],
 )
@@ -324,7 +326,7 @@ def test_the_tidy_table_holds_every_measurement_of_the_studies_once(miniature):
 @pytest.mark.parametrize(
     ("asked", "answer"),
     [
-        ("tabel_sep", 'Did you mean "table_sep"?'),
+        ("tabel_aside_sep", 'Did you mean "table_aside_sep"?'),
         ("results/data/own/tran.json", 'Did you mean "results/data/own/{split}.jsonl"?'),
         ("results/dat/own/train.jsonl", 'Did you mean "results/data/own/train.jsonl"?'),
         ("results/datta/own", 'Paths there look like "results/data/{dataset}/{split}.jsonl"'),
@@ -334,7 +336,7 @@ def test_the_tidy_table_holds_every_measurement_of_the_studies_once(miniature):
 def test_what_no_rule_makes_is_answered_with_what_is_nearest(asked, answer):
     made = [r"results/data/{dataset,[^/]+}/{split,[^/.]+}.jsonl", r"results/models/{model,[^/]+}/model.json"]
     with pytest.raises(ConfigurationError) as refused:
-        plan_reports.refuse_unknown(asked, ["table_sep", "all"], made)
+        plan_reports.refuse_unknown(asked, ["table_aside_sep", "all"], made)
     assert answer in str(refused.value)
 
 

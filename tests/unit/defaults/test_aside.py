@@ -161,12 +161,25 @@ RESOURCES: list[Row] = [
     ("models/llama2-13b", "resources.generate", {"gpu": 1, "hours": 8.5, "mem_gb": 96.0, "threads": 8}, ANSWERS),
 ]
 
+TUNED_ON = [3, 11, 27, 34, 41, 53, 61, 77, 84, 91]
 SEP: list[Row] = [
     ("benchmarks/sep", "", {"module": "sep", "dataset": "sep", "split": "test"}, "the paper, Sec. 4.2"),
     ("benchmarks/sep", "settings.decoding.do_sample", False, "the code's evaluation of SEP: greedy"),
     ("benchmarks/sep", "settings.decoding.max_new_tokens", 1024, "the code's evaluation of SEP"),
     ("benchmarks/sep", "settings.decoding.max_prompt_tokens", 512, "the code, max_token_len"),
     ("datasets/sep", "splits", {"test": 9160}, "Zverev et al. 2024: 9,160 records"),
+    *(
+        row
+        for part, split, records, cost in (("test", "test", 8268, 0.9), ("validation", "validation", 892, 0.1))
+        for row in (
+            (f"benchmarks/sep_{part}", "", {"like": "sep", "dataset": f"sep_{part}"}, "the code: val_eval_split.ipynb"),
+            (f"benchmarks/sep_{part}", "cost", cost, "ours: its share of the records"),
+            (f"datasets/sep_{part}", "splits", {split: records}, "the code: val_eval_split.ipynb"),
+        )
+    ),
+    ("benchmarks/sep_validation", "split", "validation", "ours: a name"),
+    ("datasets/sep_validation", "where", {"info.appended_task_id": TUNED_ON}, "the code: val_eval_split.ipynb"),
+    ("datasets/sep_test", "without", {"info.appended_task_id": TUNED_ON}, "the code: val_eval_split.ipynb"),
     ("datasets/alpaca_cleaned", "splits", {"train": 0.9, "validation": 0.1}, "the code: 46,581 and 5,175 records"),
 ]
 

@@ -14,7 +14,7 @@ from bulwark.reporting.settings import Figure, Table
 from bulwark.settings import read_yaml, validated
 
 CONFIG = Path(__file__).parents[3] / "config"
-SPEC = read_yaml(CONFIG / "figures" / "sep.yaml")
+SPEC = read_yaml(CONFIG / "figures" / "aside_sep.yaml")
 PUBLISHED = CONFIG / "published" / "aside.yaml"
 
 

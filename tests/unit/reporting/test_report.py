@@ -95,15 +95,16 @@ def made(tmp_path):
     """What a report is made of, the text in it with markup."""
     cells = study_cells(tmp_path)
     published = CONFIG / "published" / "aside.yaml"
-    spec = read_yaml(CONFIG / "tables" / "sep.yaml") | {"title": f"Separation {MARKUP}"}
-    figure = read_yaml(CONFIG / "figures" / "sep.yaml") | {"caption": f"Of <b>records</b> {MARKUP}."}
+    spec = read_yaml(CONFIG / "tables" / "aside_sep.yaml") | {"title": f"Separation {MARKUP}"}
+    figure = read_yaml(CONFIG / "figures" / "aside_sep.yaml") | {"caption": f"Of <b>records</b> {MARKUP}."}
     make_figure(figure, cells, published, tmp_path / "sep.pdf", tmp_path / "sep.png")
     claim = check_claim("aside_separates", read_yaml(CONFIG / "claims" / "aside_separates.yaml"), cells)
     claim["statement"] += f" {MARKUP}"
     write_claims([claim], COLUMNS, tmp_path / "claims.json", tmp_path / "claims.md")
     study = {
         "name": "aside", "description": f"Rotated roles {MARKUP}", "models": ["miniature"],
-        "recipes": ["base", "aside"], "seeds": [0, 1], "benchmarks": ["sep"], "tables": ["sep"], "figures": ["sep"],
+        "recipes": ["base", "aside"], "seeds": [0, 1], "benchmarks": ["sep"],
+        "tables": ["aside_sep"], "figures": ["aside_sep"],
     }  # fmt: skip
     return {
         "name": "sample",
@@ -111,9 +112,9 @@ def made(tmp_path):
         "toys": ["miniature", "another"],
         "claims": tmp_path / "claims.json",
         "columns": COLUMNS,
-        "tables": {"sep": {"spec": {**spec, "published": "aside"}, "cells": cells}},
+        "tables": {"aside_sep": {"spec": {**spec, "published": "aside"}, "cells": cells}},
         "published": {"aside": published},
-        "figures": {"sep": tmp_path / "sep.png"},
+        "figures": {"aside_sep": tmp_path / "sep.png"},
         "cells": cells,
     }
 
@@ -131,7 +132,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(page, made):
     assert not re.search(r"https?://|url\(|@import", page.source)
     [policy] = page.nodes("meta", **{"http-equiv": "Content-Security-Policy"})
     assert policy.attributes["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    assert base64.b64encode(made["figures"]["sep"].read_bytes()).decode() in page.source
+    assert base64.b64encode(made["figures"]["aside_sep"].read_bytes()).decode() in page.source
 
 
 def test_markup_in_texts_stays_text(page):
@@ -221,7 +222,7 @@ def test_the_values_of_a_claim_open_the_same_sheets(page):
 
 def test_a_table_shows_what_its_markdown_shows(tmp_path, page, made):
     paths = [tmp_path / f"t.{ending}" for ending in ("csv", "md", "tex")]
-    make_table(made["tables"]["sep"]["spec"], made["cells"], made["published"]["aside"], *paths)
+    make_table(made["tables"]["aside_sep"]["spec"], made["cells"], made["published"]["aside"], *paths)
     lines = [line for line in paths[1].read_text().splitlines() if line.startswith("|")][2:]
     [table] = page.nodes("table", _class="grid")
     for row, line in zip(table.all("tr")[1:], lines, strict=True):
@@ -234,7 +235,7 @@ def test_a_table_shows_what_its_markdown_shows(tmp_path, page, made):
 
 def test_several_models_are_groups_of_rows(tmp_path, made):
     cells = study_cells(tmp_path / "two", models=("qwen2.5-7b", "mistral-7b-v0.3"), n=20)
-    tables = {"sep": {"spec": made["tables"]["sep"]["spec"], "cells": cells}}
+    tables = {"aside_sep": {"spec": made["tables"]["aside_sep"]["spec"], "cells": cells}}
     make_report(tmp_path / "report.html", **{**made, "tables": tables, "cells": [*made["cells"], *cells]})
     page = Page(tmp_path / "report.html")
     [table] = page.nodes("table", _class="grid")
@@ -272,7 +273,7 @@ def test_a_figure_brings_its_caption_with_it(page):
 
 def test_a_missing_file_is_named(tmp_path, made):
     with pytest.raises(ResultsError, match=r"gone\.png is missing"):
-        make_report(tmp_path / "report.html", **{**made, "figures": {"sep": tmp_path / "gone.png"}})
+        make_report(tmp_path / "report.html", **{**made, "figures": {"aside_sep": tmp_path / "gone.png"}})
     assert not (tmp_path / "report.html").exists()
 
 

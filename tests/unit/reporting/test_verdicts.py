@@ -81,7 +81,7 @@ def test_effects_agree_with_the_numbers_in_the_table(tmp_path):
     cells = study_cells(tmp_path)
     claim = check_claim("aside_separates", read_yaml(CONFIG / "claims/aside_separates.yaml"), cells)
     paths = [tmp_path / f"t.{ending}" for ending in ("csv", "md", "tex")]
-    frame = make_table(read_yaml(CONFIG / "tables/sep.yaml"), cells, None, *paths).set_index("recipe")
+    frame = make_table(read_yaml(CONFIG / "tables/aside_sep.yaml"), cells, None, *paths).set_index("recipe")
     value = frame["sep.separation_percent.value"]
     shown = headline(claim, COLUMNS)
     assert shown.effect == f"+{value['aside'] - value['vanilla']:.1f} points"
