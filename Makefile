@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= 2
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint agentdojo bench clean
 
 install: .venv/installed
 
@@ -29,6 +29,9 @@ lint: install            ## style of Python and of the rules; types on the groun
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
+
+agentdojo: install       ## what the benchmark agentdojo needs
+	$(BIN)/pip install --quiet -e '.[agentdojo]'
 
 bench: install           ## speed, as ratios (docs/speed.md)
 	$(BIN)/python -m bench

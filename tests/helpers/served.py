@@ -3,24 +3,19 @@ what it is told to."""
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import openai
 import torch
-import uvicorn
 from tiny_tokenizers import tiny_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bulwark.models.embeddings import install
 from bulwark.models.open import LanguageModel
 from bulwark.prompts.builder import PromptBuilder
-from bulwark.serving.app import Service
-from bulwark.serving.engine import Engine
+from bulwark.serving.server import in_background
 
 V = 500
 NAME = "tiny/aside/seed0"
@@ -68,23 +63,11 @@ def scripted(*texts: str) -> LanguageModel:
 @contextmanager
 def served(language_model: LanguageModel, name: str = NAME, new_tokens: int = 12, **options) -> Iterator[openai.OpenAI]:
     """A client of a server with the model."""
-    engine = Engine(language_model, **options).start()
-    server = uvicorn.Server(uvicorn.Config(Service(engine, name, new_tokens).app(), log_level="warning"))
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    address = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
-    client = openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=60)
-    try:
+    with (
+        in_background(language_model, name, new_tokens, **options) as address,
+        openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=60) as client,
+    ):
         yield client
-    finally:
-        client.close()
-        server.should_exit = True
-        thread.join()
-        engine.close()
-        listening.close()
 
 
 def roles_of(ids: Sequence[int]) -> list[int]:

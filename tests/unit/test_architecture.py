@@ -23,6 +23,7 @@ ROOMS = [
     "data",
     "prompts",
     "models",
+    "serving",
     "attacks",
     "jobs",
     "training",
@@ -38,7 +39,6 @@ ROOMS = [
     "analyses",
     "reporting",
     "config",
-    "serving",
     "cli",
 ]
 HEIGHT = {name: height for height, name in enumerate(ROOMS)}

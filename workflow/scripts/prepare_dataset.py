@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bulwark.config.entities import Dataset
 from bulwark.config.sources import schema_of, told_of_other_kinds
-from bulwark.data import contrasts, foreign, mixtures, readers
+from bulwark.data import contrasts, foreign, mixtures, packages, readers
 from bulwark.data.records import write_records
 from bulwark.jobs.calls import sealed, sealing_of
 from bulwark.logs import log_to
@@ -18,7 +18,7 @@ split, recipe = snakemake.wildcards.split, snakemake.params.recipe
 dataset = validated(Dataset, recipe["dataset"], f"config/datasets/{snakemake.wildcards.dataset}.yaml")
 source = dataset.source
 with sealed(sealing_of(snakemake)), tempfile.TemporaryDirectory() as scratch:
-    path = source.path
+    path = packages.installed(source.package) if source.package else source.path
     if source.miniature:
         wanted = dataset.splits[split]
         name, count = (wanted, None) if isinstance(wanted, str) else (split, int(wanted))

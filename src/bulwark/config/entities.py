@@ -92,10 +92,12 @@ class Address(Closed):
 
 
 class DataSource(Closed):
-    """Where records come from: the Hub, a web address, files of the user's, the miniature, or other data sets of the
-    configuration. Exactly one.
+    """Where records come from: the Hub, a web address, files of the user's, an installed package, the miniature, or
+    other data sets of the configuration. Exactly one.
 
     urls: {path below the folder of the download: address} of several files.
+
+    package: name and version of a package of Python, "agentdojo==0.1.35", that an extra of ours installs.
 
     mixture: {data set: how much of its split}: all of it, a number of its first records, or (a number with a point)
     their number as a multiple of the first data set's.
@@ -109,6 +111,7 @@ class DataSource(Closed):
     git_blob: str | None = None
     urls: dict[str, Address] | None = Field(None, min_length=1, exclude_if=lambda urls: urls is None)
     path: str | dict[str, str] | None = None
+    package: str | None = Field(None, pattern=r"^[\w.-]+==[\w.]+$", exclude_if=lambda package: package is None)
     miniature: str | None = None
     world: str = "miniature"
     mixture: dict[str, Amount] | None = Field(None, min_length=2)
@@ -124,7 +127,7 @@ class DataSource(Closed):
                 raise ValueError(
                     f"urls: {name!r} should be a path below the folder of the download, like email/test.jsonl"
                 )
-        return _exactly_one(self, "hub", "url", "urls", "path", "miniature", "mixture")
+        return _exactly_one(self, "hub", "url", "urls", "path", "package", "miniature", "mixture")
 
 
 class Dataset(Closed):
@@ -133,7 +136,8 @@ class Dataset(Closed):
     A split is a share of the records (below 1), a number of records, or the name of a split of the source; `a+b` is one
     split of the source and then another.
     format "artefact" is persona vectors' file of a trait (`bulwark.data.contrasts`), for the kinds
-    "contrast" and "traits"; "bipia" and "rules" are what these benchmarks' authors publish (`bulwark.data.foreign`).
+    "contrast" and "traits"; "bipia" and "rules" are what these benchmarks' authors publish, "agentdojo" is what its
+    package lists (`bulwark.data.foreign`).
     parts: the files below the source's folder that make it up, each with what its records' `meta` gets, `{level: 0}`,
     or, where records have no meta, their fields: `{label: harmful}`.
     where: which records are taken, by their `meta`, `{level: [0]}`, or, where records have no meta, by their fields,
@@ -147,7 +151,9 @@ class Dataset(Closed):
     description: str = ""
     licence: str = ""
     kind: str
-    format: Literal["native", "alpaca", "messages", "transcripts", "fields", "artefact", "bipia", "rules"] = "native"
+    format: Literal[
+        "native", "alpaca", "messages", "transcripts", "fields", "artefact", "bipia", "rules", "agentdojo"
+    ] = "native"
     fields: dict[str, str] = {}
     source: DataSource
     splits: dict[str, float | int | str]
@@ -166,6 +172,8 @@ class Dataset(Closed):
             raise ValueError(f"`kind: {MIXTURE}` and `source: {{mixture: …}}` go together")
         if self.source.mixture and not all(isinstance(wanted, str) for wanted in self.splits.values()):
             raise ValueError("a split of a mixture is the name of a split that all its data sets have")
+        if (self.format == "agentdojo") != (self.source.package is not None):
+            raise ValueError("`format: agentdojo` and `source: {package: …}` go together")
         if (self.longer_than or self.strip) and self.kind != "passage":
             raise ValueError("longer_than and strip are for passages")
         source = self.source

@@ -25,7 +25,7 @@ from bulwark import benchmarks
 from bulwark.config import checks
 from bulwark.config.catalogue import Catalogue
 from bulwark.config.entities import Dataset
-from bulwark.data import contrasts, foreign, readers
+from bulwark.data import contrasts, foreign, packages, readers
 from bulwark.data.records import SCHEMAS
 from bulwark.errors import BulwarkError, CheckpointError, ConfigurationError, RecordError, nearest
 from bulwark.models.folders.weights import weights_of
@@ -161,14 +161,16 @@ def check_vectors(catalogue: Catalogue, model: str, trait: str) -> None:
 
 @cache
 def check_dataset(catalogue: Catalogue, name: str) -> None:
-    """Whether a data set of the user's can be read, as far as its first records tell."""
+    """Whether a data set of the user's can be read, as far as its first records tell, and a package is installed."""
     dataset = catalogue.dataset(name)
     for part in dataset.source.mixture or ():
         check_dataset(catalogue, part)
+    origin = catalogue.origins["datasets", name]
+    if dataset.source.package is not None:
+        _check_package(dataset.source.package, origin.at("source", "package"))
     source = dataset.source.path
     if source is None:
         return
-    origin = catalogue.origins["datasets", name]
     if isinstance(source, dict):
         for split, wanted in dataset.splits.items():
             key = wanted if isinstance(wanted, str) else split
@@ -189,6 +191,14 @@ def check_dataset(catalogue: Catalogue, name: str) -> None:
         wanted = {split if isinstance(split, str) else None for split in dataset.splits.values()}
         for split in sorted(wanted, key=str):
             _check_records(dataset, source, split, where)
+
+
+def _check_package(asked: str, where: str) -> None:
+    """Whether the package that brings the records is installed; it is not imported."""
+    try:
+        packages.installed(asked)
+    except RecordError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
 
 
 def _check_records(dataset: Dataset, given: str, split: str | None, where: str) -> None:

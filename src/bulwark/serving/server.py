@@ -1,11 +1,13 @@
-"""`bulwark serve`: a checkpoint behind an OpenAI-compatible address, until it is told to end."""
+"""A checkpoint behind an OpenAI-compatible address: `bulwark serve` until it is told to end, or beside a job's work."""
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
-from contextlib import closing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -55,6 +57,30 @@ def serve(
             uvicorn.Server(config).run(sockets=[socket_])
         finally:
             engine.close()
+
+
+@contextmanager
+def in_background(language_model: LanguageModel, name: str, new_tokens: int, most_rows: int = 64) -> Iterator[str]:
+    """Within it a model is served to this process, on a free port of this machine. Yields the address, …/v1.
+
+    name: under which clients ask for it. new_tokens: the longest answer where a request names no limit. most_rows:
+    requests that are answered together at most.
+    """
+    with closing(listening(LOOPBACK[0], 0)) as socket_:
+        engine = Engine(language_model, most_rows).start()
+        server = uvicorn.Server(uvicorn.Config(Service(engine, name, new_tokens).app(), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket_]}, name="server", daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise BulwarkError("The server did not start; the log says why.")
+                time.sleep(0.01)
+            yield f"http://{LOOPBACK[0]}:{socket_.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            engine.close()
+            thread.join()
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -306,7 +306,22 @@ ADAPTIVE: list[Row] = [
 ]
 
 
-ROWS = STRUQ + DIRECT + NEWER + DEFENSES + PROMPTED + ADAPTIVE
+DOJO = "Debenedetti et al. 2024 (arXiv 2406.13352)"
+AGENTS: list[Row] = [
+    ("benchmarks/agentdojo", "", {"module": "agentdojo", "dataset": "agentdojo", "split": "test"}, DOJO),
+    ("benchmarks/agentdojo", "cost", 1.0, TIME),
+    ("settings benchmarks.agentdojo", "attack", "important_instructions", f"{DOJO}: its strongest fixed attack"),
+    ("settings benchmarks.agentdojo", "defense", None, f"{DOJO}: measured without and with each"),
+    ("settings benchmarks.agentdojo", "addressed", "local", "its package's name for a model of the user's"),
+    ("settings benchmarks.agentdojo", "tool_output", "yaml", "its package, PipelineConfig"),
+    ("settings benchmarks.agentdojo", "max_new_tokens", 1024, "ours: as bulwark serve"),
+    ("settings benchmarks.agentdojo", "at_once", 16, "ours"),
+    ("constants bulwark.data.foreign.agentdojo", "PACKAGE", "agentdojo==0.1.35", "ours: the version that was tried"),
+    ("constants bulwark.data.foreign.agentdojo", "VERSION", "v1.2.2", "its package, the default of its program"),
+    ("datasets/agentdojo", "splits", {"test": 1.0}, f"{DOJO}: all suites"),
+]
+
+ROWS = STRUQ + DIRECT + NEWER + DEFENSES + PROMPTED + ADAPTIVE + AGENTS
 
 
 def test_injections():

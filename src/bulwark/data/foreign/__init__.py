@@ -14,7 +14,7 @@ from typing import Any
 from bulwark.data.records import write_records
 from bulwark.settings import module_named
 
-FOREIGN = frozenset({"bipia", "rules"})
+FOREIGN = frozenset({"agentdojo", "bipia", "rules"})
 """The formats, as a configuration may name them."""
 
 
