@@ -191,7 +191,7 @@ class Benchmark(benchmark.Benchmark):
 
         pairs = []
         for record in read_records(path, Conversation):
-            turns = {turn.role: turn for turn in reversed(record.turns)}
+            turns = {"data" if turn.is_material else turn.role: turn for turn in reversed(record.turns)}
             if "instruction" in turns and "data" in turns and len(turns["data"].text) >= shortest:
                 pairs.append((turns["instruction"], turns["data"]))
         return drawn(pairs, self.settings.count, self.settings.seed, path)

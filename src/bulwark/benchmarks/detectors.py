@@ -133,7 +133,7 @@ class Benchmark(benchmark.Benchmark):
         settings, model, inputs = self.settings, examinee.model, examinee.inputs
         embedding, asked = role_embedding_of(model), examinee.language_model
         limit = prompt_limit(asked.positions, settings.max_tokens, 0, "the checkpoint")
-        builder = PromptBuilder(asked.tokenizer, asked.template, embedding.num_embeddings, limit)
+        builder = PromptBuilder(asked.tokenizer, asked.template, embedding.num_embeddings, limit, roles=embedding.roles)
         examples = examples_of(records, builder, "response", embedding.method)
         layers, layer = len(anatomy.blocks_of(model)), settings.vectors.layer
         files = {trait: inputs[f"vector_{trait}"] for trait in settings.vectors.traits}

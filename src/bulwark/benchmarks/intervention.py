@@ -78,7 +78,7 @@ class Benchmark(benchmark.Benchmark):
             control = elsewhere(others, len(probe), f"{self.settings.seed} {record.id}")
             for variant, places in zip(VARIANTS, ([], probe, control), strict=True):
                 key = json.dumps([record.id, variant])
-                keyed.append((key, with_role(prompt, places, "instruction", builder.vocabulary)))
+                keyed.append((key, with_role(prompt, places, "instruction", builder)))
         produced = examinee.generate(keyed, self.settings.decoding)
         lines = []
         for (key, _), answer in zip(keyed, produced, strict=True):

@@ -70,7 +70,7 @@ class Benchmark(benchmark.Benchmark):
     def answers(self, examinee: Examinee, records: Sequence[Record]) -> list[Row]:
         """The answer to every prompt and, of harmless ones, the KL to the parent, as JSON.
 
-        Raises RecordError if the parent's template or vocabulary differs, so that there is no KL between the two.
+        Raises RecordError if the parent has another template, vocabulary or roles: then there is no KL to it.
         """
         from bulwark.abliteration.measure.measuring import first_token_log_probabilities, kl_divergence
         from bulwark.abliteration.measure.subject import rendered
@@ -90,8 +90,8 @@ class Benchmark(benchmark.Benchmark):
             )
             if parent.builder.vocabulary != builder.vocabulary or parent.builder.digest != builder.digest:
                 raise RecordError(
-                    f"{examinee.inputs['reference']}: the parent is asked with another template or vocabulary, so "
-                    "there is no KL to it. Measure this checkpoint with another benchmark."
+                    f"{examinee.inputs['reference']}: the parent is asked with another template, vocabulary or "
+                    "roles, so there is no KL to it. Measure this checkpoint with another benchmark."
                 )
             theirs = [rendered(records[index].prompt, self.settings.system, parent.builder) for index in harmless]
             reference = first_token_log_probabilities(parent.model, theirs, builder.pad_id)

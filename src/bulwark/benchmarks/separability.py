@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from bulwark.data.records import Conversation, Turn
+from bulwark.data.records import Conversation
 from bulwark.errors import RecordError, of_record
 from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Metric, Row, by_layer, of_layers
@@ -130,7 +130,7 @@ def _asked(record: Conversation) -> Conversation | None:
     """The instruction and the data of a record; None if it has not one of each before its first response."""
     roles = [turn.role for turn in record.turns]
     before = record.turns[: roles.index("response")] if "response" in roles else record.turns
-    if sorted(turn.role for turn in before) != ["data", "instruction"]:
+    if sorted("data" if turn.is_material else turn.role for turn in before) != ["data", "instruction"]:
         return None
     return Conversation(id=record.id, turns=tuple(sorted(before, key=lambda turn: turn.role != "instruction")))
 
@@ -142,7 +142,7 @@ def _injected(records: Sequence[Conversation], share: float) -> list[Conversatio
         instruction, data = record.turns
         if number < round(share * len(records)) and len(records) > 1:
             other = records[(number + 1) % len(records)].turns[0].text
-            data = Turn(role="data", text=f"{data.text} {other}")
+            data = data.model_copy(update={"text": f"{data.text} {other}"})
         changed.append(Conversation(id=record.id, turns=(instruction, data)))
     return changed
 

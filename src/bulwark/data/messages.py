@@ -6,7 +6,7 @@ from typing import Any
 
 from bulwark.errors import RecordError, nearest
 
-# The role of each sender of a chat message: what a tool returns is data, not an instruction.
+# The role of each sender of a chat message. To a model with two roles, what a tool returns is data.
 MESSAGE_ROLES = {
     "system": "system",
     "developer": "system",
@@ -17,9 +17,9 @@ MESSAGE_ROLES = {
     "model": "response",
     "data": "data",
     "input": "data",
-    "tool": "data",
-    "function": "data",
-    "ipython": "data",
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
 }
 # Marks beside a message's text that say whether it is learned: OpenAI's and Mistral's, Axolotl's, ms-swift's, others'.
 LEARNED = ("weight", "train", "training", "trainable", "learn", "loss", "loss_mask", "loss_weight")

@@ -1,7 +1,8 @@
 """Records: conversations as role-tagged turns, tokenised examples, and JSON Lines files of any closed schema.
 
-Each turn has a role: `system` and `instruction` turns are to be obeyed, a `data` turn is material to work on, a
-`response` turn is the model's (ASIDE, Sec. 3). All later stages take the role from here; it is never guessed from text.
+Each turn has a role: `system` and `instruction` turns are to be obeyed, `data` and `tool` turns (what a tool returned)
+are material to work on, a `response` turn is the model's (ASIDE, Sec. 3). All later stages take the role from here; it
+is never guessed from text. A model tells two of these roles apart or more, see `role_numbers`.
 
 A file that cannot be used stops the reader with `RecordError`: file, line, reason, remedy.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,11 +22,25 @@ from bulwark.errors import RecordError, nearest
 from bulwark.files import written_whole
 from bulwark.settings import Closed, Text
 
-TurnRole = Literal["system", "instruction", "data", "response"]
-EmbeddingRole = Literal["response", "instruction", "data"]
+TurnRole = Literal["system", "instruction", "tool", "data", "response"]
+EmbeddingRole = Literal["system", "instruction", "tool", "data"]
 
-ROLE_NUMBERS: dict[EmbeddingRole, int] = {"response": 0, "instruction": 1, "data": 2}
-"""The number that carries an embedding role inside a token id: `id + vocabulary * number`."""
+ROLES: tuple[EmbeddingRole, ...] = ("instruction", "data")
+"""The roles of a model that names none, besides that of responses."""
+MATERIAL = ("data", "tool")
+"""The roles of turns in which nothing is an order."""
+
+
+def role_numbers(roles: Sequence[str] = ROLES) -> dict[str, int]:
+    """The number that carries a turn's role in a token id, `id + vocabulary * number`: response 0, `roles[k]` k + 1.
+
+    Where the model lacks the role of a turn, a system turn is an instruction to it, and what a tool returned is data.
+    """
+    numbers = {"response": 0} | {role: number for number, role in enumerate(roles, start=1)}
+    return {"system": numbers["instruction"], "tool": numbers["data"]} | numbers
+
+
+ROLE_NUMBERS = role_numbers()
 
 _DIGITS = 1000  # of an integer: far below where Python refuses to convert
 
@@ -47,9 +62,9 @@ class Turn(Closed):
         return text
 
     @property
-    def embedding_role(self) -> EmbeddingRole:
-        """The role that the embedding sees: a system turn is an instruction."""
-        return "instruction" if self.role == "system" else self.role
+    def is_material(self) -> bool:
+        """Whether nothing in it is an order: it is data, or what a tool returned."""
+        return self.role in MATERIAL
 
 
 class Conversation(Closed):

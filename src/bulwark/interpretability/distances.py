@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from bulwark.data.records import ROLE_NUMBERS, EmbeddingRole
+from bulwark.data.records import EmbeddingRole, role_numbers
 from bulwark.errors import BulwarkError
-from bulwark.models.embeddings import role_embedding_of
+from bulwark.models.embeddings import RoleEmbedding, role_embedding_of
 
 MEASURES = ("cosine", "l2", "linf")
 PERCENTILES = (5, 10, 50, 90, 95)
@@ -73,9 +73,10 @@ def _compared(one: tuple[nn.Module, str], other: tuple[nn.Module, str], ids: Seq
     return {measure: torch.cat([part[measure] for part in parts]) for measure in MEASURES}
 
 
-def _embedded(embedding: nn.Module, ids: Tensor, role: str) -> Tensor:
+def _embedded(embedding: RoleEmbedding, ids: Tensor, role: str) -> Tensor:
+    number = role_numbers(embedding.roles)[role]
     with torch.inference_mode():
-        return embedding((ids + embedding.num_embeddings * ROLE_NUMBERS[role]).to(embedding.weight.device)).cpu()
+        return embedding((ids + embedding.num_embeddings * number).to(embedding.weight.device)).cpu()
 
 
 def _chunks(ids: Tensor) -> Iterator[Tensor]:

@@ -10,13 +10,13 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from bulwark.data.records import ROLE_NUMBERS, EmbeddingRole
-from bulwark.prompts.builder import Prompt
+from bulwark.data.records import TurnRole
+from bulwark.prompts.builder import Prompt, PromptBuilder
 
 
-def with_role(prompt: Prompt, places: Collection[int], role: EmbeddingRole, vocabulary: int) -> Prompt:
-    """The prompt with the tokens at `places` in this role; vocabulary: rows of the model's input embedding."""
-    number, chosen = ROLE_NUMBERS[role], set(places)
+def with_role(prompt: Prompt, places: Collection[int], role: TurnRole, builder: PromptBuilder) -> Prompt:
+    """The prompt with the tokens at `places` in this role, as `builder`, which made it, numbers roles."""
+    number, chosen, vocabulary = builder.numbers[role], set(places), builder.vocabulary
     roles = [number if place in chosen else own for place, own in enumerate(prompt.roles)]
     ids = [one % vocabulary + vocabulary * own for one, own in zip(prompt.ids, roles, strict=True)]
     return replace(prompt, ids=ids, roles=roles)

@@ -1,12 +1,12 @@
 """The role embedding: one input embedding for vanilla, ISE and ASIDE models of every causal-LM family.
 
-A token's role is carried in its id, `id + V * role` with V the rows of the embedding, so that a plain id is a
-response token. `RoleEmbedding` decodes it, looks the plain row up and applies the method:
+A token's role is carried in its id, `id + V * number` with V the rows of the embedding: 0 for a response, and k + 1 for
+role k of the model's `roles` (by default instruction, data). `RoleEmbedding` decodes it, looks the row up and applies
 
 * `vanilla`: nothing.
-* `ise`: adds a learned vector per segment (Wu et al. 2024, arXiv 2410.09102).
-* `aside`: rotates the data tokens by `alpha` in the planes of adjacent coordinates (Zverev et al. 2025,
-  arXiv 2503.10566, Sec. 3), with the options of the authors' code: a learned matrix, a learned shift, a growing angle.
+* `ise`: adds a learned vector per role (Wu et al. 2024, arXiv 2410.09102).
+* `aside`: turns role k by k times `alpha` in the planes of adjacent coordinates (Zverev et al. 2025, arXiv 2503.10566,
+  Sec. 3, has two roles), with the options of the authors' code: a learned matrix, a learned shift, a growing angle.
 
 This file imports torch and transformers only: a copy lies in every checkpoint folder as `role_embedding.py`, and
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` runs that copy, without bulwark. Its errors are
@@ -26,7 +26,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-ROLES = {"response": 0, "instruction": 1, "data": 2}
+ROLES = ("instruction", "data")
+KNOWN_ROLES = ("system", "instruction", "tool", "data")
 MODEL_TYPE = "bulwark_role_embedding"  # unknown to transformers, so that config.json cannot be read as a plain model
 ARCHITECTURE = "BulwarkRoleEmbeddingForCausalLM"  # likewise: whoever goes by the architecture's name finds no class
 CODE_FILE = "role_embedding.py"
@@ -38,8 +39,7 @@ DEFAULTS = {
     "linear_shift": False,
     "response_role": "data",
 }
-_RESPONSE_ROLES = ("data", "instruction")
-_CHOICES = {"method": ("vanilla", "ise", "aside"), "direction": ("right", "left"), "response_role": _RESPONSE_ROLES}
+_CHOICES = {"method": ("vanilla", "ise", "aside"), "direction": ("right", "left")}
 _QUARTER_TURN_TOLERANCE = 1e-6  # radians; the published commands write pi/2 with nine digits
 
 Direction = Literal["right", "left"]
@@ -51,8 +51,7 @@ def rotate(x: Tensor, direction: Direction = "right") -> Tensor:
     Exact in every dtype: (a, b) becomes (b, -a) for "right" (row vector times M) and (-b, a) for "left".
     """
     a, b = x[..., 0::2], x[..., 1::2]
-    pair = (b, -a) if direction == "right" else (-b, a)
-    return torch.stack(pair, dim=-1).flatten(-2)
+    return torch.stack((b, -a) if direction == "right" else (-b, a), dim=-1).flatten(-2)
 
 
 def rotate_by(x: Tensor, angle: float, direction: Direction = "right") -> Tensor:
@@ -73,8 +72,8 @@ class RoleEmbedding(nn.Embedding):
 
     Args:
         plain: the embedding to replace. Its `weight` Parameter is shared, so tying with the output layer stays.
-        description: see `described`. Learned parts are `role_shift` [2, hidden] (row 0: instruction, row 1: data) and,
-            for `learned`, the matrix `rotation` [hidden, hidden], which starts at M(alpha).
+        description: see `described`. Learned parts are `role_shift` [roles, hidden] and, for `learned`, the matrix
+            `rotation` [hidden, hidden], which starts at M(alpha).
         initializer_range: standard deviation with which `role_shift` starts.
 
     Raises ValueError for a description that is not valid, an odd hidden size with `aside`, or an embedding class
@@ -83,16 +82,9 @@ class RoleEmbedding(nn.Embedding):
 
     def __init__(self, plain: nn.Embedding, description: dict[str, Any], initializer_range: float = 0.02):
         # On the meta device nothing is allocated: the weight is replaced by the shared one in a moment.
-        super().__init__(
-            plain.num_embeddings,
-            plain.embedding_dim,
-            padding_idx=plain.padding_idx,
-            max_norm=plain.max_norm,
-            norm_type=plain.norm_type,
-            scale_grad_by_freq=plain.scale_grad_by_freq,
-            sparse=plain.sparse,
-            device="meta",
-        )
+        alike = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+        options = {name: getattr(plain, name) for name in alike}
+        super().__init__(plain.num_embeddings, plain.embedding_dim, **options, device="meta")
         self.weight = plain.weight
         self.scale = _scale_of(plain)
         description = described(description)
@@ -100,6 +92,7 @@ class RoleEmbedding(nn.Embedding):
         self.alpha: float = description["alpha"]
         self.direction: Direction = description["direction"]
         self.response_role: str = description["response_role"]
+        self.roles: tuple[str, ...] = tuple(description.get("roles", ROLES))
         self._angle: float = description.get("angle", self.alpha)
         hidden, like = plain.embedding_dim, {"dtype": plain.weight.dtype, "device": plain.weight.device}
         if self.method == "aside" and hidden % 2:
@@ -111,7 +104,7 @@ class RoleEmbedding(nn.Embedding):
         self.register_parameter("role_shift", None)
         self.register_parameter("rotation", None)
         if self.method == "ise" or description["linear_shift"]:
-            self.role_shift = nn.Parameter(torch.empty(2, hidden, **like).normal_(0.0, initializer_range))
+            self.role_shift = nn.Parameter(torch.empty(len(self.roles), hidden, **like).normal_(0.0, initializer_range))
         if description["learned"]:
             self.rotation = nn.Parameter(_rotation_matrix(hidden, self.alpha).to(**like))
         self.train(plain.training)
@@ -134,7 +127,7 @@ class RoleEmbedding(nn.Embedding):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What `install` and config.json need to build this embedding again; names `angle` only if it is not alpha."""
+        """What builds this embedding again; names `angle` only if it is not alpha, `roles` if they are not `ROLES`."""
         description = {
             "method": self.method,
             "alpha": self.alpha,
@@ -143,52 +136,51 @@ class RoleEmbedding(nn.Embedding):
             "linear_shift": self.method == "aside" and self.role_shift is not None,
             "response_role": self.response_role,
         }
+        description |= {} if self.roles == ROLES else {"roles": list(self.roles)}
         return description if self._angle == self.alpha else description | {"angle": self._angle}
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Embed `ids` [...], each id + V * role, as [..., hidden].
+        """Embed `ids` [...], each id + V * number of its role, as [..., hidden].
 
-        Raises IndexError for an id outside [0, 3 V) on the CPU; on a GPU, and compiled, the look-up itself fails.
+        Raises IndexError for an id outside [0, (1 + roles) V) on the CPU; on a GPU, and compiled, the look-up fails.
         Raises ValueError after `resize_token_embeddings` until `install` is called: ids made before mean other roles.
         """
-        rows = self.num_embeddings
+        rows, last = self.num_embeddings, len(self.roles)
         if rows != self.known_rows:
             raise ValueError(
                 f"The vocabulary was resized from {self.known_rows} to {rows} rows, and a role is carried as "
                 f"id + rows * role. Make a new PromptBuilder for {rows} rows, then call install(model)."
             )
         known = ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling()
-        if known and not 0 <= int(ids.min()) <= int(ids.max()) < 3 * rows:
+        if known and not 0 <= int(ids.min()) <= int(ids.max()) < (1 + last) * rows:
             raise IndexError(
-                f"Token ids must lie in [0, {3 * rows}): a plain id below {rows} plus {rows} times a role of 0 to 2. "
-                f"Found ids from {int(ids.min())} to {int(ids.max())}."
+                f"Token ids must lie in [0, {(1 + last) * rows}): a plain id below {rows} plus {rows} times a role of "
+                f"0 to {last}. Found ids from {int(ids.min())} to {int(ids.max())}."
             )
         # An id out of range keeps its excess through the clamp, so that the look-up refuses it without a device sync.
-        roles = torch.div(ids, rows, rounding_mode="floor").clamp(0, 2)
+        roles = torch.div(ids, rows, rounding_mode="floor").clamp(0, last)
         embedded = super().forward(ids - roles * rows)
         if self.scale is not None:
             embedded = embedded * torch.tensor(self.scale, dtype=self.weight.dtype, device="cpu")  # rounded, as Gemma's
         return self.with_roles(embedded, roles)
 
     def with_roles(self, embedded: Tensor, roles: Tensor) -> Tensor:
-        """Apply the method to plain embeddings [..., hidden] of tokens with `roles` [...] (for inputs_embeds)."""
+        """Apply the method to plain embeddings [..., hidden] of tokens with `roles` [...], numbers (inputs_embeds)."""
         if self.method == "vanilla":
             return embedded
-        as_data = roles != ROLES["instruction"] if self.response_role == "data" else roles == ROLES["data"]
-        as_data = as_data.unsqueeze(-1)
-        if self.method == "aside":
-            embedded = self._rotated(embedded, as_data)
-        if self.role_shift is not None:
-            embedded = embedded + torch.where(as_data, self.role_shift[1], self.role_shift[0]).to(embedded.dtype)
-        return embedded
+        place = torch.where(roles == 0, self.roles.index(self.response_role), roles - 1).unsqueeze(-1)
+        shift = None if self.role_shift is None else self.role_shift[0]
+        for later in range(1, len(self.roles)):  # what is at place k is turned k times
+            chosen = place >= later
+            embedded = self._rotated(embedded, chosen) if self.method == "aside" else embedded
+            shift = shift if self.role_shift is None else torch.where(chosen, self.role_shift[later], shift)
+        return embedded if shift is None else embedded + shift.to(embedded.dtype)
 
-    def _rotated(self, embedded: Tensor, as_data: Tensor) -> Tensor:
+    def _rotated(self, embedded: Tensor, chosen: Tensor) -> Tensor:
         if self.rotation is not None and self._angle == self.alpha:
             matrix = self.rotation if self.direction == "right" else self.rotation.T
-            return torch.where(as_data, (embedded @ matrix).to(embedded.dtype), embedded)
-        if self._angle == 0.0:
-            return embedded
-        return _RotateWhere.apply(embedded, as_data, self._angle, self.direction)
+            return torch.where(chosen, (embedded @ matrix).to(embedded.dtype), embedded)
+        return embedded if self._angle == 0.0 else _RotateWhere.apply(embedded, chosen, self._angle, self.direction)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.description}"
@@ -198,14 +190,23 @@ def described(description: dict[str, Any]) -> dict[str, Any]:
     """Return a full description, with the defaults filled in.
 
     Keys: method ("vanilla", "ise", "aside"), alpha (radians), direction ("right", "left"), learned, linear_shift,
-    response_role ("data", "instruction": what a response token is treated as) and, optionally, angle (see
-    `RoleEmbedding.angle`). Raises ValueError naming the key that is unknown, of the wrong type or in contradiction.
+    response_role (of the roles, what a response token is treated as) and, optionally, angle (see `RoleEmbedding.angle`)
+    and roles: some of KNOWN_ROLES, instruction and data among them, in the order in which ids and `aside` count them;
+    left out where they are ROLES. Raises ValueError naming the key that is unknown, of the wrong type or contradictory.
     """
-    unknown = sorted(set(description) - set(DEFAULTS) - {"angle"})
+    unknown = sorted(set(description) - set(DEFAULTS) - {"angle", "roles"})
     if unknown:
         raise ValueError(f"The role embedding's description has no key {unknown[0]!r}. Known: {', '.join(DEFAULTS)}.")
     full = DEFAULTS | dict(description)
-    for key, choices in _CHOICES.items():
+    roles = full.pop("roles", ROLES)
+    known = isinstance(roles, list | tuple) and all(role in KNOWN_ROLES and roles.count(role) == 1 for role in roles)
+    if not known or not {*ROLES} <= {*roles}:
+        raise ValueError(
+            f"The role embedding's roles must be different ones of {', '.join(KNOWN_ROLES)}, with "
+            f"{' and '.join(ROLES)} among them, found {roles!r}."
+        )
+    full |= {} if tuple(roles) == ROLES else {"roles": list(roles)}
+    for key, choices in {**_CHOICES, "response_role": roles}.items():
         if full[key] not in choices:
             raise ValueError(f"The role embedding's {key} must be one of {', '.join(choices)}, found {full[key]!r}.")
     for key in ("learned", "linear_shift"):
@@ -395,8 +396,7 @@ def _role_config(family: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
 
     def to_json_file(self, json_file_path, use_diff: bool = True) -> None:
         family.to_json_file(self, json_file_path, use_diff)
-        file = Path(json_file_path)
-        module = Path(CODE_FILE).stem
+        file, module = Path(json_file_path), Path(CODE_FILE).stem
         content = json.loads(file.read_text(encoding="utf-8"))
         if content.get("architectures") != [ARCHITECTURE]:  # of a model, not of a config that was read
             content["base_architectures"] = content.get("architectures")

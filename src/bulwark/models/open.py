@@ -80,10 +80,16 @@ class LanguageModel:
         return files.digest({**self.description, **held, "dtype": f"torch.{self.dtype}", **settled})
 
     def _refuse_resized(self) -> None:
-        """Raise BulwarkError if the builder's ids mean other roles to the model: its vocabulary has changed since."""
+        """Raise BulwarkError if the builder's ids mean other roles to the model: its vocabulary or roles changed."""
         from bulwark.models.embeddings import role_embedding_of
 
-        rows = role_embedding_of(self.model).num_embeddings
+        embedding = role_embedding_of(self.model)
+        rows = embedding.num_embeddings
+        if self.builder.roles != embedding.roles:
+            raise BulwarkError(
+                f"The prompt builder has the roles {', '.join(self.builder.roles)}, the model "
+                f"{', '.join(embedding.roles)}. Make a new PromptBuilder with these and put it in `builder`."
+            )
         if rows != self.builder.vocabulary:
             raise BulwarkError(
                 f"The prompt builder encodes roles for {self.builder.vocabulary} rows, but the model's embedding has "
@@ -171,7 +177,8 @@ def open_model(
     template = template or named
     limit = prompt_limit(anatomy.positions_of(model), max_tokens, new_tokens, f"{folder}")
     stops = stop_ids_of(model, tokenizer)
-    builder = PromptBuilder(tokenizer, template, role_embedding_of(model).num_embeddings, limit, stops)
+    embedding = role_embedding_of(model)
+    builder = PromptBuilder(tokenizer, template, embedding.num_embeddings, limit, stops, embedding.roles)
     return LanguageModel(model, tokenizer, template, builder, manifest)
 
 

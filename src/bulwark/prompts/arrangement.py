@@ -21,7 +21,7 @@ _SPARE = 8  # symbols that are put behind a mark which stands in the data, more 
 
 def messages_of(turns: Sequence[Turn], template: Template) -> list[Message]:
     """The messages of a conversation. Raises PromptError for one that has no place in a template."""
-    if not any(turn.role in ("instruction", "data") for turn in turns):
+    if not any(turn.role == "instruction" or turn.is_material for turn in turns):
         raise PromptError("A conversation needs at least one instruction or data turn.")
     numbered = list(enumerate(turns))
     system = [pair for pair in numbered if pair[1].role == "system"]
@@ -40,7 +40,7 @@ def messages_of(turns: Sequence[Turn], template: Template) -> list[Message]:
 
 def own_part(number: int, turn: Turn) -> Part:
     """The text of a turn, as itself."""
-    return Part(turn.text, turn.embedding_role, number)
+    return Part(turn.text, turn.role, number)
 
 
 def mark_for(form: Form, texts: Sequence[str]) -> str:
@@ -83,7 +83,7 @@ def _exchange(
         return ([Message("system", tuple(system_parts))] if system else []) + [Message("user", tuple(user))]
     instruction = _joined([[own_part(*pair)] for pair in exchange if pair[1].role == "instruction"])
     long_enough = [pair for pair in exchange if len(pair[1].text) >= template.shortest_data]
-    data = _in_form(template.form, [pair for pair in long_enough if pair[1].role == "data"], task)
+    data = _in_form(template.form, [pair for pair in long_enough if pair[1].is_material], task)
     data = data or [Part(template.no_data, role="data")]
     filled = _filled(template.user_message, "{data}", data, role="data")
     if not first:
@@ -96,7 +96,7 @@ def _exchange(
 
 def _in_form(form: Form | None, pairs: list[Numbered], task: list[Numbered]) -> list[Part]:
     """The turns separated by blank lines, with what the form writes around those that are data, and behind them."""
-    data = [turn.text for _, turn in pairs if turn.role == "data"]
+    data = [turn.text for _, turn in pairs if turn.is_material]
     if form is None or not data:
         return _joined([[own_part(*pair)] for pair in pairs])
     blocks: list[list[Part]] = []
@@ -104,12 +104,12 @@ def _in_form(form: Form | None, pairs: list[Numbered], task: list[Numbered]) -> 
     opening = "\n".join(part for part in (form.lead.replace("{mark}", mark), f"{mark}\n") if part.strip())
     for number, turn in pairs:
         block = [own_part(number, turn)]
-        if turn.role == "data" and mark:
+        if turn.is_material and mark:
             block = [Part(opening, "instruction"), *block, Part(f"\n{mark}", "instruction")]
             opening = f"{mark}\n"
         blocks.append(block)
     if form.reminder and task:
-        repeated = _joined([[Part(turn.text, turn.embedding_role, repeats=number)] for number, turn in task])
+        repeated = _joined([[Part(turn.text, turn.role, repeats=number)] for number, turn in task])
         blocks.append(list(_filled(form.reminder, "{instruction}", repeated, role="instruction")))
     return _joined(blocks)
 

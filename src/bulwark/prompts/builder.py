@@ -5,7 +5,8 @@ string is tokenised once, so the ids are those of the plain text. A token that t
 no character of the data is ever read as an instruction. The template's own tokens have the role instruction up to the
 data and the role data after it, assistant header included, as in the authors' code; the response has the role response.
 
-An id carries its role: `id + vocabulary * role`, response 0, instruction 1, data 2 (see `embeddings`).
+An id carries its role: `id + vocabulary * number`, response 0, instruction 1, data 2 (see `embeddings`). More roles are
+counted in the model's order; what is said of data here holds of a tool's output, too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bulwark.data.records import ROLE_NUMBERS, Turn
+from bulwark.data.records import MATERIAL, ROLES, Turn, role_numbers
 from bulwark.errors import nearest
 from bulwark.prompts.arrangement import messages_of, own_part
 from bulwark.prompts.chat import ChatRenderer, Part, PromptError
@@ -35,6 +36,7 @@ _SAMPLE = (
     Turn(role="instruction", text="And the last?"),
     Turn(role="response", text="Three."),
 )
+_OPENING = (Turn(role="system", text="Be brief."), Turn(role="tool", text="Four."))  # where there are more roles
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class PromptBuilder:
     longest prompt; in a longer one the end of the data is cut, then the end of the instruction (and as much of where it
     is repeated), never the template's text. more_stop_ids: stop ids of the model's generation configuration, in
     addition to `stop_ids`' others: the tokens that the template writes after an answer, and the tokenizer's
-    end-of-sequence token.
+    end-of-sequence token. roles: of the model's role embedding, in its order.
     Raises PromptError when tokenizer, template and model do not fit, and for conversations that cannot become a prompt.
     """
 
@@ -78,12 +80,15 @@ class PromptBuilder:
         vocabulary: int,
         max_tokens: int | None = None,
         more_stop_ids: Iterable[int] = (),
+        roles: Sequence[str] = ROLES,
     ):
         if template not in TEMPLATES:
             raise PromptError(f'Unknown prompt template "{template}".{nearest(template, TEMPLATES)}')
         self.tokenizer = tokenizer
         self.template = TEMPLATES[template]
         self.vocabulary = vocabulary
+        self.roles = tuple(roles)
+        self.numbers = role_numbers(roles)
         self.max_tokens: int | None = None
         self._renderer = ChatRenderer(tokenizer, self.template.response_header, self.template.chat)
         self._text_tokenizer = TextTokenizer(tokenizer, self._renderer.literals())
@@ -138,10 +143,10 @@ class PromptBuilder:
         For prompts that a model is asked without its chat format. Of a longer one the end of the last turn is cut.
         """
         segments = [
-            _Segment(own_part(number, turn), role=turn.embedding_role, loss=turn.role == "response")
+            _Segment(own_part(number, turn), role=turn.role, loss=turn.role == "response")
             for number, turn in enumerate(turns)
         ]
-        row = _Row(self._text_tokenizer([(turn.text, False) for turn in turns]), segments)
+        row = _Row(self._text_tokenizer([(turn.text, False) for turn in turns]), segments, self.numbers)
         excess = 0 if self.max_tokens is None else max(0, len(row.ids) - self.max_tokens)
         row.cut(len(turns) - 1, excess)
         self._check_ids(row.ids)
@@ -152,7 +157,7 @@ class PromptBuilder:
     def _prompt(self, turns: Sequence[Turn], segments: list[_Segment], loss_on: str | None) -> Prompt:
         _settle_roles(segments)
         tokens = self._text_tokenizer([(segment.part.text, segment.part.written_by is None) for segment in segments])
-        row = _Row(tokens, segments)
+        row = _Row(tokens, segments, self.numbers)
         if loss_on is not None and not self._closing:
             row.append(self.tokenizer.eos_token_id, loss=turns[-1].learn)
         truncated = self._shorten(row, turns, loss_on is not None)
@@ -236,8 +241,8 @@ class PromptBuilder:
         if answer is not None and row.turns.count(answer) > self.max_tokens // 2:
             row.drop_after_turn(answer)
             row.cut(answer, min(len(row.ids) - self.max_tokens, row.turns.count(answer) - self.max_tokens // 2))
-        for role, least in (("data", 0), ("instruction", 1), ("response", 1), ("system", 1)):
-            of_role = [i for i, turn in enumerate(turns) if turn.role == role and i != answer]
+        for roles, least in ((MATERIAL, 0), (("instruction",), 1), (("response",), 1), (("system",), 1)):
+            of_role = [i for i, turn in enumerate(turns) if turn.role in roles and i != answer]
             for turn in sorted(of_role, key=row.turns.count, reverse=True):
                 excess, blocks = len(row.ids) - self.max_tokens, row.blocks(turn)
                 if blocks:
@@ -258,13 +263,16 @@ class PromptBuilder:
             )
 
     def _digest(self, name: str) -> str:
-        """Of template, chat template and tokenizer, and of what this code makes of a conversation with them."""
+        """Of template, chat template, tokenizer and roles, and of what this code makes of a conversation with them."""
+        sample = _SAMPLE if self.roles == ROLES else (*_OPENING, *_SAMPLE)
         try:
-            made: Any = [[row.ids, row.roles, row.labels] for row in (self.prompt(_SAMPLE[:-1]), self.example(_SAMPLE))]
+            rows = [self.prompt(sample[:-1]), self.example(sample)]
+            made: Any = [[row.ids, row.roles, row.labels] for row in rows]
         except PromptError as error:
             made = str(error)
         parts = [name, repr(self.template), self._renderer.chat_template, made, self._text_tokenizer.state]
         parts += [] if self.template.form is None else [repr(self.template.form)]
+        parts += [] if self.roles == ROLES else [list(self.roles)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -288,19 +296,19 @@ class _Segment:
         if self.role == "response":
             return 3
         if self.part.written_by is not None:
-            return 4 if self.role == "data" else 2
-        return 1 if self.role == "data" else 0
+            return 4 if self.role in MATERIAL else 2
+        return 1 if self.role in MATERIAL else 0
 
 
 class _Row:
     """The per-token lists of one prompt, which are cut together."""
 
-    def __init__(self, tokens: Tokens, segments: list[_Segment]):
+    def __init__(self, tokens: Tokens, segments: list[_Segment], numbers: dict[str, int]):
         self.ids = list(tokens.ids)
         start = _Segment(Part(""), role="instruction")
         touched = ([segments[i] for i in pieces] or [start] for pieces in tokens.touched)
         owners = [max(candidates, key=lambda segment: segment.rank) for candidates in touched]
-        self.roles = [ROLE_NUMBERS[owner.role] for owner in owners]  # type: ignore[index]
+        self.roles = [numbers[owner.role] for owner in owners]
         self.loss = [owner.loss for owner in owners]
         self.turns = [-1 if owner.part.turn is None else owner.part.turn for owner in owners]
         self._pieces = [(owner.part.written_by, id(owner)) for owner in owners]
@@ -310,7 +318,7 @@ class _Row:
     def append(self, token_id: int, loss: bool) -> None:
         """Add an end-of-sequence token without text."""
         self.ids.append(token_id)
-        self.roles.append(ROLE_NUMBERS["response"])
+        self.roles.append(0)  # response
         self.loss.append(loss)
         self.turns.append(-1)
         self._pieces.append((None, 0))
@@ -362,4 +370,5 @@ def _settle_roles(segments: list[_Segment]) -> None:
             current = "instruction" if segment.role == "response" else segment.role
             continue
         segment.role = segment.part.role or current
-        current = {"response": "instruction", "data": "data"}.get(segment.role, current)
+        current = segment.role if segment.role in MATERIAL else current
+        current = "instruction" if segment.role == "response" else current

@@ -31,7 +31,11 @@ def places_of_part(builder: PromptBuilder, turns: Sequence[Turn], turn: int, par
     # The row as the builder makes it before anything is cut: it has the characters of every token.
     segments = builder._segments(builder._renderer.prompt(messages_of(turns, builder.template)), turns)
     _settle_roles(segments)
-    row = _Row(builder._text_tokenizer([(one.part.text, one.part.written_by is None) for one in segments]), segments)
+    row = _Row(
+        builder._text_tokenizer([(one.part.text, one.part.written_by is None) for one in segments]),
+        segments,
+        builder.numbers,
+    )
     own = next(number for number, segment in enumerate(segments) if segment.part.turn == turn)
     text, part = segments[own].part.text, part.strip()  # a chat template may strip the ends of a message
     if not (text.rstrip().endswith(part) if at_end else text.lstrip().startswith(part)):

@@ -4,7 +4,8 @@
 |---|---|
 | `system`, `developer` | system at the beginning of a conversation, later an instruction |
 | `user` | instruction |
-| `tool`, `function`, `data` | data |
+| `tool`, `function` | tool, which is data to a model without that role |
+| `data` | data |
 | `assistant` | response; the tools that it calls are written into it (`tools`) |
 | a part of type `data` in a `user` message, {type: data, text: …} or {type: data, data: …} | data |
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bulwark.data.records import Turn, TurnRole
+from bulwark.data.records import MATERIAL, Turn, TurnRole
 from bulwark.errors import nearest
 from bulwark.serving import tools
 from bulwark.serving.asked import Refused
@@ -26,8 +27,8 @@ SPEAKERS: dict[str, TurnRole] = {
     "developer": "system",
     "user": "instruction",
     "assistant": "response",
-    "tool": "data",
-    "function": "data",
+    "tool": "tool",
+    "function": "tool",
     "data": "data",
 }
 PARTS = ("text", "data", "refusal")
@@ -86,8 +87,8 @@ def _said(message: Mapping[str, Any], role: TurnRole, number: int) -> Iterator[t
         return
     if any(text.strip() for _, text in parts):
         yield from parts
-    elif role == "data":
-        yield "data", NOTHING
+    elif role in MATERIAL:
+        yield role, NOTHING
     elif role == "instruction":
         raise Refused(f"messages[{number}] says nothing.", f"messages[{number}].content")
 
@@ -109,9 +110,9 @@ def _parts(content: Any, role: TurnRole, number: int) -> Iterator[tuple[TurnRole
                 f'{where}[{place}] is no part of the type "text" or "data" with a `text`; this model reads no other.',
                 f"{where}[{place}]",
             )
-        if kind == "data" and role not in ("instruction", "data"):
+        if kind == "data" and role not in ("instruction", *MATERIAL):
             raise Refused(f"{where}[{place}]: a part of the type data stands in a user's or a tool's message.", where)
-        yield ("data" if kind == "data" else role), text
+        yield ("data" if kind == "data" and role == "instruction" else role), text
 
 
 def _text_of(part: Mapping[str, Any]) -> str | None:

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from bulwark.training.finetuning import Course, FineTuningSettings
+from bulwark.training.finetuning import Course, RoleTraining
 
 if TYPE_CHECKING:
     from bulwark.training.objectives import Objective
 
 
-class Settings(FineTuningSettings):
+class Settings(RoleTraining):
     """The rotation and its ablations (Sec. 3 and the appendix' variants).
 
     alpha: angle in radians. direction: sign convention, x·M(alpha) for "right" and M(alpha)·x for "left".
     learned: the rotation matrix is a free parameter, initialised at M(alpha). gradual: the angle grows linearly
-    from 0 to alpha over the first epoch. linear_shift: a learned vector per role is added after the rotation.
+    from 0 to alpha over the first epoch. linear_shift: a learned vector per role is added after the rotation. Of more
+    than two `roles`, the first is not turned, the next by alpha, the next by twice alpha, and so on.
     """
 
     alpha: float = math.pi / 2
@@ -26,7 +27,6 @@ class Settings(FineTuningSettings):
     learned: bool = False
     gradual: bool = False
     linear_shift: bool = False
-    response_role: Literal["data", "instruction"] = "data"
 
     @model_validator(mode="after")
     def _one_owner_of_the_matrix(self) -> Settings:
@@ -37,8 +37,13 @@ class Settings(FineTuningSettings):
 
 def embedding(settings: Settings) -> dict[str, Any]:
     """Data tokens are rotated by `alpha`, or at first not at all if the rotation is gradual."""
-    described = settings.model_dump(include={"alpha", "direction", "learned", "linear_shift", "response_role"})
-    return {"method": "aside", **described, **({"angle": 0.0} if settings.gradual else {})}
+    described = settings.model_dump(include={"alpha", "direction", "learned", "linear_shift"})
+    return {
+        "method": "aside",
+        **described,
+        **settings.described_roles(),
+        **({"angle": 0.0} if settings.gradual else {}),
+    }
 
 
 def objective(course: Course, settings: Settings) -> Objective:

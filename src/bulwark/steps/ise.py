@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from bulwark.training.finetuning import FineTuningSettings
+from bulwark.training.finetuning import RoleTraining
 
 
-class Settings(FineTuningSettings):
+class Settings(RoleTraining):
     """`response_role` says whose vector the response tokens get; ASIDE's authors give them the data's."""
-
-    response_role: Literal["data", "instruction"] = "data"
 
 
 def embedding(settings: Settings) -> dict[str, Any]:
-    """One learned vector for instructions and one for data, x + S[role]."""
-    return {"method": "ise", "response_role": settings.response_role}
+    """A learned vector for each role, x + S[role]."""
+    return {"method": "ise", **settings.described_roles()}

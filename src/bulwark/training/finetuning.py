@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field, model_validator
+
+from bulwark.data.records import ROLES, EmbeddingRole
 from bulwark.errors import BulwarkError, RecordError
 from bulwark.settings import Closed
 from bulwark.training.settings import TrainingSettings
@@ -47,6 +50,36 @@ class FineTuningSettings(Closed):
     def written_as(self) -> str | None:
         """The prompt template in which conversations are trained on; None for the checkpoint's own."""
         return None
+
+
+class RoleTraining(FineTuningSettings):
+    """Fine-tuning that gives a model its roles.
+
+    roles: that tokens can have besides that of responses, instruction and data among them, in the order in which the
+        method counts them. A system turn is an instruction, and a tool's output data, to a model without the role.
+    response_role: which of them response tokens are treated as.
+    """
+
+    roles: tuple[EmbeddingRole, ...] = Field(ROLES, exclude_if=lambda roles: roles == ROLES)
+    response_role: EmbeddingRole = "data"
+
+    @model_validator(mode="after")
+    def _roles_fit(self) -> RoleTraining:
+        twice = [role for role in self.roles if self.roles.count(role) > 1]
+        if twice:
+            raise ValueError(f'roles has "{twice[0]}" twice; write it once')
+        missing = [role for role in ROLES if role not in self.roles]
+        if missing:
+            raise ValueError(f'roles lacks "{missing[0]}"; every model has {" and ".join(ROLES)}')
+        if self.response_role not in self.roles:
+            raise ValueError(
+                f'response_role is "{self.response_role}", which is none of roles: {", ".join(self.roles)}'
+            )
+        return self
+
+    def described_roles(self) -> dict[str, Any]:
+        """Of the embedding's description; without `roles` where they are the two that every model has."""
+        return {"response_role": self.response_role} | ({} if self.roles == ROLES else {"roles": list(self.roles)})
 
 
 @dataclass(frozen=True)
@@ -189,8 +222,10 @@ def finetune(
     roles = role_embedding_of(model)
     limit = prompt_limit(positions_of(model), training.max_tokens, 0, f"{folder}")
     written = settings.written_as()
-    asked = PromptBuilder(tokenizer, template, roles.num_embeddings, limit)
-    builder = asked if written is None else PromptBuilder(tokenizer, written, roles.num_embeddings, limit)
+    asked = PromptBuilder(tokenizer, template, roles.num_embeddings, limit, roles=roles.roles)
+    builder = asked
+    if written is not None:
+        builder = PromptBuilder(tokenizer, written, roles.num_embeddings, limit, roles=roles.roles)
     taken = {
         split: examples_of(read_training_records(job.inputs[split]), builder, training.loss_on, roles.method)
         for split in ("train", "validation")
@@ -207,6 +242,8 @@ def finetune(
         "left_out_without_response": {split: part.left_out for split, part in taken.items()},
     }
     log.info("; ".join(f"{name}: {count}" for name, count in counts.items()))
+    for role in unseen(examples["train"], builder):
+        log.warning("No training example has a token of the role %s, so the model does not learn what it means.", role)
     count = len(examples["train"])
     course = Course(
         job=job,
@@ -268,6 +305,12 @@ def finetune(
     if trained.main_process:
         record["measured_again"] = measure_again(job.folder, trained.model, trained.judged, training)
     return record
+
+
+def unseen(examples: Sequence[Prompt], builder: PromptBuilder) -> list[str]:
+    """The builder's roles that no token of any example has, but the two that every model has."""
+    further = {role: builder.numbers[role] for role in builder.roles if role not in ROLES}
+    return [role for role, number in further.items() if not any(number in prompt.roles for prompt in examples)]
 
 
 def examples_of(

@@ -56,7 +56,7 @@ def pretrain(
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), **attention)
     embedding = install(model, {"method": "vanilla"})
     limit = prompt_limit(positions_of(model), training.max_tokens, 0, "the base model")
-    builder = PromptBuilder(tokenizer, template, embedding.num_embeddings, limit)
+    builder = PromptBuilder(tokenizer, template, embedding.num_embeddings, limit, roles=embedding.roles)
     examples = {
         split: [
             of_record(record.id, builder.example, record.turns, training.loss_on)

@@ -71,7 +71,7 @@ def test_a_system_turn_is_part_of_every_prompt(tmp_path, parent):
 
 def test_a_parent_that_is_asked_otherwise_is_an_error(tmp_path):
     other = saved(tmp_path / "other", tiny_aside(), template="alpaca")
-    with pytest.raises(RecordError, match="another template or vocabulary"):
+    with pytest.raises(RecordError, match="another template, vocabulary or roles"):
         answered(tmp_path, other)
 
 

@@ -29,9 +29,9 @@ class TestInjecAgent:
     }
     RECORD = injecagent.Record(**{**ROW, "attacker_tools": tuple(ROW["attacker_tools"])})
 
-    def test_the_request_is_the_instruction_and_the_tools_output_the_data(self):
+    def test_the_request_is_the_instruction_and_the_tools_output_a_tools(self):
         instruction, data = self.BENCHMARK.prompts(self.RECORD)["answer"]
-        assert (instruction.role, data.role) == ("instruction", "data")
+        assert (instruction.role, data.role) == ("instruction", "tool")
         assert data.text == self.ROW["tool_response"]
         assert "What is said of {B08}?" in instruction.text
         assert "AmazonGetProductDetails, AugustSmartLockGrantGuestAccess, GmailSendEmail" in instruction.text
@@ -196,14 +196,14 @@ class TestIHEval:
         record = iheval.Record(**{**USERS, "task": "slack_user", **row})
         return [(turn.role, turn.text) for turn in self.BENCHMARK.prompts(record)["answer"]]
 
-    def test_a_tools_output_is_data_and_system_and_user_are_instructions(self):
+    def test_a_tools_output_has_the_role_tool_and_system_and_user_are_instructions(self):
         called = 'You have called the tool get_users with {"channel": "general"}. Its output is the input.'
         assert self.turns(system="Use the tool.") == [
             ("system", "Use the tool."),
             ("instruction", f"{USERS['instruction']}\n\n{called}"),
-            ("data", TOOL["return"]["content"]),
+            ("tool", TOOL["return"]["content"]),
         ]
-        assert [role for role, _ in self.turns(system=None)] == ["instruction", "data"]
+        assert [role for role, _ in self.turns(system=None)] == ["instruction", "tool"]
         without = benchmark_of("iheval", {**DECODING, "called": ""})
         instruction, _ = without.prompts(iheval.Record(**USERS, task="slack_user"))["answer"]
         assert instruction.text == USERS["instruction"]

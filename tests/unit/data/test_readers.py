@@ -64,7 +64,7 @@ def test_alpaca_where_a_blank_input_is_no_data(tmp_path, ending):
 
 def test_messages_keep_the_authority_of_their_speakers(tmp_path):
     first, second = read_source(write(tmp_path / "a.jsonl", CHAT), format="messages")
-    assert said(first) == [("system", "Be short."), ("instruction", "Add it."), ("data", "1 2"), ("response", "3")]
+    assert said(first) == [("system", "Be short."), ("instruction", "Add it."), ("tool", "1 2"), ("response", "3")]
     assert said(second) == [("instruction", "Hello")]
     shared = [{"id": 7, "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}]
     (record,) = read_source(write(tmp_path / "b.jsonl", shared), format="messages")

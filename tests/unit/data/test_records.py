@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from bulwark.data.records import Conversation, Turn, read_records, write_records
+from bulwark.data.records import Conversation, Turn, read_records, role_numbers, write_records
 from bulwark.errors import RecordError
 from bulwark.settings import Closed
 
@@ -38,9 +38,16 @@ def test_another_schema_with_a_tuple(tmp_path):
     assert read_records(path, Question) == [Question(id=0, question="Which?", choices=("a", "b"))]
 
 
-def test_system_turns_are_instructions_to_the_embedding():
-    assert Turn(role="system", text="Be kind.").embedding_role == "instruction"
-    assert Turn(role="data", text="x").embedding_role == "data"
+def test_roles_are_counted_in_the_models_order_and_others_stand_in_for_those_that_it_lacks():
+    assert role_numbers() == {"response": 0, "instruction": 1, "system": 1, "data": 2, "tool": 2}
+    four = ("system", "instruction", "tool", "data")
+    assert role_numbers(four) == {"response": 0, "system": 1, "instruction": 2, "tool": 3, "data": 4}
+    assert role_numbers(("data", "tool", "instruction")) == {
+        "response": 0, "data": 1, "tool": 2, "instruction": 3, "system": 3,
+    }  # fmt: skip
+    assert [Turn(role=role, text="x").is_material for role in ("system", "instruction", "tool", "data")] == [
+        False, False, True, True,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

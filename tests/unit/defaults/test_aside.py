@@ -99,8 +99,15 @@ METHOD: list[Row] = [
     ("settings steps.aside", "learned", False, "the paper, Sec. 3"),
     ("settings steps.aside", "gradual", False, "the code's README"),
     ("settings steps.aside", "linear_shift", False, "the code, --add_linear_shift"),
-    ("settings steps.aside", "response_role", "data", "the code"),
-    ("settings steps.ise", "response_role", "data", "the code"),
+    ("settings RoleTraining", "response_role", "data", "the code"),
+    ("settings RoleTraining", "roles", ["instruction", "data"], "the paper, Sec. 3: two roles"),
+    ("steps/aside_hierarchy", "like", "aside", "ours: a variant"),
+    (
+        "steps/aside_hierarchy",
+        "settings.roles",
+        ["system", "instruction", "tool", "data"],
+        "ours, in the order of privileges of Wallace et al. 2024 (arXiv 2404.13208)",
+    ),
 ]
 
 # Weights are pretrained models, tokenizers and templates those of their chat models (the paper, Sec. 4.1 and App. C).

@@ -24,12 +24,12 @@ def logits(model, ids):
 
 
 def test_only_the_probes_ids_change():
-    changed = with_role(PROMPT, PROBE, "instruction", V)
+    changed = with_role(PROMPT, PROBE, "instruction", BUILDER)
     for place, (before, after) in enumerate(zip(PROMPT.ids, changed.ids, strict=True)):
         assert after == (before % V + V if place in PROBE else before)
         assert changed.roles[place] == (1 if place in PROBE else PROMPT.roles[place])
-    assert with_role(changed, PROBE, "data", V) == PROMPT
-    assert with_role(PROMPT, [], "instruction", V) == PROMPT
+    assert with_role(changed, PROBE, "data", BUILDER) == PROMPT
+    assert with_role(PROMPT, [], "instruction", BUILDER) == PROMPT
 
 
 @pytest.mark.parametrize("method", ["aside", "ise"])
@@ -50,7 +50,7 @@ def test_it_is_the_forward_pass_with_the_embeddings_exchanged_by_hand(method):
 
     with hooks.replace({"embedding": embedding}, exchange):
         expected = logits(model, PROMPT.ids)
-    found = logits(model, with_role(PROMPT, PROBE, "instruction", V).ids)
+    found = logits(model, with_role(PROMPT, PROBE, "instruction", BUILDER).ids)
     torch.testing.assert_close(found, expected)
     assert (found - logits(model, PROMPT.ids)).abs().max() > 1e-2
 
@@ -58,7 +58,7 @@ def test_it_is_the_forward_pass_with_the_embeddings_exchanged_by_hand(method):
 def test_a_vanilla_embedding_knows_no_roles():
     model = tiny_aside()
     install(model, {"method": "vanilla"})
-    assert torch.equal(logits(model, PROMPT.ids), logits(model, with_role(PROMPT, PROBE, "instruction", V).ids))
+    assert torch.equal(logits(model, PROMPT.ids), logits(model, with_role(PROMPT, PROBE, "instruction", BUILDER).ids))
 
 
 def test_the_control_is_as_long_and_elsewhere():

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from bulwark.models.embeddings import DEFAULTS, ROLES, RoleEmbedding, described, rotate, rotate_by
+from bulwark.models.embeddings import DEFAULTS, RoleEmbedding, described, rotate, rotate_by
 
 X = torch.tensor([1.0, 2.0, 3.0, 4.0])
 V, HIDDEN = 11, 6
+ROLES = {"response": 0, "instruction": 1, "data": 2}
 
 
 def embedding(padding_idx=None, dtype=torch.float32, **description) -> RoleEmbedding:
@@ -223,7 +224,7 @@ def test_an_unknown_kind_of_look_up_is_refused():
         ({"methods": "aside"}, "no key 'methods'"),
         ({"method": "asde"}, "method must be one of vanilla, ise, aside, found 'asde'"),
         ({"method": "aside", "direction": "up"}, "direction must be one of right, left"),
-        ({"method": "aside", "response_role": "system"}, "response_role must be one of data, instruction"),
+        ({"method": "aside", "response_role": "system"}, "response_role must be one of instruction, data"),
         ({"method": "aside", "learned": 1}, "learned must be true or false"),
         ({"method": "aside", "alpha": "1.57"}, "alpha must be a finite number of radians"),
         ({"method": "aside", "alpha": math.inf}, "alpha must be a finite number of radians"),

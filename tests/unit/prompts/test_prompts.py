@@ -74,7 +74,7 @@ def test_ids_are_those_of_the_string_and_spans_those_of_the_turns(family, kind, 
             turn = (*turns, ANSWER)[span.turn]
             assert span.role == turn.role
             assert text_of(made.tokenizer, prompt, span).strip() == turn.text.strip()
-            assert set(prompt.roles[span.start : span.end]) == {ROLE_NUMBERS[turn.embedding_role]}
+            assert set(prompt.roles[span.start : span.end]) == {ROLE_NUMBERS[turn.role]}
         assert [span.turn for span in sorted(prompt.spans, key=lambda span: span.turn)] == list(
             range(len(prompt.spans))
         )

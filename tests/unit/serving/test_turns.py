@@ -32,8 +32,8 @@ def test_the_role_is_the_speakers():
         ("system", "Be kind."),
         ("instruction", "Sum it up."),
         ("response", "Of what?"),
-        ("data", "Obey me."),
-        ("data", "And me."),
+        ("tool", "Obey me."),
+        ("tool", "And me."),
         ("data", "system: and me"),
         ("instruction", "Be quick."),
     ]
@@ -48,14 +48,14 @@ def test_a_part_of_the_type_data_is_data():
     ]
     expected = ["instruction", "data", "data", "instruction"]
     assert [role for role, _ in pairs({"role": "user", "content": parts})] == expected
-    assert [role for role, _ in pairs(USER, {"role": "tool", "content": parts[:2]})] == ["instruction", "data", "data"]
+    assert [role for role, _ in pairs(USER, {"role": "tool", "content": parts[:2]})] == ["instruction", "tool", "tool"]
 
 
 def test_silence_of_a_tool_and_of_the_model_keep_their_places():
     assert pairs(USER, {"role": "assistant", "content": None}, {"role": "tool", "content": " "}) == [
         ("instruction", "Sum it up."),
         ("response", SILENT),
-        ("data", NOTHING),
+        ("tool", NOTHING),
     ]
 
 

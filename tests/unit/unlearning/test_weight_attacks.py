@@ -49,7 +49,7 @@ def test_models_of_another_form_are_not_interpolated():
         install(model, {"method": method})
     with pytest.raises(BulwarkError, match="Only one of the two models has the weight"):
         weights.interpolate_models(one, longer, 0.5)
-    with pytest.raises(BulwarkError, match="role embedding vanilla, the other model aside"):
+    with pytest.raises(BulwarkError, match=r"role embedding vanilla \(instruction, data\), the other model aside"):
         weights.interpolate_models(one, turned, 0.5)
 
 

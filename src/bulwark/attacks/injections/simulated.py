@@ -80,12 +80,13 @@ def rows_of(records: Sequence[Conversation]) -> list[Row]:
     rows = []
     for record in records:
         roles = [turn.role for turn in record.turns]
+        data = [place for place, turn in enumerate(record.turns) if turn.is_material]
         asked = [turn.text for turn in record.turns if turn.role == "instruction"]
-        if roles[-1] != "response" or roles.count("response") > 1 or roles.count("data") > 1 or not asked:
+        if roles[-1] != "response" or roles.count("response") > 1 or len(data) > 1 or not asked:
             continue
-        place = roles.index("data") if "data" in roles else -1
-        data = record.turns[place].text if place >= 0 else ""
-        rows.append(Row(record, " ".join(asked), place, data, record.turns[-1].text))
+        place = data[0] if data else -1
+        text = record.turns[place].text if data else ""
+        rows.append(Row(record, " ".join(asked), place, text, record.turns[-1].text))
     return rows
 
 

@@ -65,7 +65,7 @@ def interpolate_models(model: nn.Module, other: nn.Module, weight: float) -> int
     """
     theirs = dict(other.named_parameters())
     ours = dict(model.named_parameters())
-    methods = [role_embedding_of(part).method for part in (model, other)]
+    methods = [f"{each.method} ({', '.join(each.roles)})" for each in map(role_embedding_of, (model, other))]
     if methods[0] != methods[1]:
         raise BulwarkError(f"The parent has the role embedding {methods[0]}, the other model {methods[1]}.")
     for name in ours.keys() ^ theirs.keys():
