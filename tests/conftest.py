@@ -33,6 +33,7 @@ SHARING = {
         "test_rescoring.py",
         "test_two_processes.py",
         "test_shared_path.py",
+        "test_choice.py",
     },
     "launched": {
         f"test_{name}_ranks.py"

@@ -15,8 +15,13 @@ Result = TypeVar("Result")
 class BulwarkError(Exception):
     """The input, the configuration or the machine does not allow the request; the message says what to do.
 
-    Its text is shown without credentials, whoever shows it.
+    Its text is shown without credentials, whoever shows it. diverged: what it ends is a training whose loss, or
+    gradient, was no longer finite, which ends so whenever it is tried.
     """
+
+    def __init__(self, *args: object, diverged: bool = False) -> None:
+        super().__init__(*args)
+        self.diverged = diverged
 
     def __str__(self) -> str:
         return without_credentials(super().__str__())

@@ -27,8 +27,6 @@ def test_any_trial_can_be_asked_for_by_path_and_trained_on(checkout):
     asked = "results/scores/miniature/relearn_tried.300+vanilla/seed3/sep.json"
     made = checkout.planned_outputs(*TRIALS, "--", asked)
     assert "results/checkpoints/miniature/relearn_tried.300/seed3/checkpoint.json" in made
-    done = checkout.snakemake(
-        "--dry-run", *TRIALS, "--", "results/scores/miniature/vanilla.3/seed0/sep.json", check=False
-    )
+    done = checkout.snakemake("--dry-run", *TRIALS, "--", "results/scores/miniature/sft.3/seed0/sep.json", check=False)
     assert done.returncode != 0
-    assert '"vanilla.3" is trial 3 of the step "vanilla", which has no space' in done.stdout
+    assert '"sft.3" is trial 3 of the step "sft", which has no space' in done.stdout

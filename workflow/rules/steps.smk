@@ -24,7 +24,7 @@ rule apply_step:
         "results/timings/apply_step/{model}/{recipe}/seed{seed}.tsv"
     wildcard_constraints:
         model=f"(?!{plan_shares.shared_recipes(catalogue)})[^/]+",  # those are in shared.smk
-        recipe="(?!base/)(?![^/]*@[0-9]+/)[^/]+",
+        recipe=r"(?!base/)(?![^/]*(@[0-9]+|\.best)/)[^/]+",
     threads: of(plan.step, "threads")
     resources:
         **needs(plan.step),
@@ -50,3 +50,21 @@ rule take_snapshot:
         **decided("take_snapshot", step=plan.snapshot_step),
     script:
         "../scripts/take_snapshot.py"
+
+
+# The best of trials, a+aside.best: of a+aside.0, a+aside.1, … the one with the lowest validation loss, under a name of
+# its own. Its weights are linked, not copied, so that they lie on the disk once.
+rule choose_trial:
+    input:
+        plan.trial_checkpoints,
+    output:
+        "results/checkpoints/{model}/{recipe}/seed{seed}/checkpoint.json",
+    log:
+        "results/logs/choose_trial/{model}/{recipe}/seed{seed}.log",
+    wildcard_constraints:
+        recipe=r"[^/]*\.best",
+    localrule: True
+    params:
+        **decided("choose_trial", trials=plan.trials_to_choose),
+    script:
+        "../scripts/choose_trial.py"

@@ -37,8 +37,11 @@ from bulwark.judges import JudgeSettings
 from bulwark.reporting.settings import Claim, Figure, Table
 from bulwark.settings import Closed, Where, find, merged, module_named, validated
 from bulwark.steering.vectors.projections import ProjectionSettings
+from bulwark.training.finetuning import FineTuningSettings
 
 Section = Literal["steps", "benchmarks", "projections"]
+# What a validation loss is of: losses of trials that differ in these cannot be compared.
+_OF_VALIDATION = ("data", "template", "training.loss_on", "training.max_tokens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,15 +132,20 @@ class Catalogue:
     def resolve(self, section: Section, model: str | None, name: str, where: str = "") -> Resolved:
         """Return an entity of a section as it is on `model`; resolved once, since every job of a plan asks for it.
 
-        A step may be meant before its end, "sft@40", or be a trial, "relearn.3".
+        A step may be meant before its end, "sft@40", or be a trial, "relearn.3"; "aside.best", which is one of its
+        trials, has the settings of "aside".
         Raises ConfigurationError for unknown names, with `where` they stood, for settings that are not valid, for a
-        snapshot that the training does not keep, and for a trial of a step without a space.
+        snapshot that the training does not keep, for a trial of a step without a space, and for the best of trials that
+        cannot be compared.
         """
         if model is not None:
             self.model(model, where)
         name, at = recipes.snapshot_of(name)
         if at is not None:
             self._check_snapshot(model, name, at, where)
+        if section == "steps" and recipes.best_of(name):
+            self.trials_to_choose(model, name, where)
+            name = recipes.entity_of(name)
         name, number = recipes.trial_of(name) if section == "steps" else (name, None)
         entity = find(getattr(self, section), name, section[:-1], where)
         key = (section, model if model in entity.models else None, name, number)
@@ -152,14 +160,66 @@ class Catalogue:
         return _resolved(entity, model if model in entity.models else None, self.origins["steps", name], values)
 
     def _trial(self, model: str | None, name: str, number: int, where: str) -> dict[str, Any]:
-        space = self.steps[name].space_on(model)
+        step = self.steps[name]
+        space = step.space_on(model)
         if not space:
+            raise self._no_space(model, f'"{name}.{number}" is trial {number} of the step "{name}"', name, where)
+        if step.grid and number >= (count := ranges.grid_size(space)):
             raise ConfigurationError(
-                f'{where}: "{name}.{number}" is trial {number} of the step "{name}", which has no space'
-                f"{f' on {model}' if model else ''}. Say under space at {self.where('steps', name)} which settings its "
-                "trials vary."
+                f'{where}: there is no "{name}.{number}": the grid of "{name}"{_on(model)} has {count} trials, '
+                f'"{name}.0" to "{name}.{count - 1}".'
             )
-        return ranges.trial(name, number, space)
+        return ranges.trial(name, number, space, grid=step.grid)
+
+    def _no_space(self, model: str | None, what: str, name: str, where: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{where}: {what}, which has no space{_on(model)}. Say under space at {self.where('steps', name)} which "
+            "settings its trials vary."
+        )
+
+    def trials_to_choose(self, model: str | None, best: str, where: str = "") -> tuple[str, ...]:
+        """The trials among which "aside.best" is the one with the lowest validation loss: "aside.0", "aside.1", …
+
+        As many as a study says under `trials` that lists it for the model; where none says so, all of a grid.
+        Raises ConfigurationError where there are no such trials or losses, or they cannot be compared.
+        """
+        name = recipes.entity_of(best)
+        step = find(self.steps, name, "step", where)
+        own = model if model in step.models else None
+        what = f'"{name}{recipes.BEST}" is the best trial of "{name}"'
+        space = step.space_on(own)
+        if not space:
+            raise self._no_space(model, what, name, where)
+        settings = self.step(model, name, where).settings
+        if not isinstance(settings, FineTuningSettings) or "validation" not in settings.inputs():
+            raise ConfigurationError(
+                f"{where}: {what} by its validation loss, and the step has none. Name a step that trains on a data set "
+                "with a split for validation."
+            )
+        if moved := [key for key in space if any(f"{of}.".startswith(f"{key}.") for of in _OF_VALIDATION)]:
+            raise ConfigurationError(
+                f"{where}: {what} by its validation loss, but its trials vary {moved[0]}, so that their losses are not "
+                f"of the same tokens. Take it out of the space at {self.where('steps', name)}, or choose by scores."
+            )
+        said = {study.trials[name] for study in self.studies.values() if study.chooses(name) and model in study.models}
+        if len(said) > 1:
+            raise ConfigurationError(
+                f"{where}: {what}, and studies name {' and '.join(map(str, sorted(said)))} trials of it for {model}. "
+                "Give all of them the same number under trials."
+            )
+        if not said and not step.grid:
+            raise ConfigurationError(
+                f"{where}: {what}, and nobody says of how many. Write trials: {{{name}: 16}} in a study that lists "
+                f'"{name}{recipes.BEST}", say.'
+            )
+        size = ranges.grid_size(space) if step.grid else 0
+        count = said.pop() if said else size
+        if step.grid and count > size:
+            raise ConfigurationError(
+                f"{where}: {what}, of which a study names {count}{_on(model)}; its grid has {size}. Lower the number "
+                "under trials, or leave it out."
+            )
+        return tuple(f"{name}.{number}" for number in range(count))
 
     def _check_snapshot(self, model: str | None, name: str, at: int, where: str) -> None:
         training = getattr(self.step(model, name, where).settings, "training", None)
@@ -238,7 +298,11 @@ class Catalogue:
 
 
 def _entity_name(section: str, name: str) -> str:
-    return recipes.trial_of(name)[0] if section == "steps" else name
+    return recipes.entity_of(name) if section == "steps" else name
+
+
+def _on(model: str | None) -> str:
+    return f" on {model}" if model else ""
 
 
 def _resolved(entity: Any, model: str | None, origin: Origin, values: Mapping[str, Any]) -> Resolved:

@@ -72,7 +72,9 @@ def _use_recipe(catalogue: Catalogue, use: Use, model: str, recipe: str) -> None
     check_template(catalogue, model, recipe)
     for step in recipes.steps_of(recipe):
         catalogue.step(model, step)  # whether there is such a snapshot
-        _use(catalogue, use, "steps", model, recipes.snapshot_of(step)[0])
+        step = recipes.snapshot_of(step)[0]
+        for each in catalogue.trials_to_choose(model, step) if recipes.best_of(step) else (step,):
+            _use(catalogue, use, "steps", model, each)
 
 
 def _use(catalogue: Catalogue, use: Use, section: Section, model: str, name: str) -> None:
@@ -133,7 +135,7 @@ def check(catalogue: Catalogue) -> None:
     for kind in ("steps", "benchmarks", "projections"):
         names = {name: number for number, name in enumerate(getattr(catalogue, kind))}
         of_kind = [(name, on) for section, on, name in used.resolved if section == kind]
-        for name, on in sorted(of_kind, key=lambda pair: (names[recipes.trial_of(pair[0])[0]], pair)):
+        for name, on in sorted(of_kind, key=lambda pair: (names[recipes.entity_of(pair[0])], pair)):
             check_resolved(catalogue, kind, on, name)
     for model in sorted(used.models):
         if catalogue.models[model].source.miniature is not None:
@@ -159,7 +161,13 @@ def _check_names(catalogue: Catalogue, kind: Section, model: str | None, name: s
         _check_input(catalogue, path, catalogue.settings_origin(kind, name, model)())
     for values in ranges.checked(resolved.space) if resolved.space else ():
         where = catalogue.origins[kind, name].settings(model, "space").at(next(iter(values)))
-        for path in catalogue.varied(model, name, values).inputs.values():
+        try:
+            varied = catalogue.varied(model, name, values)
+        except CombinationError:
+            if catalogue.steps[name].grid:  # each of its trials is checked by itself, if it is used
+                continue
+            raise
+        for path in varied.inputs.values():
             _check_input(catalogue, path, f"{where} ({ranges.named(values)})")
 
 
@@ -342,10 +350,12 @@ def _check_study(catalogue: Catalogue, name: str, study: Study) -> None:
         place = origin.at("trials", step)
         find(catalogue.steps, step, "step", place)
         written = (*study.recipes, *study.attacks)
-        if not any(f"{step}{recipes.TRIALS}" in re.split("[+@]", recipe) for recipe in written):
+        if not study.chooses(step) and not any(
+            f"{step}{recipes.TRIALS}" in re.split("[+@]", recipe) for recipe in written
+        ):
             raise ConfigurationError(
-                f'{place}: no recipe of the study has "{step}{recipes.TRIALS}", which stands for these trials. Add '
-                "one, or take this line out."
+                f'{place}: no recipe of the study has "{step}{recipes.TRIALS}", which stands for these trials, or '
+                f'"{step}{recipes.BEST}", which is one of them. Add one, or take this line out.'
             )
     seen = set()
     for number, recipe in enumerate(study.recipes):
@@ -367,8 +377,9 @@ def _check_recipe(catalogue: Catalogue, study: Study, recipe: str, place: str) -
     every = recipes.expanded(recipe, study.trials, place)
     for expanded in every:
         for model, step in product(study.models, recipes.steps_of(expanded)):
-            if recipes.trial_of(recipes.snapshot_of(step)[0])[1] is not None:
-                catalogue.step(model, step, place)  # whether there is such a trial
+            name = recipes.snapshot_of(step)[0]
+            if name not in catalogue.steps:
+                catalogue.step(model, step, place)  # whether there is such a trial, or such a choice
     return every
 
 

@@ -6,6 +6,7 @@ their own classes live with the code that uses them; `bulwark.config.catalogue` 
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -225,19 +226,24 @@ class Step(_Described):
     """config/steps/: a kind of step (a module of bulwark.steps) with its settings.
 
     `cost` is the job's time as a multiple of one plain fine-tuning of the same model. `space` says which settings the
-    step's trials vary, `<step>.<number>`, and how far (bulwark.config.space.ranges).
+    step's trials vary, `<step>.<number>`, and how far (bulwark.config.space.ranges). grid: the space is made of lists,
+    and the trials are all their combinations, the last key the fastest.
     """
 
     kind: str
     cost: float = Field(1.0, gt=0)
     settings: dict[str, Any] = {}
     space: dict[str, Range | None] = {}
+    grid: bool = False
     models: dict[str, StepForModel] = {}
 
     @model_validator(mode="after")
     def _keys_apart(self) -> Step:
         for special in (None, *self.models):
-            check_keys(self.space_on(special))
+            space = self.space_on(special)
+            check_keys(space)
+            if drawn := [key for key, given in space.items() if given.choices is None] if self.grid else []:
+                raise ValueError(f"a grid is made of lists, and {drawn[0]} is a range; list its values, or grid: false")
         return self
 
     def space_on(self, model: str | None) -> dict[str, Range]:
@@ -302,7 +308,8 @@ class Analysis(_Described):
 class Study(Closed):
     """What is run: lists, so that an overlay replaces them. A study is the target `paper_<name>`.
 
-    trials: {step: how many}, for which `<step>.*` stands in its recipes; null in an overlay takes a step out. attacks:
+    trials: {step: how many}, for which `<step>.*` stands in its recipes, and of which `<step>.best` is one; null in an
+    overlay takes a step out. attacks:
     what follows each recipe of `attacked`, or, where that is left out, of `recipes`: a grid of two lists, `base`
     standing for the attack alone.
     """
@@ -334,6 +341,11 @@ class Study(Closed):
         grid = [written for attack in range(len(self.attacks)) for written in self.under(attack)]
         every = (recipe for written in (*self.recipes, *grid) for recipe in recipes.expanded(written, self.trials))
         return tuple(dict.fromkeys(every))
+
+    def chooses(self, step: str) -> bool:
+        """Whether it lists the best trial of a step and says under `trials` of how many."""
+        best = f"{step}{recipes.BEST}"
+        return step in self.trials and any(best in re.split("[+@]", one) for one in (*self.recipes, *self.attacks))
 
     def under(self, attack: int) -> tuple[str, ...]:
         """The recipes that one of `attacks`, by its place, makes of those that are attacked."""

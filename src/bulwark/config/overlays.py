@@ -25,7 +25,7 @@ from bulwark.settings import Document, Mark, find, merged, parsed, read_document
 NAME, RUN = "name", "run"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _NAME_WITHOUT_DOTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
-_OF_TRIAL = re.compile(r"\.([0-9]+)$")
+_OF_TRIAL = re.compile(r"\.([0-9]+|best)$")
 _NAME_LINE = re.compile(r"^name:[ \t]*[\"']?([A-Za-z0-9._-]+)", re.MULTILINE)
 # What a step, benchmark or projection says for one model, too.
 _OF_MODELS = ("settings", "dataset", "split", "cost", "space")
@@ -347,8 +347,8 @@ def check_names(section: str, parts: Mapping[str, Sequence[Part]]) -> None:
         check_name(name, where, dots=section in _WITH_DOTS)
         if section == "steps" and (matched := _OF_TRIAL.search(name)):
             raise ConfigurationError(
-                f'{where}: "{name}" cannot be the name of a step: "{matched[0]}" at its end is how trial {matched[1]} '
-                f'of a step is called. Write "{name[: matched.start()]}_{matched[1]}", say.'
+                f'{where}: "{name}" cannot be the name of a step: "{matched[0]}" at its end is how the trial '
+                f'{matched[1]} of a step is called. Write "{name[: matched.start()]}_{matched[1]}", say.'
             )
 
 

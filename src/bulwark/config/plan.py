@@ -212,6 +212,19 @@ def trials_told(catalogue: Catalogue, made: Iterable[tuple[str, str]]) -> str:
     return "\n  ".join([TRIALS_OPENING, *lines]) if lines else ""
 
 
+def trials_to_choose(catalogue: Catalogue, model: str, recipe: str) -> list[str]:
+    """The trials of which a recipe's last step, "aside.best", is the one with the lowest validation loss."""
+    _step(catalogue, model, recipe)
+    return list(catalogue.trials_to_choose(model, recipes.last_step(recipe), f"results/checkpoints/{model}/{recipe}"))
+
+
+def trial_checkpoints(catalogue: Catalogue, model: str, recipe: str, seed: str) -> list[str]:
+    """The checkpoints of these trials, in their order."""
+    parent = recipes.parent_of(recipe)
+    prefix = "" if parent == recipes.BASE else f"{parent}+"
+    return [paths.checkpoint(model, f"{prefix}{trial}", seed) for trial in trials_to_choose(catalogue, model, recipe)]
+
+
 def snapshot_source(catalogue: Catalogue, model: str, recipe: str, seed: str) -> str:
     """The checkpoint of the training that a recipe's last step is a snapshot of."""
     _step(catalogue, model, recipe)

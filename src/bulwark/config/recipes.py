@@ -8,6 +8,8 @@ under training.snapshots. It is a step like any other: `sft@40+heretic`.
 
 `relearn.17` is trial 17 of the step `relearn`: the step with the settings of point 17 of its `space`. It is a step like
 any other, too: `tar+relearn.17@40`. In a study, `relearn.*` stands for as many trials as it says under `trials`.
+
+`aside.best` is the trial of `aside` with the lowest validation loss: `aside.best+relearn`, `aside.best@40`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from bulwark.errors import ConfigurationError, nearest
 
 BASE = "base"
 TRIALS = ".*"
+BEST = ".best"
 _STEP = re.compile(r"^(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)(@[1-9][0-9]*)?$")
 _TRIAL = re.compile(r"^(?P<name>.+)\.(?P<number>0|[1-9][0-9]*)$")
 
@@ -38,7 +41,8 @@ def steps_of(recipe: str) -> tuple[str, ...]:
             raise ConfigurationError(
                 f'Recipe "{recipe}": "{step}" is not the name of a step. Write steps joined by "+", left to right, '
                 f'such as "aside+heretic", or "{BASE}" alone for the model without any step. "sft@40" is the snapshot '
-                'of sft after 40 optimizer steps, "relearn.3" trial 3 of relearn.'
+                'of sft after 40 optimizer steps, "relearn.3" trial 3 of relearn, "aside.best" the trial of aside with '
+                "the lowest validation loss."
             )
     return steps
 
@@ -53,6 +57,17 @@ def trial_of(name: str) -> tuple[str, int | None]:
     """The step that a trial is of, and its number; None for what is no trial. The names of steps do not end so."""
     matched = _TRIAL.match(name)
     return (matched["name"], int(matched["number"])) if matched else (name, None)
+
+
+def best_of(name: str) -> str | None:
+    """The step whose best trial is meant, `aside.best` → `aside`; None for anything else."""
+    return name.removesuffix(BEST) if name.endswith(BEST) else None
+
+
+def entity_of(name: str) -> str:
+    """The step of the configuration that is meant by one of a recipe: `relearn.17@40`, `relearn.best` → `relearn`."""
+    name = snapshot_of(name)[0]
+    return best_of(name) or trial_of(name)[0]
 
 
 def expanded(recipe: str, trials: Mapping[str, int], where: str = "") -> list[str]:
@@ -103,7 +118,7 @@ def check(recipe: str, known_steps: Iterable[str], where: str) -> None:
         steps = steps_of(re.sub(r"\.\*(?=[@+]|$)", ".0", recipe))
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from None
-    for step in (trial_of(snapshot_of(step)[0])[0] for step in steps):
+    for step in map(entity_of, steps):
         if step not in known:
             raise ConfigurationError(
                 f'{where}: the recipe "{recipe}" uses the unknown step "{step}".{nearest(step, known)} '

@@ -77,15 +77,31 @@ def read_manifest(path: str | Path, verify: bool = True) -> dict[str, Any]:
     """Read the manifest at `path` (or of the folder `path`).
 
     `verify` compares every listed file's size and SHA-256 with it (each file is read once per change and machine).
-    Raises CheckpointError naming the file that is missing or changed, and if the manifest itself was changed.
+    Raises CheckpointError naming the file that is missing or changed, if the manifest itself was changed, and for a
+    trial that diverged.
     """
     path = manifest_path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no manifest, so what lies beside it is not a finished checkpoint.")
     content = seals.read_manifest(path)
+    if "diverged" in content:
+        raise CheckpointError(
+            f"{path}: the training of this trial diverged, so there is no model. {content['diverged']}"
+        )
     if verify:
         seals.verify_files(path, content["files"])
     return content
+
+
+def write_diverged(path: Path, content: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Write the manifest of a trial whose training diverged: it lists no file, and weights of an earlier one go.
+
+    Returns what was written.
+    """
+    for file in path.parent.iterdir() if path.parent.is_dir() else ():
+        if holds_weights(file.name):
+            file.unlink()
+    return seals.write_manifest(path, content | {"diverged": reason, "files": []})
 
 
 def weights_folder(path: str | Path) -> Path:

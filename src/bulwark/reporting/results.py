@@ -16,7 +16,7 @@ from bulwark.evaluation.metrics import records_beside
 from bulwark.evaluation.statistics import CONFIDENCE, Estimate, Sample, estimate, sample
 from bulwark.settings import read_yaml
 
-_UNITS = {"percent": 0.01, "0 to 9": 1 / 9, "ratio": 1.0}  # of published numbers
+_UNITS = {"percent": 0.01, "0 to 9": 1 / 9, "ratio": 1.0, "nats": 1.0}  # of published numbers
 
 
 class ResultsError(BulwarkError):

@@ -6,7 +6,7 @@ Rates are as in the scores files, from 0 to 1.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +128,10 @@ def _table(cells: Sequence[Cell]) -> Any:
 
 
 def _trials(cells: Sequence[Cell]) -> list[str]:
-    """What each trial among them varies, and how, as its checkpoint's manifest has it; a line per recipe."""
+    """What each trial among them varies, and how, as its checkpoint's manifest has it; a line per recipe.
+
+    Of the best of trials also which it is.
+    """
     told = {}
     for cell in cells:
         stages = [stage for stage in ("scores", "analyses") if stage in cell.scores.parts]
@@ -137,11 +140,19 @@ def _trials(cells: Sequence[Cell]) -> list[str]:
         parts = cell.scores.parts
         at = len(parts) - 1 - parts[::-1].index(stages[0])
         manifest = Path(*parts[:at], "checkpoints", *parts[at + 1 : -1], "checkpoint.json")
-        varied = json.loads(manifest.read_text(encoding="utf-8")).get("trial") if manifest.is_file() else None
-        if varied:
+        known = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+        if varied := known.get("trial"):
             settings = ", ".join(f"{key} {json.dumps(value)}" for key, value in varied.items())
-            told[cell.model, cell.recipe] = f"{cell.model}/{cell.recipe}, trial: {settings}"
+            told[cell.model, cell.recipe] = f"{cell.model}/{cell.recipe}, {_which(known)}: {settings}"
     return list(told.values())
+
+
+def _which(manifest: Mapping[str, Any]) -> str:
+    """Which trial a checkpoint is: "trial" of one whose name says it, else that which was chosen, and by which loss."""
+    if (chosen := manifest.get("chosen")) is None:
+        return "trial"
+    among = len(chosen["losses"]) + len(chosen["left_out"])
+    return f"{chosen['trial']}, the best of {among} by its validation loss of {number(chosen['validation_loss'], 4)}"
 
 
 def _name(cell: Cell) -> str:

@@ -85,6 +85,35 @@ def execute(job: Job) -> None:
     shutil.rmtree(job.state, ignore_errors=True)
 
 
+def carry_out(job: Job) -> None:
+    """Run the step. Of a trial whose training diverges the manifest says so, and there is no model.
+
+    So a choice among trials (`models.folders.chosen`) can leave it out, which it could not if the job failed.
+    """
+    from bulwark import files
+    from bulwark.models import manifests
+
+    started = time.time()
+    try:
+        execute(job)
+    except BulwarkError as error:
+        if not error.diverged or "trial" not in job.identity:
+            raise
+        if int(os.environ.get("RANK", 0)) == 0:
+            log.warning("%s: %s", job.output, error)
+            known = {
+                **job.identity,
+                "kind": job.kind,
+                "settings": job.settings,
+                "parent": {"path": job.parent, "digest": files.digest(Path(job.parent))},
+                "wall_seconds": round(time.time() - started, 1),
+                "provenance": manifests.provenance(),
+            }
+            reason = str(error).partition(". ")[0]  # what follows is about the saved state, which is removed here
+            manifests.write_diverged(Path(job.output), known, f"{reason}.")
+            shutil.rmtree(job.state, ignore_errors=True)
+
+
 def fine_tune(job: Job, settings: FineTuningSettings, step: Any) -> dict[str, Any]:
     """Fine-tune the parent as `step` (a module with `embedding` or `objective`, or neither) says; see `finetune`.
 
@@ -117,7 +146,7 @@ def perform(job: Job, gpus: int = 0, nodes: int = 1, threads: int = 1) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        execute(job)
+        carry_out(job)
         return
 
     from bulwark.jobs import launch
@@ -157,7 +186,7 @@ def execute_all(together: Together, description: Path) -> None:
                 with sealed(part.sealing if main else None):
                     if main:
                         Path(part.job.output).unlink(missing_ok=True)  # as the workflow removes what a job makes
-                    execute(part.job)
+                    carry_out(part.job)
             except Exception as error:
                 if main:
                     reason = str(error) if isinstance(error, BulwarkError) else f"{type(error).__name__}: {error}"

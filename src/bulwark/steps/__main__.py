@@ -12,7 +12,7 @@ from bulwark.jobs.launch import stop_file, watch
 from bulwark.jobs.process import leave
 from bulwark.jobs.together import Together
 from bulwark.logs import log_to
-from bulwark.steps import execute, execute_all
+from bulwark.steps import carry_out, execute_all
 
 if __name__ == "__main__":
     description = Path(sys.argv[-1])
@@ -22,7 +22,7 @@ if __name__ == "__main__":
     watch(stop_file(description))
     try:
         if together is None:
-            execute(job)
+            carry_out(job)
         else:
             if int(os.environ.get("WORLD_SIZE", 1)) == 1:
                 import torch

@@ -316,7 +316,8 @@ class _Run:
         where = f"The last good state is {good}" if good else "No state had been saved before"
         raise BulwarkError(
             f"Training stopped at step {step} of {self.total}: the loss is {loss}, the gradient norm {norm}. "
-            f"{where}. Try a lower learning_rate, more warm-up, a smaller max_grad_norm, or precision float32."
+            f"{where}. Try a lower learning_rate, more warm-up, a smaller max_grad_norm, or precision float32.",
+            diverged=True,
         )
 
     def _evaluate(self, validating: StepBatches) -> None:

@@ -25,7 +25,7 @@ def loaded(recipes="[base, vanilla, ise]", grid="attacks: [vanilla+aside, tried.
 name: mine
 run: [grid]
 steps:
-  tried: {{like: vanilla, space: {{training.batch_size: [8, 16]}}}}
+  tried: {{like: sft, settings: {{training: {{micro_batch_size: 8}}}}, space: {{training.batch_size: [8, 16]}}}}
 studies:
   grid:
     {{models: [miniature], recipes: {recipes}, {grid}, trials: {trials}, seeds: [0], benchmarks: [sep]{shown}}}

@@ -34,9 +34,10 @@ name: mine
 run: [tried]
 steps:
   {name}:
-    like: vanilla
+    like: sft
     space: {space}
 {more}
+    settings: {{training: {{micro_batch_size: 8}}}}
 studies:
   tried: {{models: [miniature], recipes: {recipes}, trials: {trials}, seeds: [0], benchmarks: [sep]}}
 {top}"""
@@ -235,8 +236,9 @@ def test_a_wrong_space_is_refused_with_its_line(space, parts):
         ({"trials": "{tried: 0}"}, ("studies.tried", '"trials.tried"', "greater than or equal to 1")),
         ({"trials": "{tried: 4, ise: 2}"}, ("studies.tried.trials.ise", 'no recipe of the study has "ise.*"')),
         ({"trials": "{tride: 4}"}, ('no step "tride"', 'mean "tried"')),
-        ({"recipes": "[tried.*, vanilla.2]"}, ("studies.tried.recipes.1", '"vanilla", which has no space')),
-        ({"recipes": "[tried.*, ise.*]", "trials": "{tried: 1, ise: 1}"}, ('"ise", which has no space',)),
+        ({"recipes": "[tried.*, sft.2]"}, ("studies.tried.recipes.1", '"sft", which has no space')),
+        ({"recipes": "[tried.*, sft.*]", "trials": "{tried: 1, sft: 1}"}, ('"sft", which has no space',)),
+        ({"name": "tried.best", "recipes": "[base]", "trials": "{}"}, ("overlay.yaml:5", 'Write "tried_best"')),
         ({"recipes": "[tried.*, tride.3]"}, ('unknown step "tride"', 'mean "tried"')),
         ({"name": "tried.5", "recipes": "[base]", "trials": "{}"}, ("overlay.yaml:5", 'Write "tried_5"')),
     ],

@@ -171,7 +171,7 @@ def _entity(owner: str) -> dict[str, Any]:
         judge = known.judge_of_trait(name)
         return known.trait(name).model_dump(mode="json") | {"judge": judge and judge.model_dump(mode="json")}
     entity = known.resolve(section, model or None, name)
-    kind = {"kind": entity.module} if section == "steps" else {}
+    kind = {"kind": entity.module, "grid": known.steps[name].grid} if section == "steps" else {}
     return _plain(vars(entity)) | kind | {"like": read_yaml(CONFIG / f"{place}.yaml").get("like")}
 
 

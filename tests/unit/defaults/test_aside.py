@@ -75,6 +75,19 @@ KEPT: list[Row] = [
     )
 ]
 
+# What trials vary; which trial is which run is in tests/unit/config/test_grid_trials.py.
+GRID: list[Row] = [
+    row
+    for arm in ARMS
+    for row in (
+        (f"steps/{arm}", "grid", True, "the code: every combination"),
+        (f"steps/{arm}", "space.training.batch_size", [64, 256], "the paper, Table 2"),
+        (f"steps/{arm}", "space.training.learning_rate", [1e-6, 5e-6, 1e-5, 2e-5], "the paper, Table 2"),
+        (f"steps/{arm}", "space.training.warmup_ratio", [0.0, 0.1], "the paper, Table 2"),
+        (f"steps/{arm} on llama2-13b", "space.training.batch_size", [64, 128], "the code: its notebook of runs"),
+    )
+]
+
 METHOD: list[Row] = [
     *((f"steps/{arm}", "", {"kind": arm, "cost": 1.0}, "ours: the name, and one fine-tuning's time") for arm in ARMS),
     (
@@ -190,7 +203,7 @@ SEP: list[Row] = [
     ("datasets/alpaca_cleaned", "splits", {"train": 0.9, "validation": 0.1}, "the code: 46,581 and 5,175 records"),
 ]
 
-ROWS = TRAINING + KEPT + METHOD + MODELS + REVISIONS + RESOURCES + SEP
+ROWS = TRAINING + KEPT + GRID + METHOD + MODELS + REVISIONS + RESOURCES + SEP
 
 
 def test_aside_and_its_baselines():

@@ -32,12 +32,24 @@ def shares(catalogue: Catalogue, model: str) -> dict[str, list[list[str]]]:
         return {}
     siblings: dict[str, dict[str, float]] = {}
     for study in catalogue.studies.values():
-        for recipe in study.every_recipe if model in study.models else ():
+        every = study.every_recipe if model in study.models else ()
+        for recipe in (each for listed in every for each in _trained(catalogue, model, listed)):
             hours = _hours(catalogue, model, recipe)
             if hours is not None and hours <= limit:
                 siblings.setdefault(recipes.parent_of(recipe), {})[recipe] = hours
     shared = {parent: _filled(hours, limit) for parent, hours in siblings.items()}
     return {parent: jobs for parent, jobs in shared.items() if jobs}
+
+
+def _trained(catalogue: Catalogue, model: str, recipe: str) -> list[str]:
+    """The trials that a choice on the way to a recipe is made among, and the recipe."""
+    steps_of = recipes.steps_of(recipe)
+    found = []
+    for number, step in enumerate(steps_of):
+        best = recipes.snapshot_of(step)[0]
+        for trial in catalogue.trials_to_choose(model, best) if recipes.best_of(best) else ():
+            found.append("+".join([*steps_of[:number], trial]))
+    return [*found, recipe]
 
 
 def _filled(hours: dict[str, float], limit: float) -> list[list[str]]:
@@ -56,6 +68,8 @@ def _filled(hours: dict[str, float], limit: float) -> list[list[str]]:
 def _hours(catalogue: Catalogue, model: str, recipe: str) -> float | None:
     """How long the training that a recipe ends with is expected to take; None if it cannot share a job."""
     if recipe == recipes.BASE or recipes.snapshot_of(recipes.last_step(recipe))[1] is not None:
+        return None
+    if recipes.best_of(recipes.last_step(recipe)):
         return None
     step = catalogue.step(model, recipes.last_step(recipe))
     trains = isinstance(step.settings, FineTuningSettings) and not hasattr(steps.module_of(step.module), "run")

@@ -5,6 +5,10 @@ high: 1.0e-3, log: true}`, whole numbers where both ends are whole (`{low: 1, hi
 choices. Trial n of a step takes point n of a scrambled Sobol sequence, a pure function of the step's name, n and the
 space: more trials never change earlier ones. Its dimensions are the keys in alphabetical order, so that it does not
 matter in which order, or in which file, they are written.
+
+A grid is a space of lists alone. Its trials are all their combinations, counted in the order in which the keys are
+written, the last the fastest: with two keys of two values, trial 1 has the first value of the one and the second of the
+other.
 """
 
 from __future__ import annotations
@@ -83,8 +87,23 @@ def check_keys(space: Mapping[str, Range | None]) -> None:
         raise ValueError(f"a space has at most {sobol.DIMENSIONS} keys, here are {len(space)}")
 
 
-def trial(step: str, number: int, space: Mapping[str, Range]) -> dict[str, Any]:
-    """The settings by key in which trial `number` of `step` differs. Raises ConfigurationError from 2^32 on."""
+def grid_size(space: Mapping[str, Range]) -> int:
+    """How many combinations a grid has."""
+    return math.prod(len(given.ends()) for given in space.values())
+
+
+def trial(step: str, number: int, space: Mapping[str, Range], grid: bool = False) -> dict[str, Any]:
+    """The settings by key in which trial `number` of `step` differs; of a grid, `number` is below `grid_size`.
+
+    Raises ConfigurationError from 2^32 on.
+    """
+    if grid:
+        values = {}
+        for key in reversed(space):
+            choices = space[key].ends()
+            number, place = divmod(number, len(choices))
+            values[key] = choices[place]
+        return {key: values[key] for key in space}
     if number >= 2**sobol.BITS:
         raise ConfigurationError(f"{step}.{number}: trials are numbered from 0 to {2**sobol.BITS - 1}.")
     keys = sorted(space)
