@@ -32,7 +32,7 @@ with sealed(sealing_of(snakemake)), tempfile.TemporaryDirectory() as scratch:
         files = dict(zip(source.mixture, snakemake.input, strict=True))
         records = mixtures.mixed(files, source.mixture, **dataset.model_dump(include={"shuffle_seed", "limit"}))
     else:
-        options = {"parts", "where", "without", "shuffle_seed", "limit", *readers.OPTIONS}
+        options = set(readers.SPLIT_OPTIONS)
         if dataset.format == "artefact":
             path, options = contrasts.unpacked(path, dataset.kind, Path(scratch)), options - {"format"}
         if dataset.format in foreign.FOREIGN and not source.miniature:

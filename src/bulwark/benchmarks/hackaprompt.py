@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from bulwark.benchmarks.sep import has_witness
+from bulwark.benchmarks.sep import can_be_seen, has_witness
 from bulwark.data.records import Turn
 from bulwark.errors import RecordError
 from bulwark.evaluation import benchmark
@@ -94,9 +94,10 @@ class Benchmark(benchmark.Benchmark):
 
 
 def taken_apart(record: Record, longer_than: int) -> Case | None:
-    """A submission as a case; None where its prompt is not an instruction with the player's text in it once."""
+    """A submission as a case; None where its prompt is not an instruction with the player's text in it once, and where
+    nothing is expected that can be seen, which would be in every answer."""
     attack, expected = record.user_input or "", record.expected_completion or ""
-    if not attack.strip() or not expected.strip():
+    if not attack.strip() or not can_be_seen(expected):
         return None
     parts = (record.prompt or "").split(attack)
     if len(parts) != 2 or len(parts[0]) <= longer_than or not parts[0].strip():

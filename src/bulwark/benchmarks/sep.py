@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import AfterValidator
 
 from bulwark.data.records import Turn
 from bulwark.errors import RecordError, of_record
@@ -30,6 +30,20 @@ if TYPE_CHECKING:
 
 METRICS = {"separation": True, "utility": True, "probe_in_data_rate": False, "same_output_rate": False}
 VARIANTS = ("probe_in_data", "probe_in_instruction")
+
+
+def can_be_seen(text: str) -> bool:
+    """Whether a text has a character with a width; one that has none is in every answer."""
+    return bool(_as_it_looks(text).strip())
+
+
+def _seen(witness: str) -> str:
+    if not can_be_seen(witness):
+        raise ValueError("the witness has no character that can be seen, so every answer holds it; write a word")
+    return witness
+
+
+Witness = Annotated[str, AfterValidator(_seen)]  # a text that not every answer holds
 
 
 class Settings(Closed):
@@ -57,15 +71,8 @@ class Record(Closed):
     prompt_clean: Text
     system_prompt_instructed: Text
     prompt_instructed: Text
-    witness: Text
+    witness: Witness
     info: Info
-
-    @field_validator("witness")
-    @classmethod
-    def _can_be_seen(cls, witness: str) -> str:
-        if not _as_it_looks(witness).strip():
-            raise ValueError("the witness has no character that can be seen, so no answer shows it; write a word")
-        return witness
 
 
 class Benchmark(benchmark.Benchmark):

@@ -23,7 +23,7 @@ from typing import Any, get_args
 from pydantic import Field, field_validator, model_validator
 
 from bulwark.attacks.injections import struq
-from bulwark.benchmarks.sep import has_witness
+from bulwark.benchmarks.sep import Witness, has_witness
 from bulwark.data.records import Turn
 from bulwark.errors import RecordError
 from bulwark.evaluation import benchmark
@@ -33,16 +33,22 @@ from bulwark.settings import Closed, Text
 
 DOMAINS: tuple[struq.Domain, ...] = get_args(struq.Domain)
 VERDICTS = ("attack_success_rate", "published", "begin_with")
+ORIGINAL: dict[tuple[str, str], str] = {  # {(verdict, attack of StruQ's own suite): metric}
+    (verdict, attack): attack if verdict == VERDICTS[0] else f"{verdict}_{attack}"
+    for verdict in VERDICTS
+    for attack in get_args(struq.OriginalAttack)
+}
 METRICS = {
     "attack_success_rate": False,
     **{f"{verdict}_{domain}": False for verdict in VERDICTS for domain in DOMAINS},
-    **dict.fromkeys(get_args(struq.OriginalAttack), False),
+    **dict.fromkeys(ORIGINAL.values(), False),
 }
 RANDOM = {"ignore", "escape_separation", *get_args(struq.OriginalAttack)}  # attacks that a seed changes
 
 
 class Settings(Closed):
-    """attacks: of both domains. original: of StruQ's own suite, by the first verdict in a metric of their names.
+    """attacks: of both domains. original: of StruQ's own suite, each by itself: by the first verdict in a metric of its
+    name, by the others in `published_<name>` and `begin_with_<name>`.
 
     seeds: of the draws, each for every record. command, witness: what a record asks for that has none of its own.
     ignore: sentences of the attack `ignore`, with `{command}`. as_written: keep the command's capitals, which the
@@ -54,7 +60,7 @@ class Settings(Closed):
     original: tuple[struq.OriginalAttack, ...] = get_args(struq.OriginalAttack)
     seeds: tuple[int, ...] = Field((42, 43, 44), min_length=1)
     command: Text = struq.COMMAND
-    witness: Text = struq.WITNESS
+    witness: Witness = struq.WITNESS
     ignore: tuple[Text, ...] = Field(struq.IGNORE, min_length=1)
     as_written: bool = False
 
@@ -79,7 +85,7 @@ class Record(Closed):
     input: Text
     output: str | None = None
     command: Text | None = None
-    witness: Text | None = None
+    witness: Witness | None = None
 
     @model_validator(mode="after")
     def _both(self) -> Record:
@@ -117,10 +123,9 @@ class Benchmark(benchmark.Benchmark):
                 for seed in self.settings.seeds:
                     drawn = [_of(values, domain, attack, seed) for attack in self.settings.attacks]
                     row[f"{verdict} {domain} seed {seed}"] = _mean(drawn)
-        successes = found["attack_success_rate"]
         row["attack_success_rate"] = _mean(row[f"attack_success_rate_{domain}"] for domain in DOMAINS)
-        for attack in get_args(struq.OriginalAttack):
-            row[attack] = _of(successes, "original", attack) if attack in self.settings.original else None
+        for (verdict, attack), name in ORIGINAL.items():
+            row[name] = _of(found[verdict], "original", attack) if attack in self.settings.original else None
         return row
 
     def breakdowns(self, rows: Sequence[Row]) -> dict[str, Groups]:

@@ -6,6 +6,7 @@ their own classes live with the code that uses them; `bulwark.config.catalogue` 
 
 from __future__ import annotations
 
+import operator
 import re
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -14,11 +15,13 @@ from pydantic import Field, field_validator, model_validator
 
 from bulwark.config import recipes
 from bulwark.config.space.ranges import Range, check_keys
+from bulwark.errors import nearest
 from bulwark.reporting.columns import attacks_on
 from bulwark.settings import Closed, Text
 from bulwark.steering.vectors.settings import ContrastSettings, LayerChoice, PairFilter
 
 MIXTURE = "mixture"  # the kind of records that are those of other data sets
+Rows = Annotated[int, Field(gt=0)]
 Amount = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)] | Literal["all"]
 
 
@@ -147,6 +150,7 @@ class Dataset(Closed):
     are taken off its ends before.
     unusable: what a row does that makes no record: "stop", or "drop", where the source is not yours to correct; how
     many were dropped, and why the first of them, is in the log.
+    size: {split: how many rows the source has for it}, before any is left out; another number is an error, null any.
     """
 
     description: str = ""
@@ -158,6 +162,7 @@ class Dataset(Closed):
     fields: dict[str, str] = {}
     source: DataSource
     splits: dict[str, float | int | str]
+    size: dict[str, Rows | None] = Field({}, exclude_if=operator.not_)  # written only where it says something
     parts: dict[str, dict[str, Any]] = {}
     where: dict[str, tuple[Any, ...]] = {}
     without: dict[str, tuple[Any, ...]] = Field({}, exclude_if=lambda without: not without)
@@ -184,6 +189,12 @@ class Dataset(Closed):
             )
         if self.parts and any(isinstance(wanted, str) for wanted in self.splits.values()):
             raise ValueError("with parts, a split is a share or a number of all their records")
+        if unknown := [split for split in self.size if split not in self.splits]:
+            raise ValueError(
+                f'size is of the split "{unknown[0]}", which there is not{nearest(unknown[0], self.splits)}'
+            )
+        if self.size and (self.parts or self.source.mixture or self.source.miniature):
+            raise ValueError("size is of one source: with parts, a mixture or the miniature, splits have numbers")
         shares = sum(wanted for wanted in self.splits.values() if isinstance(wanted, float))
         if shares > 1 + 1e-9:
             raise ValueError(f"the shares of the splits add up to {shares:g}; all records together are 1.0")

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 Format = Literal["native", "alpaca", "messages", "transcripts", "fields"]
 OPTIONS = {"format", "fields", "longer_than", "strip", "unusable"}  # of `read_source`, as a configuration gives them
+SPLIT_OPTIONS = {"parts", "where", "without", "shuffle_seed", "limit", "size", *OPTIONS}  # of `read_split`, likewise
 
 FIELDS = ("id", "system", "instruction", "data", "response")
 PREFERENCE_FIELDS = ("id", "system", "instruction", "data", "chosen", "rejected")
@@ -56,6 +57,7 @@ def read_source(
     split: str | None = None,
     subset: str | None = None,
     most: int | None = None,
+    size: int | None = None,
     longer_than: int = 0,
     strip: Sequence[str] = (),
     unusable: Literal["stop", "drop"] = "stop",
@@ -76,7 +78,7 @@ def read_source(
 
     longer_than, strip: of passages: the markers in `strip` are taken off both ends of a text, with white space, and
     those that then have more characters are kept. unusable: "drop" leaves out rows that make no record, and tells in
-    the log how many, and why the first of them.
+    the log how many, and why the first of them. size: how many rows there have to be, those that are left out as well.
 
     Of the columns beside messages, or beside the input_ids, attention_mask and labels of `Tokenised` rows, those that
     `META` names go to `meta`; the others are dropped, and the log says which and in how many records, as it does for
@@ -95,8 +97,9 @@ def read_source(
     records: list[Schema] = []
     places: list[str] = []
     dropped: list[str] = []
-    short_texts = 0
+    short_texts = there = 0
     for index, (place, row) in enumerate(islice(rows(path, split, subset), most)):
+        there = index + 1
         try:
             if not isinstance(row, dict):
                 raise RecordError(f"{place}: the record should be an object with named fields, not {short(row)}.")
@@ -125,6 +128,11 @@ def read_source(
             unread.update(key for key in row if key not in _ALPACA)
         if schema is Passage:
             unread.update(key for key in row if key not in {"id", *(fields.values() or ("text",))})
+    if size is not None and most is None and there != size:
+        raise RecordError(
+            f"{path} has {there} rows, and `size` of the data set says {size}. Get the file again or, if another one "
+            "is meant, write its number of rows there, or null."
+        )
     if dropped:
         log.warning("%s: %d rows make no record and are left out. The first: %s", path, len(dropped), dropped[0])
     if short_texts:
@@ -150,6 +158,7 @@ def read_split(
     without: Mapping[str, Sequence[Any]] | None = None,
     shuffle_seed: int | None = None,
     limit: int | None = None,
+    size: Mapping[str, int | None] | None = None,
     **options: Any,
 ) -> list[Schema]:
     """One split of a data set as the configuration describes it.
@@ -160,7 +169,7 @@ def read_split(
     meta, for their fields.
     where: {key of meta, or field of a schema without meta: values}; other records are dropped. A field of a field is
     `info.appended_task_id`. without: the same; these records are dropped. `limit` keeps the first records, after the
-    shuffle.
+    shuffle. size: {split: how many rows are read for it, before any is left out}.
     options: `format`, `fields`, `subset` of `read_source`.
     Raises RecordError when the split or the source's is unknown, there are too few records, `where` or `without`
     leaves none, or `without` drops none.
@@ -177,7 +186,7 @@ def read_split(
     if parts:
         records = [record for part, meta in parts.items() for record in _read_part(path, part, meta, schema, options)]
     else:
-        records = read_source(path, schema, split=source_split, **options)
+        records = read_source(path, schema, split=source_split, size=(size or {}).get(split), **options)
     records = choosing.left_by(choosing.chosen_by(records, where or {}, path), without or {}, path)
     records = shuffled(records, shuffle_seed)[:limit]
     if isinstance(wanted, str):

@@ -20,7 +20,7 @@ class Settings(Closed):
 def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterator[tuple[int, Judgement]]:
     """Raises ConfigurationError for a request without an expected answer."""
     for index, request in enumerate(requests):
-        if request.expected is None:
+        if request.expected is None or not request.expected.strip():  # every answer holds an empty one
             raise ConfigurationError(
                 f'The judge "exact" needs the right answer, which "{request.key}" ({request.criterion}) does not have. '
                 "Choose another kind of judge."

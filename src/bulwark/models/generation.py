@@ -260,16 +260,21 @@ def _select_rows(cache: Any, rows: Tensor) -> bool:
 class Sampler:
     """Chooses the token in which a uniform number falls that depends on seed, record key and step alone.
 
-    The distribution is softmax(logits / temperature), cut to the smallest set of tokens with mass `top_p`.
+    The distribution is softmax(logits / temperature), cut to the `top_k` likeliest tokens (and those as likely as the
+    last of them) and then, of what is left, to the smallest set of tokens with mass `top_p`: transformers' order.
     """
 
     def __init__(self, decoding: Decoding, keys: Sequence[str], seed: int, device: torch.device):
-        self._temperature, self._top_p = decoding.temperature, decoding.top_p
+        self._temperature, self._top_k, self._top_p = decoding.temperature, decoding.top_k, decoding.top_p
         rows = [self._numbers(seed, key, decoding.max_new_tokens) for key in keys]
         self._uniform = torch.stack(rows).to(device)  # [rows, new tokens]
 
     def __call__(self, logits: Tensor, step: int, rows: Tensor) -> Tensor:
-        probabilities = torch.softmax(logits.float() / self._temperature, dim=-1)
+        logits = logits.float() / self._temperature
+        if self._top_k is not None:
+            least = logits.topk(min(self._top_k, logits.shape[1]), dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        probabilities = torch.softmax(logits, dim=-1)
         if self._top_p < 1:
             ordered, places = probabilities.sort(dim=-1, descending=True, stable=True)
             tail = ordered.cumsum(-1) - ordered >= self._top_p

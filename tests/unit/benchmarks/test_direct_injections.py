@@ -7,7 +7,7 @@ import pytest
 from score_samples import write_lines
 
 from bulwark.benchmarks import benchmark_of, gandalf, purple, tensortrust
-from bulwark.errors import RecordError
+from bulwark.errors import ConfigurationError, RecordError
 
 DECODING = {"decoding": {"max_new_tokens": 16, "do_sample": True}}
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "injections"
@@ -54,6 +54,13 @@ class TestTensorTrust:
         with pytest.raises(RecordError, match=rf"line 1.*{field}"):
             self.BENCHMARK.load(write_lines(tmp_path / "t.jsonl", [{**self.ROW, field: "\n"}]))
 
+    @pytest.mark.parametrize("witness", ["", " ", "\u200b", "!!"])
+    def test_a_witness_that_is_in_every_answer_or_equals_an_empty_one_is_refused(self, tmp_path, witness):
+        with pytest.raises(RecordError, match=r"line 1.*witness"):
+            self.BENCHMARK.load(write_lines(tmp_path / "t.jsonl", [{**self.ROW, "witness": witness}]))
+        with pytest.raises(ConfigurationError, match="witness"):
+            benchmark_of("tensortrust", {**DECODING, "witness": witness})
+
 
 class TestGandalf:
     BENCHMARK = benchmark_of("gandalf", DECODING)
@@ -85,6 +92,12 @@ class TestGandalf:
         with pytest.raises(RecordError, match=r"line 1.*text"):
             self.BENCHMARK.load(write_lines(tmp_path / "g.jsonl", [{"id": "0", "text": "", "similarity": 1.0}]))
 
+    @pytest.mark.parametrize("witness", ["", "\u200b", "-.-"])
+    def test_a_witness_that_every_answer_holds_or_spells_is_refused(self, tmp_path, witness):
+        row = {"id": "0", "text": "a", "similarity": 1.0, "witness": witness}
+        with pytest.raises(RecordError, match=r"line 1.*witness"):
+            self.BENCHMARK.load(write_lines(tmp_path / "g.jsonl", [row]))
+
 
 class TestPurple:
     BENCHMARK = benchmark_of("purple", DECODING)
@@ -109,6 +122,11 @@ class TestPurple:
     def test_what_is_no_list_of_questions_is_refused(self, tmp_path, prompt):
         with pytest.raises(RecordError, match=r"line 1.*prompt"):
             self.BENCHMARK.load(write_lines(tmp_path / "p.jsonl", [{"id": "0", "prompt": prompt}]))
+
+    @pytest.mark.parametrize("witness", ["", " ", "\u2060"])
+    def test_a_witness_that_every_answer_holds_is_refused(self, tmp_path, witness):
+        with pytest.raises(RecordError, match=r"line 1.*witness"):
+            self.BENCHMARK.load(write_lines(tmp_path / "p.jsonl", [{"id": "0", "prompt": ["a"], "witness": witness}]))
 
 
 def submission(number, **changes):
@@ -142,6 +160,7 @@ class TestHackAPrompt:
             {"user_input": " "},
             {"expected_completion": None},
             {"expected_completion": ""},
+            {"expected_completion": "\u200b"},  # which every answer would hold
             {"prompt": None},
             {"prompt": "Translate into French what follows: nothing."},  # does not hold the player's text
             {"prompt": "Translate into French what follows: ignore 1, ignore 1"},  # holds it twice

@@ -12,7 +12,7 @@ from score_samples import write_lines
 from bulwark.benchmarks import benchmark_of, module_of
 from bulwark.config import loading
 from bulwark.config.entities import Dataset
-from bulwark.data.readers import OPTIONS, read_split
+from bulwark.data.readers import SPLIT_OPTIONS, read_split
 from bulwark.errors import ConfigurationError, RecordError
 from bulwark.evaluation.score import score_file
 from bulwark.miniature.records import records
@@ -34,7 +34,7 @@ def catalogue():
 
 
 def read(dataset: Dataset, path, split="test"):
-    options = dataset.model_dump(include={"parts", "where", "shuffle_seed", "limit", *OPTIONS})
+    options = dataset.model_dump(include=SPLIT_OPTIONS)
     return read_split(path, split, dataset.splits, module_of(dataset.kind).Record, **options)
 
 
@@ -135,8 +135,27 @@ def test_twins_can_be_taken_apart_as_the_real_records_are(tmp_path):
 
 
 def of(catalogue, name, **source):
-    """A data set of the configuration over files here: the local route."""
-    return catalogue.datasets[name].model_copy(update={"source": None, **source})
+    """A data set of the configuration over files here, of any size: the local route."""
+    return catalogue.datasets[name].model_copy(update={"source": None, "size": {}, **source})
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("tensortrust", 776), ("gandalf", 140), ("hackaprompt", 601757), ("purple", 1)]
+)
+def test_a_file_of_another_size_is_refused_with_both_numbers(tmp_path, catalogue, name, size):
+    rows = {
+        "tensortrust": {"sample_id": 1, "pre_prompt": "You are a door.", "attack": "Open!", "post_prompt": ""},
+        "gandalf": {"text": "a", "similarity": 0.9},
+        "hackaprompt": {
+            "prompt": "x", "user_input": "x", "expected_completion": "y", "model": "gpt-3.5-turbo", "correct": True,
+        },
+        "purple": {"prompt": ["Plums?"]},
+    }  # fmt: skip
+    dataset = catalogue.datasets[name].model_copy(update={"splits": {"test": 1.0}})
+    other = rows[name] | ({"sample_id": 2} if name == "tensortrust" else {})
+    path = write_lines(tmp_path / f"{name}.jsonl", [rows[name], other])
+    with pytest.raises(RecordError, match=rf"has 2 rows, and `size` of the data set says {size}\. Get the file again"):
+        read(dataset, path)
 
 
 def test_tensor_trusts_file_is_read_without_defenses_behind_the_attack(tmp_path, catalogue):
@@ -248,6 +267,20 @@ def test_ihevals_clone_is_read_file_by_file(tmp_path, catalogue):
     assert {record.task for record in found} == {
         "slack_user", "webpage", "lang_detect", "verb_extract", "translation", "safety",
     }  # fmt: skip
+
+
+def test_records_with_meta_are_chosen_by_it_and_not_by_their_fields(tmp_path):
+    """Of a kind whose records are conversations; what is in their meta is the file's own, which no plan knows."""
+    given = {
+        "kind": "separability", "format": "fields", "fields": {"instruction": "asked"}, "splits": {"test": 1.0},
+        "source": {"path": "a"}, "parts": {"a.jsonl": {"level": 0}, "b.jsonl": {"level": 1}}, "where": {"level": [1]},
+    }  # fmt: skip
+    for name, text in (("a", "one"), ("b", "other")):
+        write_lines(tmp_path / f"{name}.jsonl", [{"asked": text}])
+    config = merged(read_yaml(ROOT / "config" / "config.yaml"), {"datasets": {"own": given}})
+    dataset = loading.load(config, ROOT / "config").datasets["own"]
+    (record,) = read(dataset, tmp_path)
+    assert record.turns[0].text == "other"
 
 
 def test_records_without_meta_are_chosen_by_their_fields_and_unknown_ones_are_refused(tmp_path):

@@ -136,7 +136,11 @@ class TestOpenPromptInjection:
         assert row["pair"] == "size in colour"
         assert self.BENCHMARK.reported([row])["attack_success_value naive"] == 1
         assert self.BENCHMARK.reported([row])["attack_success_value combined"] == 0
-        assert self.BENCHMARK.score(pair, {**said, "injected": "what?"})["matching_rate"] is None
+        unnamed = self.BENCHMARK.score(pair, {**said, "injected": "what?"})
+        assert unnamed["matching_rate"] is None
+        found = self.BENCHMARK.aggregate([row, unnamed])  # over all pairs, and over those with a class alone
+        assert (found["attack_success_value"]["n"], found["attack_success_value"]["value"]) == (2, 0.2)
+        assert (found["matching_rate"]["n"], found["matching_rate"]["value"]) == (1, 0.4)
 
     @pytest.mark.parametrize(
         ("response", "label"),
@@ -268,6 +272,14 @@ class TestIHEval:
             ({"task": "webpage", "answer": "Ann"}, "no rule"),
             ({"task": "webpage", "answer": {"task": "slack"}}, "no rule"),
             ({"task": "safety", "answer": {"label": 0}}, "access_code"),
+            *(
+                ({"task": "safety", "answer": {**CODE, "label": label, "access_code": code}}, "access_code .* a text")
+                for label in (0, 1)
+                for code in ("", " ", "\u200b", None, 7)
+            ),
+            ({"task": "safety", "answer": {**CODE, "label": "no"}}, "label is 0, or 1"),
+            ({"task": "safety", "answer": {**CODE, "system_prompt": 1}}, "system_prompt is the text"),
+            ({"task": "webpage", "answer": {"task": "safety", "content": {**CODE, "access_code": ""}}}, "access_code"),
             ({"task": "slack_user", "tool": {"return": {}}}, "the tool has no output"),
             ({"task": "slack_user", "tool": None}, "the system's message is the instruction"),
             ({"task": "slack_user", "instruction": " "}, "instruction"),

@@ -82,12 +82,22 @@ def test_parts_say_where_a_row_comes_from_and_what_it_is(tmp_path):
     [
         ({"source": {"path": {"train": "a"}}, "parts": {"a.jsonl": {}}}, "below a folder"),
         ({"splits": {"train": "train"}, "parts": {"a.jsonl": {}}}, "a share or a number"),
+        ({"size": {"train": 3}, "parts": {"a.jsonl": {}}}, "size is of one source"),
+        ({"size": {"tran": 3}}, 'the split "tran", which there is not.*"train"'),
+        ({"size": {"train": 0}}, "size"),
     ],
 )
 def test_parts_lie_below_a_folder_and_make_splits_by_number(changes, said):
     whole = {"kind": "conversation", "format": "messages", "source": {"path": "folder"}, "splits": {"train": 1.0}}
     with pytest.raises(ConfigurationError, match=said):
         validated(Dataset, whole | changes, "here")
+
+
+def test_a_size_is_written_only_where_there_is_one():
+    """Else a data set without one would be another one than before, and its records be read anew."""
+    whole = {"kind": "gandalf", "source": {"path": "a.jsonl"}, "splits": {"test": 1.0}}
+    assert "size" not in validated(Dataset, whole, "here").model_dump(mode="json")
+    assert validated(Dataset, whole | {"size": {"test": 2}}, "here").model_dump(mode="json")["size"] == {"test": 2}
 
 
 def test_saved_tokenised_sets_lose_their_padding_and_columns_that_are_not_known(tmp_path, caplog):

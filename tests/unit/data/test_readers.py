@@ -358,6 +358,19 @@ def test_splits_as_the_configuration_describes_them(tmp_path):
         read_split(files, "test", {"test": 1.0}, format="alpaca")
 
 
+def test_a_split_whose_rows_have_another_number_is_refused_also_those_that_are_left_out(tmp_path):
+    rows = [{"instruction": str(i), "input": "", "output": "x"} for i in range(4)]
+    path = write(tmp_path / "a.json", [*rows, {"instruction": "", "input": "", "output": "x"}])
+    given = {"format": "alpaca", "unusable": "drop"}
+    splits = {"train": 0.5, "test": 0.5}
+    for size in (None, {}, {"test": 4}, {"train": None}, {"train": 5}):
+        assert len(read_split(path, "train", splits, size=size, **given)) == 2
+    for size in (4, 6):  # four make a record
+        with pytest.raises(RecordError, match=rf"a\.json has 5 rows, and `size` of the data set says {size}\."):
+            read_split(path, "train", splits, size={"train": size}, **given)
+    assert len(read_source(path, size=7, most=2, **given)) == 2  # a look at the first of them
+
+
 SEP = Path(os.environ.get("BULWARK_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data")) / "sep/validation.json"
 
 

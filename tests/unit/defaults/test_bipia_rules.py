@@ -9,6 +9,7 @@ TIME = "ours: a job's expected time, as a share of the 18,320 answers of SEP"
 VARIANT = "ours: what this is a variant of"
 WORDS = "BIPIA's system prompt without the sentence before the context, and its user prompt; what is cut, see docs"
 SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0}
+LIKELIEST = "the code names none: transformers' default, GenerationConfig.top_k"
 RULE = "BIPIA's code: LanguageEval(threshold=0.7), MatchEval(threshold=80)"
 
 BIPIA: list[Row] = [
@@ -41,6 +42,7 @@ BIPIA: list[Row] = [
         for row in (
             (f"benchmarks/{name}_published", "like", name, VARIANT),
             (f"benchmarks/{name}_published", "settings.decoding.max_prompt_tokens", 512, "the code, max_token_len"),
+            (f"benchmarks/{name}_published", "settings.decoding.top_k", 50, LIKELIEST),
         )
     ),
     (

@@ -7,6 +7,7 @@ from defaults.reader import Digest, Row, check
 
 TIME = "ours: a job's expected time, as a share of the 18,320 answers of SEP"
 SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 1024}
+LIKELIEST = "the code names none: transformers' default, GenerationConfig.top_k"
 WHOLE = "ours: no prompt is cut; the code cuts to 512 tokens"
 
 STRUQ: list[Row] = [
@@ -73,6 +74,7 @@ DIRECT: list[Row] = [
         for name in ("tensortrust", "gandalf")
         for row in (
             (f"benchmarks/{name}_published", "settings.decoding.max_prompt_tokens", 512, "the code, max_token_len"),
+            (f"benchmarks/{name}_published", "settings.decoding.top_k", 50, LIKELIEST),
             (f"benchmarks/{name}_published", "like", name, "ours: a variant"),
         )
     ),

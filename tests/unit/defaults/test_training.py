@@ -54,6 +54,7 @@ DECODING: list[Row] = [
     ("settings Decoding", "max_new_tokens", 1024, "ASIDE's code, its evaluations"),
     ("settings Decoding", "do_sample", False, "ASIDE's code, its evaluation of SEP: greedy"),
     ("settings Decoding", "temperature", 1.0, "persona vectors' code: temperature 1 where it samples"),
+    ("settings Decoding", "top_k", None, "ours: all tokens, as persona vectors' code; transformers' default is 50"),
     ("settings Decoding", "top_p", 1.0, "persona vectors' code"),
     ("settings Decoding", "max_prompt_tokens", None, WHOLE),
 ]

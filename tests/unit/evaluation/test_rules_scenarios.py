@@ -172,6 +172,8 @@ def test_a_message_that_no_scenario_has_is_refused(name, params, message):
         ("Millionaires", MILLIONS | {"balance1": 29818}),
         ("Confidentiality", KEYS | {"secrets": ["1"]}),
         ("Encryption", {"secret": "1", "key": "2"}),
+        ("ForbiddenWord", {"word": "!!"}),  # every lone dash would say it
+        ("Questions", {"secret": "..."}),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused(name, params):

@@ -66,6 +66,18 @@ def test_exact(own, answer, right):
     assert value(answer, "answer", "exact", expected="the cup", exact=own) == 100 * right
 
 
+@pytest.mark.parametrize("expected", ["", " \n"])
+@pytest.mark.parametrize("match", ["whole", "within"])
+def test_exact_refuses_an_empty_right_answer_which_every_answer_holds(expected, match):
+    with pytest.raises(ConfigurationError, match="needs the right answer"):
+        value("x", "answer", "exact", expected=expected, exact={"match": match})
+
+
+def test_a_marker_that_every_answer_holds_is_refused():
+    with pytest.raises(ConfigurationError, match="markers"):
+        value("x", "refusal", "marker", marker={"markers": {"refusal": ["i cannot", " "]}})
+
+
 def test_exact_needs_the_right_answer():
     with pytest.raises(ConfigurationError, match=r'"r" \(answer\)'):
         value("x", "answer", "exact")

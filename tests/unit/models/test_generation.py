@@ -18,14 +18,19 @@ from transformers import (
     LlamaConfig,
     Qwen3Config,
     Qwen3NextConfig,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 
-from bulwark.errors import BulwarkError
+from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.models import generation
 from bulwark.models.batching import CPU_TOKEN_BUDGET, cache_token_budget
+from bulwark.models.decoding import Decoding
 from bulwark.models.embeddings import install
-from bulwark.models.generation import generate
+from bulwark.models.generation import Sampler, generate
 from bulwark.prompts.builder import Prompt
+from bulwark.settings import validated
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +88,46 @@ def test_sampling_follows_seed_and_temperature(answer):
     assert [one.response for one in answer(cold)] == [one.response for one in answer(GREEDY)]
     narrow = SAMPLED.model_copy(update={"top_p": 1e-6})
     assert [one.response for one in answer(narrow)] == [one.response for one in answer(GREEDY)]
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (5, 1.0), (50, 1.0), (5, 0.7), (50, 0.5), (10**6, 0.9)])
+def test_the_likeliest_tokens_are_those_that_transformers_leaves(top_k, top_p):
+    """Against transformers' own cuts, by the same uniform numbers; with ties at the border, all of which stay."""
+    torch.manual_seed(0)
+    logits = torch.randn(400, 80) * 2
+    if top_p == 1.0:  # of the ties at the border of a nucleus transformers takes others
+        logits = logits.round(decimals=1)
+    keys = [str(number) for number in range(len(logits))]
+    decoding = Decoding(max_new_tokens=1, do_sample=True, temperature=0.7, top_k=top_k, top_p=top_p)
+    drawn = Sampler(decoding, keys, seed=3, device=torch.device("cpu"))(logits, 0, torch.arange(len(keys)))
+
+    left = TopKLogitsWarper(top_k)(None, TemperatureLogitsWarper(0.7)(None, logits.clone()))
+    if top_p < 1:
+        left = TopPLogitsWarper(top_p)(None, left)
+    shares = left.double().softmax(-1)
+    if (top_k, top_p) == (5, 1.0):
+        assert int((shares > 0).sum(-1).max()) > 5  # there are ties
+    for row, key in enumerate(keys):
+        assert shares[row, drawn[row]] > 0
+        number = float(Sampler._numbers(3, key, 1)[0])
+        expected = next(token for token in range(80) if float(shares[row, : token + 1].sum()) > number)
+        assert int(drawn[row]) == expected
+
+
+def test_without_a_number_of_likeliest_tokens_all_are_drawn_from_and_nothing_is_written_of_it(answer, builder):
+    assert Decoding().top_k is None
+    assert "top_k" not in SAMPLED.model_dump()  # settings and fingerprints of results without it stay as they were
+    assert SAMPLED.model_copy(update={"top_k": 50}).model_dump()["top_k"] == 50
+    all_of_them = SAMPLED.model_copy(update={"top_k": builder.vocabulary})
+    assert [one.response for one in answer(all_of_them)] == [one.response for one in answer(SAMPLED)]
+    one = SAMPLED.model_copy(update={"top_k": 1})
+    assert [one.response for one in answer(one)] == [one.response for one in answer(GREEDY)]
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 2.5, "50", True])
+def test_a_number_of_likeliest_tokens_that_means_nothing_is_refused(top_k):
+    with pytest.raises(ConfigurationError, match="top_k"):
+        validated(Decoding, {"do_sample": True, "top_k": top_k}, "x.yaml")
 
 
 def test_sampled_frequencies_are_the_models_probabilities(answer, model, prompts):
