@@ -35,6 +35,7 @@ rule make_figure:
     output:
         pdf=f"{REPORT}/figures/{{figure}}.pdf",
         png=f"{REPORT}/figures/{{figure}}.png",
+        csv=f"{REPORT}/figures/{{figure}}.csv",
     log:
         f"results/logs/make_figure/{catalogue.name}/{{figure}}.log",
     localrule: True

@@ -14,6 +14,7 @@ run(
         "published": Path(snakemake.input.published) if snakemake.input.published else None,
         "pdf": Path(snakemake.output.pdf),
         "png": Path(snakemake.output.png),
+        "csv": Path(snakemake.output.csv),
     },
     **call_of(snakemake),
     warm="use",

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import string
+
+from bulwark.errors import ConfigurationError
+from bulwark.settings import find
+
+# What stands for a name in the paths under results/ that settings ask for, filled in by `bulwark.config.plan`.
+PLACES: dict[str, tuple[str, ...]] = {
+    "steps": ("model", "parent", "prefix", "seed"),
+    "benchmarks": ("model", "recipe", "parent", "seed"),
+    "projections": ("model", "parent", "seed"),
+}
+
 
 def checkpoint(model: str, recipe: str, seed: int | str) -> str:
     """The manifest of a checkpoint."""
@@ -33,7 +45,7 @@ def table(report_of: str, name: str) -> list[str]:
 
 
 def figure(report_of: str, name: str) -> list[str]:
-    return [f"{report(report_of)}/figures/{name}.{ending}" for ending in ("pdf", "png")]
+    return [f"{report(report_of)}/figures/{name}.{ending}" for ending in ("pdf", "png", "csv")]
 
 
 def claims(report_of: str) -> list[str]:
@@ -49,3 +61,16 @@ def results(report_of: str) -> list[str]:
 def page(report_of: str) -> str:
     """The one page with everything."""
     return f"{report(report_of)}/report.html"
+
+
+def check_places(kind: str, path: str, where: str) -> None:
+    """Whether the plan can fill in what stands in braces in a path that a step, benchmark or projection asks for.
+
+    Raises ConfigurationError, which says where the path was asked for.
+    """
+    try:
+        places = [name for _, name, _, _ in string.Formatter().parse(path) if name is not None]
+    except ValueError as error:
+        raise ConfigurationError(f'{where}: "{path}" is no path: {error}. Write names without braces.') from None
+    for name in places:
+        find(dict.fromkeys(PLACES[kind]), name, f"name to be filled into the paths that {kind} read, {path},", where)

@@ -208,12 +208,14 @@ class Layers(Closed):
 class Activations(Closed):
     """Histograms of the activations of tokens, a panel per recipe, two across, and a colour per part of the prompt.
 
-    parts: {part: label}, in order. bins: of each panel's axis, which has 0 in its middle.
+    parts: {part: label}, in order. bins: of each panel's axis, which has 0 in its middle. by_execution: a panel of the
+    prompts whose probe was carried out and one of the others, in the place of one of all.
     """
 
     benchmark: str
     parts: dict[str, str] = Field(min_length=1)
     bins: int = Field(30, ge=2)
+    by_execution: bool = False
 
 
 class Tokens(Closed):

@@ -108,6 +108,7 @@ def facts(cells: Mapping[int, Cell]) -> Iterable[tuple[str, dict[int, str]]]:
     yield "counts", each(lambda _, __, reported: _counts(reported))
     yield "commit", each(lambda _, made, __: _commit(made.get("git") or {}))
     yield "made", each(lambda _, made, __: _made(made))
+    yield "processor", each(lambda _, made, __: _processor(made.get("hardware") or {}))
     yield "versions", each(lambda _, made, __: ", ".join(f"{k} {v}" for k, v in (made.get("versions") or {}).items()))
 
 
@@ -118,6 +119,8 @@ def decoding(settings: Mapping[str, Any]) -> str:
         return ""
     if given.get("do_sample"):
         how = f"sampled at temperature {given.get('temperature', 1.0):g}, top-p {given.get('top_p', 1.0):g}"
+        if (likeliest := given.get("top_k")) is not None:
+            how += f", top-k {likeliest}"
     else:
         how = "greedy"
     if (longest := given.get("max_new_tokens")) is not None:
@@ -165,6 +168,12 @@ def _commit(git: Mapping[str, Any]) -> str:
 def _made(made: Mapping[str, Any]) -> str:
     seconds = f"{made['wall_seconds']:g} s" if isinstance(made.get("wall_seconds"), int | float) else ""
     return ", ".join(filter(None, (made.get("time"), made.get("device"), made.get("dtype"), seconds)))
+
+
+def _processor(hardware: Mapping[str, Any]) -> str:
+    """The processor, and how its sums were rounded where that was set; where it was not, another may give others."""
+    set_to = [f"{name}={value}" for name, value in (hardware.get("rounding") or {}).items() if value is not None]
+    return ", ".join(filter(None, (hardware.get("cpu"), *set_to)))
 
 
 def _digest(settings: Any) -> str | None:

@@ -33,7 +33,8 @@ def draw(tmp_path, monkeypatch):
     monkeypatch.setattr(Canvas, "savefig", lambda self, *a, **k: (saved.append(self), original(self, *a, **k))[1])
 
     def drawn(spec: dict, cells: list[dict]):
-        make_figure({**COMMON, **spec}, cells, None, tmp_path / "f.pdf", tmp_path / "f.png")
+        make_figure({**COMMON, **spec}, cells, None, tmp_path / "f.pdf", tmp_path / "f.png", tmp_path / "f.csv")
+        assert len((tmp_path / "f.csv").read_text(encoding="utf-8").splitlines()) > 2, "its marks as numbers"
         assert (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF")
         assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
         return saved[-1]

@@ -31,7 +31,7 @@ def layered_cells(folder, values=None):
     ]  # fmt: skip
 
 
-def concept_cells(folder):
+def concept_cells(folder, executed=(True, False, False, True, False)):
     cells = []
     for recipe, shift in (("base", 1.0), ("aside", -1.0)):
         rows = [
@@ -40,6 +40,7 @@ def concept_cells(folder):
                 "tokens": [["name", "instruction", 2.0], [" it", "instruction", 1.0]]
                 + [[" cup", "data", shift + 0.1 * number]] * 3
                 + [[" say", "probe", 2 * shift], [" root", "probe", -0.5]],
+                "executed": executed[number],
             }
             for number in range(5)
         ]
@@ -158,6 +159,20 @@ def test_a_record_that_is_not_there_is_an_error(tmp_path, draw):
         draw(spec, concept_cells(tmp_path))
 
 
+def test_histograms_by_whether_the_probe_was_carried_out(tmp_path, draw):
+    spec = {**ACTIVATIONS, "activations": ACTIVATIONS["activations"] | {"by_execution": True}}
+    canvas = draw(spec, concept_cells(tmp_path))
+    assert [panel.get_title() for panel in canvas.axes] == [
+        "base, carried out (n = 2)",
+        "base, not carried out (n = 3)",
+        "aside, carried out (n = 2)",
+        "aside, not carried out (n = 3)",
+    ]
+    silent = concept_cells(tmp_path / "silent", executed=[None] * 5)
+    with pytest.raises(ResultsError, match="does not say which probes were carried out"):
+        draw(spec, silent)
+
+
 BESIDE = {
     "kind": "beside",
     "columns": [
@@ -195,6 +210,27 @@ def test_metrics_stand_beside_each_other_on_one_scale(tmp_path, draw):
     assert diamond.get_ydata()[0] == pytest.approx(14)
     assert "diamonds: published" in look.noted(canvas)
     assert [text.get_text() for text in aside.texts] == ["10.0", "80.0"]
+
+
+def test_the_legend_names_what_only_a_later_model_or_panel_has(tmp_path, draw):
+    """The first model has no value of one metric, the first recipe none of the other."""
+    made = {
+        ("ise", "a"): (None, None),
+        ("ise", "b"): (0.3, None),
+        ("aside", "a"): (None, 0.2),
+        ("aside", "b"): (0.1, 0.8),
+    }
+    cells = [
+        write_scores(
+            tmp_path, model, recipe, 0, "intervention",
+            {"execution_as_data": metric(a, higher=False), "execution_as_instruction": metric(b)},
+        )
+        for (recipe, model), (a, b) in made.items()
+    ]  # fmt: skip
+    canvas = draw(BESIDE, cells)
+    assert [text.get_text() for text in canvas.legends[0].get_texts()] == ["as data", "as an instruction"]
+    colours = {patch.get_facecolor() for panel in canvas.axes for patch in panel.patches}
+    assert {handle.get_facecolor() for handle in canvas.legends[0].legend_handles} == colours
 
 
 @pytest.mark.parametrize("kind", ["layers", "activations", "tokens"])

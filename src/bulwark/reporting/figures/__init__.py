@@ -1,8 +1,9 @@
-"""Figures over scores and analyses, PDF and PNG; one module per kind (`kind:` in a file of config/figures/).
+"""Figures over scores and analyses, PDF, PNG and CSV; one module per kind (`kind:` in a file of config/figures/).
 
 A kind's module has `draw(figure, results, printed)`, which returns the finished canvas. Below the panels it says of how
 many observations and seeds they are, and what the marks mean that were drawn. The files carry the whole caption with
-them: in a PNG as "Title" and "Description", in a PDF as title and subject.
+them: in a PNG as "Title" and "Description", in a PDF as title and subject. The CSV has what was drawn
+(`bulwark.reporting.figures.drawn`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bulwark.reporting.figures import look
+from bulwark import files
+from bulwark.reporting.figures import drawn, look
 from bulwark.reporting.results import Results, read_published
 from bulwark.reporting.settings import Figure
 from bulwark.reporting.tables import shown_columns
@@ -39,10 +41,12 @@ def make_figure(
     published: Path | None,
     pdf: Path,
     png: Path,
+    csv: Path | None = None,
 ) -> None:
     """Draw the figure `spec` over `cells` (maps with model, recipe, seed, benchmark, scores) to `pdf` and `png`.
 
-    published: a file of config/published, or None. Raises ResultsError that names the file of a missing cell.
+    csv: where what is drawn is written as numbers, if it is to be. published: a file of config/published, or None.
+    Raises ResultsError that names the file of a missing cell.
     """
     import matplotlib
 
@@ -60,6 +64,9 @@ def make_figure(
             if path.suffix == ".png":
                 told = {"Title": figure.title, "Description": caption}
             canvas.savefig(path, dpi=200, metadata=told)
+        if csv is not None:
+            rows = kind.rows(figure, results) if hasattr(kind, "rows") else drawn.rows_of(canvas)
+            files.write_text(Path(csv), drawn.written(rows))
 
 
 def caption_of(figure: Figure, results: Results, printed: Mapping[tuple, Any], note: str) -> str:

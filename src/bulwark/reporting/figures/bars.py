@@ -28,12 +28,10 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     across = len(columns) if width * len(columns) <= 14 else 1
     down = -(-len(columns) // across)
     canvas, panels = look.panels(down, across, max(_LEAST, width * across), 3.4 * down + 0.4)
-    handle_of: dict[str, Any] = {}
     drawn: set[str] = set()
     for panel, column in zip(panels.flat, columns, strict=True):
         drawn |= _draw(panel, figure, column, models, recipes, results, printed)
-        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
-            handle_of.setdefault(name, handle)
+    handle_of = dict(zip(*reversed(look.legend(panels.flat)), strict=True))
     # The recipes in order, then the marks, which `sorted` leaves in theirs.
     labels = [figure.label(recipe) for recipe in recipes]
     names = sorted(handle_of, key=lambda name: labels.index(name) if name in labels else len(labels))

@@ -27,16 +27,16 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     for panel, recipe in zip(panels.flat, recipes, strict=True):
         for index, column in enumerate(columns):
             style = {"color": look.COLOURS[index % 7], "hatch": _HATCHES[index % 4], "edgecolor": "white"}
-            bar = _GROUP / len(columns)
+            bar, label = _GROUP / len(columns), column.label  # in the legend once, by the first bar that there is
             for group, model in enumerate(models):
                 place = group + (index - (len(columns) - 1) / 2) * bar
                 estimate = results.estimate(model, recipe, column.benchmark, column.metric)
-                label = column.label if not group else None
                 if estimate.value is None:
                     panel.annotate("n = 0", (place, 0), rotation=90, ha="center", va="bottom", fontsize=8)
                     continue
                 height = estimate.value * column.scale
                 panel.bar(place, height, 0.92 * bar, label=label, linewidth=0.5, **style)
+                label = None
                 top = height
                 if estimate.interval is not None:
                     bounds = [[abs(estimate.value - bound) * column.scale] for bound in estimate.interval]
@@ -62,5 +62,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     note = f"n = {counted}; {look.seeds(results.cells)}; {look.WHISKERS}" + (
         "; diamonds: published" if published else ""
     )
-    look.foot(canvas, note, *panels.flat[0].get_legend_handles_labels(), columns=min(3, len(columns)))
+    handle_of = dict(zip(*reversed(look.legend(panels.flat)), strict=True))
+    names = [column.label for column in columns if column.label in handle_of]
+    look.foot(canvas, note, [handle_of[name] for name in names], names, columns=min(3, len(columns)))
     return canvas

@@ -23,7 +23,8 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
         for index, recipe in enumerate(recipes):
             cells = list(results.seeds(model, recipe, figure.cosine.analysis).values())
             colour, style, _ = look.of_recipe(figure, recipe, index)
-            _draw(panel, cells, figure.label(recipe), colour, style, figure.cosine.smooth)
+            of_model = f", {model}" if len(models) > 1 else ""  # the onset is the model's own
+            _draw(panel, cells, figure.label(recipe) + of_model, colour, style, figure.cosine.smooth)
         panel.axhline(0, color=look.FAINT, linewidth=0.8)
         panel.set(xlabel="optimizer step", ylabel=r"$\cos(\bar{g}, v)$")
         panel.set_title(model if len(models) > 1 else "", fontsize=10)
@@ -34,7 +35,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
         note += "; vertical lines: the step from which the series has settled (onset)"
     if figure.cosine.smooth > 1:
         note += f"; bold: running means over {figure.cosine.smooth} steps, thin: without"
-    look.foot(canvas, note, *panels[0, 0].get_legend_handles_labels())
+    look.foot(canvas, note, *look.legend(panels.flat))
     return canvas
 
 

@@ -29,7 +29,7 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
         _draw(panel, figure, model, column, results, printed)
         title = f"{column.label}{direction(column, results)}"
         panel.set_title(title if len(results.models) == 1 else f"{model}: {title}", fontsize=10)
-    handle_of = dict(zip(*reversed(panels.flat[0].get_legend_handles_labels()), strict=True))
+    handle_of = dict(zip(*reversed(look.legend(panels.flat)), strict=True))
     names = [*figure.lines.series, *(name for name in handle_of if name not in figure.lines.series)]
     handles = [handle_of[name] for name in names]
     counted = look.records(columns, results.models, figure.recipes(), results, " per mark")

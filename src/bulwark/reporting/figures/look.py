@@ -59,6 +59,15 @@ def limits(figure: Figure, column: Column) -> tuple[float | None, float | None]:
     return low, high + ROOM * (high - low)
 
 
+def legend(panels: Iterable[Any]) -> tuple[list[Any], list[str]]:
+    """Handles and names of a legend for several panels: every name once, from the first panel that has it."""
+    handle_of: dict[str, Any] = {}
+    for panel in panels:
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            handle_of.setdefault(name, handle)
+    return list(handle_of.values()), list(handle_of)
+
+
 def running_mean(values: Sequence[float], width: int) -> list[float]:
     """Running means over `width` values, fewer at the ends."""
     windows = (values[max(0, i - width // 2) : i + (width + 1) // 2] for i in range(len(values)))

@@ -56,6 +56,21 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     return canvas
 
 
+def rows(figure: Figure, results: Results) -> list[dict[str, Any]]:
+    """The tokens in their order, each with its part and its activation, of which its colour is a share."""
+    spec = figure.tokens
+    found = []
+    for number, (model, recipe) in enumerate(product(*shown_rows(figure, results)), start=1):
+        cell = next(iter(results.seeds(model, recipe, spec.benchmark).values()))
+        panel = {"panel": number, "title": f"{model}, {figure.label(recipe)}", "mark": "token"}
+        panel |= {"x_axis": "token", "y_axis": "activation"}
+        found += [
+            {**panel, "series": part, "x": place, "y": float(value), "text": text}
+            for place, (text, part, value) in enumerate(_tokens(cell, spec.record))
+        ]
+    return found
+
+
 def _tokens(cell: Cell, record: int) -> list[tuple[str, str, float]]:
     """The tokens of a record as (text, part, activation). Raises ResultsError if there is no such record."""
     if record >= len(cell.rows):
