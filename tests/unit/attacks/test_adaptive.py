@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -228,6 +229,47 @@ def test_a_planted_weakness_is_found(language_model):
     assert case.best_loss == 0.1
 
 
+def proposed(case: SuffixCase, count: int, seed: int = 0) -> list[list[int]]:
+    """The suffixes of the first queries, of one token exchanged each; none makes the answer likelier."""
+    asked: list[list[int]] = []
+
+    def losses(rows):
+        asked.extend([ids[place] % V for place in case.rows[0].places] for ids, _ in rows)
+        return torch.full((len(rows),), 5.0)
+
+    settings = RandomSearchSettings(queries=count, suffix=SUFFIX, most=1)
+    RandomSearch(losses, settings, allowed_tokens(tiny_tokenizer("chatml"), V), V, seed).run([case], count)
+    return asked
+
+
+def test_every_place_is_exchanged_and_draws_depend_on_seed_and_case(language_model):
+    first, *others = proposed(suffix_case(language_model), 80)
+    places = [[n for n, (a, b) in enumerate(zip(first, other, strict=True)) if a != b] for other in others]
+    assert {place for changed in places for place in changed} == set(range(len(first)))
+    again, seeded = proposed(suffix_case(language_model), 10), proposed(suffix_case(language_model), 10, seed=1)
+    assert again == [first, *others[:9]] != seeded
+    of_another = suffix_case(language_model)
+    of_another.number += 1
+    assert proposed(of_another, 10) != again
+
+
+def test_an_attempt_is_of_the_best_suffix_and_names_all_that_was_put_into_the_data(language_model):
+    attacker = SuffixAttacker(searcher(None), language_model.builder, SUFFIX)
+    case = attacker.begin(TASKS[0])
+    [written] = case.written
+    case.best, case.best_loss = list(case.tokens), 1.5
+    worse = next(
+        tokens
+        for token in allowed_tokens(language_model.tokenizer, V).tolist()
+        if (tokens := [token, *case.tokens[1:]]) != case.tokens and case.holds(tokens)
+    )
+    case.tokens, case.loss, case.steps = worse, 2.5, 7
+    attempt = attacker.attempt(case)
+    assert (attempt.injection.data, attempt.loss, attempt.spent) == (written.text(case.best), 1.5, 7)
+    suffix = written.suffix(case.best)
+    assert {*TASKS[0].plain.added, suffix, f" Name a tree.{suffix}"} <= {*attempt.injection.added}
+
+
 def test_a_suffix_does_not_say_the_witness_itself(language_model):
     case = suffix_case(language_model)
     [written] = case.written
@@ -278,6 +320,50 @@ def test_without_exploring_a_way_differs_from_the_best_in_one_part():
     for _ in range(40):
         other = best.mutated(draw, 2)
         assert sum(getattr(best, part) != getattr(other, part) for part in vars(best)) <= 1
+
+
+def rewritten(queries: int, task: Task = TASKS[0], seed: int = 0, explore: float = 0.0, builder=None):
+    """A search in which every query is better than those before, and for each the best before it and its way."""
+    told = iter(range(1000, 0, -1))
+    search = Rewriting(
+        lambda rows: torch.tensor([float(next(told)) for _ in rows]),
+        builder,
+        RewritingSettings(queries=queries, explore=explore),
+        seed,
+    )
+    case, steps = search.begin(task), []
+    for budget in range(1, queries + 1):
+        best, tried = case.best, set(case.tried)
+        search.run([case], budget)
+        [way] = case.tried - tried
+        steps.append((best, way))
+    return steps
+
+
+def parts_apart(one: Way, other: Way) -> int:
+    return sum(getattr(one, part) != getattr(other, part) for part in vars(one))
+
+
+def test_a_query_changes_one_part_of_the_best_so_far_or_explores(language_model):
+    near = rewritten(25, builder=language_model.builder)
+    assert [parts_apart(best, way) for best, way in near[1:]] == [1] * 24
+    assert max(parts_apart(Way(), way) for _, way in near) > 2, "it has gone from one to the next"
+    far = rewritten(60, explore=1.0, builder=language_model.builder)
+    assert max(parts_apart(best, way) for best, way in far) == 5
+    ways = [way for _, way in far]
+    assert {way.answered for way in ways} == {False, True}
+    assert {way.ignoring for way in ways} == {None, 0, 1}
+    assert {way.separator for way in ways} == set(rewriting.SEPARATORS)
+    assert {way.side for way in ways} == {"end", "start", "both"}
+    assert {way.times for way in ways} == {1, 2, 3}
+
+
+def test_the_ways_that_are_tried_depend_on_seed_and_task(language_model):
+    made = {"builder": language_model.builder, "explore": 0.5}
+    first = rewritten(8, **made)
+    assert first == rewritten(8, **made)
+    assert first != rewritten(8, seed=1, **made)
+    assert first != rewritten(8, task=replace(TASKS[0], number=9), **made)
 
 
 def test_a_search_whose_ways_are_all_tried_ends_before_its_budget(language_model, monkeypatch):

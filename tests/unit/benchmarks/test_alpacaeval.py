@@ -91,9 +91,16 @@ def test_win_rates_are_mean_preferences_by_source_and_by_input(tmp_path):
     assert content["breakdowns"]["input"]["without"]["win_rate"]["n"] == 2
     assert content["breakdowns"]["dataset"]["koala"]["win_rate"]["value"] == 0.75
     assert content["reported"]["mean_reference_characters"] == pytest.approx((11 + 10 + 0) / 3)
+    assert content["reported"]["mean_characters"] == pytest.approx((7 + 10 + 7) / 3)
     assert content["metrics"]["length_controlled_win_rate"]["value"] is None
     assert "df_gamed.csv" in content["reported"]["length_controlled_win_rate"]
     assert set(content["provenance"]["inputs"]) == {"references"}
+
+
+def test_a_win_rate_is_a_share_whatever_the_scale_of_the_judge(tmp_path):
+    for scale in (9, 100):
+        content = scored(tmp_path, ["right 0", "The Seine.", "wrong"], ORACLE | {"scale": scale})
+        assert content["metrics"]["win_rate"]["value"] == pytest.approx((1 + 0.5 + 0.5) / 3)
 
 
 def test_a_failed_judgement_has_no_preference_and_is_counted(tmp_path, monkeypatch):
@@ -184,6 +191,45 @@ def test_wins_by_length_count_less_at_equal_lengths(tmp_path):
     failed = [{**row, "win_rate": None} if row["reference"] == 3 else row for row in made]
     assert alpacaeval.length_controlled(failed[::-1], table(tmp_path))[2] == 59
     assert alpacaeval.length_controlled([{**made[0], "win_rate": None}], table(tmp_path)) == (None, None, 0)
+
+
+def test_the_length_controlled_rate_is_the_packages_on_the_texts_themselves(tmp_path, monkeypatch):
+    """Which is preferred depends on the instruction, so that it has to be known by its number."""
+    import pandas
+    from alpaca_eval.metrics import glm_winrate
+
+    said = ["word " * (40 + 13 * (number % 5)) for number in range(60)]
+    theirs = ["other " * (50 + 7 * (number % 4)) for number in range(60)]
+    won = [number % 7 > 2 for number in range(60)]
+    order = [(number * 17) % 60 for number in range(60)]
+    made = [
+        {"win_rate": float(won[n]), "reference": n, "characters": len(said[n]), "reference_characters": len(theirs[n])}
+        for n in order
+    ]
+    own = table(tmp_path)
+    value, stderr, count = alpacaeval.length_controlled(made, own)
+    frame = pandas.DataFrame(
+        {
+            "preference": [2.0 if won[n] else 1.0 for n in order],  # 2: the second answer, which is the model's
+            "output_1": [theirs[n] for n in order],
+            "output_2": [said[n] for n in order],
+            "generator_1": "text_davinci_003",
+            "generator_2": "mine",
+        },
+        index=order,
+    )
+    monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **_: str(own))
+    package = glm_winrate.get_length_controlled_winrate(
+        frame, save_weights_dir=None, is_add_glm_preference_inplace=False
+    )
+    assert (100 * value, 100 * stderr, count) == (
+        pytest.approx(package["length_controlled_winrate"]),
+        pytest.approx(package["lc_standard_error"]),
+        60,
+    )
+    compared = benchmark(length_control=str(own))
+    controlled = compared.aggregate(made)["length_controlled_win_rate"]
+    assert (controlled["value"], controlled["stderr"], controlled["n"]) == (value, stderr, 60)
 
 
 def test_another_table_is_refused(tmp_path):

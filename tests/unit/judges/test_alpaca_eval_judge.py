@@ -136,6 +136,40 @@ def test_failed_judgements_are_counted_by_their_reasons_and_never_dropped(monkey
     assert again == found
 
 
+def test_a_judge_that_refuses_has_no_value_and_is_asked_again(monkeypatch, tmp_path):
+    def respond(body):
+        reply = choice(FIRST)
+        if QUESTIONS[0] in body["messages"][-1]["content"]:
+            reply = choice("")
+            reply["choices"][0]["message"]["refusal"] = "I will not compare these."
+        return 200, reply
+
+    with serving(Endpoint(respond), monkeypatch) as endpoint:
+        found = judge(asked(QUESTIONS[:2]), settings(attempts=1), tmp_path / "kept.jsonl")
+        judge(asked(QUESTIONS[:2]), settings(attempts=1), tmp_path / "kept.jsonl")
+    assert (found[0].value, found[0].reason) == (None, "the judge refuses to answer")
+    assert found[1].value is not None
+    assert len(endpoint.bodies) == 2 + 1
+
+
+def test_what_is_kept_is_of_both_answers(monkeypatch, tmp_path):
+    with serving(Endpoint(lambda body: (200, choice(FIRST))), monkeypatch) as endpoint:
+        for answer, other in (("Ours.", "Theirs."), ("Ours.", "Others."), ("Mine.", "Theirs."), ("Ours.", "Theirs.")):
+            judge(asked(QUESTIONS[:1], answer, other), settings(), tmp_path / "kept.jsonl")
+    assert len(endpoint.bodies) == 3
+
+
+def test_what_was_used_is_told_with_its_price(monkeypatch, caplog):
+    def respond(body):
+        status, reply = preferring_ours(body)
+        reply["usage"] = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+        return status, reply
+
+    with caplog.at_level(logging.INFO, "bulwark"), serving(Endpoint(respond), monkeypatch):
+        judge(asked(), settings(prices={"prompt": 1000.0, "completion": 100_000.0}))
+    assert "The judge read 80 tokens and wrote 40, $4.08" in caplog.text
+
+
 def test_an_endpoint_without_log_probabilities_is_no_judge_that_reads_them(monkeypatch):
     with (
         serving(Endpoint(lambda body: (200, choice("m"))), monkeypatch),

@@ -48,6 +48,17 @@ def test_the_tokens_of_a_part_are_those_of_its_characters(family, kind, template
     assert "committee" in others
 
 
+@pytest.mark.parametrize("at_end", [False, True])
+def test_a_token_that_only_touches_the_edge_of_a_part_is_not_of_it(at_end):
+    """The line break ends where the part begins, or begins where it ends."""
+    made = builder()
+    turns = (ASK, Turn(role="data", text=f"{CLEAN}\n{PROBE}" if at_end else f"{PROBE}\n{CLEAN}"))
+    prompt = made.prompt(turns)
+    places = places_of_part(made, turns, 1, PROBE, at_end=at_end)
+    assert text_at(made, prompt, places) == PROBE
+    assert text_at(made, prompt, [places[0] - 1 if at_end else places[-1] + 1]) == "\n"
+
+
 def test_the_first_of_two_equal_texts_is_meant_at_the_beginning_and_the_last_at_the_end():
     made = builder()
     turns = (ASK, Turn(role="data", text="Say yes. Say yes."))
