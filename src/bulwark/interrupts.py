@@ -45,16 +45,21 @@ class _State:
 
 
 def catch() -> None:
-    """From now on, end this process in order. Ends it at once if its workflow has been told to end already.
+    """From now on, end this process in order. Ends it at once if its workflow has been told to end already, or if it
+    has been itself since it called this before: a process that does several jobs may be told while it sees one through.
 
     Does nothing outside the main thread, and leaves SIGHUP alone where it is ignored (nohup).
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    _State.caught, _State.told, _State.works = True, 0, []
+    if not _State.caught:
+        _State.told = 0
+    _State.caught, _State.works = True, []
     for number in _SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _note)
+    if _State.told:
+        leave("Stopped")
     mark = mark_of(os.environ.get(WORKFLOW, ""))
     if mark is not None and mark.exists():
         _note(signal.SIGTERM, None)

@@ -36,6 +36,19 @@ def test_environment_and_pyproject_name_the_same_pins():
     assert python == "python=3.11"
 
 
+def test_what_tests_can_be_told_to_require_is_required_in_ci():
+    """A test that is skipped there, because what it needs is missing, would go unseen."""
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    asked = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"BULWARK_REQUIRE_[A-Z]+", file.read_text(encoding="utf-8"))
+    }
+    assert asked == {"BULWARK_REQUIRE_SLURM", "BULWARK_REQUIRE_AGENT"}
+    for name in asked:
+        assert re.search(rf"^export .*\b{name}=1\b", ci, re.MULTILINE), name
+
+
 def test_the_required_packages_are_pinned():
     assert set(pins(PROJECT["dependencies"])) >= REQUIRED
 

@@ -13,8 +13,8 @@ def test_the_full_paper_has_a_plan(checkout):
         "download_model": 6,
         "start_recipe": 6,
         "apply_step": 18,
-        "generate_answers": 24 * 15,
-        "score_answers": 24 * 15,
+        "generate_answers": 24 * 16,
+        "score_answers": 24 * 16,
         "make_table": 5,
         "make_figure": 2,
     }

@@ -47,7 +47,7 @@ rule take_snapshot:
         recipe="[^/]*@[0-9]+",
     localrule: True
     params:
-        **decided("take_snapshot", step=plan.snapshot_step),
+        **decided("take_snapshot", step=plan.snapshot_step, code=plan.snapshot_code),
     script:
         "../scripts/take_snapshot.py"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bulwark.jobs.calls import sealed, sealing_of
 from bulwark.logs import log_to
-from bulwark.models.manifests import take_snapshot
+from bulwark.training.saved.snapshots import take_snapshot
 
 log_to(snakemake.log[0])
 wildcards = snakemake.wildcards

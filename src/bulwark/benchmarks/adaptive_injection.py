@@ -25,7 +25,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -33,9 +32,11 @@ from pydantic import Field, field_validator, model_validator
 from bulwark.attacks.injections import struq as injections
 from bulwark.attacks.settings import AdaptiveGcgSettings, RandomSearchSettings, RewritingSettings
 from bulwark.benchmarks import struq
+from bulwark.benchmarks.sep import Witness
 from bulwark.errors import of_record
 from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Metric, Row, of_layers
+from bulwark.interpretability.base import OfDrawnRecords
 from bulwark.models.answers import ANSWER, Answer, Partial
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
@@ -68,7 +69,7 @@ class Settings(Closed):
     target: Text = "{witness}"
     together: int = Field(16, ge=1)
     command: Text = injections.COMMAND
-    witness: Text = injections.WITNESS
+    witness: Witness = injections.WITNESS
     ignore: tuple[Text, ...] = Field(injections.IGNORE, min_length=1)
     seed: int = 42
 
@@ -91,15 +92,9 @@ class Settings(Closed):
         return self
 
 
-class Benchmark(benchmark.Benchmark):
+class Benchmark(OfDrawnRecords):
     schema = Record
     metrics = METRICS
-
-    def load(self, path: Path) -> list[struq.Record]:
-        """Draw the records. Raises RecordError for a broken one, or if there are too few."""
-        from bulwark.interpretability.samples import drawn
-
-        return drawn(super().load(path), self.settings.records, self.settings.seed, path)
 
     def answers(self, examinee: Examinee, records: Sequence[struq.Record]) -> list[Row]:
         """One line per record: what was injected and answered at each budget, as JSON. Resumable by `together`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -17,6 +16,7 @@ from pydantic import Field
 from bulwark.benchmarks import sep
 from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Metric, Row, of_layers
+from bulwark.interpretability.base import OfDrawnRecords
 from bulwark.models.answers import ANSWER
 from bulwark.settings import Closed
 
@@ -35,15 +35,9 @@ class Settings(Closed):
     seed: int = 42
 
 
-class Benchmark(benchmark.Benchmark):
+class Benchmark(OfDrawnRecords):
     schema = Record
     metrics = METRICS
-
-    def load(self, path: Path) -> list[sep.Record]:
-        """Draw the records. Raises RecordError for a broken one, or if there are too few."""
-        from bulwark.interpretability.samples import drawn
-
-        return drawn(super().load(path), self.settings.records, self.settings.seed, path)
 
     def answers(self, examinee: Examinee, records: Sequence[sep.Record]) -> list[Row]:
         """The share of every part at every layer, as JSON."""

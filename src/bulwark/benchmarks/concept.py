@@ -30,6 +30,7 @@ from bulwark.data.records import Conversation, Turn, read_records
 from bulwark.errors import ConfigurationError, of_record
 from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Groups, Row, grouped
+from bulwark.interpretability.base import OfDrawnRecords
 from bulwark.models.answers import ANSWER
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed
@@ -65,15 +66,9 @@ class Settings(Closed):
         return {"texts": f"data/{self.texts}/{self.split}.jsonl"}
 
 
-class Benchmark(benchmark.Benchmark):
+class Benchmark(OfDrawnRecords):
     schema = Record
     metrics = METRICS
-
-    def load(self, path: Path) -> list[sep.Record]:
-        """Draw the records. Raises RecordError for a broken one, or if there are too few."""
-        from bulwark.interpretability.samples import drawn
-
-        return drawn(super().load(path), self.settings.records, self.settings.seed, path)
 
     def answers(self, examinee: Examinee, records: Sequence[sep.Record]) -> list[Row]:
         """The activation of every token of the texts of a prompt, as JSON, and what the model answered."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -23,8 +22,8 @@ from pydantic import Field
 from bulwark.benchmarks import sep
 from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Row
+from bulwark.interpretability.base import Compared, OfDrawnRecords
 from bulwark.models.answers import ANSWER
-from bulwark.settings import Closed
 
 if TYPE_CHECKING:
     from bulwark.evaluation.examinee import Examinee
@@ -34,26 +33,17 @@ METRICS: dict[str, bool | None] = {f"{kind}_{m}": None for kind in KINDS for m i
 Record = sep.Record
 
 
-class Settings(Closed):
+class Settings(Compared):
     """records: how many are drawn, without replacement. of: the recipe whose embeddings were before."""
 
     records: int = Field(1000, ge=1)
     of: str = "base"
     seed: int = 42
 
-    def inputs(self) -> dict[str, str]:
-        return {"before": f"checkpoints/{{model}}/{self.of}/seed{{seed}}/checkpoint.json"}
 
-
-class Benchmark(benchmark.Benchmark):
+class Benchmark(OfDrawnRecords):
     schema = Record
     metrics = METRICS
-
-    def load(self, path: Path) -> list[sep.Record]:
-        """Draw the records. Raises RecordError for a broken one, or if there are too few."""
-        from bulwark.interpretability.samples import drawn
-
-        return drawn(super().load(path), self.settings.records, self.settings.seed, path)
 
     def answers(self, examinee: Examinee, records: Sequence[sep.Record]) -> list[Row]:
         """The means over the words of every record, as JSON; with the first one the distribution over all rows."""
@@ -62,7 +52,7 @@ class Benchmark(benchmark.Benchmark):
         from bulwark.prompts.places import places_of_turn
 
         own, builder = examinee.model, examinee.builder
-        before = open_model(examinee.inputs["before"], examinee.language_model.dtype).model
+        before = open_model(examinee.inputs["reference"], examinee.language_model.dtype).model
         compared = {"role": distances.of_roles(own)}
         compared["instruction_moved"] = distances.between(own, before, "instruction")
         compared["data_moved"] = distances.between(own, before, "data")

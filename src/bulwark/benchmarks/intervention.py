@@ -18,14 +18,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from bulwark.benchmarks import sep
-from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Row
+from bulwark.interpretability.base import OfDrawnRecords
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed
 
@@ -51,16 +50,10 @@ class Settings(Closed):
     seed: int = 42
 
 
-class Benchmark(benchmark.Benchmark):
+class Benchmark(OfDrawnRecords):
     schema = Record
     metrics = METRICS
     groups = ("insistence",)
-
-    def load(self, path: Path) -> list[sep.Record]:
-        """Draw the records. Raises RecordError for a broken one, or if there are too few."""
-        from bulwark.interpretability.samples import drawn
-
-        return drawn(super().load(path), self.settings.records, self.settings.seed, path)
 
     def variants(self, record: sep.Record) -> list[str]:
         """As data, as an instruction, and the control."""

@@ -27,8 +27,8 @@ from bulwark.data.records import read_records
 from bulwark.errors import RecordError
 from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Row
+from bulwark.interpretability.base import Compared
 from bulwark.models.answers import ANSWER
-from bulwark.settings import Closed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 METRICS = {"told_apart": True, "told_apart_by_reference": True, "projection_harmful": True}
 
 
-class Settings(Closed):
+class Settings(Compared):
     """harmful, harmless, split, count: the direction prompts. of: the recipe whose checkpoint is the reference.
 
     depth: the layer, as a share of all. system: a system turn before each prompt. dtype is the benchmark's own.
@@ -56,7 +56,7 @@ class Settings(Closed):
         return {
             "harmful": f"data/{self.harmful}/{self.split}.jsonl",
             "harmless": f"data/{self.harmless}/{self.split}.jsonl",
-            "reference": f"checkpoints/{{model}}/{self.of}/seed{{seed}}/checkpoint.json",
+            **super().inputs(),
         }
 
 

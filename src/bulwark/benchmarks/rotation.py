@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -18,8 +17,8 @@ from pydantic import Field
 from bulwark.benchmarks import sep
 from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Metric, Row, by_layer, of_layers
+from bulwark.interpretability.base import Compared, OfDrawnRecords
 from bulwark.models.answers import ANSWER
-from bulwark.settings import Closed
 
 if TYPE_CHECKING:
     from bulwark.evaluation.examinee import Examinee
@@ -28,26 +27,17 @@ METRICS: dict[str, bool | None] = {"cosine_mean": None, "cosine_0": None, "cosin
 Record = sep.Record
 
 
-class Settings(Closed):
+class Settings(Compared):
     """records: how many are drawn, without replacement. of: the recipe whose checkpoint is the reference."""
 
     records: int = Field(100, ge=1)
     of: str = "vanilla"
     seed: int = 42
 
-    def inputs(self) -> dict[str, str]:
-        return {"reference": f"checkpoints/{{model}}/{self.of}/seed{{seed}}/checkpoint.json"}
 
-
-class Benchmark(benchmark.Benchmark):
+class Benchmark(OfDrawnRecords):
     schema = Record
     metrics = METRICS
-
-    def load(self, path: Path) -> list[sep.Record]:
-        """Draw the records. Raises RecordError for a broken one, or if there are too few."""
-        from bulwark.interpretability.samples import drawn
-
-        return drawn(super().load(path), self.settings.records, self.settings.seed, path)
 
     def answers(self, examinee: Examinee, records: Sequence[sep.Record]) -> list[Row]:
         """The cosine at every row, as JSON. The reference is opened after this checkpoint is measured."""

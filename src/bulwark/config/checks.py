@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from bulwark import analyses as analysis_modules
 from bulwark import benchmarks as benchmark_modules
-from bulwark.config import recipes
+from bulwark.config import paths, recipes
 from bulwark.config.catalogue import Catalogue, Section
 from bulwark.config.entities import MIXTURE, Analysis, Dataset, Model, Study, Trait
 from bulwark.config.overlays import Origin, check_name
@@ -158,6 +158,7 @@ def _check_names(catalogue: Catalogue, kind: Section, model: str | None, name: s
             catalogue, f"data/{resolved.dataset}/{resolved.split}.jsonl", catalogue.where(kind, name, "dataset")
         )
     for path in resolved.inputs.values():
+        paths.check_places(kind, path, catalogue.settings_origin(kind, name, model)())
         _check_input(catalogue, path, catalogue.settings_origin(kind, name, model)())
     for values in ranges.checked(resolved.space) if resolved.space else ():
         where = catalogue.origins[kind, name].settings(model, "space").at(next(iter(values)))
@@ -225,9 +226,12 @@ def _check_dataset(catalogue: Catalogue, name: str, dataset: Dataset) -> None:
     origin = catalogue.origins["datasets", name]
     if dataset.kind not in (*SCHEMAS, CONTRAST, MIXTURE):
         module_named(benchmark_modules.__name__, dataset.kind, "kind of records", origin.at("kind"))
-        fields = {path: None for path in _paths(benchmark_modules.module_of(dataset.kind).Record)}
-        for said, chosen in (("where", dataset.where), ("without", dataset.without)):
-            for key in chosen:
+        schema = benchmark_modules.module_of(dataset.kind).Record
+        fields = {path: None for path in _paths(schema)}
+        # Records with a meta are chosen by it, and what is in it is the file's own.
+        chosen = (("where", dataset.where), ("without", dataset.without)) if "meta" not in schema.model_fields else ()
+        for said, values in chosen:
+            for key in values:
                 find(fields, key, f"field of the records of {dataset.kind}", origin.at(said, key))
     for split in dataset.splits:
         check_name(split, origin.at("splits", split), dots=False)

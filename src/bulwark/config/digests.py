@@ -34,6 +34,7 @@ UNTRACKED = {
 }
 
 STEP = "bulwark.steps:execute"
+SNAPSHOT = "bulwark.training.saved.snapshots:take_snapshot"
 ANSWER = "bulwark.evaluation.answer:answer"
 SCORE = "bulwark.evaluation.score:score_file"
 JUDGE = "bulwark.judges:judge"

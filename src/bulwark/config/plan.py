@@ -237,6 +237,11 @@ def snapshot_step(catalogue: Catalogue, model: str, recipe: str) -> int:
     return recipes.snapshot_of(recipes.last_step(recipe))[1]
 
 
+def snapshot_code(catalogue: Catalogue) -> str:
+    """A digest of the code that makes a checkpoint of what a training kept; how that is trained is the step's."""
+    return digests.code_digest(digests.SNAPSHOT)
+
+
 # --- answers and scores ---
 
 
@@ -254,17 +259,22 @@ def answer_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, benc
     """
     resolved = _benchmark(catalogue, model, recipe, benchmark)
     asked = {name: path for name, path in resolved.inputs.items() if name not in _of_scoring(resolved)}
-    parent = recipe if recipe == recipes.BASE else recipes.parent_of(recipe)
     return {
         "checkpoint": paths.checkpoint(model, recipe, seed),
         "records": benchmark_records(catalogue, model, recipe, benchmark),
-        **filled(asked, model=model, recipe=recipe, parent=parent, seed=seed),
+        **filled(asked, model=model, recipe=recipe, parent=_compared_with(recipe), seed=seed),
     }
 
 
 def scoring_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, benchmark: str) -> dict[str, str]:
-    """The files under results/ that the settings under `scoring` name."""
-    return filled(_of_scoring(_benchmark(catalogue, model, recipe, benchmark)), model=model, recipe=recipe, seed=seed)
+    """The files under results/ that the settings under `scoring` name; `{parent}` in them as for answers."""
+    asked = _of_scoring(_benchmark(catalogue, model, recipe, benchmark))
+    return filled(asked, model=model, recipe=recipe, parent=_compared_with(recipe), seed=seed)
+
+
+def _compared_with(recipe: str) -> str:
+    """The recipe that `{parent}` is of a benchmark on a recipe: without its last step; the base model is its own."""
+    return recipe if recipe == recipes.BASE else recipes.parent_of(recipe)
 
 
 def _of_scoring(resolved: Resolved) -> dict[str, str]:

@@ -155,7 +155,8 @@ def sample(rows: Mapping[int, Sequence[Mapping[str, Any]]], metric: str, where: 
 def together(samples: Sequence[Sample]) -> Sample:
     """Put the samples of several models into one: each model weighs the same, and so do its seeds.
 
-    Records are matched by id. One that a model was not asked does not count for it.
+    Records are matched by id. One that a model was not asked does not count for it. Raises StatisticsError if two of
+    them say of a record that it asks for different facts: it then is not the same record.
     """
     ids = tuple(sorted(set().union(*(sample.ids for sample in samples))))
     place = {key: index for index, key in enumerate(ids)}
@@ -166,8 +167,16 @@ def together(samples: Sequence[Sample]) -> Sample:
         rows.append(values)
     seeds = tuple((index, seed) for index, sample in enumerate(samples) for seed in sample.seeds)
     weights = np.concatenate([sample.shares for sample in samples]) / len(samples)
-    known = {key: fact for sample in samples for key, fact in zip(sample.ids, sample.facts or (), strict=False)}
-    facts = tuple(known.get(key, key) for key in ids) if known else None
+    known: dict[str, str] = {}
+    for sample in samples:
+        for key, fact in zip(sample.ids, sample.facts or sample.ids, strict=True):
+            if known.setdefault(key, fact) != fact:
+                raise StatisticsError(
+                    f'The models do not say alike which fact the record "{key}" asks for ("{known[key]}", "{fact}"): '
+                    "they were asked different records of one id, or one of the scores files is old. Score all models "
+                    "on the same data file, or give different records different ids."
+                )
+    facts = tuple(known[key] for key in ids) if any(sample.facts for sample in samples) else None
     return Sample(seeds, ids, np.concatenate(rows), weights, facts)
 
 

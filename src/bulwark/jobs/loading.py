@@ -1,8 +1,9 @@
 """One parent for several trainings of a job: its weights are read from the disk once, and copied in memory afterwards.
 
-What is kept is the module tree with empty parameters, and beside it the weights on the CPU: whole, or under ZeRO-3 on
-several ranks this rank's shard of each. A copy is a new model that nothing has touched, bit for bit the one that was
-read, so a training cannot tell whether others went before it.
+What is kept is the module tree with empty parameters, and beside it the weights, always on the CPU: whole, or under
+ZeRO-3 on several ranks this rank's shard of each. A copy lies on the device on which the original was opened. It is a
+new model that nothing has touched, bit for bit the one that was read, so a training cannot tell whether others went
+before it.
 
 `loaded_once` stands in for `models.checkpoints.load_model` while it lasts. The function itself and those that call it
 are as they were, because a change to them would make every checkpoint that was ever trained stale.
@@ -70,6 +71,7 @@ def loaded_once(folder: Path) -> Iterator[Loads]:
 class _Weight:
     """A parameter as it is kept: its place in the tree, what this rank holds, and, if sharded, its whole shape.
 
+    device: where it was opened, and where a copy of it goes; the tree's buffers stay where they were.
     offset: of the first byte that was read, from the last multiple of 64. Where weights lie decides in which order a
     processor adds up, and so the last bit of a sum; and weights in a file lie where its header ends.
     """
@@ -78,6 +80,7 @@ class _Weight:
     held: Tensor
     shape: torch.Size | None
     offset: int
+    device: torch.device
 
 
 @dataclass
@@ -95,7 +98,8 @@ class _Kept:
             place = nn.Parameter(torch.empty(0, dtype=parameter.dtype), requires_grad=parameter.requires_grad)
             held = (parameter if shard is None else shard).detach().to("cpu", copy=True)
             shape = None if shard is None else torch.Size(parameter.ds_shape)
-            kept.weights.append(_Weight(place, held, shape, parameter.data_ptr() % _ALIGNMENT))
+            offset, device = parameter.data_ptr() % _ALIGNMENT, (parameter if shard is None else shard).device
+            kept.weights.append(_Weight(place, held, shape, offset, device))
             places[id(parameter)] = place
         kept.tree = copy.deepcopy(model, places)
         return kept
@@ -112,8 +116,10 @@ class _Kept:
 
 
 def _whole(weight: _Weight) -> Tensor:
-    """A copy of what is held that lies as the original did."""
+    """A copy of what is held that lies where and as the original did."""
     held = weight.held
+    if weight.device.type != "cpu":
+        return held.to(weight.device, copy=True)
     room = torch.empty(held.nbytes + _ALIGNMENT, dtype=torch.uint8)
     start = (weight.offset - room.data_ptr()) % _ALIGNMENT
     return room[start : start + held.nbytes].view(held.dtype).view(held.shape).copy_(held)

@@ -26,6 +26,9 @@ MANIFEST = "checkpoint.json"
 BASE_MANIFEST = "model.json"
 # What may lie beside a manifest and is no part of it: resumable state, the job's own description, TensorBoard's events.
 PASSING = ("training", "training-set-aside", "job.json", "tensorboard")
+# How wide a processor's vectors are taken, and so how its sums are rounded, by PyTorch's own kernels and by MKL; null
+# leaves it to the processor. The workflow sets both (workflow/rules/common.smk).
+ROUNDING = ("ATEN_CPU_CAPABILITY", "MKL_CBWR")
 SNAPSHOTS = "snapshots"  # folder of a checkpoint with a model per snapshot, by its number of optimizer steps
 # What transformers reads from a model's folder, if it is there.
 _LOADED = re.compile(
@@ -170,51 +173,10 @@ def start_recipe(model: Path, output: Path, identity: dict[str, Any]) -> dict[st
     return seals.write_manifest(output, content)
 
 
-def take_snapshot(training: Path, step: int, output: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest of a snapshot, `output`: a checkpoint whose weights a training kept after `step` steps.
-
-    `training` is the manifest of the finished training; its hashes are taken over. `identity` says for whom: model,
-    recipe, seed. Returns what was written. Raises CheckpointError if the training kept no such snapshot.
-    """
-    path, folder, template = open_manifest(training)
-    made = read_manifest(path)
-    kept = f"{SNAPSHOTS}/{step}/"
-    entries = [entry for entry in made["files"] if entry["name"].startswith(kept)]
-    if not entries:
-        raise CheckpointError(
-            f"{path}: the training kept no snapshot after {step} optimizer steps. Remove it and "
-            "give the same command again."
-        )
-    place = Path(os.path.relpath(folder, output.parent)).as_posix()
-    content = {
-        **identity,
-        **({"trial": made["trial"]} if "trial" in made else {}),
-        "kind": made["kind"],
-        "settings": made["settings"],
-        "template": template,
-        "prompt_digest": made.get("prompt_digest"),
-        "carried": made.get("carried", []),
-        "step": step,
-        **_training_until(step, made.get("training", {})),
-        "source": {"path": Path(os.path.relpath(path, output.parent)).as_posix(), "digest": digest(path)},
-        "weights": f"{place}/{kept}".rstrip("/"),
-        "provenance": provenance(),
-        "files": [{**entry, "name": f"{place}/{entry['name']}"} for entry in entries],
-    }
-    return seals.write_manifest(output, content)
-
-
-def _training_until(step: int, report: dict[str, Any]) -> dict[str, Any]:
-    """What a training had spent at a snapshot, under the keys of its own report."""
-    spent = next((told for told in report.get("spent", []) if told["steps"] == step), None)
-    if spent is None:
-        return {}
-    return {"training": {key: report[key] for key in ("parameters", "trainable_parameters")} | spent}
-
-
 def provenance(started: float | None = None) -> dict[str, Any]:
     """Say with what and on what something was made: versions, git commit, Python, hardware, time.
 
+    Results of two processors can be compared to the last bit only if `hardware.rounding` is the same, and is not null.
     `started` (a time.time() at the start of the job) adds `wall_seconds`. The commit is null outside a git checkout;
     `dirty` tells of changes that are not committed.
     """
@@ -269,6 +231,7 @@ def _hardware() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cpu_count": os.cpu_count(),
         "cpus_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "rounding": {name: os.environ.get(name) for name in ROUNDING},
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": _gpus(),
     }

@@ -2,9 +2,8 @@
 
     L = -ln σ(β·z),   z = ln π(chosen)/π_ref(chosen) - ln π(rejected)/π_ref(rejected)
 
-averaged over the pairs of an optimizer step. The reference π_ref is the model that training starts from: its
-log-probabilities of all pairs that the training comes to are taken before the first step, so that no second model is
-held.
+averaged over the pairs of an optimizer step. The reference π_ref is the model that training starts from
+(`bulwark.unlearning.likelihoods`).
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.errors import RecordError
-from bulwark.training import engine as engines
 from bulwark.training.batches import Batch, StepBatches
 from bulwark.training.finetuning import Course
 from bulwark.training.objectives import Objective
-from bulwark.unlearning.tampering.resistance import dpo_loss, log_probabilities, preference_margins
+from bulwark.unlearning.likelihoods import StartLikelihoods
+from bulwark.unlearning.tampering.resistance import dpo_loss, log_probabilities
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -39,7 +38,7 @@ class DirectPreference(Objective):
                 f"{course.job.inputs[name]}: of {len(self._sides)} pairs {len(course.examples)} have a chosen response "
                 "with a token within training.max_tokens. Raise it, or remove the others."
             )
-        self._reference: dict[int, tuple[float, float]] | None = None
+        self.at_start = StartLikelihoods(self._likelihoods)
 
     def batches_from(self, own: StepBatches) -> StepBatches:
         self._chosen = own
@@ -50,39 +49,20 @@ class DirectPreference(Objective):
 
     def before_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
         """Before the first step: the reference's log-probabilities of this rank's pairs, once each."""
-        if self._reference is not None:
-            return
-        self._reference = {}
-        mode = engine.training
-        engine.eval()
-        with torch.no_grad():
-            for number in range(total):
-                for batch in self._chosen.of_step(number):
-                    new = any(set(row) - self._reference.keys() for row in batch.rows)
-                    if not engines.over_ranks(torch.tensor(float(new), device=engine.device)):
-                        continue  # on no rank: the data set begins anew
-                    values = [side.tolist() for side in self._likelihoods(engine, batch.to(engine.device))]
-                    for row, *both in zip(batch.rows, *values, strict=True):
-                        self._reference |= {example: (both[0], both[1]) for example in row}
-        engine.train(mode)
+        self.at_start.take(engine, (batch for number in range(total) for batch in self._chosen.of_step(number)))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """This micro-batch's share of the mean over the pairs of the step."""
         filled = torch.tensor([float(bool(row)) for row in batch.rows], device=batch.input_ids.device)
-        return (dpo_loss(self._margins(model, batch), self.beta) * filled).sum() / max(1, batch.step_sequences)
+        return (dpo_loss(self.at_start.margins(model, batch), self.beta) * filled).sum() / max(1, batch.step_sequences)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reference": [[example, *values] for example, values in (self._reference or {}).items()]}
+        return self.at_start.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._reference = {int(example): (chosen, rejected) for example, chosen, rejected in state["reference"]}
+        self.at_start.load_state_dict(state)
 
     def _likelihoods(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """ln p of both responses of each row's pair, [rows] each."""
         rejected = self._rejected.alike(batch).to(batch.input_ids.device)
         return log_probabilities(model, batch), log_probabilities(model, rejected)
-
-    def _margins(self, model: nn.Module, batch: Batch) -> Tensor:
-        known = self._reference or {}
-        reference = torch.tensor([known[row[0]] if row else (0.0, 0.0) for row in batch.rows]).T
-        return preference_margins(*self._likelihoods(model, batch), *reference.to(batch.input_ids.device))

@@ -7,8 +7,9 @@ import pytest
 from bulwark import analyses
 from bulwark.analyses import compute
 from bulwark.errors import RecordError
-from bulwark.models.manifests import take_snapshot, write_manifest
+from bulwark.models.manifests import write_manifest
 from bulwark.steps import heretic, sft
+from bulwark.training.saved.snapshots import take_snapshot
 
 TRAINING = {
     "steps": 20,

@@ -1,12 +1,13 @@
 """Digests of code: what decides that something is computed again."""
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 import bulwark
-from bulwark.config import digests
+from bulwark.config import digests, plan
 from bulwark.config.digests import UNTRACKED, Package
 from bulwark.errors import ConfigurationError
 
@@ -172,6 +173,31 @@ def test_no_step_depends_on_what_cannot_change_a_result():
 
 def test_an_attack_does_not_depend_on_the_training_loop():
     assert "bulwark.training.loop" not in covered(*digests.step_roots("heretic"))
+
+
+def test_a_snapshot_depends_on_the_code_that_makes_it_and_on_nothing_that_is_only_recorded(edited):
+    module = "training/saved/snapshots.py"
+    for old, new in (('f"{SNAPSHOTS}/{step}/"', 'f"{SNAPSHOTS}/{step + 1}/"'), ('"kind": made["kind"]', '"kind": "x"')):
+        assert edited(plan.snapshot_code, None) != edited(plan.snapshot_code, None, change=(module, old, new))
+    for told in ("def provenance(", "def open_manifest("):
+        change = ("models/manifests.py", told, f"{told}*given, more=0):\n    return {{}}\n\n\ndef _before(")
+        assert edited(plan.snapshot_code, None) == edited(plan.snapshot_code, None, change=change)
+    assert covered(digests.SNAPSHOT).keys() == {"bulwark.training.saved.snapshots"}
+
+
+def test_every_rule_whose_jobs_compute_something_says_by_which_code():
+    """Those that do not only fetch, adopt or point to what is there; records have the digest in their recipe."""
+    without = {"download_dataset", "prepare_dataset", "download_model", "adopt_model", "start_recipe"}
+    rules = "".join(path.read_text(encoding="utf-8") for path in (SOURCE.parents[1] / "workflow/rules").glob("*.smk"))
+    decided = {}
+    for found in re.finditer(r'\bdecided\(\s*"(\w+)"', rules):
+        end, depth = found.end(), 1
+        while depth:  # to the parenthesis that closes it
+            depth += {"(": 1, ")": -1}.get(rules[end], 0)
+            end += 1
+        decided[found[1]] = rules[found.end() : end]
+    assert {"apply_step", "take_snapshot", "make_figure"} <= decided.keys()
+    assert {rule for rule, params in decided.items() if "code=" not in params} == without
 
 
 def test_every_untracked_name_is_a_module():

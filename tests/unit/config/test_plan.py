@@ -10,7 +10,7 @@ import pytest
 from bulwark.config import loading, machine, overlays, paths, plan, plan_reports, plan_vectors
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.miniature import records, settings
-from bulwark.settings import validated
+from bulwark.settings import Closed, validated
 
 CONFIG = Path(__file__).parents[3] / "config"
 
@@ -259,6 +259,32 @@ def test_what_only_scoring_reads_is_no_setting_of_the_answers(miniature):
     scoring = plan.scores(miniature, "miniature", "base", "traits").settings
     assert "scoring" in scoring
     assert answering == {key: value for key, value in scoring.items() if key != "scoring"}
+
+
+def test_what_scoring_names_may_be_of_the_recipe_before_the_last_step(papers, monkeypatch):
+    class Scoring(Closed):
+        def inputs(self):
+            return {"before": "checkpoints/{model}/{parent}/seed{seed}/checkpoint.json"}
+
+    monkeypatch.setattr(plan, "_of_scoring", lambda resolved: Scoring().inputs())
+    for recipe, before in (("sft+steer", "sft"), ("sft", "base"), ("base", "base")):
+        asked = plan.scoring_inputs(papers, "qwen2.5-7b-instruct", recipe, "1", "xstest")
+        assert asked == {"before": f"results/checkpoints/qwen2.5-7b-instruct/{before}/seed1/checkpoint.json"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "said"),
+    [
+        ("benchmarks", "checkpoints/{model}/{parnt}/seed{seed}/checkpoint.json", '"parnt".*"parent"'),
+        ("benchmarks", "checkpoints/{model}/{prefix}x/seed{seed}/checkpoint.json", '"prefix"'),
+        ("steps", "checkpoints/{model}/{recipe}/seed{seed}/checkpoint.json", '"recipe"'),
+        ("projections", "vectors/{model}/{prefix}x/seed{seed}/evil.safetensors", '"prefix"'),
+        ("steps", "data/a{/train.jsonl", "is no path"),
+    ],
+)
+def test_a_path_that_the_plan_cannot_fill_in_is_told_when_the_configuration_is_read(kind, path, said):
+    with pytest.raises(ConfigurationError, match=f"^config/x.yaml, line 3: .*{said}"):
+        paths.check_places(kind, path, "config/x.yaml, line 3")
 
 
 def test_an_attack_takes_the_resources_of_generation(papers):

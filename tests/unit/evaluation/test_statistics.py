@@ -198,3 +198,18 @@ def test_facts_are_taken_from_the_rows():
         sample({0: rows, 1: other}, "right")
     joined = together([sample({0: rows}, "right"), taken([1, 0], ids=("x", "y"))])
     assert joined.facts == ("f0", "f0", "f1", "f1", "x", "y")
+
+
+def test_models_that_do_not_agree_what_a_record_asks_for_are_not_joined():
+    rows = [{"id": str(n), "fact": f"f{n // 2}", "right": n % 2} for n in range(4)]
+    first = sample({0: rows}, "right")
+    assert together([first, first]).facts == first.facts
+    fewer = sample({0: rows[1:3]}, "right")
+    assert together([fewer, first]).facts == first.facts
+    other = sample({0: [{**row, "fact": "f0"} for row in rows]}, "right")
+    for pair, said in (((first, other), '"f1", "f0"'), ((other, first), '"f0", "f1"')):
+        with pytest.raises(StatisticsError, match=f'which fact the record "2" asks for .{said}.'):
+            together(pair)
+    without = taken([1, 0, 1, 0], ids=("0", "1", "2", "3"))  # of an older scores file
+    with pytest.raises(StatisticsError, match='the record "0"'):
+        together([first, without])

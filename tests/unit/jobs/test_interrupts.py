@@ -123,6 +123,19 @@ def test_what_is_nearly_done_is_seen_through():
         interrupts.leave_if_told()
 
 
+def test_who_is_told_while_one_job_is_seen_through_ends_where_the_next_begins(caplog):
+    """A process that does several jobs calls `catch` for each."""
+    with caught():
+        interrupts.see_through()
+        tell(signal.SIGTERM)
+        with pytest.raises(Interrupted) as ended:
+            interrupts.catch()
+        assert ended.value.code == 128 + signal.SIGTERM
+    assert caplog.messages == ["Stopped; give the same command again"]
+    with caught():  # it is over with that
+        assert not interrupts.told()
+
+
 def test_who_has_not_asked_for_it_gets_what_python_does():
     with interrupts.resumable(lambda: "5 answers"), pytest.raises(KeyboardInterrupt):
         tell(signal.SIGINT)

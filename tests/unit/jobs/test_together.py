@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +16,10 @@ from shared_samples import ADVERSARIES, DIVERGES, PARENT, loads_of, manifest, pa
 from tiny_causal_models import tiny_model
 from tiny_tokenizers import tiny_tokenizer
 
-from bulwark import seals, steps
+from bulwark import interrupts, seals, steps
 from bulwark.errors import BulwarkError
 from bulwark.jobs import launch, together
-from bulwark.jobs.loading import loaded_once
+from bulwark.jobs.loading import _Kept, _whole, loaded_once
 from bulwark.jobs.sealing import sealed
 from bulwark.jobs.together import Part, Together
 from bulwark.models import checkpoints, manifests
@@ -143,6 +145,28 @@ def test_what_is_finished_when_a_job_is_killed_is_not_trained_again(place, proce
     assert manifest("relearn_lora")["training"]["resumed_at"] == [4]
 
 
+def test_a_signal_between_two_trainings_ends_the_job_there(place, processes):
+    """After the look whether the process was told to end, and before the next training listens for signals."""
+    parts = [part("relearn_a"), part("relearn_b")]
+
+    def told_to_end():
+        def collect():
+            os.kill(os.getpid(), signal.SIGTERM)
+            return gc.collect()
+
+        steps.gc = SimpleNamespace(collect=collect)  # the last of what is done between two trainings
+        try:
+            steps.execute_all(Together(tuple(parts)), Path("logs/0.job.json"))
+        except interrupts.Interrupted as ended:
+            os._exit(ended.code)
+
+    assert os.waitstatus_to_exitcode(forked(told_to_end)) == 128 + signal.SIGTERM
+    assert [one.is_done() for one in parts] == [True, False]
+    assert Path("logs/0.job.begun").read_text() == "relearn_a"
+    perform(*parts)
+    assert told() == {"made": ["relearn_a", "relearn_b"], "failed": {}}
+
+
 def test_one_that_fails_is_named_and_the_others_are_made(place, processes):
     diverges = part("relearn_diverges", **DIVERGES)
     Path("deaths").write_text(json.dumps([["relearn_killed", 1]]))
@@ -220,3 +244,17 @@ def test_a_copy_is_the_model_that_was_read(tied, tmp_path):
         checkpoints.load_model(tmp_path / "other", dtype="bfloat16")
         assert (loads.read, loads.copied) == (2, 1)
     assert checkpoints.load_model is original
+
+
+def test_a_copy_lies_on_the_device_on_which_its_original_was_opened():
+    """The weights are kept on the CPU; "meta" stands for a device that is not there."""
+    model = tiny_model("llama", tied=False)
+    kept = _Kept.of(model)
+    assert {weight.held.device.type for weight in kept.weights} == {"cpu"}
+    assert {parameter.device for parameter in kept.copy().parameters()} == {model.device}
+    for weight in kept.weights:
+        assert weight.device == model.device
+        weight.device = torch.device("meta")
+        there = _whole(weight)
+        assert (there.device.type, there.shape, there.dtype) == ("meta", weight.held.shape, weight.held.dtype)
+    assert {parameter.device.type for parameter in kept.copy().parameters()} == {"meta"}

@@ -20,10 +20,10 @@ from bulwark.models.manifests import (
     provenance,
     read_manifest,
     start_recipe,
-    take_snapshot,
     weights_folder,
     write_manifest,
 )
+from bulwark.training.saved.snapshots import take_snapshot
 
 
 def folder_with(folder: Path, **files: str) -> Path:
@@ -166,6 +166,16 @@ def test_digests(tmp_path):
         digest(tmp_path / "gone")
     with pytest.raises(TypeError):
         digest({1, 2})
+
+
+def test_provenance_tells_how_sums_are_rounded(monkeypatch):
+    """Or that nobody has said: then another processor may give other numbers."""
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    monkeypatch.delenv("MKL_CBWR", raising=False)
+    assert provenance()["hardware"]["rounding"] == {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": None}
+    common = (Path(__file__).parents[3] / "workflow/rules/common.smk").read_text(encoding="utf-8")
+    for name in manifests.ROUNDING:
+        assert f'"{name}": "' in common
 
 
 def test_provenance_tells_with_what_and_on_what():

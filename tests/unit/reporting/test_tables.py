@@ -298,6 +298,6 @@ def test_published_attack_rates_of_aside_stand_beside_those_of_the_same_prompts(
     printed = read_yaml(CONFIG / "published/aside.yaml")["results"]
     rates = {(one["benchmark"], one["metric"]) for one in printed if one["what"].startswith("attack success rate")}
     assert rates <= shown
-    variants = ("tensortrust", "gandalf", "bipia_text", "bipia_code")
+    variants = ("struq", "tensortrust", "gandalf", "bipia_text", "bipia_code")
     assert {f"{name}_published" for name in variants} <= {benchmark for benchmark, _ in rates}
     assert not set(variants) & {benchmark for benchmark, _ in rates}

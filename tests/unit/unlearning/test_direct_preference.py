@@ -79,7 +79,7 @@ def test_loss_and_gradient_of_a_step_are_those_written_out(tmp_path):
     engine = Started(start)
     engines.start_processes()
     objective.before_step(engine, 0, 2)
-    known = dict(objective._reference)
+    known = dict(objective.at_start.known)
     assert sorted(known) == [0, 1, 2, 3, 4]
     for step in range(2):
         numbers = own.examples_of(step).tolist()
@@ -96,10 +96,10 @@ def test_loss_and_gradient_of_a_step_are_those_written_out(tmp_path):
         if wanted.grad is not None:
             assert torch.allclose(found.grad.double(), wanted.grad, rtol=1e-3, atol=1e-5)
     objective.before_step(Started(other), 1, 2)  # is not taken again of the weights of now
-    assert objective._reference == known
+    assert objective.at_start.known == known
     resumed = DirectPreference(course(tmp_path), "forget", BETA)
     resumed.load_state_dict(objective.state_dict())
-    assert resumed._reference == known
+    assert resumed.at_start.known == known
 
 
 def test_training_prefers_the_chosen_side_and_begins_at_ln_2(tmp_path):

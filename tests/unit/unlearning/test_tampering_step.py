@@ -334,7 +334,7 @@ def test_the_likelihoods_of_the_start_are_taken_once_of_each_pair(tmp_path, monk
         for example in row
     ]
     assert len(needed) > len(set(needed)), "some come again"
-    assert set(objective.held_out._reference) == set().union(*passed) == set(needed)
+    assert set(objective.held_out.at_start.known) == set().union(*passed) == set(needed)
     assert all(batch - set().union(*passed[:n]) for n, batch in enumerate(passed))
 
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch, StepBatches
 from bulwark.training.finetuning import Course
 from bulwark.training.objectives import next_token_loss
+from bulwark.unlearning.likelihoods import StartLikelihoods
 from bulwark.unlearning.padding import counted
 from bulwark.unlearning.tampering import resistance
 from bulwark.unlearning.tampering.settings import TamperingSettings
@@ -71,8 +72,8 @@ class HeldOut:
 class Preferences(HeldOut):
     """Held-out preferences for DPO, whose reference is the model that training starts from.
 
-    The reference's log-probabilities of all pairs that will be needed are taken before the first step, once each, so
-    that no second model is held (the authors take those of every pair in the data set).
+    Its log-probabilities are taken of all pairs that will be needed (the authors take those of every pair in the data
+    set).
     """
 
     def __init__(self, course: Course, settings: TamperingSettings) -> None:
@@ -81,53 +82,35 @@ class Preferences(HeldOut):
         # Not by length, by which only one side of the pairs would be ordered.
         self._chosen = course.batches(sides["chosen"], "held_out", group_by_length=False)
         self._rejected = course.batches(sides["rejected"], "held_out", group_by_length=False)
-        self._reference: dict[int, tuple[float, float]] | None = None
+        self.at_start = StartLikelihoods(self._likelihoods)
 
     def of(self, adversary: str, number: int, device: torch.device) -> list[Batch]:
         return [batch.to(device) for batch in self._chosen.of_step(number)]
 
     def loss(self, engine: DeepSpeedEngine, batch: Batch) -> Tensor:
         """-ln σ(β·z), averaged over the pairs of the whole held-out batch."""
-        losses = resistance.dpo_loss(self._margins(engine, batch), self.settings.resistance.beta)
+        losses = resistance.dpo_loss(self.at_start.margins(engine, batch), self.settings.resistance.beta)
         return (losses * _filled(batch)).sum() / max(1, batch.step_sequences)
 
     def diagnosis(self, engine: DeepSpeedEngine, batches: list[Batch]) -> dict[str, Tensor]:
         """The share of pairs whose chosen response has gained more than the rejected one (a draw does not count)."""
         with torch.no_grad():
-            wins = [((self._margins(engine, batch) > 0) & _filled(batch).bool()).sum() for batch in batches]
+            wins = [((self.at_start.margins(engine, batch) > 0) & _filled(batch).bool()).sum() for batch in batches]
             return {"win_rate": sum(wins) / max(1, batches[0].step_sequences)}
 
     def before_training(self, engine: DeepSpeedEngine, trajectories: int) -> None:
-        if self._reference is not None:
-            return
-        self._reference = {}
-        mode = engine.training
-        engine.eval()
-        with torch.no_grad():
-            for number in range(trajectories):
-                for batch in self.of("", number, engine.device):
-                    if not _on_any_rank(any(set(row) - self._reference.keys() for row in batch.rows), engine.device):
-                        continue  # the data set begins anew
-                    chosen, rejected = (values.tolist() for values in self._likelihoods(engine, batch))
-                    for row, values in zip(batch.rows, zip(chosen, rejected, strict=True), strict=True):
-                        self._reference |= {example: values for example in row}
-        engine.train(mode)
+        self.at_start.take(engine, (batch for number in range(trajectories) for batch in self._chosen.of_step(number)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reference": [[example, *values] for example, values in (self._reference or {}).items()]}
+        return self.at_start.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._reference = {int(example): (chosen, rejected) for example, chosen, rejected in state["reference"]}
+        self.at_start.load_state_dict(state)
 
-    def _likelihoods(self, engine: DeepSpeedEngine, batch: Batch) -> tuple[Tensor, Tensor]:
-        rejected = self._rejected.alike(batch).to(engine.device)
-        chosen = resistance.log_probabilities(engine, batch)
-        return chosen, resistance.log_probabilities(engine, rejected)
-
-    def _margins(self, engine: DeepSpeedEngine, batch: Batch) -> Tensor:
-        known = [self._reference[row[0]] if row else (0.0, 0.0) for row in batch.rows]
-        reference = torch.tensor(known, device=engine.device).T
-        return resistance.preference_margins(*self._likelihoods(engine, batch), *reference)
+    def _likelihoods(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        rejected = self._rejected.alike(batch).to(batch.input_ids.device)
+        chosen = resistance.log_probabilities(model, batch)
+        return chosen, resistance.log_probabilities(model, rejected)
 
 
 def held_out_of(course: Course, settings: TamperingSettings) -> HeldOut:
@@ -145,8 +128,3 @@ def over_ranks(values: dict[str, Tensor]) -> dict[str, float]:
 def _filled(batch: Batch) -> Tensor:
     """1 for rows that hold an example, 0 for fillers, [rows]."""
     return torch.tensor([float(bool(row)) for row in batch.rows], device=batch.input_ids.device)
-
-
-def _on_any_rank(here: bool, device: torch.device) -> bool:
-    """Whether it is so on one rank at least; all ranks must call it."""
-    return bool(engines.over_ranks(torch.tensor(float(here), device=device)))
