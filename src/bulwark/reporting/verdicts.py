@@ -154,7 +154,9 @@ def _quantity(condition: Mapping[str, Any], columns: Columns) -> Quantity:
     ).case
     if case is None:
         return shown
-    return Quantity(shown.column.model_copy(update={"label": f"{shown.label} ({worst_cases.described(case)})"}))
+    # A table may label the metric "before", which says nothing of attacks
+    named = f"{terms['metric'].replace('_', ' ')} of {terms['benchmark']}"
+    return Quantity(shown.column.model_copy(update={"label": f"{named} ({worst_cases.described(case)})"}))
 
 
 def _sentence(claim: Mapping[str, Any], condition: Mapping[str, Any], measured: Quantity, higher: bool | None) -> str:

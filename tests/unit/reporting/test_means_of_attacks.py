@@ -153,7 +153,7 @@ def test_a_claim_about_the_mean_of_attacks(tmp_path):
     assert found["effect"] == pytest.approx(by_hand("base", names)[0] - by_hand("tar", names)[0])
     assert found["verdict"] == "reproduced"
     said = verdicts.headline(found, {"cloze.accuracy": {**COLUMN, "label": "Forgotten facts"}})
-    assert said.quantity == "Forgotten facts (mean of full, lora.*)"
+    assert said.quantity == "accuracy of cloze (mean of full, lora.*)"
     none = {**COLUMN, "recipe": "base", "value": 0.5, "average": ONLY_TAR}
     found = check_claim("c", claim({"at_most": none}), cells)
     assert found["verdict"] == "undecided"

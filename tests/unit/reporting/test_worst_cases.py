@@ -180,7 +180,7 @@ def test_a_claim_about_a_worst_case_holds_or_falls_by_it(tmp_path):
     assert found["effect"] == pytest.approx(0.27, abs=0.02)
     columns = {"cloze.accuracy": {**COLUMN, "label": "Forgotten facts"}}
     said = verdicts.headline(found, columns)
-    assert said.quantity == "Forgotten facts (worst case of relearn.* within 10 % of accuracy of retain)"
+    assert said.quantity == "accuracy of cloze (worst case of relearn.* within 10 % of accuracy of retain)"
     assert said.effect.endswith("points")
 
 
