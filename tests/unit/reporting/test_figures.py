@@ -9,6 +9,7 @@ from PIL import Image
 from score_samples import sep_cell, study_cells, write_scores
 
 from bulwark.reporting import figures
+from bulwark.reporting.figures import look
 from bulwark.reporting.results import ResultsError
 from bulwark.reporting.settings import Figure, Table
 from bulwark.settings import read_yaml, validated
@@ -157,3 +158,23 @@ def test_figures_show_a_metric_in_the_unit_of_the_tables():
     for path in sorted((CONFIG / "figures").glob("*.yaml")):
         for column in validated(Figure, read_yaml(path), str(path)).columns:
             assert unit_of[column.benchmark, column.metric] == (column.percent, column.out_of), path
+
+
+def test_many_panels_of_bars_fill_rows(tmp_path, drawn):
+    """Eight metrics in one column would be a picture of one and a half metres."""
+    column = {"benchmark": "sep", "metric": "separation"}
+    columns = [{**column, "label": f"panel {number}"} for number in range(7)]
+    spec = {**SPEC, "columns": columns, "published": None}
+    figures.make_figure(spec, study_cells(tmp_path, n=40), None, tmp_path / "f.pdf", tmp_path / "f.png")
+    shown = [panel for panel in drawn[0].axes if panel.get_visible()]
+    assert [panel.get_title() for panel in shown] == [f"panel {number} ↑" for number in range(7)]
+    places = [panel.get_subplotspec() for panel in shown]
+    rows = {place.rowspan.start for place in places}
+    assert len(rows) < 4
+    assert len({place.colspan.start for place in places}) == -(-7 // len(rows))
+
+
+def test_no_two_recipes_look_alike():
+    spec = validated(Figure, SPEC, "the figure")
+    looks = [look.of_recipe(spec, f"recipe{number}", number) for number in range(49)]
+    assert len({(colour, mark) for colour, _, mark in looks}) == 49

@@ -42,11 +42,13 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
                 colour, _, mark = look.of_recipe(figure, recipe, index)
                 known = [point for point in of_recipe if point is not None]
                 ends = [x for others in points.values() for x, _ in filter(None, others)]
-                _draw(panel, known, spec.most, is_cost(axis, results), ends, {"color": colour, "marker": mark})
+                dash = look.STYLES[index // len(look.COLOURS) % len(look.STYLES)]  # where colours come again
+                look_of = {"color": colour, "marker": mark, "linestyle": dash}
+                _draw(panel, known, spec.most, is_cost(axis, results), ends, look_of)
                 before = results.estimate(model, recipe, spec.harm.benchmark, spec.harm.metric).value
                 if before is not None:
                     panel.axhline(before * spec.harm.scale, color=colour, linestyle=":", linewidth=1)
-                line = Line2D([], [], color=colour, marker=mark, linewidth=1.3)
+                line = Line2D([], [], **look_of, linewidth=1.3)
                 handles.setdefault(figure.label(recipe), line)
             _dress(panel, figure, axis, model if len(results.models) > 1 else "")
     recipes = [one for recipe in spec.series for one in those_named(spec.over(recipe), results.recipes)]
@@ -87,10 +89,12 @@ def _draw(panel, points: Sequence[Point], most: str, cheap: bool, ends: Sequence
     """The attacks on one recipe and their front; ends: of all recipes, so that fronts go on to the last of them."""
     if not points:
         return
-    panel.scatter(*zip(*points, strict=True), s=22, alpha=0.6, linewidth=0, clip_on=False, zorder=3, **style)
+    marks = {"s": 22, "alpha": 0.6, "linewidth": 0, "clip_on": False, "zorder": 3}
+    panel.scatter(*zip(*points, strict=True), color=style["color"], marker=style["marker"], **marks)
     steps = front(points, most, cheap)
     steps.append((max(ends) if cheap else min(ends), steps[-1][1]))
-    panel.step(*zip(*steps, strict=True), where="post", color=style["color"], linewidth=1.3)
+    line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.3}
+    panel.step(*zip(*steps, strict=True), where="post", **line)
 
 
 def _dress(panel, figure: Figure, axis: Axis, model: str) -> None:

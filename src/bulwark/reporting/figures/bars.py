@@ -17,7 +17,8 @@ from bulwark.reporting.worst_cases import estimate_of
 _WIDTH = 0.8  # of a group of bars; the distance between groups is 1
 _LEAST = 5.2  # inches across a figure, so that note and legend need few lines
 _FLAT = 0.01  # of the axis: a lower bar is marked at the bottom, with its value
-_PER_PANEL = 6.3  # inches, at most; wider figures put panels below each other
+_PER_PANEL = 6.3  # inches, at most
+_WIDEST = 14  # inches across a figure; further panels come below
 
 
 def draw(figure: Figure, results: Results, printed: dict) -> Any:
@@ -25,11 +26,12 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
     columns = shown_columns(figure.columns, results)
     models, recipes = shown_rows(figure, results)
     width = min(_PER_PANEL, 1.9 + len(models) * (0.35 + 0.27 * len(recipes)))
-    across = len(columns) if width * len(columns) <= 14 else 1
+    across = min(len(columns), max(1, int(_WIDEST / width)))
     down = -(-len(columns) // across)
-    canvas, panels = look.panels(down, across, max(_LEAST, width * across), 3.4 * down + 0.4)
+    across = -(-len(columns) // down)  # rows of equal length, as far as they can be
+    canvas, panels = look.panels(down, across, max(_LEAST, width * across), 3.4 * down + 0.4, used=len(columns))
     drawn: set[str] = set()
-    for panel, column in zip(panels.flat, columns, strict=True):
+    for panel, column in zip(panels.flat, columns, strict=False):
         drawn |= _draw(panel, figure, column, models, recipes, results, printed)
     handle_of = dict(zip(*reversed(look.legend(panels.flat)), strict=True))
     # The recipes in order, then the marks, which `sorted` leaves in theirs.

@@ -37,8 +37,12 @@ def panels(down: int, across: int, width: float, height: float, used: int | None
 
 
 def of_recipe(figure: Figure, recipe: str, index: int) -> tuple[str, str, str]:
-    """Colour, line style and mark of the recipe at a place in the list of recipes."""
-    return figure.colours.get(recipe, COLOURS[index % 7]), STYLES[index % 4], MARKS[index % 7]
+    """Colour, line style and mark of the recipe at a place in the list of recipes.
+
+    From the eighth on a colour comes again, with another mark: no two of 49 recipes share both.
+    """
+    mark = MARKS[(index + index // len(COLOURS)) % len(MARKS)]
+    return figure.colours.get(recipe, COLOURS[index % len(COLOURS)]), STYLES[index % len(STYLES)], mark
 
 
 def unit(column: Column) -> str:
