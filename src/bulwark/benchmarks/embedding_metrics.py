@@ -7,8 +7,8 @@ Euclidean distance (l2) and the largest distance of a component (linf). Per reco
     instruction_moved_<measure>    as an instruction, this checkpoint against the base model
     data_moved_<measure>           as data, likewise
 
-ASIDE's role_cosine is 0 by construction, a vanilla model's 1. The distribution over the whole vocabulary is reported
-beside them, with the statistics of the authors.
+ASIDE's role_cosine is 0 by construction (with two roles), a vanilla model's 1. The distribution over the whole
+vocabulary is reported beside them, with the statistics of the authors.
 """
 
 from __future__ import annotations

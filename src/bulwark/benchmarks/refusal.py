@@ -28,6 +28,7 @@ from bulwark.settings import Closed, Text
 
 if TYPE_CHECKING:
     from bulwark.evaluation.examinee import Examinee
+    from bulwark.prompts.builder import Prompt, PromptBuilder
 
 METRICS = {
     "refusal": True,
@@ -70,7 +71,8 @@ class Benchmark(benchmark.Benchmark):
     def answers(self, examinee: Examinee, records: Sequence[Record]) -> list[Row]:
         """The answer to every prompt and, of harmless ones, the KL to the parent, as JSON.
 
-        Raises RecordError if the parent has another template, vocabulary or roles: then there is no KL to it.
+        Raises RecordError if the parent reads other tokens of a prompt, by another template or vocabulary: then there
+        is no KL to it. The roles of the tokens may differ.
         """
         from bulwark.abliteration.measure.measuring import first_token_log_probabilities, kl_divergence
         from bulwark.abliteration.measure.subject import rendered
@@ -88,12 +90,12 @@ class Benchmark(benchmark.Benchmark):
             parent = open_model(
                 examinee.inputs["reference"], examinee.language_model.dtype, max_tokens=builder.max_tokens
             )
-            if parent.builder.vocabulary != builder.vocabulary or parent.builder.digest != builder.digest:
-                raise RecordError(
-                    f"{examinee.inputs['reference']}: the parent is asked with another template, vocabulary or "
-                    "roles, so there is no KL to it. Measure this checkpoint with another benchmark."
-                )
             theirs = [rendered(records[index].prompt, self.settings.system, parent.builder) for index in harmless]
+            if parent.builder.vocabulary != builder.vocabulary or _plain(theirs, builder) != _plain(asked, builder):
+                raise RecordError(
+                    f"{examinee.inputs['reference']}: the parent is asked with another template or vocabulary, so "
+                    "there is no KL to it. Measure this checkpoint with another benchmark."
+                )
             reference = first_token_log_probabilities(parent.model, theirs, builder.pad_id)
             divergence = dict(zip(harmless, kl_divergence(reference, own).tolist(), strict=True))
         results = [{"text": answer.response, "kl": divergence.get(index)} for index, answer in enumerate(produced)]
@@ -126,6 +128,11 @@ class Benchmark(benchmark.Benchmark):
     def reported(self, rows: Sequence[Row]) -> dict[str, float]:
         """The mean length of the answers, and how many of them say nothing (which counts as refusing)."""
         return super().reported(rows) | {"silent_answers": sum(row["characters"] == 0 for row in rows)}
+
+
+def _plain(prompts: Sequence[Prompt], builder: PromptBuilder) -> list[list[int]]:
+    """The tokens of the prompts, without their roles."""
+    return [[i % builder.vocabulary for i in prompt.ids] for prompt in prompts]
 
 
 def _label(record: Record, settings: Settings) -> str:

@@ -29,6 +29,7 @@ from bulwark.data import contrasts, foreign, packages, readers
 from bulwark.data.records import SCHEMAS
 from bulwark.errors import BulwarkError, CheckpointError, ConfigurationError, RecordError, nearest
 from bulwark.models.folders.weights import weights_of
+from bulwark.prompts.templates import TEMPLATES
 
 FIRST = 3  # records of a file that are looked at
 _BEGINNING = 1 << 20  # bytes of a file in which they are looked for
@@ -89,7 +90,8 @@ def check_model(catalogue: Catalogue, model: str) -> None:
         raise ConfigurationError(
             f'{where}: "{given}" has no tokenizer. Save it there with tokenizer.save_pretrained("{given}").'
         )
-    if catalogue.model(model).template == "chat" and not _has_chat_template(folder):
+    template = TEMPLATES[catalogue.model(model).template]
+    if template.system_message is None and template.chat is None and not _has_chat_template(folder):
         raise ConfigurationError(
             f'{catalogue.where("models", model, "template")}: the tokenizer in "{given}" has no chat template. Write '
             "`template: alpaca` for a base model, or save a chat template with the tokenizer."

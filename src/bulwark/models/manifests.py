@@ -54,8 +54,9 @@ def write_manifest(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
     """Write `content` as a manifest at `path`, with `files`: name, bytes, sha256 and time of everything beside it.
 
     Listed are all files below the manifest's folder but the manifest, dot files and what is `PASSING`; and, when
-    `content["weights"]` (a folder relative to the manifest, "." by default) lies elsewhere, the files there, with
-    their relative names. The file appears atomically and is synced to the disk. Returns what was written.
+    `content["weights"]` (a folder relative to the manifest, "." by default) lies elsewhere, the files there that the
+    folder's own manifest lists, with their relative names. The file appears atomically and is synced to the disk.
+    Returns what was written.
 
     Cost: every byte is read and hashed once, in parallel over files: about 2 GB/s and core, so some seconds for 16 GB
     in shards that are still in the page cache, and the time of reading them where they are not.
@@ -198,8 +199,16 @@ def _listed(path: Path, weights: str) -> list[str]:
     if not folder.is_dir():
         raise CheckpointError(f'{path}: its weights folder "{weights}" does not exist.')
     if not folder.resolve().is_relative_to(path.parent.resolve()):
-        names += [os.path.join(weights, name) for name in files_below(folder)]
+        names += [os.path.join(weights, name) for name in _of_model(folder)]
     return names
+
+
+def _of_model(folder: Path) -> list[str]:
+    """The files of a model in another checkpoint's folder: what its manifest lists there, or all if it has none."""
+    path = manifest_path(folder)
+    if not path.is_file():
+        return files_below(folder)
+    return [entry["name"] for entry in seals.read_manifest(path)["files"] if Path(entry["name"]).parts[0] != ".."]
 
 
 def _versions() -> dict[str, str]:

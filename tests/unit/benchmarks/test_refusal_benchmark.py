@@ -71,8 +71,14 @@ def test_a_system_turn_is_part_of_every_prompt(tmp_path, parent):
 
 def test_a_parent_that_is_asked_otherwise_is_an_error(tmp_path):
     other = saved(tmp_path / "other", tiny_aside(), template="alpaca")
-    with pytest.raises(RecordError, match="another template, vocabulary or roles"):
+    with pytest.raises(RecordError, match="another template or vocabulary"):
         answered(tmp_path, other)
+
+
+def test_a_form_of_the_template_that_asks_these_prompts_alike_is_none(tmp_path):
+    """Prompts without data are asked alike in `chat` and `chat_sandwich`, so that there is a KL to such a parent."""
+    told = answered(tmp_path, saved(tmp_path / "other", tiny_aside(), template="chat_sandwich"))
+    assert all(abs(row["kl"]) < 1e-6 for row in told[1:])
 
 
 def row(record, text, kl=None, **more):

@@ -120,7 +120,7 @@ def test_paths_upwards_hold_where_results_is_made_of_links(tmp_path):
     start = tmp_path / "results/checkpoints/tiny/base/seed0/checkpoint.json"
     start_recipe(model, start, {})
     assert open_manifest(start)[1] == model.parent
-    assert write_manifest(start, {"weights": "../../../../models/tiny"})["files"][1]["bytes"] == 3
+    assert write_manifest(start, {"weights": "../../../../models/tiny"})["files"][0]["bytes"] == 3
 
 
 def test_links_of_a_hub_snapshot_are_followed(tmp_path):

@@ -84,3 +84,14 @@ def test_weights_that_changed_since_are_refused(place):
     (place / "parent/config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"parent/config\.json"):
         open_model(place / "sandwich", "float32")
+
+
+def test_what_the_parents_manifest_does_not_list_is_no_part_of_it(place):
+    """Logs and the manifest itself may go, or say another time, and the checkpoint is the same."""
+    (place / "parent/tensorboard").mkdir()
+    (place / "parent/tensorboard/events.1").write_text("log", encoding="utf-8")
+    made = done(place, "prompted", {"form": "sandwich"}, "parent", "sandwich")
+    listed = {entry["name"] for entry in made["files"]}
+    theirs = manifests.read_manifest(place / "parent")["files"]
+    assert listed == {f"../parent/{entry['name']}" for entry in theirs}
+    assert {"../parent/model.safetensors", "../parent/preprocessor_config.json"} <= listed
