@@ -65,6 +65,6 @@ rule choose_trial:
         recipe=r"[^/]*\.best",
     localrule: True
     params:
-        **decided("choose_trial", trials=plan.trials_to_choose),
+        **decided("choose_trial", trials=plan.trials_to_choose, code=plan.choice_code),
     script:
         "../scripts/choose_trial.py"

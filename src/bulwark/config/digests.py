@@ -35,6 +35,7 @@ UNTRACKED = {
 
 STEP = "bulwark.steps:execute"
 SNAPSHOT = "bulwark.training.saved.snapshots:take_snapshot"
+CHOICE = "bulwark.models.folders.chosen:choose_trial"
 ANSWER = "bulwark.evaluation.answer:answer"
 SCORE = "bulwark.evaluation.score:score_file"
 JUDGE = "bulwark.judges:judge"

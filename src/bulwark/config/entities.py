@@ -194,7 +194,9 @@ class Dataset(Closed):
                 f'size is of the split "{unknown[0]}", which there is not{nearest(unknown[0], self.splits)}'
             )
         if self.size and (self.parts or self.source.mixture or self.source.miniature):
-            raise ValueError("size is of one source: with parts, a mixture or the miniature, splits have numbers")
+            raise ValueError(
+                "size is of one source: with parts, a mixture or the miniature, splits have numbers. Write `size: {}`"
+            )
         shares = sum(wanted for wanted in self.splits.values() if isinstance(wanted, float))
         if shares > 1 + 1e-9:
             raise ValueError(f"the shares of the splits add up to {shares:g}; all records together are 1.0")

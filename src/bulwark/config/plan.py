@@ -242,6 +242,11 @@ def snapshot_code(catalogue: Catalogue) -> str:
     return digests.code_digest(digests.SNAPSHOT)
 
 
+def choice_code(catalogue: Catalogue) -> str:
+    """A digest of the code that chooses the best of trials."""
+    return digests.code_digest(digests.CHOICE)
+
+
 # --- answers and scores ---
 
 

@@ -124,7 +124,8 @@ def refuse_failed(output: Path, asked: str, record: Path) -> None:
 def _run(left: Sequence[Part], description: Path, gpus: int, nodes: int, threads: int) -> tuple[str, str] | None:
     """Let processes do what is left; the recipe of the training that failed, and why, or None if none did.
 
-    Raises BulwarkError if the processes fail outside of a training, or end and a checkpoint is missing nevertheless.
+    Of a trial that diverges the checkpoint says so; with it the processes end, and others are needed for what is left.
+    Raises BulwarkError if the processes fail outside of a training, or end and have made no checkpoint.
     """
     stop, begun, failed = launch.stop_file(description), begun_file(description), failed_file(description)
     Together(tuple(left), threads).write(description)
@@ -141,7 +142,6 @@ def _run(left: Sequence[Part], description: Path, gpus: int, nodes: int, threads
     finally:
         for file in (description, stop, begun, failed):
             file.unlink(missing_ok=True)
-    for part in left:
-        if not part.is_done():
-            raise BulwarkError(f"{part.job.output}: its training ended, and yet it is not what was asked for.")
+    if not any(part.is_done() for part in left):
+        raise BulwarkError(f"{left[0].job.output}: its training ended, and yet it is not what was asked for.")
     return None

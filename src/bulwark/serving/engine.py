@@ -113,13 +113,17 @@ class Engine:
     def close(self) -> None:
         """End: what is being answered or waits is broken off."""
         self._closed = True
-        for request in self._answering:
+        answering = self._answering
+        for request in answering:
             request.cancel()
         self._waiting.put(None)
         self._thread.join()
+        stopped = Broken(BulwarkError("The server was stopped."))
+        for request in answering:  # one that is cancelled ends without a word, and its client would wait for ever
+            request.tell(stopped)
         while not self._waiting.empty():
             if (request := self._waiting.get()) is not None:
-                request.tell(Broken(BulwarkError("The server was stopped.")))
+                request.tell(stopped)
 
     def submit(self, request: Request) -> None:
         """Let a request wait for its batch. Raises BulwarkError if too many do."""

@@ -68,7 +68,9 @@ def in_background(language_model: LanguageModel, name: str, new_tokens: int, mos
     """
     with closing(listening(LOOPBACK[0], 0)) as socket_:
         engine = Engine(language_model, most_rows).start()
-        server = uvicorn.Server(uvicorn.Config(Service(engine, name, new_tokens).app(), log_level="warning"))
+        app = Service(engine, name, new_tokens).app()
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_END)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket_]}, name="server", daemon=True)
         thread.start()
         try:

@@ -85,8 +85,10 @@ def execute(job: Job) -> None:
     shutil.rmtree(job.state, ignore_errors=True)
 
 
-def carry_out(job: Job) -> None:
+def carry_out(job: Job) -> bool:
     """Run the step. Of a trial whose training diverges the manifest says so, and there is no model.
+
+    Returns whether there is a model.
 
     So a choice among trials (`models.folders.chosen`) can leave it out, which it could not if the job failed.
     """
@@ -96,6 +98,7 @@ def carry_out(job: Job) -> None:
     started = time.time()
     try:
         execute(job)
+        return True
     except BulwarkError as error:
         if not error.diverged or "trial" not in job.identity:
             raise
@@ -112,6 +115,7 @@ def carry_out(job: Job) -> None:
             reason = str(error).partition(". ")[0]  # what follows is about the saved state, which is removed here
             manifests.write_diverged(Path(job.output), known, f"{reason}.")
             shutil.rmtree(job.state, ignore_errors=True)
+        return False
 
 
 def fine_tune(job: Job, settings: FineTuningSettings, step: Any) -> dict[str, Any]:
@@ -186,12 +190,14 @@ def execute_all(together: Together, description: Path) -> None:
                 with sealed(part.sealing if main else None):
                     if main:
                         Path(part.job.output).unlink(missing_ok=True)  # as the workflow removes what a job makes
-                    carry_out(part.job)
+                    whole = carry_out(part.job)
             except Exception as error:
                 if main:
                     reason = str(error) if isinstance(error, BulwarkError) else f"{type(error).__name__}: {error}"
                     failed_file(description).write_text(reason, encoding="utf-8")
                 raise
+            if not whole:  # after a divergence memory and communication may be in any state; others go on
+                return
             if main:
                 log.info("The parent's weights were read %d times, copied %d times.", loads.read, loads.copied)
 

@@ -22,6 +22,8 @@ KINDS = {
     "pretrain_model": "base model",
     "apply_step": "checkpoint",
     "take_shared": "checkpoint",
+    "take_snapshot": "checkpoint",
+    "choose_trial": "checkpoint",
     "generate_answers": "set of answers",
     "score_answers": "file of scores",
     "extract_vectors": "trait's vectors",

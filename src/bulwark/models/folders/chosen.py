@@ -1,7 +1,7 @@
 """The best of trials: the one with the lowest validation loss becomes a checkpoint under a name of its own.
 
-Its weights are hard links to those of the trial, so that they lie on the disk once, and stay when the trials are
-removed. Where the file system has no such links they are copied. Everything else is small, and copied.
+Its weights are hard links to those of the trial, so that they lie on the disk once, and stay when the trials' weights
+are removed. Where the file system has no such links they are copied. Everything else is small, and copied.
 """
 
 from __future__ import annotations

@@ -43,11 +43,12 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
                 known = [point for point in of_recipe if point is not None]
                 ends = [x for others in points.values() for x, _ in filter(None, others)]
                 dash = look.STYLES[index // len(look.COLOURS) % len(look.STYLES)]  # where colours come again
-                look_of = {"color": colour, "marker": mark, "linestyle": dash}
+                look_of = {"color": colour, "marker": mark, "linestyle": dash, "gid": figure.label(recipe)}
                 _draw(panel, known, spec.most, is_cost(axis, results), ends, look_of)
                 before = results.estimate(model, recipe, spec.harm.benchmark, spec.harm.metric).value
                 if before is not None:
-                    panel.axhline(before * spec.harm.scale, color=colour, linestyle=":", linewidth=1)
+                    dotted = {"color": colour, "linestyle": ":", "linewidth": 1, "gid": look_of["gid"]}
+                    panel.axhline(before * spec.harm.scale, **dotted)
                 line = Line2D([], [], **look_of, linewidth=1.3)
                 handles.setdefault(figure.label(recipe), line)
             _dress(panel, figure, axis, model if len(results.models) > 1 else "")
@@ -90,10 +91,10 @@ def _draw(panel, points: Sequence[Point], most: str, cheap: bool, ends: Sequence
     if not points:
         return
     marks = {"s": 22, "alpha": 0.6, "linewidth": 0, "clip_on": False, "zorder": 3}
-    panel.scatter(*zip(*points, strict=True), color=style["color"], marker=style["marker"], **marks)
+    line = {key: style[key] for key in ("color", "linestyle", "gid")} | {"linewidth": 1.3}
+    panel.scatter(*zip(*points, strict=True), **{key: style[key] for key in ("color", "marker", "gid")}, **marks)
     steps = front(points, most, cheap)
     steps.append((max(ends) if cheap else min(ends), steps[-1][1]))
-    line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.3}
     panel.step(*zip(*steps, strict=True), where="post", **line)
 
 

@@ -18,6 +18,7 @@ import csv
 import io
 import itertools
 from collections.abc import Iterable, Iterator
+from math import isnan
 from typing import Any
 
 COLUMNS = ("panel", "title", "x_axis", "y_axis", "mark", "series", "at", "x", "y", "low", "high", "text")
@@ -67,7 +68,8 @@ def _marks(panel) -> Iterator[tuple[Any, Row]]:
         if not (in_x and in_y):  # across the whole panel
             points = points[:1]
         for x, y in points:
-            yield line, {"mark": mark, **({"x": x} if in_x else {}), **({"y": y} if in_y else {})}
+            if not (isnan(x) or isnan(y)):  # a legend's entry for what was not measured
+                yield line, {"mark": mark, **({"x": x} if in_x else {}), **({"y": y} if in_y else {})}
     for container in panel.containers:
         if isinstance(container, BarContainer):
             edges = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in container.patches]

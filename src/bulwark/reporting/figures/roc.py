@@ -6,6 +6,7 @@ The area in the legend is the mean over seeds; the dotted line is a detector tha
 from __future__ import annotations
 
 from itertools import product
+from math import nan
 from typing import Any
 
 from bulwark.reporting.figures import look
@@ -52,7 +53,7 @@ def _draw(panel, cells: list[Cell], level: str, score: str, name: str, index: in
             counts.append(metrics[f"auroc_{score}"]["n"])
     label = f"{name} ({sum(areas) / len(areas):.3f})" if areas else f"{name} (not measured)"
     line = {"color": look.COLOURS[index % 7], "linestyle": look.STYLES[index % 4], "linewidth": 1.6}
-    for curve in curves or [[[None, None]]]:
+    for curve in curves or [[[nan, nan]]]:
         panel.plot(*zip(*curve, strict=True), label=label, alpha=0.9, clip_on=False, **line)
         label = None
     return counts
