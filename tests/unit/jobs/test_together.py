@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -181,6 +182,18 @@ def test_one_that_fails_is_named_and_the_others_are_made(place, processes):
         together.refuse_failed(Path(made.job.output), made.sealing.asked, Path("logs/0.json"))
     with pytest.raises(BulwarkError, match=r"None of the trainings .*\n  relearn_diverges: Training stopped"):
         perform(diverges)
+
+
+def test_a_trial_that_diverges_is_finished_and_the_others_have_other_processes(place, processes):
+    diverges = part("relearn.3", **DIVERGES)
+    of_trial = diverges.job.identity | {"trial": {"training.learning_rate": 1e30}}
+    diverges = Part(replace(diverges.job, identity=of_trial), diverges.sealing)
+    perform(part("relearn_a"), diverges, part("relearn_b"))
+    assert told() == {"made": ["relearn_a", "relearn.3", "relearn_b"], "failed": {}}
+    assert manifest("relearn.3")["diverged"].startswith("Training stopped at step")
+    assert processes == [["relearn_a", "relearn.3", "relearn_b"], ["relearn_b"]]
+    perform(part("relearn_a"), diverges, part("relearn_b"))
+    assert len(processes) == 2, "nothing is left to do"
 
 
 def test_an_earlier_checkpoint_does_not_hide_that_its_training_failed(tmp_path, monkeypatch):

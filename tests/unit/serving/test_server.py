@@ -293,6 +293,27 @@ def test_a_client_that_goes_away_does_not_hold_up_the_others(monkeypatch):
         assert time.monotonic() - began < 30
 
 
+def test_a_server_that_ends_breaks_off_what_it_is_answering(monkeypatch):
+    """A client without a time limit would wait for ever, and with it the job whose server it asks."""
+    endless = tiny(positions=4096)
+    monkeypatch.setattr(endless.builder, "stop_ids", endless.builder.stop_ids[:1])
+    told = []
+
+    def ask(client):
+        try:
+            said(client, message(ASK), max_tokens=4000)
+        except openai.APIError as error:
+            told.append(str(error))
+
+    with served(endless, new_tokens=4000) as client:
+        asking = threading.Thread(target=ask, args=(client.with_options(timeout=None, max_retries=0),), daemon=True)
+        asking.start()
+        time.sleep(1)
+    asking.join(30)
+    assert not asking.is_alive()
+    assert "The server was stopped." in told[0]
+
+
 def test_a_taken_port_is_told():
     with listening("127.0.0.1", 0) as taken, pytest.raises(BulwarkError, match=r"--port"):
         listening("127.0.0.1", taken.getsockname()[1])
