@@ -363,7 +363,7 @@ def test_attention_is_shared_among_the_parts(tmp_path):
 
 def test_embeddings_are_compared_over_the_words_of_a_record(tmp_path):
     chosen = benchmark_of("embedding_metrics", {"records": 3})
-    inputs = {"before": saved(tmp_path / "base", vanilla())}
+    inputs = {"reference": saved(tmp_path / "base", vanilla())}
     _, rows = run(chosen, tmp_path, sep_file(tmp_path), inputs=inputs)
     record = next(r for r in chosen.load(sep_file(tmp_path)) if r.id == rows[0]["id"])
     prompt, _ = sep.prompt_and_probe(record, examinee(tmp_path).builder)

@@ -62,7 +62,7 @@ def line_of(file, beginning, number=1):
 def test_what_does_not_fit_together_is_told_with_the_place_of_each(tmp_path, model, text, places):
     """An overlay sets one of two keys that exclude each other; the other stands in the entity's own file."""
     study = f"studies: {{aside: {{models: [{model}], recipes: [vanilla], tables: [], figures: [], claims: []}}}}\n"
-    message = refused(tmp_path, MINE + study + text)
+    message = refused(tmp_path, MINE + study + text + "\nrun: [aside]\n")
     for place in places:
         assert place in message, message
 
