@@ -68,7 +68,7 @@ REFUSED = [
     ),
     ({"grid": "attacks: [tried.*, tried.1]"}, ("studies.grid.attacks.1", 'makes "tried.1", which the study has')),
     ({"grid": "attacks: [tried.*]", "trials": "{}"}, ("studies.grid.attacks.0", "trials: {tried: 16}")),
-    ({"grid": "attacks: [ise.0]", "trials": "{}"}, ("studies.grid.attacks.0", '"ise", which has no space')),
+    ({"grid": "attacks: [heretic.0]", "trials": "{}"}, ("studies.grid.attacks.0", '"heretic", which has no space')),
     (
         {"grid": "attacks: [aside], attacked: [vanila]", "trials": "{}"},
         ("studies.grid.attacked.0", 'Did you mean "vanilla"?'),
