@@ -213,7 +213,8 @@ def test_an_entitys_own_file_is_named_with_its_line():
 
 
 def test_what_is_asked_for_of_one_model_is_not_checked_of_others(tmp_path):
-    text = MINE + "run: [aside]\nstudies: {aside: {models: [mine], recipes: [vanilla], tables: [], figures: [], claims: []}}\n"
+    study = "{aside: {models: [mine], recipes: [vanilla], tables: [], figures: [], claims: []}}"
+    text = MINE + f"run: [aside]\nstudies: {study}\n"
     odd = "steps: {vanilla: {settings: {training: {batch_size: 7, micro_batch_size: 7}}, "
     odd += "models: {miniature: {settings: {training: {micro_batch_size: 2}}}}}}"
     known = loading.load(read(tmp_path, text + odd), CONFIG)

@@ -74,7 +74,7 @@ def test_exact_refuses_an_empty_right_answer_which_every_answer_holds(expected, 
 
 
 def test_a_marker_that_every_answer_holds_is_refused():
-    with pytest.raises(ConfigurationError, match="markers"):
+    with pytest.raises(ValueError, match="markers"):
         value("x", "refusal", "marker", marker={"markers": {"refusal": ["i cannot", " "]}})
 
 
