@@ -37,6 +37,7 @@ def place(tmp_path, monkeypatch):
 
 def forked(work) -> int:
     """Do `work` in a child of this process, which is as good as a new one; returns its exit status."""
+    _leave_group()
     child = os.fork()
     if child == 0:
         status = 0
@@ -48,6 +49,15 @@ def forked(work) -> int:
             status = 1
         os._exit(status)
     return os.waitpid(child, 0)[1]
+
+
+def _leave_group() -> None:
+    """End the process group that a training in this process has formed: its threads would not be in a child."""
+    from deepspeed.utils import groups
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        groups._WORLD_GROUP = None  # DeepSpeed's copy of it
 
 
 def alone(one: Part) -> None:
