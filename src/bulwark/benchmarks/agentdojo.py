@@ -67,8 +67,8 @@ Attack = Literal[
 class Settings(Closed):
     """attack, defense: the package's, by their names there. addressed: the model of the package's list as which the
     attack addresses this one ("local" is told "Local model"). tool_output: how what a tool returned is written.
-    max_new_tokens: of one answer; up to 16 in a try, of which a task has three. at_once: tasks that go on side by side, whose
-    answers share batches.
+    max_new_tokens: of one answer; an agent gives up to 16 in a try, of which a task has three. at_once: tasks that go
+    on side by side, whose answers share batches.
     """
 
     attack: Attack = "important_instructions"
