@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-_HELPERS = ("timing", "published_search")
+_HELPERS = ("processes", "timing", "published_search")
 NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem not in _HELPERS)
 
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import multiprocessing
-import re
 import statistics
 import tempfile
 import time
@@ -31,6 +29,7 @@ from unittest import mock
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.processes import elsewhere, memory
 from bench.timing import Ratio
 from bulwark.benchmarks import benchmark_of
 from bulwark.config import loading, overlays, plan
@@ -83,7 +82,7 @@ def run() -> Iterator[Ratio]:
         if m.passes:
             yield _ratio(m.told, [whole / bare for whole, bare in m.pairs])
     few, many, large = (
-        _elsewhere(_grown, records * MEMORY_RECORDS, tokens * MEMORY_TOKENS)
+        elsewhere(_grown, records * MEMORY_RECORDS, tokens * MEMORY_TOKENS)
         for records, tokens in ((1, 1), (2, 1), (2, 2))
     )
     told = f"beyond the model, {MEMORY_RECORDS} records, batches of {MEMORY_TOKENS} tokens: {few / 2**20:.0f} MiB"
@@ -342,17 +341,7 @@ def _grown(records: int, tokens: int) -> float:
             _work(catalogue, "tasks", asked, folder, 1)()  # whatever is loaded once
             work = _work(catalogue, "tasks", asked, folder, records)
             Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
-            before = _memory("VmRSS")
+            before = memory("VmRSS")
             work()
         assert len((folder / "answers.jsonl").read_text().splitlines()) == records
-        return _memory("VmHWM") - before
-
-
-def _memory(key: str) -> int:
-    """A line of /proc/self/status in bytes."""
-    return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-
-def _elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+        return memory("VmHWM") - before

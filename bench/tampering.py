@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.processes import elsewhere, memory
 from bench.timing import Ratio, ratio
 from bulwark.jobs.job import Job
 from bulwark.models.embeddings import install
@@ -149,7 +147,7 @@ class _Step:
 
 def _peak(name: str, stage: int) -> float:
     """Bytes at the highest beyond what the process holds before there is a model."""
-    return _elsewhere(_grown, name, stage)
+    return elsewhere(_grown, name, stage)
 
 
 def _grown(name: str, stage: int) -> float:
@@ -158,20 +156,10 @@ def _grown(name: str, stage: int) -> float:
     engines.build(_model(64, 1), _training(stage), 1)  # whatever is loaded once
     with tempfile.TemporaryDirectory() as folder:
         Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
-        before = _memory("VmRSS")
+        before = memory("VmRSS")
         model, training = _model(512, 8), _training(stage, steps=2)
         # The peak does not depend on the number of inner steps.
         objective = _objective(Tampering if name == "tar" else Objective, model, training, folder, steps=EVERY)
         state = Path(folder) / "training"
         loop.train(model, _rows(), [], training, seed=0, state=state, fingerprint={}, pad_id=0, objective=objective)
-        return _memory("VmHWM") - before
-
-
-def _memory(key: str) -> int:
-    """A line of /proc/self/status in bytes."""
-    return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-
-def _elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+        return memory("VmHWM") - before
