@@ -102,7 +102,8 @@ class Engine:
         self._waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._budget: Budget | None = None
         self._closed = False
-        self._answering: Sequence[Request] = ()
+        self._unanswered: set[Request] = set()
+        self._lock = threading.Lock()  # of these two, so that no request comes in unseen while the engine closes
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> Engine:
@@ -112,33 +113,37 @@ class Engine:
 
     def close(self) -> None:
         """End: what is being answered or waits is broken off."""
-        self._closed = True
-        answering = self._answering
-        for request in answering:
-            request.cancel()
+        with self._lock:
+            self._closed = True
+            for request in self._unanswered:
+                request.cancel()
         self._waiting.put(None)
         self._thread.join()
-        stopped = Broken(BulwarkError("The server was stopped."))
-        for request in answering:  # one that is cancelled ends without a word, and its client would wait for ever
-            request.tell(stopped)
-        while not self._waiting.empty():
-            if (request := self._waiting.get()) is not None:
-                request.tell(stopped)
+        for request in self._unanswered:  # one that is cancelled ends without a word: its client would wait for ever
+            request.tell(Broken(_stopped()))
 
     def submit(self, request: Request) -> None:
-        """Let a request wait for its batch. Raises BulwarkError if too many do."""
+        """Let a request wait for its batch. Raises BulwarkError if too many do, or after `close`."""
         if self._waiting.qsize() >= MOST_WAITING:
             raise BulwarkError(f"{MOST_WAITING} requests are waiting already. Try again later.")
+        with self._lock:
+            if self._closed:
+                raise _stopped()
+            self._unanswered.add(request)
         self._waiting.put(request)
 
     def _run(self) -> None:
         while not self._closed:
-            batch = self._next()
+            taken = self._next()
+            batch = [request for request in taken if not request.cancelled]
             try:
                 self._answer(batch)
             except Exception as error:  # whatever it is, the clients are told and the next batch is answered
                 log.exception("A batch of %d requests failed", len(batch))
                 _break(batch, error)
+            with self._lock:
+                if not self._closed:  # else `close` tells them that they are broken off
+                    self._unanswered.difference_update(taken)
 
     def _next(self) -> list[Request]:
         """The requests that are waiting, once there is one."""
@@ -149,7 +154,7 @@ class Engine:
                 batch.append(self._waiting.get(timeout=max(0.0, until - time.monotonic())))
             except queue.Empty:
                 break
-        return [request for request in batch if request is not None and not request.cancelled]
+        return [request for request in batch if request is not None]
 
     def _answer(self, requests: Sequence[Request]) -> None:
         """Answer them, as many at once as memory allows; one that does not fit is told so, and the others go on."""
@@ -157,7 +162,6 @@ class Engine:
         if self._budget is None and requests:
             self._budget = Budget(cache_token_budget(model))
         rows = [_Row(request, self.language_model) for request in requests]
-        self._answering = requests
         while left := [row for row in rows if not row.ended]:
             batch: list[_Row] = []
 
@@ -178,7 +182,6 @@ class Engine:
                 log.warning("%d requests failed: %s", len(batch), error)
                 for row in batch:
                     row.give_up(error)
-        self._answering = ()
 
     def _decode(self, rows: Sequence[_Row]) -> None:
         """One batch through the decode loop, which is told the rows' own tokens."""
@@ -257,3 +260,7 @@ class _Row:
 def _break(requests: Sequence[Request], error: Exception) -> None:
     for request in requests:
         request.tell(Broken(error))
+
+
+def _stopped() -> BulwarkError:
+    return BulwarkError("The server was stopped.")

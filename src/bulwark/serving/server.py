@@ -80,8 +80,8 @@ def in_background(language_model: LanguageModel, name: str, new_tokens: int, mos
                 time.sleep(0.01)
             yield f"http://{LOOPBACK[0]}:{socket_.getsockname()[1]}/v1"
         finally:
+            engine.close()  # first: what is being asked gets its refusal while the server still sends
             server.should_exit = True
-            engine.close()
             thread.join()
 
 

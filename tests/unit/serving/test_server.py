@@ -21,7 +21,7 @@ from bulwark.judges import JudgeSettings, Request, judge
 from bulwark.models import checkpoints, manifests
 from bulwark.models.assistant import Assistant
 from bulwark.serving import engine as engines
-from bulwark.serving.server import listening
+from bulwark.serving.server import in_background, listening
 
 ASK = "Name the part of a tree."
 DATA = "The committee met on Tuesday."
@@ -297,21 +297,49 @@ def test_a_server_that_ends_breaks_off_what_it_is_answering(monkeypatch):
     """A client without a time limit would wait for ever, and with it the job whose server it asks."""
     endless = tiny(positions=4096)
     monkeypatch.setattr(endless.builder, "stop_ids", endless.builder.stop_ids[:1])
-    told = []
+    told, begun = [], threading.Event()
+    endless.model.register_forward_pre_hook(lambda *_: begun.set())
 
-    def ask(client):
+    def ask(address):  # its own client, since closing it would break off the answer as well
+        client = openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=None)
         try:
             said(client, message(ASK), max_tokens=4000)
         except openai.APIError as error:
             told.append(str(error))
 
-    with served(endless, new_tokens=4000) as client:
-        asking = threading.Thread(target=ask, args=(client.with_options(timeout=None, max_retries=0),), daemon=True)
+    with in_background(endless, NAME, 4000) as address:
+        asking = threading.Thread(target=ask, args=(address,), daemon=True)
         asking.start()
-        time.sleep(1)
+        assert begun.wait(60)
     asking.join(30)
     assert not asking.is_alive()
     assert "The server was stopped." in told[0]
+
+
+def test_an_engine_that_closes_leaves_nobody_waiting_and_refuses_who_comes_later():
+    model = tiny()
+    begun, go_on, told = threading.Event(), threading.Event(), []
+
+    def hold(*_):
+        begun.set()
+        assert go_on.wait(60)
+
+    model.model.register_forward_pre_hook(hold)
+    engine = engines.Engine(model).start()
+    prompt = model.builder.prompt([Turn(role="instruction", text=ASK)])
+    engine.submit(engines.Request(prompt, 400, lambda event: told.append(("answered", event))))
+    assert begun.wait(60)
+    engine.submit(engines.Request(prompt, 400, lambda event: told.append(("waiting", event))))
+    closing = threading.Thread(target=engine.close, daemon=True)
+    closing.start()
+    while not engine._closed:
+        time.sleep(0.01)
+    with pytest.raises(BulwarkError, match="was stopped"):
+        engine.submit(engines.Request(prompt, 4, lambda _: None))
+    go_on.set()
+    closing.join(60)
+    broken = {who for who, event in told if isinstance(event, engines.Broken) and "was stopped" in str(event.error)}
+    assert broken == {"answered", "waiting"}
 
 
 def test_a_taken_port_is_told():
