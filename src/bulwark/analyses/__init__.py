@@ -13,14 +13,13 @@ An analysis has
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bulwark.evaluation.metrics import Metric, Row, records_beside
+from bulwark.evaluation.metrics import Metric, Row, identity_of, without_model, write_scores
 from bulwark.settings import Closed, module_named, validated
 
 
@@ -48,7 +47,7 @@ def analyse_file(
     """Analyse the checkpoint with the manifest `checkpoint`: write `scores` (JSON) and, beside it, the rows.
 
     identity: benchmark (the analysis' name), model, recipe, seed. Standard errors and intervals are null: one training
-    is one observation, and what it varies by is seen over seeds.
+    is one observation, and what it varies by is seen over seeds. Of a trial that diverged all metrics are null.
     Raises CheckpointError for no finished checkpoint, and what the analysis raises where its records are missing.
     """
     from bulwark import files, seals
@@ -56,13 +55,16 @@ def analyse_file(
 
     checkpoint, scores = Path(checkpoint), Path(scores)
     analysis = module_of(module)
+    if (reason := manifests.divergence(checkpoint)) is not None:
+        noted = {**manifests.provenance(), "module": module, "diverged": reason}
+        return write_scores(scores, {**identity_of(identity), **without_model(analysis.METRICS, noted)}, [])
     chosen = validated(analysis.Settings, settings, f"settings of the analysis {module}")
     manifest = manifests.read_manifest(checkpoint, verify=False)
     written = [entry for entry in manifest["files"] if not manifests.holds_weights(entry["name"])]
     seals.verify_files(checkpoint, written)  # all that an analysis reads
     analysed = analysis.analyse(manifest, checkpoint.parent, chosen)
     result = {
-        **{key: identity[key] for key in ("benchmark", "model", "recipe", "seed")},
+        **identity_of(identity),
         "n": len(analysed.rows),
         "metrics": {
             name: Metric(value=value, stderr=None, interval=None, n=n, higher_is_better=analysis.METRICS[name])
@@ -77,10 +79,7 @@ def analyse_file(
             "checkpoint_digest": files.digest(checkpoint),
         },
     }
-    lines = [json.dumps(row, allow_nan=False) for row in analysed.rows]
-    files.write_text(records_beside(scores), "".join(f"{line}\n" for line in lines))
-    files.write_text(scores, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    return result
+    return write_scores(scores, result, analysed.rows)
 
 
 def applies(module: str, settings: Closed | None) -> bool:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bulwark import files, seals
 from bulwark.evaluation.benchmark import Benchmark
@@ -39,9 +40,15 @@ def answer(
     code that makes prompts and answers.
     Writes `answers` (JSON lines: id, variant, response, tokens, finish, truncated) and `provenance` (how they were
     made). Finished answers of an interrupted run, kept in `<answers>.partial`, are not made again if nothing
-    that decides them has changed.
+    that decides them has changed. A trial whose training diverged has no model: no answers, and the reason.
     """
     started = time.time()
+    if (reason := manifests.divergence(checkpoint)) is not None:
+        log.warning("%s: no answers. %s", checkpoint, reason)
+        known = {"checkpoint": seals.content(manifests.manifest_path(checkpoint)), "records": files.digest(records)}
+        files.write_text(answers, "")
+        _note(provenance, {**known, "diverged": reason})
+        return
     inputs = {name: Path(path) for name, path in (inputs or {}).items()}
     decoding = getattr(benchmark.settings, "decoding", None)
     longest, new = (decoding.max_prompt_tokens, decoding.max_new_tokens) if decoding else (None, 0)
@@ -69,8 +76,11 @@ def answer(
         "prompt_limit": language_model.builder.max_tokens,
         "positions": language_model.positions,
         "wall_seconds": round(time.time() - started, 1),
-        **manifests.provenance(),
     }
-    files.write_text(provenance, json.dumps(made, indent=1) + "\n")
+    _note(provenance, made)
     partial.unlink(missing_ok=True)
     log.info("%d answers in %.0f s", len(rows), time.time() - started)
+
+
+def _note(provenance: Path, made: Mapping[str, Any]) -> None:
+    files.write_text(provenance, json.dumps({**made, **manifests.provenance()}, indent=1) + "\n")

@@ -8,9 +8,12 @@ that ask for the same fact have it in the column "fact"; they are one cluster.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
+
+from bulwark import files
 
 Row = dict[str, Any]
 Groups = dict[str, dict[str, "Metric"]]  # {group: {metric: Metric}}
@@ -79,3 +82,28 @@ def by_layer(name: str, values: Iterable[float | None]) -> Row:
 def records_beside(scores: Path) -> Path:
     """The file with one row per record that belongs to a scores file."""
     return Path(scores).with_suffix(".records.jsonl")
+
+
+def identity_of(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose scores a file holds: of what is known, the keys with which it begins."""
+    return {key: known[key] for key in ("benchmark", "model", "recipe", "seed")}
+
+
+def without_model(directions: Mapping[str, bool | None], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file holds of a trial whose training diverged: every metric null. The reason is under "diverged"."""
+    none = Metric(value=None, stderr=None, interval=None, n=0, higher_is_better=None)
+    return {
+        "n": 0,
+        "metrics": {name: Metric(**{**none, "higher_is_better": higher}) for name, higher in directions.items()},
+        "breakdowns": {},
+        "reported": {"diverged": provenance["diverged"]},
+        "provenance": dict(provenance),
+    }
+
+
+def write_scores(scores: Path, result: dict[str, Any], rows: Iterable[Row]) -> dict[str, Any]:
+    """Write a scores file, and the rows beside it. Returns `result`."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    files.write_text(records_beside(scores), "".join(lines))
+    files.write_text(scores, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return result

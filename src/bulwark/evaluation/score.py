@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from bulwark import files, seals
 from bulwark.errors import RecordError
 from bulwark.evaluation.benchmark import Benchmark
-from bulwark.evaluation.metrics import records_beside
+from bulwark.evaluation.metrics import identity_of, without_model, write_scores
 from bulwark.evaluation.statistics import FACT
 from bulwark.models.answers import Answer
 
@@ -40,12 +40,14 @@ def score_file(
     resolved settings and the digests of answers and records are added. checkpoint: the manifest of the one that was
     to answer, if it is still there. inputs: the further files that the benchmark reads, by the names in `inputs()` of
     its settings under `scoring`. Raises RecordError if answers are missing, doubled, of no record, or were made from
-    other records or by another checkpoint.
+    other records or by another checkpoint. Of a trial that diverged, which answered nothing, every metric is null.
     """
     answers, records, scores = Path(answers), Path(records), Path(scores)
     if isinstance(provenance, Path):
         provenance = json.loads(provenance.read_text(encoding="utf-8"))
     _refuse_foreign(answers, provenance, records, checkpoint)
+    if "diverged" in provenance:
+        return write_scores(scores, {**identity_of(identity), **without_model(benchmark.metrics, provenance)}, [])
     inputs = {name: Path(path) for name, path in (inputs or {}).items()}
     if benchmark.read:
         benchmark.read(inputs)
@@ -65,7 +67,7 @@ def score_file(
     rows = [{"id": record.id, **fact, **row} for record, fact, row in zip(known, facts, made, strict=True)]
     every = [answer for variants in given.values() for answer in variants.values()]
     result = {
-        **{key: identity[key] for key in ("benchmark", "model", "recipe", "seed")},
+        **identity_of(identity),
         "n": len(rows),
         "metrics": benchmark.aggregate(rows),
         "breakdowns": benchmark.breakdowns(rows),
@@ -87,10 +89,7 @@ def score_file(
             **({"inputs": {name: files.digest(path) for name, path in inputs.items()}} if inputs else {}),
         },
     }
-    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    files.write_text(records_beside(scores), "".join(lines))
-    files.write_text(scores, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    return result
+    return write_scores(scores, result, rows)
 
 
 def _refuse_foreign(answers: Path, provenance: Mapping[str, Any], records: Path, checkpoint: Path | None) -> None:

@@ -108,6 +108,12 @@ def write_diverged(path: Path, content: dict[str, Any], reason: str) -> dict[str
     return seals.write_manifest(path, content | {"diverged": reason, "files": []})
 
 
+def divergence(path: str | Path) -> str | None:
+    """Why there is no model at the manifest `path` (or of the folder `path`): its training diverged. None if it did not."""
+    path = manifest_path(path)
+    return seals.read_manifest(path).get("diverged") if path.is_file() else None
+
+
 def weights_folder(path: str | Path) -> Path:
     """Return the folder of the weights that the manifest at `path` (or of the folder `path`) belongs to."""
     path = manifest_path(path)

@@ -61,6 +61,11 @@ class Cell:
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
+    @property
+    def diverged(self) -> bool:
+        """Whether there is no model to measure, because the training of this trial diverged."""
+        return "diverged" in self.content.get("reported", {})
+
     def metric(self, name: str) -> dict[str, Any]:
         """One metric of the file. Raises ResultsError with the nearest name if there is none."""
         metrics = self.content["metrics"]
@@ -93,6 +98,10 @@ class Results:
                 f"{benchmark}.json. Add the recipe and the benchmark to the study, or take them out of what shows them."
             )
         return dict(sorted(cells.items()))
+
+    def diverged(self, model: str, recipe: str, benchmark: str) -> bool:
+        """Whether the training of this trial diverged, at any seed. Raises ResultsError if the cell is missing."""
+        return any(cell.diverged for cell in self.seeds(model, recipe, benchmark).values())
 
     def higher_is_better(self, benchmark: str, metric: str) -> bool | None:
         """The direction of a metric; None if it has none. Raises ResultsError if the benchmark has no result."""

@@ -130,12 +130,12 @@ def _table(cells: Sequence[Cell]) -> Any:
 def _trials(cells: Sequence[Cell]) -> list[str]:
     """What each trial among them varies, and how, as its checkpoint's manifest has it; a line per recipe.
 
-    Of the best of trials also which it is.
+    Of the best of trials also which it is, a line per seed, since each chooses for itself.
     """
-    told = {}
+    told: dict[str, None] = {}
     for cell in cells:
         stages = [stage for stage in ("scores", "analyses") if stage in cell.scores.parts]
-        if not stages or (cell.model, cell.recipe) in told:
+        if not stages:
             continue
         parts = cell.scores.parts
         at = len(parts) - 1 - parts[::-1].index(stages[0])
@@ -143,8 +143,9 @@ def _trials(cells: Sequence[Cell]) -> list[str]:
         known = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
         if varied := known.get("trial"):
             settings = ", ".join(f"{key} {json.dumps(value)}" for key, value in varied.items())
-            told[cell.model, cell.recipe] = f"{cell.model}/{cell.recipe}, {_which(known)}: {settings}"
-    return list(told.values())
+            whose = f"{cell.model}/{cell.recipe}" + (f"/seed{cell.seed}" if "chosen" in known else "")
+            told[f"{whose}, {_which(known)}: {settings}"] = None
+    return list(told)
 
 
 def _which(manifest: Mapping[str, Any]) -> str:

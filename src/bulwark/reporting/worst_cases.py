@@ -53,13 +53,16 @@ def of(
     spec: WorstCase | AverageCase,
     confidence: float = CONFIDENCE,
 ) -> Found:
-    """The worst case, or the mean, over the attacks on `recipe` by a metric.
+    """The worst case, or the mean, over the attacks on `recipe` by a metric; without trials whose training diverged.
 
     Raises ResultsError for a metric without rows, StatisticsError for records or seeds that differ between attacks.
     """
-    names = tuple(those_named(spec.over(recipe), results.recipes)) if spec.over(recipe) else ()
+    listed = tuple(those_named(spec.over(recipe), results.recipes)) if spec.over(recipe) else ()
+    names = tuple(name for name in listed if not results.diverged(model, name, measure.benchmark))
+    gone = f"{len(listed) - len(names)} of {len(listed)} attacks diverged"
     if not names:
-        return Found(Estimate(None, None, None, 0, {}, None), None, "no attack is listed", ())
+        return Found(Estimate(None, None, None, 0, {}, None), None, gone if listed else "no attack is listed", ())
+    apart = f"; {gone}" if len(names) < len(listed) else ""
 
     def sample(name: str, benchmark: str, metric: str) -> Sample:
         taken = results.sample(model, name, benchmark, metric)
@@ -72,7 +75,7 @@ def of(
 
     if isinstance(spec, AverageCase):
         mean = averaged({name: sample(name, measure.benchmark, measure.metric) for name in names})
-        return Found(estimate(mean, confidence), mean, _mean_of(len(names)), names)
+        return Found(estimate(mean, confidence), mean, _mean_of(len(names)) + apart, names)
     harm, utility = (measure.benchmark, measure.metric), (spec.utility.benchmark, spec.utility.metric)
     attacks = {name: evaluated.Attack(sample(name, *harm), sample(name, *utility)) for name in names}
     seeds = attacks[names[0]].harm.seeds
@@ -85,7 +88,7 @@ def of(
         higher_utility=results.higher_is_better(*utility) is not False,
         confidence=confidence,
     )
-    return Found(found.estimate, found.sample, _chosen(found, recipe), names, found.kept)
+    return Found(found.estimate, found.sample, _chosen(found, recipe) + apart, names, found.kept)
 
 
 def estimate_of(results: Results, model: str, recipe: str, column: Column) -> Estimate:

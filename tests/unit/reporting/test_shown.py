@@ -106,3 +106,17 @@ def test_the_settings_of_a_trial_are_told(results):
     assert told in printed(folder)
     assert printed(*["results/scores/m/vanilla+tried.3/seed0"] * 13).count(told) == 1, "of many, once per recipe"
     assert "trial" not in printed("results/scores/m/vanilla+aside/seed0")
+
+
+def test_of_the_best_of_trials_each_seed_tells_its_own(results):
+    for seed, trial in ((0, "aside.3"), (1, "aside.0")):
+        sep_cell(Path("results"), "m", "aside.best", seed, [0] * 10, [1] * 10)
+        folder = Path(f"results/checkpoints/m/aside.best/seed{seed}")
+        folder.mkdir(parents=True)
+        chosen = {"trial": trial, "validation_loss": 0.5, "losses": {"aside.0": 1, "aside.3": 1}, "left_out": {}}
+        (folder / "checkpoint.json").write_text(json.dumps({"trial": {"x": seed}, "chosen": chosen}))
+    for path in Path("results/scores/m/aside.best").rglob("*.*"):
+        seals.seal(path, "", {}, "score_answers")
+    told = printed("results/scores/m/aside.best")
+    assert "m/aside.best/seed0, aside.3, the best of 2 by its validation loss of 0.5" in told
+    assert "m/aside.best/seed1, aside.0, the best of 2" in told

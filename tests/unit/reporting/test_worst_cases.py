@@ -1,5 +1,6 @@
 """The worst case in tables, figures, claims and the report: side by side, with what was chosen, and never silent."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,26 @@ def cells_of(folder, study=None, seeds=(0, 1), n=60, model="m"):
 def table(folder, cells, spec=None):
     frame = make_table(spec or TABLE, cells, None, *(folder / f"t.{ending}" for ending in ("csv", "md", "tex")))
     return frame.set_index("recipe"), (folder / "t.md").read_text(encoding="utf-8")
+
+
+def test_a_trial_that_diverged_is_left_out_and_told(tmp_path):
+    """At one seed of two it is gone as a whole, since attacks are compared at the same seeds."""
+    cells = cells_of(tmp_path)
+    expected, _ = table(tmp_path, [cell for cell in cells if cell["recipe"] != "tar+relearn.0"])
+    for benchmark in ("cloze", "retain"):
+        none = {"accuracy": {"value": None, "stderr": None, "interval": None, "n": 0, "higher_is_better": True}}
+        gone = {"reported": {"diverged": "Training stopped at step 3."}}
+        write_scores(tmp_path, "m", "tar+relearn.0", 1, benchmark, none, [], **gone)
+    frame, markdown = table(tmp_path, cells)
+    column = next(name for name in frame.columns if "tuned" in name and name.endswith("value"))
+    assert frame.loc["tar"][column] == expected.loc["tar"][column]
+    assert "1 of 2 attacks diverged" in markdown
+    for recipe in ("tar+relearn.0", "tar+relearn.1"):
+        for benchmark in ("cloze", "retain"):
+            write_scores(tmp_path, "m", recipe, 0, benchmark, none, [], **gone)
+    frame, markdown = table(tmp_path, cells)
+    assert math.isnan(frame.loc["tar"][column])
+    assert "2 of 2 attacks diverged" in markdown
 
 
 def test_a_table_has_the_worst_cases_side_by_side(tmp_path):

@@ -8,9 +8,14 @@ import pytest
 from shared_samples import DIVERGES, manifest, part, prepare
 
 from bulwark import seals, steps
+from bulwark.analyses import analyse_file
+from bulwark.benchmarks import benchmark_of
 from bulwark.errors import BulwarkError, CheckpointError
+from bulwark.evaluation.answer import answer
+from bulwark.evaluation.score import score_file
 from bulwark.jobs.sealing import sealed
 from bulwark.models import manifests
+from bulwark.reporting.results import Cell
 
 
 @pytest.fixture
@@ -40,6 +45,38 @@ def test_a_trial_that_diverges_is_a_result_without_a_model(place):
     assert seals.damage(output) == ""
     with pytest.raises(CheckpointError, match=r"relearn\.3.*diverged, so there is no model\. Training stopped"):
         manifests.open_manifest(output)
+
+
+def test_of_a_trial_that_diverged_everything_measured_is_null(place):
+    """So that a table over many trials can be made, which says so."""
+    job, sealing = diverging("relearn.3", trial={"training.learning_rate": 1e30})
+    with sealed(sealing):
+        steps.perform(job)
+    records = Path("tasks.jsonl")
+    task = {"id": "0", "instruction": "What colour?", "input": "The cup is red.", "output": "red", "kind": "colour"}
+    records.write_text(json.dumps(task) + "\n")
+    benchmark = benchmark_of("tasks", {"decoding": {"do_sample": False, "max_new_tokens": 4}})
+    answers, provenance, scores = Path("tasks.answers.jsonl"), Path("tasks.provenance.json"), Path("tasks.json")
+    answer(
+        Path(job.output), records, benchmark, seed=0, dtype="float32", threads=1, answers=answers, provenance=provenance
+    )
+    identity = {"benchmark": "tasks", "model": "m", "recipe": "relearn.3", "seed": 0}
+    score_file(
+        benchmark, answers=answers, records=records, identity=identity, provenance=provenance, scores=scores,
+        checkpoint=Path(job.output),
+    )  # fmt: skip
+    cell = Cell("m", "relearn.3", 0, "tasks", scores)
+    assert cell.diverged and cell.rows == []
+    assert cell.metric("accuracy") == {
+        "value": None, "stderr": None, "interval": None, "n": 0, "higher_is_better": True
+    }  # fmt: skip
+    assert cell.content["reported"]["diverged"].startswith("Training stopped at step")
+    spent = Path("compute.json")
+    made = analyse_file(
+        checkpoint=Path(job.output), module="compute", settings={}, identity=identity | {"benchmark": "compute"},
+        scores=spent,
+    )  # fmt: skip
+    assert made["metrics"]["flops"]["value"] is None and "diverged" in json.loads(spent.read_text())["reported"]
 
 
 def test_what_is_no_trial_fails(place):

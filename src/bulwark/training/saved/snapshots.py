@@ -34,7 +34,7 @@ def take_snapshot(training: Path, step: int, output: Path, identity: dict[str, A
     place = Path(os.path.relpath(folder, output.parent)).as_posix()
     content = {
         **identity,
-        **({"trial": made["trial"]} if "trial" in made else {}),
+        **{key: made[key] for key in ("trial", "chosen") if key in made},
         "kind": made["kind"],
         "settings": made["settings"],
         "template": template,
