@@ -109,7 +109,7 @@ def write_diverged(path: Path, content: dict[str, Any], reason: str) -> dict[str
 
 
 def divergence(path: str | Path) -> str | None:
-    """Why there is no model at the manifest `path` (or of the folder `path`): its training diverged. None if it did not."""
+    """Why the training of the manifest at `path` (or of the folder) diverged, so that there is no model, or None."""
     path = manifest_path(path)
     return seals.read_manifest(path).get("diverged") if path.is_file() else None
 
