@@ -50,7 +50,8 @@ from bulwark.models.generation import _select_rows
 CONFIG = Path(__file__).parents[1] / "config"
 HIDDEN, LAYERS, POSITIONS = 640, 10, 256
 PROMPTS, ROUNDS = 8, 3  # of a benchmark, but one record at least
-MEMORY_RECORDS, MEMORY_TOKENS = 32, 1024  # of a data set, and of a batch
+TEXTS = 40  # that a probe is trained on
+MEMORY_RECORDS, MEMORY_TOKENS = 128, 1024  # of a data set, and of a batch
 MODEL, RECIPE, SEED = "miniature", "base", "0"
 
 
@@ -87,7 +88,7 @@ def run() -> Iterator[Ratio]:
     )
     told = f"beyond the model, {MEMORY_RECORDS} records, batches of {MEMORY_TOKENS} tokens: {few / 2**20:.0f} MiB"
     yield _ratio(f"peak memory, twice the records / as they are ({told})", [many / few], "≤ 1.05")
-    yield _ratio("peak memory, batches twice as large / as they are", [large / many], "≤ 2")
+    yield _ratio("peak memory, batches twice as large / as they are", [large / many])
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -196,8 +197,7 @@ def _work(catalogue: Catalogue, name: str, asked: dict[str, str], folder: Path, 
     """A job's work over the records of so many prompts. asked: the files that it reads, by name."""
     work = plan.answers(catalogue, MODEL, RECIPE, name)
     settings = {**work.settings}
-    if "records" in settings:  # that are drawn
-        settings["records"] = prompts
+    settings |= {key: few for key, few in (("records", prompts), ("count", TEXTS)) if key in settings}  # that are drawn
     benchmark = benchmark_of(work.module, settings)
     inputs = {
         key: folder / "checkpoint" / "checkpoint.json"
