@@ -102,6 +102,7 @@ def _status(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from bulwark.config import loading, overlays, paths, plan_reports
+    from bulwark.config.standing import run
     from bulwark.config.standing.dry_run import standings
     from bulwark.config.standing.overview import STATES, overview
     from bulwark.reporting import verdicts
@@ -112,6 +113,8 @@ def _status(options: argparse.Namespace) -> int:
     overlaid = ["--configfile", *options.configfile] if options.configfile else []
     found = overview(catalogue, standings([*overlaid, "--", "all"]))
     console = Console()
+    if (newest := run.newest()) is not None:
+        console.print("\n".join(run.told(newest)) + "\n", markup=False, highlight=False, soft_wrap=True)
 
     kinds = ("checkpoints", "scores", "tables", "figures")
     table = Table("study", *kinds, title=f"{catalogue.name}: what is there of what is asked for")
