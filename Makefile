@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= 2
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: install demo test lint agentdojo bench clean
+.PHONY: install demo test lint site agentdojo bench clean
 
 install: .venv/installed
 
@@ -32,6 +32,10 @@ lint: install            ## style of Python and of the rules; types on the groun
 
 agentdojo: install       ## what the benchmark agentdojo needs
 	$(BIN)/pip install --quiet -e '.[agentdojo]'
+
+site: install            ## the documents and the library's docstrings as a site, links checked: site/site/index.html
+	$(BIN)/pip install --quiet -e '.[docs]'
+	$(BIN)/python docs/build.py site
 
 bench: install           ## speed, as ratios (docs/speed.md)
 	$(BIN)/python -m bench
