@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= 2
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: install demo test lint site agentdojo bench clean
+.PHONY: install demo test mutants lint site agentdojo bench clean
 
 install: .venv/installed
 
@@ -22,6 +22,9 @@ demo: install            ## the headlines in miniature: tables, figure, claims
 test: install            ## every test
 	$(BIN)/pip install --quiet -e '.[test]'
 	$(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder
+
+mutants: install         ## whether a change of any formula turns a test red; some of them: SOME="aside steering/onset"
+	$(BIN)/python tests/mutants.py --jobs $(CORES) $(SOME)
 
 lint: install            ## style of Python and of the rules; types on the ground floors
 	$(BIN)/pip install --quiet -e '.[lint]'

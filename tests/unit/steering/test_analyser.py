@@ -206,6 +206,24 @@ def test_updates_of_weights_are_split_along_the_vector(tmp_path):
     assert late != pytest.approx(float(energy), rel=1e-3)  # of the second half only
 
 
+class Remembering(Objective):
+    """Keeps a weight as it is before each step."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.before = name, []
+
+    def before_step(self, engine, step, total):
+        self.before.append(engine.module.get_parameter(self.name).detach().clone())
+
+
+def test_a_window_has_the_updates_of_its_own_steps_and_no_others(tmp_path):
+    objective = Remembering(f"model.layers.{LAYER - 1}.mlp.down_proj.weight")
+    run(tmp_path, analysed(tmp_path, objective, windows={"middle": (0.25, 0.75)}))
+    update = objective.before[3] - objective.before[1]  # what steps 1 and 2 of four have done
+    energy = (UNIT @ update).square().sum() / update.square().sum()
+    assert table(tmp_path)[2, LAYER, "down_proj", "energy_parallel_middle"] == pytest.approx(float(energy), rel=1e-4)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_training_does_not_notice(tmp_path, checkpointing):
     chosen = {"gradient_checkpointing": checkpointing}

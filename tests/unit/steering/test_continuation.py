@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from delta_samples import BOUNDARY, HIDDEN, model_of, trained, vector
@@ -11,11 +13,12 @@ from training_samples import PAD, examples, settings
 
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.settings import validated
-from bulwark.steering.intervention import token_mask
+from bulwark.steering.intervention import Intervention, token_mask
 from bulwark.steering.preservation.continuation import Continuation, continued
 from bulwark.steering.preservation.settings import ContinuationSettings
 from bulwark.steps import idp_continuation
 from bulwark.training.batches import training_batches
+from bulwark.training.objectives import next_token_loss
 
 WAYS = {
     "functional_mean": {},
@@ -120,6 +123,25 @@ def test_u_acts_in_the_second_phase_only_and_there_at_its_modules(tmp_path):
     pairs = zip(losses["preserve_ratio"], losses["equal_share"], strict=True)
     differ = [one != other for (_, one), (_, other) in pairs]
     assert differ == [False] * BOUNDARY + [True] * (7 - BOUNDARY)
+
+
+def test_each_module_is_given_its_own_vector(tmp_path):
+    """The loss of the first step behind the boundary, with next to no learning, so that the weights are the start's."""
+    result, objective = trained(tmp_path, continuation={}, learning_rate=1e-7)
+    [batch] = training_batches(
+        examples(24), settings(micro_batch_size=4), seed=0, pad_id=PAD, rank=0, ranks=1, flatten=False
+    ).of_step(BOUNDARY)
+    mask, model = token_mask(batch, "response"), model_of()
+
+    def loss(*names: str) -> float:
+        with ExitStack() as stack, torch.no_grad():
+            for name in names:
+                steering = Intervention(model, {2: objective.at[2, name]}, site=name)
+                stack.enter_context(steering.on(mask, 0.5))
+            return float(next_token_loss(model, batch))
+
+    assert result.report.loss[BOUNDARY][1] == pytest.approx(loss("o_proj", "down_proj"), abs=1e-4)
+    assert abs(loss("o_proj") - loss("o_proj", "down_proj")) > 1e-3
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -157,6 +157,13 @@ def test_it_acts_under_adapters_checkpointing_and_packing(tmp_path, changes):
     assert embedded_in(steered.model) is not None
 
 
+def test_checkpointing_changes_nothing_of_what_it_does(tmp_path):
+    plain, checkpointed = (
+        trained(carrying(), tmp_path / str(on), max_steps=2, gradient_checkpointing=on).model for on in (False, True)
+    )
+    torch.testing.assert_close(checkpointed.state_dict(), plain.state_dict())
+
+
 def test_a_snapshot_carries_it_as_far_as_it_had_come(tmp_path):
     model = carrying()
     observer = Carried(model)

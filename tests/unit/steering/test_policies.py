@@ -94,6 +94,19 @@ def test_delta_at_the_threshold_is_safe_and_below_it_is_not(name):
     assert over.decisions[0] in ("dropped", "injected")
 
 
+def test_a_token_at_the_threshold_is_learned_and_one_below_it_is_not():
+    detector, batch = detector_of(), batch_of(9)
+    hidden = detector.split.trunk(batch)
+    natural = detector.split.token_losses(hidden, batch).detach()
+    policy = delta_loss(granularity="token")
+    delta = detector.injected_losses(hidden, batch, policy.intervention, 0.5) - natural
+    policy.threshold = float(delta.median())
+    kept = policy.judge(detector, batch, 0.5).kept
+    assert kept.tolist() == (delta >= delta.median()).tolist()
+    assert bool(kept[delta == delta.median()].all())
+    assert not kept.all()
+
+
 def test_a_state_at_the_margin_is_safe():
     batch = batch_of(9)
     _, value = deciding("state", batch)

@@ -10,11 +10,15 @@ import torch
 from delta_samples import BOUNDARY, energy_inside, trained
 from pydantic import ValidationError
 from stopped_samples import Interrupted
+from training_samples import PAD, examples
 
 from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.steering.intervention import Intervention, token_mask
 from bulwark.steering.preservation.preservation import Preservation
 from bulwark.steering.preservation.settings import PreservationSettings, check_training
 from bulwark.training import shards
+from bulwark.training.batches import StepBatches
+from bulwark.training.objectives import next_token_loss
 
 PUBLISHED = {
     "project": "gradient", "basis": "qr_slice_as_published", "delta": "rounded_weights_as_published", "moments": "keep",
@@ -119,6 +123,19 @@ def test_only_the_first_phase_is_steered(tmp_path):
     }
     differ = [abs(one - other) > 1e-4 for (_, one), (_, other) in zip(losses[0.5], losses[-0.5], strict=True)]
     assert differ == [True] * BOUNDARY + [False] * (7 - BOUNDARY)
+
+
+def test_the_first_phase_is_steered_where_and_as_strongly_as_the_settings_say(tmp_path):
+    given = {"site": "o_proj", "adaptive": True}
+    result, _ = trained(tmp_path, intervention=given, max_steps=BOUNDARY + 1)
+    model, total = samples.model_of(), 0.0
+    steering = Intervention(model, {2: samples.vector()}, **given)
+    batches = StepBatches(examples(samples.EXAMPLES), batch_size=4, micro_batch_size=2, pad_id=PAD)
+    with torch.no_grad():
+        for batch in batches.of_step(0):
+            with steering.on(token_mask(batch, "response"), 0.5):
+                total += float(next_token_loss(model, batch))
+    assert result.report.loss[0][1] == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize(

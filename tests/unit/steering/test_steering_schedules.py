@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
+import pandas as pd
 import pytest
 from pydantic import ValidationError
 
@@ -97,6 +99,35 @@ def test_13_the_knee_of_a_decay_is_found(knee):
     assert onset.found
     assert abs(onset.step - knee) <= 10
     assert onset.band[0] < -0.1 < onset.band[1]
+
+
+def settled(series: list[float], window: int = 10, share: float = 0.2, width: float = 2.5, staying: float = 0.9) -> int:
+    """Appendix E once more, with pandas and numpy; the middle where nothing settles."""
+    length, values = max(10, round(share * len(series))), pd.Series(series)
+    low, high = (values[-length:].mean() + sign * width * values[-length:].std(ddof=0) for sign in (-1, 1))
+    inside = values.rolling(window, center=True, min_periods=1).mean().between(low, high).to_numpy()
+    later = np.array([inside[step + 1 :].mean() for step in range(len(series) - length)])
+    return next(iter(np.flatnonzero(inside[:-length] & (later >= staying)).tolist()), len(series) // 2)
+
+
+def wandering(seed: int) -> list[float]:
+    """A decay that is noisy, above all before its knee, with outliers behind it, and now and then a spell elsewhere."""
+    draw, knee = random.Random(seed), 40 + 10 * (seed % 7)
+    shift = [0.4 * max(0.0, 1 - step / knee) + (0.05 if draw.random() < 0.15 else 0.0) for step in range(200)]
+    if seed % 3 == 0:
+        shift[110:140] = [0.1] * 30
+    return [draw.gauss(0, 0.03 if step < knee else 0.012) - 0.1 - shift[step] for step in range(200)]
+
+
+def test_13_the_onset_is_that_of_a_second_computation():
+    every = [wandering(seed) for seed in range(40)]
+    assert [detect_onset(series).step for series in every] == [settled(series) for series in every]
+
+
+@pytest.mark.parametrize("other", [{"window": 1}, {"share": 0.5}, {"width": 5.0}, {"staying": 0.5}])
+def test_13_each_number_of_the_detection_makes_a_difference(other):
+    every = [wandering(seed) for seed in range(40)]
+    assert [settled(series, **other) for series in every] != [settled(series) for series in every]
 
 
 def test_13_a_constant_series_is_settled_from_the_start():

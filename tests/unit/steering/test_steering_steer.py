@@ -107,6 +107,15 @@ def test_recorded_cosines_are_those_of_the_summed_gradient(tmp_path):
     norm = (kept[0].detach() - 3.0 * vector(2))[mask].norm(dim=-1).mean()
     assert recorded[4]["hidden_norm"] == pytest.approx(float(norm), rel=1e-5)
     assert recorded[4]["relative_norm"] == pytest.approx(3.0 * 2.0 / float(norm), rel=1e-5)
+    assert recorded[4]["alpha_norm"] == pytest.approx(3.0 * 2.0)
+
+
+def test_an_adaptive_strength_is_told_as_its_length_in_the_first_step(tmp_path):
+    adaptive = objective(0.3, total=1, adaptive=True)
+    train(tmp_path, adaptive, max_steps=1)
+    told = adaptive.report()["steering"]
+    assert told["alpha_norm"] == pytest.approx(0.3 * told["hidden_norm"])
+    assert told["relative_norm"] == pytest.approx(0.3)
 
 
 def test_recording_does_not_change_the_training_and_survives_checkpointing(tmp_path):
