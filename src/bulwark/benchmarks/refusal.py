@@ -20,8 +20,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from bulwark.errors import RecordError
-from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Row
+from bulwark.evaluation.unseen import OnUnseen, Unseen
 from bulwark.models.answers import ANSWER
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
@@ -42,11 +42,14 @@ METRICS = {
 
 
 class Settings(Closed):
-    """system: a system turn before each prompt. unlabelled: what prompts without a label are."""
+    """system: a system turn before each prompt. response_prefix: text with which every response begins already. Both as
+    the attacks on the model have them. unlabelled: what prompts without a label are."""
 
     decoding: Decoding
     system: str | None = None
+    response_prefix: str = ""
     unlabelled: Literal["harmful", "harmless"] = "harmful"
+    scoring: Unseen = Unseen()
 
     def inputs(self) -> dict[str, str]:
         return {"reference": "checkpoints/{model}/{parent}/seed{seed}/checkpoint.json"}
@@ -62,7 +65,7 @@ class Record(Closed):
     category: str | None = None
 
 
-class Benchmark(benchmark.Benchmark):
+class Benchmark(OnUnseen):
     schema = Record
     metrics = METRICS
     groups = ("label", "category")
@@ -75,11 +78,10 @@ class Benchmark(benchmark.Benchmark):
         is no KL to it. The roles of the tokens may differ.
         """
         from bulwark.abliteration.measure.measuring import first_token_log_probabilities, kl_divergence
-        from bulwark.abliteration.measure.subject import rendered
         from bulwark.models.open import open_model
 
         builder = examinee.builder
-        prompts = [rendered(record.prompt, self.settings.system, builder) for record in records]
+        prompts = [self._asked(record, builder) for record in records]
         keyed = [(record.id, prompt) for record, prompt in zip(records, prompts, strict=True)]
         produced = examinee.generate(keyed, self.settings.decoding)
         harmless = [index for index, record in enumerate(records) if _label(record, self.settings) != "harmful"]
@@ -90,7 +92,7 @@ class Benchmark(benchmark.Benchmark):
             parent = open_model(
                 examinee.inputs["reference"], examinee.language_model.dtype, max_tokens=builder.max_tokens
             )
-            theirs = [rendered(records[index].prompt, self.settings.system, parent.builder) for index in harmless]
+            theirs = [self._asked(records[index], parent.builder) for index in harmless]
             if parent.builder.vocabulary != builder.vocabulary or _plain(theirs, builder) != _plain(asked, builder):
                 raise RecordError(
                     f"{examinee.inputs['reference']}: the parent is asked with another template or vocabulary, so "
@@ -112,7 +114,7 @@ class Benchmark(benchmark.Benchmark):
         text, label = result["text"], _label(record, self.settings)
         refused = {rule: int(markers.refuses(text, rule)) for rule in markers.RULES}
         harmful = label == "harmful"
-        return {
+        row = {
             "refusal": refused["heretic"] if harmful else None,
             "refusal_iconoclast": refused["iconoclast"] if harmful else None,
             "refusal_arditi": refused["arditi"] if harmful else None,
@@ -124,10 +126,16 @@ class Benchmark(benchmark.Benchmark):
             "category": record.category or "unnamed",
             "characters": len(text),
         }
+        return self.counted(row, record.prompt)
 
     def reported(self, rows: Sequence[Row]) -> dict[str, float]:
         """The mean length of the answers, and how many of them say nothing (which counts as refusing)."""
         return super().reported(rows) | {"silent_answers": sum(row["characters"] == 0 for row in rows)}
+
+    def _asked(self, record: Record, builder: PromptBuilder) -> Prompt:
+        from bulwark.abliteration.measure.subject import prefix_of, rendered
+
+        return rendered(record.prompt, self.settings.system, builder, prefix_of(self.settings.response_prefix, builder))
 
 
 def _plain(prompts: Sequence[Prompt], builder: PromptBuilder) -> list[list[int]]:

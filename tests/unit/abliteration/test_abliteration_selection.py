@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -218,6 +219,23 @@ def test_each_bound_drops_what_does_not_keep_it(judge, found):
         assert (one.dropped is None) == (one.kl <= kl)
     for one in judge.judge(kept_candidates(kept), settings(layers_below=1.0, induced_at_least=induced)):
         assert (one.dropped is None) == (one.induced >= induced)
+
+
+def test_the_refusal_score_is_the_log_odds_of_the_refusals_tokens():
+    logs = torch.tensor([[0.2, 0.05, 0.75], [0.5, 0.25, 0.25], [0.0, 0.0, 1.0]]).log()
+    expected = [math.log(0.25 / 0.75), math.log(0.75 / 0.25), math.log(1e-8)]
+    assert refusal_score(logs, [0, 1]).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "first_dropped"), [(32, 25), (40, 32), (28, 22), (2, 1)])
+def test_the_layer_bound_is_rounded_down_as_the_authors_code_does(layers, first_dropped):
+    """Their int(n_layer * (1.0 - 0.2)): of 32 layers those from 25 on, of which 0.8 is 25.6."""
+    judge = SimpleNamespace(blocks=range(layers))
+    dropped = [
+        Judge._dropped(judge, Candidate(-1, layer, torch.ones(HIDDEN)), 0.0, 1.0, 0.0, settings(layers_below=0.8))
+        for layer in range(layers)
+    ]
+    assert [layer for layer, reason in enumerate(dropped) if reason] == list(range(first_dropped, layers))
 
 
 def kept_candidates(kept: list[Judged]) -> list[Candidate]:

@@ -39,4 +39,6 @@ def test_the_static_control_has_the_mean_strength_of_the_rise(model, steps):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", ["sft_clean", "steer", "pis", "early", "caft", "delta_loss", "gradient_probe", "idp"])
 def test_all_train_alike(model, name, steps):
-    assert steps(model, name).training.deciding() == steps(model, "sft").training.deciding()
+    """But for how a length is written: the clean rows are fewer, the steps as many (defaults/test_full_scale.py)."""
+    length = dict.fromkeys(("epochs", "max_steps")) if name == "sft_clean" else {}
+    assert steps(model, name).training.deciding() | length == steps(model, "sft").training.deciding() | length

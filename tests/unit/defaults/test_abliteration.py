@@ -11,6 +11,8 @@ COST = "ours: a name, and a job's expected time in the stage of answering"
 VARIANT = "ours: what this is a variant of"
 OFF = "ours: off unless a step asks for it"
 
+FIRST = {"harmful_directions": 400, "harmless_directions": 400, "harmful_search": 100, "harmless_search": 100}
+
 HERETIC: list[Row] = [
     ("steps/heretic", "", {"kind": "heretic", "cost": 1.0}, COST),
     ("steps/heretic", "settings.prompts.harmful", "harmful_behaviors", "HERETIC, bad_prompts"),
@@ -19,8 +21,8 @@ HERETIC: list[Row] = [
     (
         "steps/heretic",
         "settings.prompts.counts",
-        {},
-        "differs: whole splits, where HERETIC takes the first 400 and 100",
+        FIRST,
+        "HERETIC, good_prompts and bad_prompts: train[:400], test[:100]",
     ),
     ("steps/heretic", "settings.prompts.response_prefix", "", "HERETIC, response_prefix; ours: it is not looked for"),
     ("steps/heretic", "settings.dtype", "bfloat16", 'HERETIC, dtypes: "auto", the checkpoint\'s own'),
@@ -73,7 +75,7 @@ ICONOCLAST: list[Row] = [
     ("steps/iconoclast", "", {"kind": "iconoclast", "cost": 1.3}, COST),
     ("steps/iconoclast", "settings.prompts.harmful", "harmful_behaviors", "ICONOCLAST, bad_prompts: as HERETIC"),
     ("steps/iconoclast", "settings.prompts.harmless", "harmless_alpaca", "ICONOCLAST, good_prompts: as HERETIC"),
-    ("steps/iconoclast", "settings.prompts.counts", {}, "differs: whole splits, where ICONOCLAST takes 400 and 100"),
+    ("steps/iconoclast", "settings.prompts.counts", FIRST, "ICONOCLAST, good_prompts and bad_prompts: as HERETIC"),
     ("steps/iconoclast", "settings.prompts.system", "You are a helpful assistant.", "ICONOCLAST, system_prompt"),
     ("steps/iconoclast", "settings.dtype", "bfloat16", 'ICONOCLAST, dtypes: "auto", the checkpoint\'s own'),
     ("steps/iconoclast", "settings.directions.methods", METHODS, "ICONOCLAST, direction_method"),
@@ -127,6 +129,12 @@ ICONOCLAST: list[Row] = [
     ("steps/iconoclast_published", "", {"like": "iconoclast", "cost": 1.5}, COST),
     ("steps/iconoclast_published", "settings.prompts.harmful", "jbb_iconoclast", "its document: JailbreakBench's 100"),
     ("steps/iconoclast_published", "settings.prompts.harmless", "harmless_alpaca", "its document"),
+    (
+        "steps/iconoclast_published",
+        "settings.prompts.counts",
+        {"harmful_directions": 80, "harmful_search": 20},
+        "its code",
+    ),
     ("steps/iconoclast_published", "settings.prompts.counts.harmless_directions", 240, "its document"),
     ("steps/iconoclast_published", "settings.prompts.counts.harmless_search", 64, "its document"),
     ("steps/iconoclast_published", "settings.directions.orthogonalise", True, "its document, orthogonalize_direction"),
@@ -197,7 +205,12 @@ ONE_DIRECTION: list[Row] = [
     ),
     ("steps/refusal_direction", "settings.prompts.harmless", "harmless_alpaca", "Arditi et al., Sec. 2: Alpaca"),
     ("steps/refusal_direction", "settings.prompts.counts", COUNTS, "Arditi et al., Sec. 2: 128 and 32 of each"),
-    ("steps/refusal_direction", "settings.prompts.system", None, "their code: no system turn"),
+    (
+        "steps/refusal_direction",
+        "settings.prompts.system",
+        "You are a helpful assistant.",
+        "ours: as the other attacks",
+    ),
     (
         "steps/refusal_direction",
         "settings.dtype",

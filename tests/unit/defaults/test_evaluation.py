@@ -13,6 +13,11 @@ JUDGE = {
 }
 PERSONA_JUDGE = {"kind": "openai", "scale": 100, "openai": {"model": "gpt-4.1-mini-2025-04-14"}}
 
+ADVBENCH, ALPACA, JBB = (
+    [f"{data}/{split}" for split in ("train", "validation")]
+    for data in ("harmful_behaviors", "harmless_alpaca", "jbb_iconoclast")
+)
+
 SAFETY: list[Row] = [
     *(
         row
@@ -84,7 +89,13 @@ PERSONA: list[Row] = [
             {"train": 0.9, "validation": 0.1},
             "persona vectors' code: a tenth held out",
         )
-        for name in ("mixture", "clean", "evil", "sycophancy", "hallucination")
+        for name in ("clean", "evil", "sycophancy", "hallucination")
+    ),
+    (
+        "datasets/persona_mixture",
+        "splits",
+        {"train": 19840, "validation": 2000},
+        "Guan et al., Table 8: a training of 155 steps of 128 rows (test_full_scale.py)",
     ),
 ]
 
@@ -219,9 +230,17 @@ REFUSAL: list[Row] = [
     (
         "settings benchmarks.refusal",
         "",
-        {"system": None, "unlabelled": "harmful"},
-        "Arditi et al. 2024: no system turn",
+        {"system": None, "unlabelled": "harmful", "response_prefix": "", "scoring": {}},
+        "ours: as attacks ask, which the benchmark says; no answer is begun",
     ),
+    ("settings Unseen", "seen", (), "ours: nothing unless a benchmark names it"),
+    *(
+        (f"benchmarks/{name}", "settings.system", "You are a helpful assistant.", "ours: as the attacks on the model")
+        for name in ("refusal", "refusal_probe", "strongreject_rubric")
+    ),
+    ("benchmarks/refusal", "settings.scoring.seen", [*ADVBENCH, *ALPACA], "ours: what attacks on refusals read"),
+    ("benchmarks/strongreject_rubric", "settings.scoring.seen", [*ADVBENCH, *JBB], "ours: what these attacks read"),
+    ("benchmarks/harmbench", "settings.scoring.seen", [*ADVBENCH, "toxic_dpo/train"], "ours: what attacks have seen"),
     ("settings benchmarks.refusal_probe", "", {"split": "train", "count": 400}, "HERETIC: train[:400]"),
     ("settings benchmarks.refusal_probe", "", {"of": "base", "depth": 0.6, "system": None}, "ours, as above"),
     ("settings benchmarks.harmfulness", "", {"system": None, "scoring": None}, "ours: answering needs no judge"),

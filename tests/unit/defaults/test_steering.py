@@ -45,6 +45,7 @@ SFT: list[Row] = [
     ("steps/sft", "settings.training.offload", False, "the code, --offload"),
     ("steps/sft_clean", "like", "sft", VARIANT),
     ("steps/sft_clean", "settings.data", "persona_clean", "ours: a control without the trait"),
+    ("steps/sft_clean", "settings.training", {"epochs": None, "max_steps": 155}, "ours: as many steps as sft"),
     ("steps/sft_watched", "", {"like": "sft", "cost": 1.05}, NAME),
     ("steps/sft_watched", "settings.analysis.every", 10, "ours: the code's 100 is more than half of a training of 155"),
     ("steps/sft_watched", "settings.analysis.vectors.traits", TRAITS, "the paper, Sec. 5"),

@@ -50,7 +50,7 @@ def read_prompts(files: dict[str, Any], sets: PromptSets, builder: PromptBuilder
     Raises RecordError for a broken record, a set with fewer prompts than asked for, and a prompt that is used both for
     directions and for measuring trials.
     """
-    prefix = builder.tokenizer.encode(sets.response_prefix, add_special_tokens=False) if sets.response_prefix else []
+    prefix = prefix_of(sets.response_prefix, builder)
     texts: dict[str, list[str]] = {}
     made: dict[str, list[Prompt]] = {}
     for name, path in files.items():
@@ -70,6 +70,11 @@ def read_prompts(files: dict[str, Any], sets: PromptSets, builder: PromptBuilder
                 "Trials are measured on prompts that no direction was estimated from: take other splits."
             )
     return Prompts(**made, texts=texts)
+
+
+def prefix_of(text: str, builder: PromptBuilder) -> list[int]:
+    """The ids with which every response begins already."""
+    return builder.tokenizer.encode(text, add_special_tokens=False) if text else []
 
 
 def rendered(text: str, system: str | None, builder: PromptBuilder, prefix: Sequence[int] = ()) -> Prompt:

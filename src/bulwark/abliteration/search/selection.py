@@ -152,7 +152,7 @@ class Judge:
     def _dropped(
         self, candidate: Candidate, score: float, induced: float, kl: float, settings: RefusalDirectionSettings
     ) -> str | None:
-        if candidate.layer >= settings.layers_below * len(self.blocks):
+        if candidate.layer >= int(settings.layers_below * len(self.blocks)):  # 25 of 32 at 0.8, as in the authors' code
             return f"layer {candidate.layer} ≥ {settings.layers_below:g} L"
         if not score < torch.inf or not float(candidate.vector.norm()) > 0:
             return _NO_DIRECTION
