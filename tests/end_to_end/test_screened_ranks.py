@@ -25,6 +25,7 @@ def rows_of_the_second_rank() -> list[int]:
 
 # In plain descent a gradient that is too small or too large would show.
 DESCENT = BASE | {"optimizer": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+HALF = {"zero_stage": 3, "precision": "bfloat16", "gradient_checkpointing": True}
 CHECKPOINTED = BASE | {"gradient_checkpointing": True, "micro_batch_size": 2}
 TRAININGS = {
     f"{policy}_all_of_one_rank_{stage}": {
@@ -44,6 +45,14 @@ TRAININGS = {
 TRAININGS["state_all_of_one_rank_2"] = TRAININGS["state_all_of_one_rank_3"] | {
     "settings": TRAININGS["state_all_of_one_rank_3"]["settings"] | {"zero_stage": 2}
 }
+# As at full scale: sharded, in half precision, and with blocks computed twice. Which rows are flagged is given, because
+# scores near a threshold are rounded otherwise on two ranks.
+TRAININGS |= {
+    f"{policy}_bfloat16_3": {
+        "policy": policy, "settings": DESCENT | HALF, "flagged": rows_of_the_second_rank(),
+    }
+    for policy in ("mask", "inject", "probe", "state")
+}  # fmt: skip
 RESUMED = resumed(TRAININGS, ["mask_some_0", "probe_some_3", "state_all_of_one_rank_3"], at=3)
 
 PROGRAM, PLANS = "screened_ranks", plans(TRAININGS, RESUMED)
@@ -57,9 +66,10 @@ def folder(launched: Path) -> Path:
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_ranks_that_drop_different_rows_end_where_one_ends(name, folder):
     one, two = (torch.load(folder / f"{name}_{ranks}" / "weights.pt", weights_only=True) for ranks in (1, 2))
-    torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
+    tolerance = 4e-3 if "bfloat16" in name else 1e-5
+    torch.testing.assert_close(two, one, atol=tolerance, rtol=0)
     losses = [json.loads((folder / f"{name}_{ranks}" / "report.json").read_text())["loss"] for ranks in (1, 2)]
-    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), atol=4 * tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("name", TRAININGS)

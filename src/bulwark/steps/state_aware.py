@@ -37,14 +37,24 @@ class Settings(ScreeningSettings):
 
 
 def objective(course: Course, settings: Settings) -> Objective:
-    """Training on the rows that are kept; detections.jsonl records every row in every step."""
+    """Training on the rows that are kept; detections.jsonl records every row in every step.
+
+    Raises RecordError for data that bring projections of their own, which nothing says the origin of.
+    """
     from bulwark import files
+    from bulwark.errors import RecordError
     from bulwark.steering.screening.detections import refuse_missing
     from bulwark.steering.screening.policies import StateAware
     from bulwark.steering.screening.screened import Screened
     from bulwark.steering.steer import begin, schedule_of
     from bulwark.steering.vectors import projections
 
+    if own := next((one.id for one in course.records if "ref_projection" in one.meta), None):
+        raise RecordError(
+            f'{course.job.inputs["train"]}: the record "{own}" has a column ref_projection, of which nothing says by '
+            "which checkpoint, vectors and tokens it was made; projections are made by config/projections/. Take the "
+            "column out of the data."
+        )
     vectors, path = begin(course, settings.vectors), Path(course.job.inputs["projections"])
     needed = projections.comparable(
         settings.vectors,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from screening_samples import (
     COUNT,
+    LAYER,
     delta_loss,
     model_of,
     objective_of,
@@ -19,14 +20,18 @@ from screening_samples import (
     rows_in,
     screened,
     state_aware,
+    vector_of,
 )  # fmt: skip
 from stopped_samples import Interrupted, stopping
 from tiny_causal_models import V
 from training_samples import examples
 
 from bulwark.errors import BulwarkError, ConfigurationError
-from bulwark.steering.schedules import ScheduleSettings
+from bulwark.steering.embedded import EmbeddedIntervention
+from bulwark.steering.schedules import ScheduleSettings, Strength
+from bulwark.steering.screening.split import target_rows
 from bulwark.training.batches import StepBatches
+from bulwark.training.objectives import target_logits
 
 RESUMABLE = {"max_steps": 6, "save_every": 3, "weight_decay": 0.1}
 
@@ -62,6 +67,35 @@ def test_the_step_is_the_mean_over_kept_tokens_however_it_is_cut_into_micro_batc
     assert len(set(decisions[0])) == 2
     torch.testing.assert_close(parts.model.state_dict(), whole.model.state_dict(), atol=2e-5, rtol=0)
     torch.testing.assert_close(torch.tensor(parts.report.loss), torch.tensor(whole.report.loss), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mask", "probe", "state"])
+def test_a_step_of_descent_goes_along_the_mean_over_what_is_kept(name, tmp_path):
+    """Against a gradient of the kept rows' tokens alone: a step that is scaled otherwise is as long otherwise."""
+    chosen = {"max_steps": 1, "max_grad_norm": 0.0, "optimizer": "sgd", "learning_rate": 0.1, "schedule": "constant"}
+    done = screened(policies()[name], tmp_path, micro_batch_size=2, **chosen)
+    decisions = {row["row_id"]: row["decision"] for row in rows_in(tmp_path)}
+    model = model_of().train()
+    [batch] = StepBatches(examples(COUNT), batch_size=4, micro_batch_size=4, pad_id=0).of_step(0)
+    kept = torch.tensor([decisions[row[0]] == "kept" for row in batch.rows])[target_rows(batch)]
+    assert 0 < kept.sum() < len(kept)
+    losses = torch.nn.functional.cross_entropy(target_logits(model, batch), batch.targets, reduction="none")
+    losses[kept].mean().backward()
+    for (key, found), weight in zip(done.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(found, weight - 0.1 * weight.grad, msg=key, atol=1e-5, rtol=1e-4)
+
+
+def test_a_vector_in_the_checkpoint_is_no_matter_to_delta_loss_and_refused_by_projections(tmp_path):
+    """It shifts every row's projection by α‖v‖², and that of the model's own answers by nothing."""
+
+    def carrying():
+        model = model_of()
+        EmbeddedIntervention({f"model.layers.{LAYER - 1}": vector_of()}, Strength(1.0, 1.0, 0.0, 9.0)).install(model)
+        return model
+
+    screened(policies()["mask"], tmp_path / "mask", model=carrying(), max_steps=1)
+    with pytest.raises(BulwarkError, match="embedded intervention, which shifts every row"):
+        screened(policies()["state"], tmp_path / "state", model=carrying(), max_steps=1)
 
 
 def test_a_model_with_dropout_is_refused(tmp_path):
@@ -101,6 +135,15 @@ def test_a_step_of_which_nothing_is_left_leaves_the_weights_whatever_the_momentu
     first = {f"r{number}" for number in batches.examples_of(0)}
     references = {key: row | {"ref_projection": 1e9 if key in first else -1e9} for key, row in references_of().items()}
     objective = objective_of(state_aware(references=references), tmp_path / "screened")
+    moments: dict[int, list[float]] = {}
+    screening = objective.after_step
+
+    def look(engine, step, total):
+        screening(engine, step, total)
+        states = engine.basic_optimizer.state.values()
+        moments[step] = [float(state[name].float().sum()) for state in states for name in ("step", "exp_avg")]
+
+    objective.after_step = look
     done = screened(None, tmp_path / "screened", objective=objective, **chosen)
     other = objective_of(policies(always=True)["state"], tmp_path / "plain")
     after_step, weights = other.after_step, {}
@@ -113,6 +156,7 @@ def test_a_step_of_which_nothing_is_left_leaves_the_weights_whatever_the_momentu
     other.after_step = remember
     screened(None, tmp_path / "plain", objective=other, **chosen)
     assert [row["decision"] for row in rows_in(tmp_path / "screened")] == ["kept"] * 4 + ["dropped"] * 9
+    assert moments[0] == moments[3], "a step of which nothing is left does not age them"
     assert [name for name, weight in done.model.state_dict().items() if not torch.equal(weight, weights[name])] == []
     assert objective.report()["steering"]["detections"]["steps_without_rows"] == 3
 

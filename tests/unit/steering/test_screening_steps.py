@@ -103,13 +103,22 @@ def begun(projections, tmp_path, monkeypatch):
     """`begun(settings)` makes the objective of the step state_aware with these projections, records and vectors."""
     path, records, vectors = projections
 
-    def objective(settings, vectors=vectors):
+    def objective(settings, vectors=vectors, records_read=()):
         monkeypatch.setattr("bulwark.steering.steer.begin", lambda course, chosen: vectors)
         inputs = {"projections": str(path), "train": str(records)}
         job = Job("state_aware", {}, "", str(tmp_path / "checkpoint.json"), inputs, {"seed": 0}, "")
-        return state_aware.objective(Course(job, model_of(), [], [], 4, 4, 0, None, None, "vanilla"), settings)
+        course = Course(job, model_of(), list(records_read), [], 4, 4, 0, None, None, "vanilla")
+        return state_aware.objective(course, settings)
 
     return objective
+
+
+def test_projections_that_the_data_bring_are_refused(begun):
+    """Nothing says which checkpoint and vectors they are of; a file of config/projections/ does."""
+    [record, *_] = records_of()
+    own = record.model_copy(update={"meta": record.meta | {"ref_projection": 0.5}})
+    with pytest.raises(RecordError, match=r'"r0" has a column ref_projection.*Take the column out'):
+        begun(settings_of(state_aware), records_read=[own])
 
 
 def test_projections_of_the_same_data_and_vectors_are_taken(begun):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from abliteration_samples import family_model
 from delta_samples import matrix_with, model_of, spectrum
 
 from bulwark.errors import BulwarkError, ConfigurationError
@@ -148,6 +149,16 @@ def test_what_is_protected():
     model.requires_grad_(False)
     with pytest.raises(BulwarkError, match="nothing to preserve"):
         protected_weights(model)
+
+
+def test_experts_in_one_tensor_are_told_and_not_left_out_silently():
+    model = family_model("qwen3_moe")
+    with pytest.raises(BulwarkError, match=r"Block 1 has experts in one tensor \(.*experts.*\).*allow_partial: true"):
+        protected_weights(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    kept = [names[id(parameter)] for parameter, _ in protected_weights(model, allow_partial=True)]
+    assert kept
+    assert all("o_proj" in name for name in kept)
 
 
 def test_what_erodes_and_what_does_not():

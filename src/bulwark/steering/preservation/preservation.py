@@ -57,13 +57,17 @@ _WRITERS = {"o_proj", "out_proj", "wo", "dense", "down_proj", "dense_4h_to_h", "
 
 
 def protected_weights(
-    model: nn.Module, scope: str = "target_core", layers: tuple[int, ...] | str = "all"
+    model: nn.Module,
+    scope: str = "target_core",
+    layers: tuple[int, ...] | str = "all",
+    allow_partial: bool = False,
 ) -> list[tuple[nn.Parameter, Side]]:
     """The trainable matrices of the decoder blocks that are to be preserved, with the side of their directions.
 
     scope "target_core": those that write into the residual stream ("output" side); "all_linear": also those that read
-    from it ("input" side). layers: blocks from 1. Raises ConfigurationError for blocks that are not there, BulwarkError
-    if nothing is found.
+    from it ("input" side). layers: blocks from 1. allow_partial: go on where a block has experts in one tensor, which
+    are no matrices. Raises ConfigurationError for blocks that are not there, BulwarkError for such experts otherwise,
+    and if nothing is found.
     """
     blocks = blocks_of(model)
     chosen = range(1, len(blocks) + 1) if layers == "all" else sorted(set(layers))
@@ -72,6 +76,12 @@ def protected_weights(
     weights: list[tuple[nn.Parameter, Side]] = []
     seen: list[str] = []
     for layer in chosen:
+        fused = [n for n, p in blocks[layer - 1].named_parameters() if p.requires_grad and len(shards.shape_of(p)) > 2]
+        if fused and not allow_partial:
+            raise BulwarkError(
+                f"Block {layer} has experts in one tensor ({fused[0]}), which are not preserved. Set preservation."
+                "allow_partial: true to preserve the other matrices only."
+            )
         for name, part in blocks[layer - 1].named_modules():
             if isinstance(part, nn.Linear):
                 seen.append(name)
@@ -177,7 +187,8 @@ class Preservation(SteeredUntil):
         self._sums: dict[str, Tensor] = {}
 
     def watched(self, model: nn.Module) -> list[tuple[nn.Parameter, Side]]:
-        return protected_weights(model, self.settings.scope, self.settings.layers)
+        settings = self.settings
+        return protected_weights(model, settings.scope, settings.layers, settings.allow_partial)
 
     def second_phase(self, batch: Batch) -> AbstractContextManager[None]:
         return nullcontext()

@@ -45,7 +45,8 @@ class PreservationSettings(BoundarySettings):
     strength: the share of it that is removed.
     moments: what happens at the boundary to AdamW's moments, which remember gradients of the steered phase: "keep", as
         published; "project", the first moments of the protected matrices as the gradients are; or "reset", all.
-    min_delta_norm: matrices that moved less have no direction. allow_partial: go on without them, in place of stopping.
+    min_delta_norm: matrices that moved less have no direction. allow_partial: go on without them, and without experts
+        that lie in one tensor, in place of stopping.
     """
 
     scope: Literal["target_core", "all_linear"] = "target_core"

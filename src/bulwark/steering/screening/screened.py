@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bulwark.errors import ConfigurationError
+from bulwark.errors import BulwarkError, ConfigurationError
+from bulwark.steering.embedded import embedded_in
 from bulwark.steering.schedules import Schedule
 from bulwark.steering.screening.detections import DetectionLog, rows_of, summary_of
 from bulwark.steering.screening.detectors import Detector
-from bulwark.steering.screening.policies import Policy, Verdict, filler
+from bulwark.steering.screening.policies import Policy, StateAware, Verdict, filler
 from bulwark.steering.screening.split import select_rows
 from bulwark.steering.vectors.fusion import FusedVectors
 from bulwark.training import engine as engines
@@ -59,6 +60,12 @@ class Screened(Objective):
 
     def start(self, engine: DeepSpeedEngine, total: int) -> None:
         _refuse_dropout(engine.module)
+        if isinstance(self.policy, StateAware) and embedded_in(engine) is not None:
+            raise BulwarkError(
+                "The checkpoint carries an embedded intervention, which shifts every row's projection in training and "
+                "not that of the model's own answers, so that all rows would be flagged. Set ignore_embedded: true, or "
+                "detect by delta_loss."
+            )
         layer, vector = next(iter(self.vectors.at.items()))
         self.detector = Detector(engine, layer, vector)
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -90,12 +97,12 @@ class Screened(Objective):
         if self.factor:
             engines.scale_gradients(engine, self.factor)
         elif self.factor is not None:
-            # Momentum and decay would go on moving the weights. The schedule sets the next step's rate.
+            # Momentum and decay would go on moving the weights, and a step without a gradient would age the moments.
             self.empty_steps += 1
-            for group in engine.basic_optimizer.param_groups:
-                group["lr"] = 0.0
+            engine.basic_optimizer.step = lambda *_, **__: None
 
     def after_step(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
+        vars(engine.basic_optimizer).pop("step", None)  # its own again
         if not self.on:
             return
         rows = [self.rows]
