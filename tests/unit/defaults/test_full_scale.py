@@ -96,6 +96,7 @@ CHECKPOINTS = {
     "aside_analyses": (15, 0.3),
     "aside_intervention": (10, 0.2),
     "aside_adaptive": (6, 0.1),
+    "aside_defenses": (18, 0.3),
     "steering": (72, 2.5),
     "steering_analyses": (123, 8.1),
     "steering_detectors": (24, 0.4),
