@@ -66,7 +66,7 @@ def folder(launched: Path) -> Path:
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_ranks_that_drop_different_rows_end_where_one_ends(name, folder):
     one, two = (torch.load(folder / f"{name}_{ranks}" / "weights.pt", weights_only=True) for ranks in (1, 2))
-    tolerance = 4e-3 if "bfloat16" in name else 1e-5
+    tolerance = 2**-7 if "bfloat16" in name else 1e-5  # the last place of a weight near 1, as norms have
     torch.testing.assert_close(two, one, atol=tolerance, rtol=0)
     losses = [json.loads((folder / f"{name}_{ranks}" / "report.json").read_text())["loss"] for ranks in (1, 2)]
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), atol=4 * tolerance, rtol=0)
