@@ -40,6 +40,9 @@ refuse_unknown_targets(workflow)
 onstart:
     collect_garbage_again()
     scheduling.spare(workflow.scheduler)  # its main process idles while jobs run
+    if not workflow.local_exec:
+        scheduling.send_alike_as_arrays(workflow.scheduler)
+        os.environ |= passed_on
     refuse_what_this_machine_lacks(workflow)
     tell_shared_jobs(workflow.dag)
     warm.offer(local=workflow.local_exec)  # local jobs fork from one process that has torch imported

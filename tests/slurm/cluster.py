@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A real SLURM cluster of one node, in a private folder: munged, slurmctld and slurmd on ports of their own.
+"""A real SLURM cluster in a private folder: munged, slurmctld and a slurmd per node, on ports of their own.
 
 The test of the SLURM profile submits to it, and one can try `snakemake --profile slurm all` in it on a laptop or in a
 container. It needs the programs of Debian's or Ubuntu's packages `slurm-wlm` and `munge`; no systemd, no cgroups, no
@@ -10,8 +10,9 @@ accounting database. It runs as root (as in a container) or as any user, and lea
     eval "$(python tests/slurm/cluster.py start --folder FOLDER)"          # start, and let this shell use it
     python tests/slurm/cluster.py stop --folder FOLDER
 
-The node has one gpu, which is /dev/null, so that `--gpus=1` can be asked for. Its settings are in slurm.conf, beside
-this file. Only the standard library is used, because this may have to run before anything is installed.
+It has one node, or several (--nodes), which all are this machine. Each has one gpu, or several (--gpus), which are
+/dev/null and the like, so that they can be asked for. The settings are in slurm.conf, beside this file. Only the
+standard library is used, because this may have to run before anything is installed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import contextlib
 import getpass
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -31,13 +33,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 PACKAGES = ("slurm-wlm", "munge")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "sinfo", "scancel", "scontrol")
 TEMPLATE = Path(__file__).with_name("slurm.conf")
 NODE = "bulwark"
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")  # what stands for gpus
 MARK = "BULWARK_SLURM_NODE"  # environment variable of slurmd and its job managers, not of jobs: whom `stop` ends
 
 
@@ -76,14 +79,28 @@ def install() -> None:
 
 
 class Cluster:
-    """One node; `with Cluster(folder) as cluster:` starts it, and stops it whatever happens in between.
+    """`with Cluster(folder) as cluster:` starts it, and stops it whatever happens in between.
 
     folder: is made, and holds configuration, logs and state. Its path must be short, for munge's socket.
-    cpus, memory_mb: what the node claims to have; by default what the machine has.
+    cpus, memory_mb, gpus: what each node claims to have; by default what the machine has, and one.
+    more: {key of slurm.conf: value} in the place of what the file says, or beside it.
     """
 
-    def __init__(self, folder: Path, cpus: int | None = None, memory_mb: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cpus: int | None = None,
+        memory_mb: int | None = None,
+        nodes: int = 1,
+        gpus: int = 1,
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        if gpus > len(DEVICES):
+            raise ClusterError(f"{gpus} gpus were asked for; at most {len(DEVICES)} devices can stand for them.")
         self.folder = folder.absolute()
+        self.nodes = [NODE] if nodes == 1 else [f"{NODE}{number + 1}" for number in range(nodes)]
+        self.gpus = gpus
+        self.more = dict(more or {})
         self.cpus = cpus or os.cpu_count() or 1
         self.memory_mb = memory_mb or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
         self.configuration = self.folder / "slurm.conf"
@@ -97,13 +114,8 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to use this cluster: the name of its slurm.conf, and a PATH with an srun that knows it.
-
-        The plugin's job step (snakemake-executor-plugin-slurm-jobstep 0.6.1) drops SLURM_CONF before it calls srun,
-        which then looks in /etc/slurm only. So a one-line srun that sets it again for the real one stands first.
-        """
-        path = os.pathsep.join([str(self.folder / "bin"), os.environ.get("PATH", os.defpath)])
-        return {"SLURM_CONF": str(self.configuration), "PATH": path}
+        """What a process needs to use this cluster: the name of its slurm.conf."""
+        return {"SLURM_CONF": str(self.configuration)}
 
     def start(self, patience: float = 60.0) -> None:
         """Start the daemons and wait until the node is idle, at most `patience` seconds.
@@ -125,8 +137,11 @@ class Cluster:
             )
             self._wait_for(munge["socket"].exists, patience)
             self._launch("slurmctld", "-D", "-c", "-f", str(self.configuration))
-            self._launch("slurmd", "-D", "-N", NODE, "-f", str(self.configuration))
-            self._wait_for(lambda: self.command("sinfo", "-h", "-o", "%T", check=False).strip() == "idle", patience)
+            for node in self.nodes:
+                self._launch("slurmd", "-D", "-N", node, "-f", str(self.configuration), name=f"slurmd.{node}")
+            states = ("-N", "-h", "-o", "%T")
+            idle = ["idle"] * len(self.nodes)
+            self._wait_for(lambda: self.command("sinfo", *states, check=False).split() == idle, patience)
         except BaseException:
             self.stop()
             raise
@@ -137,9 +152,9 @@ class Cluster:
         if "slurmctld" in daemons and _alive(daemons["slurmctld"]):
             self.command("scancel", f"--user={getpass.getuser()}", check=False)
             _wait(lambda: not self.command("squeue", "-h", check=False).strip(), seconds=10)
-        for name in ("slurmd", "slurmctld", "munged"):
-            if name in daemons:
-                _end([daemons[name]])
+        order = ("slurmd", "slurmctld", "munged")
+        for name in sorted(daemons, key=lambda name: order.index(name.split(".")[0])):
+            _end([daemons[name]])
         managers = _processes_with(MARK, str(self.folder))
         _end([*_descendants(managers), *managers])
         (self.folder / "daemons.json").unlink(missing_ok=True)
@@ -167,37 +182,43 @@ class Cluster:
         return f"{node}{jobs}{self._ends_of_logs()}"
 
     def _write_files(self) -> None:
-        for folder in ("state", "spool", "bin"):
+        for folder in ("state", *(f"spool.{node}" for node in self.nodes)):
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
-        controller_port, node_port = _free_ports(2)
+        controller_port, *node_ports = _free_ports(1 + len(self.nodes))
+        host = socket.gethostname().split(".")[0]
+        has = f"CPUs={self.cpus} RealMemory={self.memory_mb} Gres=gpu:{self.gpus} State=UNKNOWN"
+        lines = [
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {has}"
+            for node, port in zip(self.nodes, node_ports, strict=True)
+        ]
         settings = {
             "folder": self.folder,
-            "host": socket.gethostname().split(".")[0],
+            "host": host,
             "user": getpass.getuser(),
             "controller_port": controller_port,
-            "node_port": node_port,
-            "cpus": self.cpus,
-            "memory_mb": self.memory_mb,
+            "nodes": "\n".join(lines),
         }
-        self.configuration.write_text(string.Template(TEMPLATE.read_text()).substitute(settings))
-        (self.folder / "gres.conf").write_text(f"NodeName={NODE} Name=gpu File=/dev/null\n")
-        srun = self.folder / "bin" / "srun"
-        srun.write_text(f'#!/bin/sh\nSLURM_CONF={shlex.quote(str(self.configuration))} exec {_program("srun")} "$@"\n')
-        srun.chmod(0o755)
+        text = string.Template(TEMPLATE.read_text()).substitute(settings)
+        for key, value in self.more.items():
+            text = re.sub(rf"^{key}=.*\n", "", text, flags=re.MULTILINE) + f"{key}={value}\n"
+        self.configuration.write_text(text)
+        devices = (f"NodeName={node} Name=gpu File={file}\n" for node in self.nodes for file in DEVICES[: self.gpus])
+        (self.folder / "gres.conf").write_text("".join(devices))
 
     def _daemons(self) -> dict[str, int]:
         """Process ids of the daemons that were started here and not stopped yet."""
         file = self.folder / "daemons.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
-    def _launch(self, name: str, *arguments: str) -> None:
+    def _launch(self, program: str, *arguments: str, name: str = "") -> None:
+        name = name or program
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [_program(name), *arguments],
-                env={**os.environ, **self.environment, **({MARK: str(self.folder)} if name == "slurmd" else {})},
+                [_program(program), *arguments],
+                env={**os.environ, **self.environment, **({MARK: str(self.folder)} if program == "slurmd" else {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -303,8 +324,10 @@ def main() -> int:
     parser.add_argument("action", nargs="?", choices=["start", "stop", "run"])
     parser.add_argument("--folder", type=Path, help="where the cluster lives; run makes a temporary one by default")
     parser.add_argument("--install", action="store_true", help="first install what is missing (root, apt-get)")
-    parser.add_argument("--cpus", type=int, help="CPUs that the node shows (default: the machine's)")
-    parser.add_argument("--memory-mb", type=int, help="memory that the node shows (default: the machine's)")
+    parser.add_argument("--nodes", type=int, default=1, help="how many nodes (default: 1)")
+    parser.add_argument("--gpus", type=int, default=1, help="gpus that each node shows (default: 1)")
+    parser.add_argument("--cpus", type=int, help="CPUs that each node shows (default: the machine's)")
+    parser.add_argument("--memory-mb", type=int, help="memory that each node shows (default: the machine's)")
     words = sys.argv[1:]
     split = words.index("--") if "--" in words else len(words)
     given, command = parser.parse_args(words[:split]), words[split + 1 :]
@@ -328,7 +351,8 @@ def _act(given: argparse.Namespace, command: list[str]) -> int:
         return 0
     with contextlib.ExitStack() as stack:
         folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-")))
-        cluster = Cluster(folder, cpus=given.cpus, memory_mb=given.memory_mb)
+        shape = {name: getattr(given, name) for name in ("nodes", "gpus", "cpus", "memory_mb")}
+        cluster = Cluster(folder, **shape)
         if given.action == "run":
             stack.enter_context(cluster)
             return subprocess.run(command, env={**os.environ, **cluster.environment}).returncode

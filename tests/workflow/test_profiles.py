@@ -75,7 +75,7 @@ def test_the_default_profile_sets_nothing_that_the_slurm_profile_sets():
 def test_no_cluster_is_presumed():
     values = keys("slurm")
     resources = values["default-resources"]
-    assert set(resources) == {"nodes", "runtime", "mem_mb", "slurm_extra"}
+    assert set(resources) == {"nodes", "runtime", "mem_mb", "gpus_as", "slurm_extra"}
     assert resources["slurm_extra"] == "'--signal=TERM@120'"  # names nothing of a cluster's own
     assert not {"slurm-qos", "slurm-reservation", "slurm-partition-config", "set-resources"} & set(values)
 
@@ -124,7 +124,7 @@ def test_every_job_for_the_cluster_states_what_it_needs(checkout):
     }
     for job in jobs:
         # Without the profile, so without its defaults: the rules' own numbers.
-        assert all(int(job[resource]) > 0 for resource in ("gpu", "nodes", "runtime", "mem_mb")), job
+        assert all(int(job[resource]) > 0 for resource in ("gpus_per_node", "nodes", "runtime", "mem_mb")), job
         assert "tasks" not in job
 
 
@@ -138,7 +138,7 @@ def test_the_miniature_asks_for_no_gpu_and_for_little_memory(checkout):
         "generate_contrasts",
         "project_dataset",
     }
-    assert {int(job.get("gpu", 0)) for job in jobs} == {0}
+    assert {int(job.get("gpus_per_node", 0)) for job in jobs} == {0}
     assert max(int(job["mem_mb"]) for job in jobs) <= 6000
 
 

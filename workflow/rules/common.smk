@@ -10,10 +10,11 @@ from bulwark.config import loading, machine, overlays, plan as plan_jobs, plan_r
 from bulwark.config.standing.asked import asked
 from bulwark.config.standing.overview import left_over
 from bulwark.errors import BulwarkError
-from bulwark.jobs import scheduling, stopping, warm
+from bulwark.jobs import scheduling, slurm, stopping, warm
 
 from snakemake.cli import get_argument_parser
 from snakemake.common import overwrite_function_params
+from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake_interface_executor_plugins.settings import ExecMode
 
 # Downloads happen in local rules with pinned revisions, whose scripts lift this; all other jobs read what is on disk.
@@ -26,6 +27,8 @@ for _variable, _level in {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}.ite
 
 # Jobs end by themselves when they are told to, and their shells wait for them.
 shell.prefix(stopping.SHELL_PREFIX)
+if not workflow.is_main_process and "SLURM_JOB_ID" in os.environ:
+    stopping.pass_on(JobScheduler)
 
 # A plan is some millions of objects that live to its end: looking for garbage among them took up to a fifth of its time.
 gc.disable()
@@ -85,10 +88,33 @@ def decided(rule, gpus=None, instead=None, **params):
     return {**params, "asked": of_wildcards_only(directive)}
 
 
-def needs(work):
-    """The directive `resources` of what a function of wildcards returns."""
-    return {name: of(work, "resources", name) for name in ("gpu", "nodes", "mem_mb", "runtime")}
+# What a job needs, as a resource of Snakemake: its plugin for SLURM would take `gpu` for what it is to ask for.
+_NAMES = {"gpus_per_node": "gpu", "nodes": "nodes", "runtime": "runtime"}
 
+
+def needs(work):
+    """The directive `resources` of what a function of wildcards returns, and what SLURM is asked for by it."""
+
+    def mem_mb(wildcards, attempt, rulename):
+        logs = getattr(workflow.executor_settings, "logdir", None)  # as the profile sets it; none without SLURM
+        folder = logs and Path(logs, f"rule_{rulename}", "_".join(wildcards))
+        return slurm.memory(work(wildcards).resources["mem_mb"], attempt, folder)
+
+    def asks(name):
+        def directive(wildcards):
+            needed = work(wildcards).resources
+            return gpus_as.asks(needed["gpu"], needed["nodes"])[name]
+
+        return of_wildcards_only(directive)
+
+    own = {name: of(work, "resources", key) for name, key in _NAMES.items()}
+    return {**own, "mem_mb": mem_mb, **{name: asks(name) for name in (gpus_as.asks(0, 1) if gpus_as else ())}}
+
+
+# How this cluster is asked for GPUs; None where the profile does not say, that is, without one.
+_told = workflow.resource_settings._parsed_default_resources.get(slurm.GPUS_AS).raw
+gpus_as = explained(slurm.GpusAs.read, _told) if _told else None
+passed_on = slurm.passing_conf(os.environ, Path(workflow.basedir, "workflow", "bin"))
 
 # What stands in the files, with the files' own names: Snakemake's `config` is merged, and has lost duplicate keys.
 # No path below this folder is absolute, so that a moved checkout asks for the same.
@@ -147,10 +173,22 @@ def judge_of(job):
     return job.params.get("judge") or scoring.get("judge")
 
 
+def threads_wanted(job):
+    """The threads that a rule gives a job, before Snakemake cuts them to the cores of this run."""
+    told = {"input": job.input, "attempt": job.attempt, "rulename": job.rule.name, "async_run": workflow.async_run}
+    return job.rule.resources["_cores"].evaluate(job.wildcards, **told).value
+
+
 def refuse_what_this_machine_lacks(workflow):
     """End a run before its first job if a job needs more GPUs than are here, or a judge a key that is not set."""
     jobs = {f"{job.rule.name} for {'/'.join(map(str, job.wildcards))}": job for job in workflow.dag.needrun_jobs()}
     if workflow.local_exec:
-        gpus = {name: job.resources.get("gpu", 0) for name, job in jobs.items()}
+        gpus = {name: job.resources.get("gpus_per_node", 0) for name, job in jobs.items()}
         explained(machine.refuse_without_gpus, gpus, machine.gpus_here())
+        wanted = {name: threads_wanted(job) for name, job in jobs.items()}
+        if text := machine.capped(wanted, workflow.cores):
+            logger.warning(text)
+    elif gpus_as:
+        with_gpus = {name: job for name, job in jobs.items() if job.resources.get("gpus_per_node", 0)}
+        explained(gpus_as.refuse, {name: job.resources.nodes for name, job in with_gpus.items()})
     explained(machine.refuse_without_key, {name: judge_of(job) for name, job in jobs.items()})

@@ -65,6 +65,13 @@ def tell_shared_jobs(dag):
             dag.reason(job).missing_output.clear()  # Snakemake would warn of what the shared job has made
 
 
+def shared_work(wildcards):
+    """What a shared job needs: what one training of its model needs, for as long as all of its trainings take."""
+    needed = plan_jobs.resources_of(catalogue, wildcards.model, "train")
+    runtime = plan_shares.runtime(catalogue, wildcards.model, wanted_in(wildcards))
+    return SimpleNamespace(resources=needed | {"runtime": runtime})
+
+
 rule apply_steps:
     input:
         unpack(shared.inputs),
@@ -79,10 +86,7 @@ rule apply_steps:
         share=r"0|[1-9]\d*",
     threads: lambda wildcards: catalogue.resources(wildcards.model, "train").threads
     resources:
-        gpu=lambda wildcards: plan_jobs.resources_of(catalogue, wildcards.model, "train")["gpu"],
-        nodes=lambda wildcards: plan_jobs.resources_of(catalogue, wildcards.model, "train")["nodes"],
-        mem_mb=lambda wildcards: plan_jobs.resources_of(catalogue, wildcards.model, "train")["mem_mb"],
-        runtime=lambda wildcards: plan_shares.runtime(catalogue, wildcards.model, wanted_in(wildcards)),
+        **needs(shared_work),
     params:
         parts=lambda wildcards: plan_shares.parts(catalogue, wildcards.model, wildcards.seed, wanted_in(wildcards)),
     script:

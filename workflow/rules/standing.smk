@@ -122,8 +122,9 @@ def refuse_orphans(standings):
 
 def remade_by(job, standing):
     """The finished result that a job would replace."""
-    needed = plan.step(job.wildcards).resources if job.rule.name == "take_shared" else job.resources
-    gpus = needed.get("gpu", 0) * needed.get("nodes", 1)
+    shared = job.rule.name == "take_shared"
+    needed = plan.step(job.wildcards).resources if shared else job.resources
+    gpus = needed.get("gpu" if shared else "gpus_per_node", 0) * needed.get("nodes", 1)
     reason = standing.reason if standing.root else ""
     if not reason and workflow.dag.reason(job).forced:
         reason = "you asked for it (--forcerun, --forceall)"

@@ -20,7 +20,7 @@ job = Job(
     log=snakemake.log[0],
     code=snakemake.params.code,
 )
-gpus, nodes = snakemake.resources.gpu, snakemake.resources.nodes
+gpus, nodes = snakemake.resources.gpus_per_node, snakemake.resources.nodes
 run(
     "bulwark.steps.perform",
     {"job": job, "gpus": gpus, "nodes": nodes, "threads": snakemake.threads},

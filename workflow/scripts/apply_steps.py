@@ -15,7 +15,7 @@ for told in snakemake.params.parts:
     sealing = Sealing(tuple(dict.fromkeys(inputs.values())), (told["output"],), told["asked"], "apply_step")
     kept = {name: told[name] for name in ("kind", "settings", "output", "identity", "log", "code")}
     parts.append(Part(Job(parent=inputs.pop("parent"), inputs=inputs, **kept), sealing))
-gpus, nodes = snakemake.resources.gpu, snakemake.resources.nodes
+gpus, nodes = snakemake.resources.gpus_per_node, snakemake.resources.nodes
 run(
     "bulwark.jobs.together.perform",
     {"parts": parts, "record": Path(snakemake.output[0]), "gpus": gpus, "nodes": nodes, "threads": snakemake.threads},

@@ -38,7 +38,7 @@ def costs(dry_run: str) -> dict[str, Cost]:
             needed = dict(_RESOURCE.findall(line))
             hours = _minutes(needed.get("runtime", "0")) / 60 / LIMIT_OVER_EXPECTED
             table[rule].hours += hours
-            table[rule].gpu_hours += hours * int(needed.get("gpu", 0)) * int(needed.get("nodes", 1))
+            table[rule].gpu_hours += hours * int(needed.get("gpus_per_node", 0)) * int(needed.get("nodes", 1))
             rule = None
     return dict(table)
 

@@ -53,3 +53,19 @@ def refuse_without_key(judges: Mapping[str, Mapping[str, Any] | None]) -> None:
                 "Set it (any text, if your own endpoint needs none) and, for an endpoint of your own, OPENAI_BASE_URL; "
                 "or name another judge in an overlay."
             )
+
+
+def capped(wanted: Mapping[str, int], cores: int) -> str:
+    """What is said where jobs get fewer threads than they want, as in a small allocation; "" where none does.
+
+    wanted: {job in words: threads}. Snakemake gives each as many as there are cores, without a word.
+    """
+    short = {job: threads for job, threads in wanted.items() if threads > cores}
+    if not short:
+        return ""
+    worst = max(short, key=short.__getitem__)
+    return (
+        f"{len(short)} jobs get fewer threads than they are meant to have: {worst} should have {short[worst]}, and "
+        f"this run has {cores} (-c). They take longer. Within a SLURM job give -c as many as it has "
+        "(--cpus-per-task of salloc or sbatch)."
+    )

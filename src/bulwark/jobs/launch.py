@@ -1,14 +1,14 @@
 """Start a module as one process per GPU: the command lines, and running one so that nothing of it outlives its caller.
 
 One process needs no launcher. Several on one node are started by torchrun (see `ranks`; `--standalone` finds a free
-port); several nodes by one torchrun per node, which `srun` places inside the job's SLURM allocation.
+port); several nodes by one torchrun per node, which `srun` places inside the job's SLURM allocation: a step of its own
+over the nodes of the job, because the one that this process runs in has one node.
 Torch-free, so that a workflow script can import it.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,12 +24,14 @@ from typing import TextIO
 
 from bulwark import interrupts
 from bulwark.errors import BulwarkError
+from bulwark.jobs import slurm
 from bulwark.jobs.process import die_with_parent
 
+_SRUN = "srun"
 _LINES_KEPT = 40
 _SECONDS_TO_END = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.5
-_FIRST_PORT, _PORTS = 20000, 20000
+_FIRST_PORT, _PORTS = 20000, 12000  # below those that Linux gives away
 
 
 def launch_line(
@@ -40,13 +42,14 @@ def launch_line(
     *,
     python: str = sys.executable,
     environment: Mapping[str, str] | None = None,
+    scontrol: Callable[..., str] = slurm.scontrol,
 ) -> list[str]:
     """The command that runs `python -m module argument` once per GPU.
 
     gpus: processes per node; 0 and 1 both mean one. environment: where SLURM's variables are looked up, by default
-    this process's; several nodes need SLURM_JOB_ID and SLURM_JOB_NODELIST, that is, an allocation to run in.
+    this process's. scontrol: asked for the job's nodes.
 
-    Raises BulwarkError for several nodes without a fitting SLURM allocation.
+    Raises BulwarkError for several nodes without a SLURM allocation that has them.
     """
     processes = max(1, gpus)
     if nodes <= 1:
@@ -54,19 +57,17 @@ def launch_line(
             return [python, "-m", module, argument]
         return [*_torchrun(python), "--standalone", f"--nproc-per-node={processes}", "-m", module, argument]
     environment = os.environ if environment is None else environment
-    _check_allocation(environment, nodes)
-    job = environment["SLURM_JOB_ID"]
-    head = _first_host(environment["SLURM_JOB_NODELIST"])
-    port = _FIRST_PORT + int(job) % _PORTS  # jobs that share a node have different numbers
+    given = slurm.allocation(environment, nodes, scontrol)
+    port = _FIRST_PORT + int(given.job) % _PORTS  # jobs that share a node have different numbers
     cpus = environment.get("SLURM_CPUS_PER_TASK")
     return [
         # The workflow's own step already holds the allocation, so this one has to overlap it.
-        *["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"],
+        *[_SRUN, f"--jobid={given.job}", "--overlap", f"--nodelist={','.join(given.nodes)}"],
+        *[f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"],
         *([f"--cpus-per-task={cpus}"] if cpus else []),
         "--kill-on-bad-exit=1",
-        *_torchrun(python),
-        *[f"--nnodes={nodes}", f"--nproc-per-node={processes}", f"--rdzv-id={job}"],
-        *["--rdzv-backend=c10d", f"--rdzv-endpoint={head}:{port}", "-m", module, argument],
+        *[*_torchrun(python), f"--nnodes={nodes}", f"--nproc-per-node={processes}"],
+        *[f"--master-addr={given.address}", f"--master-port={port}", "-m", module, argument],
     ]
 
 
@@ -96,7 +97,7 @@ def run(
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, **(environment or {})},
+            env={**_inherited(line), **(environment or {})},
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
@@ -118,28 +119,12 @@ def run(
         )
 
 
+def _inherited(line: Sequence[str]) -> Mapping[str, str]:
+    return slurm.outside_step(os.environ) if line[0] == _SRUN else os.environ
+
+
 def _torchrun(python: str) -> list[str]:
     return [python, "-m", "bulwark.jobs.ranks"]
-
-
-def _check_allocation(environment: Mapping[str, str], nodes: int) -> None:
-    missing = [name for name in ("SLURM_JOB_ID", "SLURM_JOB_NODELIST") if not environment.get(name)]
-    if missing:
-        raise BulwarkError(
-            f"{nodes} nodes were asked for, but this is no SLURM job ({', '.join(missing)} not set). "
-            "Start the workflow with --profile slurm, or set nodes to 1."
-        )
-    allocated = int(environment.get("SLURM_JOB_NUM_NODES", nodes))
-    if allocated < nodes:
-        raise BulwarkError(f"{nodes} nodes were asked for, but this SLURM job has {allocated}; raise its `nodes`.")
-
-
-def _first_host(nodelist: str) -> str:
-    """The first host of a SLURM node list: `gpu[003-005,9],cpu1` begins with gpu003."""
-    first = re.match(r"(?P<prefix>[^,\[]+)(\[(?P<number>\d+)[^\]]*\](?P<suffix>[^,\[]*))?", nodelist)
-    if first is None:
-        raise BulwarkError(f'SLURM_JOB_NODELIST is "{nodelist}", which does not begin with a host.')
-    return "".join(first[part] or "" for part in ("prefix", "number", "suffix"))
 
 
 def stop_file(description: Path) -> Path:

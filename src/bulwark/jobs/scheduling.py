@@ -6,14 +6,20 @@ In a run of a thousand jobs its main process took most of a core, which on two c
   may have passed by then. So rounds never end, and there are more of them per second with each job. Without a limit
   there are no timers: a round follows when a job ends.
 * Each round asks the file system for the sizes of all inputs of all jobs that are ready, which no longer change.
+
+And SLURM's executor, kept from what makes job arrays fail (seen with snakemake-executor-plugin-slurm 2.8): it gives
+every job of an array what the first one asks for, and it never submits a job that arrives while others of its rule wait
+for a free place.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 _USUAL = (100, 1)  # jobs per seconds: Snakemake's limit where the user sets none
+_OWN = ("tmpdir", "disk", "disk_mb", "disk_mib")  # resources that differ between jobs, and that SLURM is not asked for
 
 
 def spare(scheduler: Any) -> None:
@@ -33,3 +39,29 @@ def spare(scheduler: Any) -> None:
             await measure(jobs)
 
     scheduler.update_input_sizes = of_new_files
+
+
+def send_alike_as_arrays(scheduler: Any) -> None:
+    """Have jobs of the rules of `slurm-array-jobs` submitted at once, as an array those that ask for the same."""
+    executor = scheduler._executor
+    chosen = getattr(executor, "array_jobs", ())
+    if not chosen:
+        return
+    submit = executor.run_jobs
+
+    def by_what_they_ask_for(jobs: Iterable[Any]) -> None:
+        submit([])  # it notes in which loop it is called
+        alike: dict[Any, list[Any]] = defaultdict(list)
+        for job in jobs:
+            if job.is_group() or not {job.rule.name, "all"} & chosen:
+                alike[id(job)].append(job)
+            else:
+                asks = sorted((name, value) for name, value in job.resources.items() if name not in _OWN)
+                alike[(job.rule.name, job.threads, tuple(asks))].append(job)
+        for same in alike.values():
+            if len(same) == 1:
+                executor._submit_job(same[0])
+            else:
+                executor._submit_array_jobs(same)
+
+    executor.run_jobs = by_what_they_ask_for

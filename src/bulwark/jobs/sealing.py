@@ -201,6 +201,6 @@ def call_of(snakemake: Any) -> Mapping[str, Any]:
     """What `bulwark.jobs.calls.run` is told of a script's job."""
     return {
         "log": snakemake.log[0],
-        "gpus": snakemake.resources.get("gpu", 0),
+        "gpus": snakemake.resources.get("gpus_per_node", 0),
         "sealing": sealing_of(snakemake),
     }

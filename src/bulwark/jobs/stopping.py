@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from bulwark import interrupts
 
@@ -65,9 +66,7 @@ def watch(logger: logging.Logger) -> None:
             mark.touch()
         if first:
             logger.warning(FIRST_LINE)
-        for job in jobs_that_handle(number):
-            with suppress(OSError):
-                os.kill(job, number)
+        _tell(number)
         times[number] += 1
         if times[number] == 2:
             return
@@ -84,6 +83,28 @@ def watch(logger: logging.Logger) -> None:
     for handler in logger.handlers:
         if not isinstance(handler, logging.FileHandler):  # .snakemake/log/ keeps everything
             handler.addFilter(Quiet(mark))
+
+
+def pass_on(scheduler: Any) -> None:
+    """Have the Snakemake that SLURM starts for a job tell the job that it was told to end.
+
+    SLURM's signal before a time limit reaches the process that it has started itself, on most clusters no other
+    (proctrack/cgroup); that is Snakemake, which would only wait. scheduler: Snakemake's class JobScheduler, which has
+    not handled signals yet.
+    """
+    wait = scheduler.exit_gracefully
+
+    def told(self: Any, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
+        _tell(number)
+        threading.Thread(target=wait, args=(self, number, frame), daemon=True).start()  # for a lock, as in `watch`
+
+    scheduler.exit_gracefully = told
+
+
+def _tell(number: int) -> None:
+    for job in jobs_that_handle(number):
+        with suppress(OSError):  # it has ended meanwhile
+            os.kill(job, number)
 
 
 def ended(logger: logging.Logger, logs: Sequence[str] = ()) -> None:

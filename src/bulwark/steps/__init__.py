@@ -142,11 +142,11 @@ def fine_tune(job: Job, settings: FineTuningSettings, step: Any) -> dict[str, An
 
 
 def perform(job: Job, gpus: int = 0, nodes: int = 1, threads: int = 1) -> None:
-    """Run the step here with one process, or start one process per GPU.
+    """Run the step here with one process, or start one process per GPU, on each of several nodes one at least.
 
     Raises BulwarkError with the end of the output if a started process fails.
     """
-    if gpus * nodes <= 1:
+    if max(gpus, 1) * nodes == 1:
         import torch
 
         torch.set_num_threads(threads)

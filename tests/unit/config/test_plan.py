@@ -320,6 +320,14 @@ def test_what_the_machine_lacks_is_found_before_the_first_job(monkeypatch):
     machine.refuse_without_key(judges)
 
 
+def test_jobs_that_get_fewer_threads_than_they_want_are_told():
+    wanted = {"apply_step for a": 32, "generate_answers for b": 8, "make_table for c": 1}
+    told = machine.capped(wanted, 4)
+    assert told.startswith("2 jobs get fewer threads than they are meant to have: apply_step for a should have 32")
+    assert "has 4 (-c)" in told
+    assert machine.capped(wanted, 32) == ""
+
+
 def test_what_configurations_show_lies_apart_and_what_they_measure_is_shared(papers, miniature):
     """The two show tables and figures of the same names."""
     both = [

@@ -8,10 +8,10 @@ DRY_RUN = """
 rule apply_step:
     input: a
     output: b
-    resources: tmpdir=<TBD>, gpu=8, nodes=1, mem_mb=512000, runtime=900
+    resources: tmpdir=<TBD>, gpus_per_node=8, nodes=1, mem_mb=512000, runtime=900
 rule apply_step:
     input: c
-    resources: gpu=8, nodes=2, runtime=90
+    resources: gpus_per_node=8, nodes=2, runtime=90
 localrule make_table:
     output: t
     resources: tmpdir=<TBD>

@@ -36,6 +36,20 @@ with interrupts.resumable(lambda: "3 of 7"):
         time.sleep(0.01)
         interrupts.leave_if_told()
 """
+# Snakemake's process within a job of SLURM, whose scheduler only waits for the job when it is told to end.
+WORKFLOW_IN_A_JOB = """
+import signal, subprocess, sys
+from bulwark.jobs import stopping
+class Scheduler:
+    def __init__(self):
+        signal.signal(signal.SIGTERM, self.exit_gracefully)
+    def exit_gracefully(self, *args):
+        print("waits", flush=True)
+stopping.pass_on(Scheduler)
+scheduler = Scheduler()
+job = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+print("the job ended with", job.wait(), flush=True)
+"""
 # Snakemake's process, whose scheduler holds its lock at the moment of the signal.
 WORKFLOW_ENDS = """
 import logging, signal, sys, threading, time
@@ -229,3 +243,11 @@ def test_a_job_that_was_killed_is_told_with_what_to_do(tmp_path, monkeypatch, ca
     (tmp_path / "log").write_text(f"CalledProcessError: {ended.value}", encoding="utf-8")
     stopping.ended(logging.getLogger("test"), [str(tmp_path / "log"), str(tmp_path / "none")])
     assert ("mem_gb" in caplog.text) == killed
+
+
+def test_snakemake_in_a_job_of_slurm_passes_on_what_only_it_is_told():
+    process = subprocess.Popen([sys.executable, "-c", WORKFLOW_IN_A_JOB, SAVES], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=30)
+    assert sorted(printed.splitlines()) == ["the job ended with 143", "waits"]

@@ -15,7 +15,13 @@ import pytest
 from bulwark.errors import BulwarkError
 from bulwark.jobs.launch import launch_line, run
 
-SLURM = {"SLURM_JOB_ID": "41234", "SLURM_JOB_NODELIST": "gpu[003-004]", "SLURM_JOB_NUM_NODES": "2"}
+SLURM = {"SLURM_JOB_ID": "41234", "SLURM_JOB_NUM_NODES": "1"}
+
+
+def scontrol(*arguments: str) -> str:
+    """What SLURM's program prints of a job on two nodes, of which a step has one."""
+    answers = {"job": "JobId=41234 NodeList=gpu[003-004]", "hostnames": "gpu003\ngpu004\n", "node": "NodeAddr=10.1.0.3"}
+    return answers[arguments[1]]
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
@@ -29,35 +35,32 @@ def test_several_gpus_on_one_node_go_through_torchrun_standalone():
 
 
 def test_several_nodes_get_one_torchrun_each_that_meet_on_the_first():
-    line = " ".join(launch_line("bulwark.steps", "job.json", 4, 2, python="py", environment=SLURM))
+    line = " ".join(launch_line("bulwark.steps", "job.json", 4, 2, python="py", environment=SLURM, scontrol=scontrol))
     assert line == (
-        "srun --overlap --nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1 "
-        "py -m bulwark.jobs.ranks --nnodes=2 --nproc-per-node=4 --rdzv-id=41234 --rdzv-backend=c10d "
-        "--rdzv-endpoint=gpu003:21234 -m bulwark.steps job.json"
+        "srun --jobid=41234 --overlap --nodelist=gpu003,gpu004 --nodes=2 --ntasks=2 --ntasks-per-node=1 "
+        "--kill-on-bad-exit=1 py -m bulwark.jobs.ranks --nnodes=2 --nproc-per-node=4 "
+        "--master-addr=10.1.0.3 --master-port=25234 -m bulwark.steps job.json"
     )
 
 
 def test_the_cpus_of_the_job_are_passed_on_because_srun_does_not():
-    line = launch_line("m", "a", 4, 2, environment=SLURM | {"SLURM_CPUS_PER_TASK": "32"})
+    line = launch_line("m", "a", 4, 2, environment=SLURM | {"SLURM_CPUS_PER_TASK": "32"}, scontrol=scontrol)
     assert "--cpus-per-task=32" in line
 
 
-@pytest.mark.parametrize(
-    ("nodelist", "host"),
-    [("gpu[003-005,9]", "gpu003"), ("a1,b2", "a1"), ("node7", "node7"), ("r[1,3]n.example,x", "r1n.example")],
-)
-def test_the_first_host_of_a_node_list(nodelist, host):
-    line = launch_line("m", "a", 1, 2, environment=SLURM | {"SLURM_JOB_NODELIST": nodelist})
-    assert any(part.startswith(f"--rdzv-endpoint={host}:") for part in line)
+def test_several_nodes_without_an_allocation_are_refused():
+    with pytest.raises(BulwarkError, match="no SLURM job"):
+        launch_line("m", "a", 4, 2, environment={})
 
 
-@pytest.mark.parametrize(
-    ("environment", "told"),
-    [({}, "no SLURM job"), (SLURM | {"SLURM_JOB_NUM_NODES": "1"}, "this SLURM job has 1")],
-)
-def test_several_nodes_without_an_allocation_are_refused(environment, told):
-    with pytest.raises(BulwarkError, match=told):
-        launch_line("m", "a", 4, 2, environment=environment)
+def test_what_starts_a_step_of_its_own_does_not_inherit_the_step_that_it_is_in(tmp_path, monkeypatch):
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "nodes ${SLURM_NNODES:-unknown}, $COLOUR"\n')
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("SLURM_NNODES", "1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    output = io.StringIO()
+    run(["srun"], environment={"COLOUR": "red"}, output=output)
+    assert output.getvalue() == "nodes unknown, red\n"
 
 
 def test_output_is_passed_on_and_variables_are_set():

@@ -1,4 +1,4 @@
-"""Snakemake's scheduler is kept from work that grows with the jobs, and keeps what a user sets."""
+"""Snakemake's scheduler is kept from work that grows with the jobs, and keeps what a user sets; job arrays."""
 
 import asyncio
 from types import SimpleNamespace
@@ -58,3 +58,60 @@ def test_sizes_that_it_forgets_are_asked_for_again():
     asyncio.run(scheduler.update_input_sizes(ready))
     asyncio.run(scheduler.update_input_sizes([*ready, *jobs("e")]))
     assert set(scheduler._input_sizes) == set("abcde")
+
+
+class Executor:
+    """What SLURM's has of what is used, and its way to lose jobs that arrive in parts; `sent` is what it submitted."""
+
+    def __init__(self, *array_jobs):
+        self.array_jobs = set(array_jobs)
+        self.sent = []
+
+    def run_jobs(self, jobs):
+        self.sent += ["noted" for _ in range(not jobs)]
+
+    def _submit_job(self, job):
+        self.sent.append(job.name)
+
+    def _submit_array_jobs(self, jobs):
+        self.sent.append([job.name for job in jobs])
+
+
+def job(name, rule, mem_mb=1, tmpdir="a", threads=1, group=False):
+    resources = {"mem_mb": mem_mb, "tmpdir": tmpdir}
+    told = {"name": name, "rule": SimpleNamespace(name=rule), "threads": threads, "resources": resources}
+    return SimpleNamespace(**told, is_group=lambda: group)
+
+
+SENT = [
+    job("a", "short"),
+    job("b", "long"),
+    job("c", "short", mem_mb=2),
+    job("d", "short", tmpdir="b"),
+    job("e", "long"),
+    job("f", "short", threads=2),
+    job("g", "short", group=True),
+    job("h", "short", mem_mb=2),
+]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sent"),
+    [
+        (["short"], ["noted", ["a", "d"], "b", ["c", "h"], "e", "f", "g"]),
+        (["all"], ["noted", ["a", "d"], ["b", "e"], ["c", "h"], "f", "g"]),
+    ],
+)
+def test_an_array_is_of_jobs_that_ask_for_the_same_and_nobody_waits(chosen, sent):
+    executor = Executor(*chosen)
+    scheduling.send_alike_as_arrays(SimpleNamespace(_executor=executor))
+    executor.run_jobs(SENT)
+    assert executor.sent == sent
+
+
+def test_without_arrays_the_executor_stays_as_it_is():
+    executor = Executor()
+    scheduling.send_alike_as_arrays(SimpleNamespace(_executor=executor))
+    executor.run_jobs(SENT)
+    assert executor.sent == []
+    scheduling.send_alike_as_arrays(SimpleNamespace(_executor=SimpleNamespace()))
