@@ -18,6 +18,8 @@ from bulwark.errors import BulwarkError, ConfigurationError, nearest
 from bulwark.judges import Judgement, Request
 from bulwark.settings import Closed
 
+_KEPT_AT_ONCE = 1024  # judgements are kept after so many
+
 
 class Label(Closed):
     """A label of the classifier. complement: the value is one minus its probability (toxic, for safety)."""
@@ -72,6 +74,8 @@ def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterat
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from bulwark.models.batching import Budget, in_batches
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.path, revision=settings.revision)
         model = AutoModelForSequenceClassification.from_pretrained(settings.path, revision=settings.revision)
@@ -88,17 +92,28 @@ def judge(requests: Sequence[Request], settings: Settings, scale: int) -> Iterat
             raise ConfigurationError(f'The classifier {settings.path} has no label "{label}".{nearest(label, columns)}')
     many = model.config.problem_type == "multi_label_classification" or len(columns) == 1
     order = sorted(range(len(requests)), key=lambda index: -len(requests[index].answer))
-    for start in range(0, len(order), settings.batch_size):
-        batch = order[start : start + settings.batch_size]
-        texts = [[requests[index].answer for index in batch]]
-        if settings.reads == "pair":
-            texts.insert(0, [requests[index].question for index in batch])
-        cut = {"truncation": True, "max_length": settings.max_tokens}
-        encoded = tokenizer(*texts, padding=len(batch) > 1, return_tensors="pt", **cut)
-        with torch.inference_mode():
-            logits = model(**encoded.to(model.device)).logits.float()  # [batch, labels]
-        shares = (logits.sigmoid() if many else logits.softmax(-1)).tolist()
-        for index, row in zip(batch, shares, strict=True):
+    budget = Budget(settings.batch_size)
+
+    def outputs_of(part: Sequence[int]) -> dict[int, list[float]]:
+        """The shares of all labels, by request."""
+        outputs: dict[int, list[float]] = {}
+
+        def work(places: list[int]) -> None:
+            texts = [[requests[part[place]].answer for place in places]]
+            if settings.reads == "pair":
+                texts.insert(0, [requests[part[place]].question for place in places])
+            cut = {"truncation": True, "max_length": settings.max_tokens}
+            encoded = tokenizer(*texts, padding=len(places) > 1, return_tensors="pt", **cut)
+            with torch.inference_mode():
+                logits = model(**encoded.to(model.device)).logits.float()  # [batch, labels]
+            shares = (logits.sigmoid() if many else logits.softmax(-1)).tolist()
+            outputs.update(zip([part[place] for place in places], shares, strict=True))
+
+        in_batches([1] * len(part), work, budget, lambda place: f'answer to "{requests[part[place]].key}"')
+        return outputs
+
+    for start in range(0, len(order), _KEPT_AT_ONCE):
+        for index, row in outputs_of(order[start : start + _KEPT_AT_ONCE]).items():
             share = row[columns[wanted[index].label]]
             if share != share:
                 yield index, Judgement(None, "the classifier's output is not a number", "classifier")

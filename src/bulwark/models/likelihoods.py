@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from bulwark.errors import BulwarkError
 from bulwark.models.answers import Answer, Partial
 from bulwark.models.batching import NOT_NUMBERS, cache_token_budget, in_batches, padded, progress
+from bulwark.models.readout import heads
+from bulwark.models.readout.losses import Each, wide
 
 log = logging.getLogger(__name__)
 
 MOST_TOKENS = 2**17  # of a batch
+CPU_TOKENS = 2**12  # of one on a CPU: what stays in its caches is faster there than large batches
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def log_likelihoods(
             rows.setdefault(tuple(request.ids), []).append(number)
     if found:
         log.info("%d of %d log-likelihoods are there already", len(found), len(requests))
-    pending = list(rows)
+    pending, on_cpu = list(rows), model.device.type == "cpu"
 
     def work(batch: list[int]) -> None:
         given = [pending[row] for row in batch]
@@ -87,7 +92,7 @@ def log_likelihoods(
         in_batches(
             [len(ids) for ids in pending],
             work,
-            token_budget or min(MOST_TOKENS, cache_token_budget(model)),
+            token_budget or (CPU_TOKENS if on_cpu else min(MOST_TOKENS, cache_token_budget(model))),
             lambda row: f'row ("{requests[rows[pending[row]][0]].key}") of {len(pending[row])} tokens',
             "Take fewer examples in front. ",
         )
@@ -98,25 +103,40 @@ def log_likelihoods(
 def _scored(
     model, rows: Sequence[tuple[int, ...]], requests: Sequence[Sequence[Continuation]], pad_id: int
 ) -> list[LogLikelihood]:
-    """One pass over `rows`, padded on the right where causal attention cannot see it; the results row by row."""
-    ids = padded(rows, pad_id)
-    spans = [
-        (number, range(len(row) - len(request.targets), len(row)), request.targets)
-        for number, row in enumerate(rows)
-        for request in requests[number]
-    ]
-    positions = sorted({position for _, span, _ in spans for position in span})
-    column = {position: index for index, position in enumerate(positions)}
-    kept = torch.tensor(positions, device=model.device)
-    logits = model(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=kept).logits  # [rows, positions, V]
-    results = []
-    for number, span, targets in spans:
-        chosen = logits[number, [column[position] for position in span]].float()  # [targets, V]
-        wanted = torch.tensor(targets, device=chosen.device)
-        value = chosen.log_softmax(-1).gather(1, wanted[:, None]).sum()
-        results.append((value, (chosen.argmax(-1) == wanted).all()))
-    values = torch.stack([value for value, _ in results]).tolist()
-    if any(value != value for value in values):
+    """One pass over `rows`, padded on the right where causal attention cannot see it; the results row by row.
+
+    What several requests of a row have at one position shares its logits.
+    """
+    ids = padded(rows, pad_id).to(model.device)
+    places: dict[int, int] = {}  # in the flattened [rows·longest]: the number of the position among those that are read
+    wanted: list[list[int]] = []  # of each, the targets
+    spots: list[list[tuple[int, int]]] = []  # of each request, position and target by number
+    for number, row in enumerate(rows):
+        for request in requests[number]:
+            spots.append([])
+            for back, target in enumerate(reversed(request.targets), start=1):
+                place = places.setdefault(number * ids.shape[1] + len(row) - back, len(places))
+                if place == len(wanted):
+                    wanted.append([])
+                if target not in wanted[place]:
+                    wanted[place].append(target)
+                spots[-1].append((place, wanted[place].index(target)))
+    most = max(map(len, wanted))
+    targets = torch.tensor([[*some, *[some[0]] * (most - len(some))] for some in wanted], device=model.device)
+
+    def of_each(logits: Tensor, part: slice) -> Tensor:
+        log_p = wide(logits).log_softmax(-1).gather(-1, targets[part])
+        return torch.cat([log_p, (logits.argmax(-1, keepdim=True) == targets[part]).to(log_p.dtype)], dim=1)
+
+    positions = torch.tensor(list(places), device=model.device)
+    read = heads.read(model, {"input_ids": ids, "use_cache": False}, positions, Each(of_each, buffers=2)).logits
+    if read.isnan().any():
         raise BulwarkError(NOT_NUMBERS)
-    greedy = torch.stack([one for _, one in results]).tolist()
-    return [LogLikelihood(*pair) for pair in zip(values, greedy, strict=True)]
+    values = read.tolist()
+    return [
+        LogLikelihood(
+            math.fsum(values[place][number] for place, number in chosen),
+            all(values[place][most + number] for place, number in chosen),
+        )
+        for chosen in spots
+    ]

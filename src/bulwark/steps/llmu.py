@@ -37,11 +37,11 @@ class Settings(ForgettingSettings):
 def objective(course: Course, settings: Settings) -> Objective:
     """The three losses, each a mean over tokens, the mismatch one over examples of means over their tokens."""
     import torch
-    import torch.nn.functional as F
 
-    from bulwark.training.objectives import at_targets, target_logits
+    from bulwark.models.readout.losses import CrossEntropy
+    from bulwark.training.objectives import at_targets, summed, target_losses
     from bulwark.unlearning.forgetting import ForgetRetain
-    from bulwark.unlearning.losses import cross_entropy_by_example, soft_cross_entropy
+    from bulwark.unlearning.losses import mean_by_example, soft_cross_entropy
     from bulwark.unlearning.mismatch import check_conversations, foreign_answers, foreign_labels
     from bulwark.unlearning.reference import Reference
     from bulwark.unlearning.settings import ReferenceSettings
@@ -52,30 +52,30 @@ def objective(course: Course, settings: Settings) -> Objective:
         def retain_loss(self, model, batch):
             if reference is None:
                 return super().retain_loss(model, batch)
-            kept = reference.target_logits(model, batch)
-            return soft_cross_entropy(target_logits(model, batch), kept).sum() / max(1, batch.step_tokens)
+            return summed(model, batch, reference.beside(soft_cross_entropy, model, batch), max(1, batch.step_tokens))
 
         def forget_loss(self, model, batch):
             mismatched = self.with_labels if settings.mismatch == "labels" else self.with_answers
             learned, foreign = mismatched(model, batch)
-            return (-settings.ascent_weight * F.cross_entropy(learned.float(), batch.targets, reduction="sum")) / max(
-                1, batch.step_tokens
-            ) + settings.mismatch_weight * foreign / max(1, batch.step_sequences)
+            ascent = -settings.ascent_weight * learned / max(1, batch.step_tokens)
+            return ascent + settings.mismatch_weight * foreign / max(1, batch.step_sequences)
 
         def with_labels(self, model, batch):
-            """The logits of the targets, and the mismatch summed over examples, from one pass."""
+            """The cross-entropy summed over the targets, and the mismatch summed over examples, from one pass."""
             where = foreign_labels(batch, self.forgetting.lengths, course.examples, course.job.seed, self.step)
             positions, labels, owners = (part.to(batch.targets.device) for part in where)
-            logits = at_targets(model, batch, positions=torch.cat([batch.target_positions, positions])).logits
-            learned, foreign = logits.split([len(batch.targets), len(labels)])
-            examples = sum(len(row) for row in batch.rows)
-            return learned, cross_entropy_by_example(foreign, labels, owners, examples).sum()
+            both = CrossEntropy(torch.cat([batch.targets, labels]))
+            losses = at_targets(
+                model, batch, positions=torch.cat([batch.target_positions, positions]), loss=both
+            ).logits
+            learned, foreign = losses.split([len(batch.targets), len(labels)])
+            return learned.sum(), mean_by_example(foreign, owners, sum(len(row) for row in batch.rows)).sum()
 
         def with_answers(self, model, batch):
-            learned, total = target_logits(model, batch), 0.0
+            learned, total = target_losses(model, batch).sum(), 0.0
             for other in foreign_answers(batch, self.examples.records, course, self.step, settings.random_answers):
                 owners = other.target_positions // other.input_ids.shape[1]
-                losses = cross_entropy_by_example(target_logits(model, other), other.targets, owners, len(other.rows))
+                losses = mean_by_example(target_losses(model, other), owners, len(other.rows))
                 total = total + losses.sum() / settings.random_answers * any(other.rows)
             return learned, total
 

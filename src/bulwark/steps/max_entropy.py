@@ -23,7 +23,8 @@ class Settings(PaddingSettings):
 
 def objective(course: Course, settings: Settings) -> Objective:
     """Cross-entropy on the retain set less the entropy on the forget set."""
-    from bulwark.training.objectives import at_targets
+    from bulwark.models.readout.losses import Each
+    from bulwark.training.objectives import summed
     from bulwark.unlearning.forgetting import ForgetRetain
     from bulwark.unlearning.losses import entropy
     from bulwark.unlearning.padding import counted
@@ -35,7 +36,6 @@ def objective(course: Course, settings: Settings) -> Objective:
             positions, count = batch.positions, batch.step_positions
             if settings.positions == "targets":
                 positions, count = batch.target_positions, batch.step_tokens
-            logits = at_targets(model, batch, positions=positions).logits
-            return -entropy(logits).sum() / max(1, count)
+            return summed(model, batch, Each(lambda logits, _: -entropy(logits)), max(1, count), positions)
 
     return MaxEntropy(course, settings)

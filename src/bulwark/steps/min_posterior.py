@@ -25,13 +25,14 @@ class Settings(ForgettingSettings):
 
 def objective(course: Course, settings: Settings) -> Objective:
     """Cross-entropy on the retain set, and on the forget set the log-probability of anything but the token."""
-    from bulwark.training.objectives import target_logits
+    from bulwark.models.readout.losses import Each
+    from bulwark.training.objectives import summed
     from bulwark.unlearning.forgetting import ForgetRetain
     from bulwark.unlearning.losses import min_posterior
 
     class MinPosterior(ForgetRetain):
         def forget_loss(self, model, batch):
-            losses = min_posterior(target_logits(model, batch), batch.targets, settings.threshold)
-            return losses.sum() / max(1, batch.step_tokens)
+            of_each = Each(lambda logits, rows: min_posterior(logits, batch.targets[rows], settings.threshold))
+            return summed(model, batch, of_each, max(1, batch.step_tokens))
 
     return MinPosterior(course, settings)

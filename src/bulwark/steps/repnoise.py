@@ -47,10 +47,11 @@ class Settings(ForgettingSettings):
 def objective(course: Course, settings: Settings) -> Objective:
     """The three losses of the pairs, and the next token of the retain set."""
     import torch
-    import torch.nn.functional as F
 
     from bulwark.models import hooks
     from bulwark.models.anatomy import PROJECTIONS, blocks_of, final_norm_of, first_part
+    from bulwark.models.readout.heads import read_hidden
+    from bulwark.models.readout.losses import CrossEntropy
     from bulwark.training.objectives import at_targets, next_token_loss
     from bulwark.unlearning.forgetting import ForgetRetain
     from bulwark.unlearning.losses import discrepancy
@@ -82,7 +83,7 @@ def objective(course: Course, settings: Settings) -> Objective:
             }
             written = {}
             with hooks.capture(mlps, written.__setitem__):
-                output = at_targets(model, batch, output_hidden_states=True)
+                output = at_targets(model, batch, loss=CrossEntropy(batch.targets), output_hidden_states=True)
             return [written[i] for i in mlps], output
 
         def _noise(self, written, batch):
@@ -90,11 +91,9 @@ def objective(course: Course, settings: Settings) -> Objective:
             return discrepancy(states, flattened(torch.randn_like(written), batch))
 
         def _harm(self, model, batch, output):
-            module = getattr(model, "module", model)
-            norm, head = final_norm_of(model), module.get_output_embeddings()
-            at = batch.target_positions
-            earlier = [head(norm(states.flatten(0, 1)[at])) for states in output.hidden_states[:-1]]
-            losses = [F.cross_entropy(logits.float(), batch.targets) for logits in (*earlier, output.logits)]
-            return torch.stack(losses).mean()
+            norm, at, learned = final_norm_of(model), batch.target_positions, CrossEntropy(batch.targets)
+            early = [norm(states.flatten(0, 1)[at]) for states in output.hidden_states[:-1]]
+            losses = [read_hidden(model, states, learned) for states in early]
+            return torch.stack([*losses, output.logits]).mean()
 
     return RepNoise()

@@ -149,13 +149,17 @@ class StepBatches:
 
     def alike(self, batch: Batch) -> Batch:
         """The batch of the same example numbers, row by row, of these examples (the other responses of pairs, say)."""
-        chosen = [example for row in batch.rows for example in row]
+        return replace(self.of_rows(batch.rows), step_sequences=batch.step_sequences)
+
+    def of_rows(self, rows: Sequence[Row]) -> Batch:
+        """A batch of these rows, as if it were a whole step."""
+        chosen = [example for row in rows for example in row]
         sizes = {
             "step_tokens": int(self.targets[chosen].sum()),
-            "step_sequences": batch.step_sequences,
+            "step_sequences": len(chosen),
             "step_positions": int(self.lengths[chosen].sum()),
         }
-        return self._collated(batch.rows, sizes)
+        return self._collated(rows, sizes)
 
     def _epoch_order(self, epoch: int) -> list[np.ndarray]:
         """The example numbers of each step of an epoch."""

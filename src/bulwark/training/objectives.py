@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bulwark.models.readout.heads import plainly, read
+from bulwark.models.readout.losses import CrossEntropy, Loss
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch, StepBatches
 from bulwark.training.observers import Observer, passing
@@ -62,22 +63,34 @@ class Objective(Observer):
 
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of the labelled tokens, summed and divided by their number in the whole optimizer step."""
-    return F.cross_entropy(target_logits(model, batch).float(), batch.targets, reduction="sum") / max(
-        1, batch.step_tokens
-    )
+    return summed(model, batch, CrossEntropy(batch.targets), max(1, batch.step_tokens))
+
+
+def target_losses(model: nn.Module, batch: Batch, inputs: dict[str, Tensor] | None = None) -> Tensor:
+    """The cross-entropy of each of `batch.targets`, [targets], in float32 at least.
+
+    inputs: what the model is given in place of `batch.inputs()`.
+    """
+    return at_targets(model, batch, inputs, loss=CrossEntropy(batch.targets)).logits
+
+
+def summed(model: nn.Module, batch: Batch, loss: Loss, count: int, positions: Tensor | None = None) -> Tensor:
+    """The sum of `loss` over the targets, or over `positions`, divided by `count`: one number."""
+    return at_targets(model, batch, positions=positions, loss=loss, weights=1.0 / count).logits
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+    """All hidden states of a batch, L+1 tensors [batch, seq, hidden]: the embeddings first, the last after the norm."""
+    nowhere = batch.target_positions[:0]
+    return at_targets(model, batch, positions=nowhere, output_hidden_states=True).hidden_states
 
 
 def target_logits(model: nn.Module, batch: Batch, inputs: dict[str, Tensor] | None = None) -> Tensor:
     """The logits [targets, vocabulary] that predict `batch.targets`, in the model's dtype.
 
-    inputs: what the model is given in place of `batch.inputs()`.
+    The largest tensor of a pass: losses are better taken by `at_targets` with a `loss`. inputs: as above.
     """
     return at_targets(model, batch, inputs).logits
-
-
-def hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    """All hidden states of a batch, L+1 tensors [batch, seq, hidden]: the embeddings first, the last after the norm."""
-    return at_targets(model, batch, output_hidden_states=True).hidden_states
 
 
 def at_targets(
@@ -85,29 +98,23 @@ def at_targets(
     batch: Batch,
     inputs: dict[str, Tensor] | None = None,
     positions: Tensor | None = None,
+    loss: Loss | None = None,
+    weights: Tensor | float | None = None,
     **options: Any,
 ) -> Any:
     """What a pass of the model returns, with logits [targets, vocabulary] only where they predict `batch.targets`.
 
     inputs: what the model is given in place of `batch.inputs()`. positions: [n], where in the flattened [batch·seq]
-    logits are wanted instead. options: others of the model's forward.
+    logits are wanted instead. loss: in the place of logits are its values at these positions, [n], or, with `weights`
+    ([n], or one number for all), their weighted sum; then all logits are never there at once
+    (`models.readout.heads.read`). options: others of the model's forward.
 
     Only these positions go through the output embedding, whose result would otherwise be the largest tensor of all.
     Everything that the model does with hidden states before and with logits after it (Gemma's soft cap) stays.
     """
-    module = getattr(model, "module", model)
     wanted = batch.target_positions if positions is None else positions
-
-    def only_targets(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, *rest = inputs
-        return (hidden.flatten(0, 1).index_select(0, wanted), *rest)
-
-    hook = module.get_output_embeddings().register_forward_pre_hook(only_targets)
-    try:
-        with passing(batch):
-            output = model(**(batch.inputs() if inputs is None else inputs), use_cache=False, **options)
-    finally:
-        hook.remove()
-    if output.logits.dim() == 3:  # the output embedding's weight was used, but not its module
-        output.logits = output.logits.flatten(0, 1).index_select(0, wanted)
-    return output
+    given = {**(batch.inputs() if inputs is None else inputs), "use_cache": False}
+    with passing(batch):
+        if loss is None:
+            return plainly(model, given, wanted, **options)
+        return read(model, given, wanted, loss, weights, **options)

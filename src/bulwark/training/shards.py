@@ -104,7 +104,7 @@ def gradients_edited(engine: DeepSpeedEngine, parameters: list[nn.Parameter]) ->
     for parameter in parameters:
         identity = engine.optimizer.get_param_id(parameter) if norms else None
         if identity in norms:
-            norms[identity] = local_gradient(engine, parameter).values.norm().to(norms[identity])
+            norms[identity] = local_gradient(engine, parameter).values.to(norms[identity]).norm()  # as DeepSpeed does
 
 
 def local_moment(engine: DeepSpeedEngine, parameter: nn.Parameter, name: str) -> Shard | None:

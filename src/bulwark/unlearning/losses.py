@@ -56,12 +56,11 @@ def soft_cross_entropy(logits: Tensor, reference: Tensor) -> Tensor:
     return -(F.softmax(_wide(reference), dim=-1) * F.log_softmax(_wide(logits), dim=-1)).sum(dim=-1)
 
 
-def cross_entropy_by_example(logits: Tensor, targets: Tensor, owners: Tensor, count: int) -> Tensor:
-    """The mean cross-entropy of each example's targets, [count]; 0 for an example that has none.
+def mean_by_example(losses: Tensor, owners: Tensor, count: int) -> Tensor:
+    """The mean of each example's losses, from those of all targets [n] to [count]; 0 for an example that has none.
 
     owners: [n], the example (from 0) that each of the n targets belongs to.
     """
-    losses = F.cross_entropy(_wide(logits), targets, reduction="none")
     sums = losses.new_zeros(count).index_add(0, owners, losses)
     return sums / torch.bincount(owners, minlength=count).clamp(min=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.models import checkpoints, manifests
+from bulwark.models.readout.heads import Beside, unread
+from bulwark.models.readout.losses import Loss
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
 from bulwark.training.finetuning import Course
-from bulwark.training.objectives import hidden_states, target_logits
+from bulwark.training.objectives import hidden_states
+from bulwark.training.observers import passing
 from bulwark.unlearning.settings import ReferenceSettings
 
 
@@ -44,11 +48,11 @@ class Reference:
         with self._as_it_was(trained) as model:
             return hidden_states(model, batch)
 
-    @torch.no_grad()
-    def target_logits(self, trained: nn.Module, batch: Batch) -> Tensor:
-        """The logits [targets, vocabulary] that predict `batch.targets`; trained: as above."""
-        with self._as_it_was(trained) as model:
-            return target_logits(model, batch)
+    def beside(self, of: Callable[[Tensor, Tensor], Tensor], trained: nn.Module, batch: Batch) -> Loss:
+        """`of` the logits [m, vocabulary] of a pass at `batch.targets` and of this model's; trained: as above."""
+        with self._as_it_was(trained) as model, passing(batch):
+            other = unread(model, {**batch.inputs(), "use_cache": False}, batch.target_positions)
+        return Beside(of, other)
 
     def _as_it_was(self, trained: nn.Module) -> AbstractContextManager[Any]:
         if self._model is not None:

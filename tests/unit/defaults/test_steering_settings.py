@@ -44,7 +44,7 @@ CLASSES: list[Row] = [
     ("settings PerturbationSettings", "relative", 0.05, "ours: the code's 0.01 is lost in bfloat16"),
     ("settings PerturbationSettings", "alpha", None, "the code, --gradient_probe_perturb_alpha"),
     ("settings PerturbationSettings", "diff_epsilon", None, "the code, --gradient_probe_diff_epsilon"),
-    ("settings PerturbationSettings", "recompute", False, "ours: faster by a forward pass"),
+    ("settings PerturbationSettings", "recompute", True, "ours: as the training does; a rank has no room otherwise"),
     ("settings steps.state_aware", "margin", 0.0, "the code: flagged is above its own answer's projection"),
     ("settings steps.state_aware", "withdraw_at", None, "the code, --disable_defense_step -1"),
     ("settings DetectorSettings", "", {"intervention": {}, "perturbation": {}}, "the code, --defense_alpha; see above"),

@@ -225,6 +225,22 @@ def test_a_classifier_gives_the_probability_of_its_label_in_any_batch(classifier
     assert len(cache.read_text().splitlines()) == 3
 
 
+def test_a_classifier_takes_fewer_answers_at_a_time_when_memory_runs_out(classifier, monkeypatch):
+    requests = [Request(str(i), "why", text, "safety") for i, text in enumerate(("good", "bad", "why", "because bad"))]
+    expected, tried, forward = classified(classifier, requests), [], BertForSequenceClassification.forward
+
+    def little_memory(self, input_ids, **given):
+        tried.append(len(input_ids))
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, input_ids, **given)
+
+    monkeypatch.setattr(BertForSequenceClassification, "forward", little_memory)
+    found = classified(classifier, requests)
+    assert tried[:3] == [4, 2, 1]
+    assert [one.value for one in found] == pytest.approx([one.value for one in expected], abs=1e-3)
+
+
 def test_a_classifier_without_the_label_or_the_folder_is_refused(classifier, tmp_path):
     asked = [request("good", "safety")]
     with pytest.raises(ConfigurationError, match=r'no label "toxc"\. Did you mean "toxic"'):

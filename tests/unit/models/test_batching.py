@@ -19,6 +19,8 @@ from bulwark.models.likelihoods import Continuation
 from bulwark.models.open import LanguageModel
 from bulwark.models.residuals import last_token_residuals
 from bulwark.prompts.builder import PromptBuilder
+from bulwark.steering.screening.detectors import score_rows
+from bulwark.steering.screening.settings import DetectorSettings
 from bulwark.steering.vectors.extraction import Example, pooled_sums
 from bulwark.steering.vectors.projections import project_texts
 
@@ -90,7 +92,17 @@ def projected(lm: LanguageModel) -> list:
     return [torch.tensor([one.response + one.prompt for one in found])]
 
 
-@pytest.mark.parametrize("ask", [generated, scored, first_tokens, residuals, extracted, projected])
+def detected(lm: LanguageModel) -> list:
+    vector = torch.linspace(-1, 1, 32)
+    rows = score_rows(lm.model, examples(lm), 1, vector, DetectorSettings(batch_size=9), pad_id=lm.builder.pad_id)
+    assert [row["row_id"] for row in rows] == list(range(9))
+    return [torch.tensor([[row[name] for name in ("loss_nat", "delta_mean", "D1", "p_cur")] for row in rows])]
+
+
+PASSES = [generated, scored, first_tokens, residuals, extracted, projected, detected]
+
+
+@pytest.mark.parametrize("ask", PASSES)
 def test_every_pass_halves_its_batches_when_memory_runs_out(language_model, ask, caplog):
     expected, tried = ask(language_model), []
 
@@ -116,7 +128,7 @@ def test_every_pass_halves_its_batches_when_memory_runs_out(language_model, ask,
             assert one == other
 
 
-@pytest.mark.parametrize("ask", [generated, scored, first_tokens, residuals, extracted, projected])
+@pytest.mark.parametrize("ask", PASSES)
 def test_a_single_item_that_does_not_fit_is_named(language_model, ask):
     def no_memory(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")

@@ -68,11 +68,12 @@ def test_soft_cross_entropy_is_the_divergence_and_the_entropy_of_the_reference()
     torch.testing.assert_close(losses.soft_cross_entropy(now, then).double(), expected, atol=1e-6, rtol=0)
 
 
-def test_cross_entropy_by_example_is_a_mean_of_means():
+def test_the_mean_by_example_is_one_of_its_own_targets():
     logits, targets = drawn(5, 6), torch.tensor([0, 1, 2, 3, 4])
     log_p = torch.log_softmax(logits.double(), dim=-1)
     each = [-log_p[place, target].item() for place, target in enumerate(targets)]
-    found = losses.cross_entropy_by_example(logits, targets, torch.tensor([0, 0, 0, 2, 2]), count=4)
+    each_loss = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    found = losses.mean_by_example(each_loss, torch.tensor([0, 0, 0, 2, 2]), count=4)
     expected = [sum(each[:3]) / 3, 0.0, sum(each[3:]) / 2, 0.0]
     torch.testing.assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
 

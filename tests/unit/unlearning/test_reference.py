@@ -10,6 +10,7 @@ from tiny_causal_models import tiny_model
 from unlearning_samples import batch_of, course_of, forget_examples, hidden_of, with_parent
 
 from bulwark.training.lora import attach_lora
+from bulwark.training.objectives import at_targets
 from bulwark.unlearning.reference import Reference
 from bulwark.unlearning.settings import ReferenceSettings
 
@@ -78,7 +79,8 @@ def test_the_base_is_another_model_than_the_parent_even_with_adapters(tmp_path):
 def test_the_logits_are_those_of_the_targets(tmp_path):
     course = with_parent(course_of(tmp_path))
     batch, model = batch_of(forget_examples()), tiny_model()
-    found = Reference(course, ReferenceSettings()).target_logits(course.model, batch)
     with torch.no_grad():
-        expected = model(batch.input_ids).logits.flatten(0, 1)[batch.target_positions]
+        loss = Reference(course, ReferenceSettings()).beside(lambda _, known: known[:, 5], course.model, batch)
+        found = at_targets(model, batch, loss=loss).logits
+        expected = model(batch.input_ids).logits.flatten(0, 1)[batch.target_positions, 5]
     torch.testing.assert_close(found, expected)

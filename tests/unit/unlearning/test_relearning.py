@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_causal_models import HIDDEN, tiny_model
+from tiny_causal_models import HIDDEN, V, tiny_model
 from tiny_tokenizers import tiny_tokenizer
 from training_samples import PAD, examples, trained
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -19,6 +19,7 @@ from bulwark.errors import ConfigurationError, RecordError
 from bulwark.jobs.job import Job
 from bulwark.models import checkpoints, manifests
 from bulwark.models.embeddings import install
+from bulwark.models.readout import chunks
 from bulwark.settings import validated
 from bulwark.training.batches import Batch, StepBatches
 from bulwark.training.objectives import Objective
@@ -134,12 +135,16 @@ def batch_of(logits_of, labels, position_ids=None):
     return torch.stack([logits_of(int(place) // width, int(place) % width) for place in where]), batch
 
 
+def read(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return watch.readings(batch.targets)(logits, slice(0, len(logits)))
+
+
 def test_sums_of_loss_entropy_and_right_ones():
     """Two examples, one right throughout; a vocabulary of 4, of which one token is impossible."""
     probabilities = {(0, 1): [0.7, 0.2, 0.1, 0.0], (0, 2): [0.1, 0.6, 0.3, 0.0], (1, 1): [0.25, 0.25, 0.5, 0.0]}
     labels = [[-100, 0, 1], [-100, 1, -100]]
     logits, batch = batch_of(lambda *at: torch.tensor(probabilities[at]).log() + 3.0, labels)
-    loss, entropy, right, tokens, exact, count = watch.sums(logits, batch).tolist()
+    loss, entropy, right, tokens, exact, count = watch.sums(read(logits, batch), batch).tolist()
     assert loss == pytest.approx(-np.log(0.7) - np.log(0.6) - np.log(0.25), rel=1e-6)
     by_hand = -sum(p * np.log(p) for row in probabilities.values() for p in row if p)
     assert entropy == pytest.approx(by_hand, rel=1e-6)
@@ -151,7 +156,7 @@ def test_examples_that_share_a_row_count_one_each():
     positions = torch.tensor([[0, 1, 0, 1, 0, 1]])
     right = torch.eye(4)
     logits, batch = batch_of(lambda _, column: right[labels[0][column] if column != 3 else 0], labels, positions)
-    assert watch.sums(logits, batch).tolist()[2:] == [2, 3, 2, 3]
+    assert watch.sums(read(logits, batch), batch).tolist()[2:] == [2, 3, 2, 3]
 
 
 def test_many_tokens_are_taken_in_parts(monkeypatch):
@@ -159,7 +164,7 @@ def test_many_tokens_are_taken_in_parts(monkeypatch):
     install(model, {"method": "vanilla"})
     batches = StepBatches(examples(20), batch_size=20, micro_batch_size=20, pad_id=PAD)
     whole = watch.facts(model, batches.of_step(0), torch.device("cpu"))
-    monkeypatch.setattr(watch, "_AT_ONCE", 3)
+    monkeypatch.setattr(chunks, "CPU_CHUNK", 3 * V)
     parts = watch.facts(model, batches.of_step(0), torch.device("cpu"))
     assert parts == pytest.approx(whole, rel=1e-6)
     assert whole["examples"] == 20

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.models import hooks
+from bulwark.models.batching import in_batches
 from bulwark.prompts.builder import Prompt
 from bulwark.steering.intervention import mean_norm, token_mask
 from bulwark.steering.screening.detections import Records, references_of, rows_of
@@ -136,7 +137,7 @@ class Detector:
 
     def _gradient(self, hidden: Tensor, batch: Batch, twice: bool = False) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            losses = self._module.token_losses(hidden, batch)
+            losses = self._module.token_losses(hidden, batch, twice)
             [gradient] = torch.autograd.grad(losses.sum(), [hidden], create_graph=twice)
         return losses.detach(), gradient
 
@@ -168,16 +169,19 @@ def score_rows(
     """Every score of every example, in order, as rows of `bulwark.steering.screening.detections`; nothing is decided.
 
     records: of the examples, for id, level and source_file. references: {id: row} of `projections.read_projections`,
-    for p_ref and dp; needs records. The model is put into evaluation mode.
+    for p_ref and dp; needs records. The model is put into evaluation mode. Where memory runs out, fewer rows are taken
+    at a time. Raises BulwarkError if it does for a single row.
     """
     model.eval()
     device = next(model.parameters()).device
     detector = Detector(model, layer, vector)
     alpha = settings.intervention.alpha
-    batches = StepBatches(examples, batch_size=len(examples), micro_batch_size=settings.batch_size, pad_id=pad_id)
+    batches = StepBatches(examples, batch_size=len(examples), micro_batch_size=len(examples), pad_id=pad_id)
+    order = batches.examples_of(0).tolist()  # longest first
     rows: list[dict[str, Any]] = []
-    for batch in batches.of_step(0):
-        batch = batch.to(device)
+
+    def work(places: list[int]) -> None:
+        batch = batches.of_rows([(order[place],) for place in places]).to(device)
         with torch.no_grad():
             hidden = detector.split.trunk(batch)
             natural = detector.split.token_losses(hidden, batch)
@@ -187,7 +191,15 @@ def score_rows(
         if references is not None:
             scores |= against(scores["p_cur"], references_of(batch, records, references))
         scores["alpha"] = torch.full((len(hidden),), alpha)
-        rows += rows_of(batch, scores, records)
+        rows.extend(rows_of(batch, scores, records))
+
+    in_batches(
+        [1] * len(order),
+        work,
+        settings.batch_size,
+        lambda place: f"row of {batches.lengths[order[place]]} tokens",
+        "Lower max_tokens. ",
+    )
     return sorted(rows, key=lambda row: row["row_id"])
 
 

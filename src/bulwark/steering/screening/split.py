@@ -7,7 +7,7 @@ norm, soft caps and whatever else a family does stay its own, and an engine's ho
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bulwark.models import hooks
 from bulwark.models.anatomy import blocks_of, check_layer
 from bulwark.training.batches import Batch
-from bulwark.training.objectives import target_logits
+from bulwark.training.objectives import target_logits, target_losses
 
 
 class SplitModel:
@@ -51,13 +51,22 @@ class SplitModel:
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
         """What blocks l+1 … N make of h_l `hidden` [batch, seq, hidden]: logits [targets, vocabulary]."""
+        return self._upper(target_logits, hidden, batch)
+
+    def token_losses(self, hidden: Tensor, batch: Batch, twice: bool = False) -> Tensor:
+        """The cross-entropy of each target given h_l, [targets] in fp32, in the order of `batch.targets`.
+
+        twice: so that it can be differentiated twice, for which all logits have to be there.
+        """
+        if twice:
+            return F.cross_entropy(self._upper(target_logits, hidden, batch).float(), batch.targets, reduction="none")
+        return self._upper(target_losses, hidden, batch)
+
+    def _upper(self, ask: Callable[..., Tensor], hidden: Tensor, batch: Batch) -> Tensor:
+        """What `ask` finds in a pass of h_l `hidden` through blocks l+1 … N."""
         inputs = {key: value for key, value in batch.inputs().items() if key != "input_ids"}
         with self._skipping(range(self.layer), hidden):
-            return target_logits(self.model, batch, inputs | {"inputs_embeds": hidden})
-
-    def token_losses(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """The cross-entropy of each target given h_l, [targets] in fp32, in the order of `batch.targets`."""
-        return F.cross_entropy(self.logits(hidden, batch).float(), batch.targets, reduction="none")
+            return ask(self.model, batch, inputs | {"inputs_embeds": hidden})
 
     @contextlib.contextmanager
     def _skipping(self, numbers: range, hidden: Tensor | None = None) -> Iterator[None]:

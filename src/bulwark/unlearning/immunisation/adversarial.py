@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bulwark.attacks.gcg import Gcg
 from bulwark.attacks.suffixes import Case, Written, allowed_tokens
 from bulwark.data.records import Preference, Turn, read_records
 from bulwark.errors import ConfigurationError, RecordError
+from bulwark.models.readout.losses import Each
 from bulwark.prompts.builder import IGNORED, Prompt, PromptError
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch, StepBatches
 from bulwark.training.finetuning import Course
-from bulwark.training.objectives import Objective, next_token_loss, target_logits
+from bulwark.training.objectives import Objective, next_token_loss, summed
 from bulwark.unlearning.curves import Curves
 from bulwark.unlearning.losses import min_posterior
 
@@ -98,12 +98,11 @@ class AdversarialTraining(Objective):
 
     def share(self, engine: DeepSpeedEngine, name: str, batch: Batch) -> Tensor:
         """This micro-batch's share of the weighted "away" or "toward" loss."""
-        logits = target_logits(engine, batch)
-        if name == "away":
-            losses = min_posterior(logits, batch.targets, self.settings.away_threshold)
-            return self.settings.away_weight * losses.sum() / max(1, batch.step_tokens)
-        losses = F.cross_entropy(logits.float(), batch.targets, reduction="sum")
-        return self.settings.toward_weight * losses / max(1, batch.step_tokens)
+        if name == "toward":
+            return self.settings.toward_weight * next_token_loss(engine, batch)
+        threshold = self.settings.away_threshold
+        of_each = Each(lambda logits, rows: min_posterior(logits, batch.targets[rows], threshold))
+        return self.settings.away_weight * summed(engine, batch, of_each, max(1, batch.step_tokens))
 
     def metrics(self) -> dict[str, float]:
         return self._curves.latest("r2d2")

@@ -13,6 +13,7 @@ labelled tokens are.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +21,16 @@ import torch
 from torch import Tensor
 
 from bulwark.files import write_text
+from bulwark.models.readout.losses import Each
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch, evaluation_batches
 from bulwark.training.finetuning import Course
-from bulwark.training.objectives import target_logits
+from bulwark.training.objectives import at_targets
 from bulwark.training.observers import Observer
 from bulwark.unlearning.red_team.settings import FACTS, WatchSettings
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-_AT_ONCE = 512  # tokens whose log-probabilities over the vocabulary are held at a time
 
 
 class Watch(Observer):
@@ -95,7 +95,7 @@ def facts(model: Any, batches: Any, device: torch.device) -> dict[str, float | i
     totals = torch.zeros(6, dtype=torch.float64, device=device)
     for batch in batches:
         batch = batch.to(device)
-        totals += sums(target_logits(model, batch), batch)
+        totals += sums(at_targets(model, batch, loss=Each(readings(batch.targets), buffers=2)).logits, batch)
     loss, entropy, right, tokens, exact, examples = engines.over_ranks(totals).tolist()
     return {
         "loss": loss / tokens,
@@ -107,24 +107,32 @@ def facts(model: Any, batches: Any, device: torch.device) -> dict[str, float | i
     }
 
 
-def sums(logits: Tensor, batch: Batch) -> Tensor:
+def readings(targets: Tensor) -> Callable[[Tensor, slice], Tensor]:
+    """What is made of the logits at `targets` [targets]: of each -ln p(target), H(p) and whether it is the likeliest.
+
+    H(p) = -Σ_v p_v ln p_v, where a p_v of 0 counts 0. [m, 3], float64.
+    """
+
+    def of_each(logits: Tensor, rows: slice) -> Tensor:
+        log_p = logits.float().log_softmax(-1)
+        loss = -log_p.gather(-1, targets[rows, None]).squeeze(-1)
+        entropy = torch.special.entr(log_p.exp()).sum(-1, dtype=torch.float64)
+        return torch.stack([loss.double(), entropy, (logits.argmax(-1) == targets[rows]).double()], dim=1)
+
+    return of_each
+
+
+def sums(read: Tensor, batch: Batch) -> Tensor:
     """[6], float64: Σ -ln p(target), Σ H(p), right tokens, tokens, examples that are right throughout, examples.
 
-    logits: [targets, vocabulary], at `batch.targets`. H(p) = -Σ_v p_v ln p_v, where a p_v of 0 counts 0.
+    read: what `readings` gives at `batch.targets`, [targets, 3].
     """
-    loss = logits.new_zeros((), dtype=torch.float64)
-    entropy, right = loss.clone(), []
-    for part, targets in zip(logits.split(_AT_ONCE), batch.targets.split(_AT_ONCE), strict=True):
-        log_p = part.float().log_softmax(-1)
-        loss -= log_p.gather(-1, targets[:, None]).sum(dtype=torch.float64)
-        entropy += torch.special.entr(log_p.exp()).sum(dtype=torch.float64)
-        right.append(part.argmax(-1) == targets)
-    hits = torch.cat(right) if right else torch.zeros(0, dtype=torch.bool, device=logits.device)
+    hits = read[:, 2] > 0
     owners = _example_of_each_position(batch)[batch.target_positions]
     examples = owners.unique().numel()
     exact = examples - owners[~hits].unique().numel()
-    counts = torch.tensor([int(hits.sum()), hits.numel(), exact, examples], dtype=torch.float64, device=logits.device)
-    return torch.cat([torch.stack([loss, entropy]), counts])
+    counts = torch.tensor([int(hits.sum()), hits.numel(), exact, examples], dtype=torch.float64, device=read.device)
+    return torch.cat([read[:, :2].sum(0), counts])
 
 
 def write_rows(folder: Path, rows: list[dict[str, float | int]]) -> None:

@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bulwark.models.readout.losses import Each, wide
 from bulwark.training.batches import Batch
-from bulwark.training.objectives import at_targets, target_logits
+from bulwark.training.objectives import summed, target_losses
 from bulwark.unlearning.losses import entropy, log_one_minus
 
 
 def negative_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """-mean H over all tokens of the batch (App. C.3): the flatter the predictions, the lower."""
-    logits = at_targets(model, batch, positions=batch.positions).logits
-    return -entropy(logits).sum() / max(1, batch.step_positions)
+    of_each = Each(lambda logits, _: -entropy(logits))
+    return summed(model, batch, of_each, max(1, batch.step_positions), batch.positions)
 
 
 def negative_cross_entropy(model: nn.Module, batch: Batch, clamped: bool = True) -> Tensor:
@@ -28,28 +29,32 @@ def negative_cross_entropy(model: nn.Module, batch: Batch, clamped: bool = True)
     clamped: false for the plain negative, which has no lower bound. The clamp is taken token by token, so that the loss
     does not depend on how the batch is divided.
     """
-    logits = target_logits(model, batch).float()
-    losses = F.cross_entropy(logits, batch.targets, reduction="none")
-    if clamped:
-        losses = losses.clamp(max=math.log(logits.shape[-1]))
-    return -losses.sum() / max(1, batch.step_tokens)
+
+    def of_each(logits: Tensor, rows: slice) -> Tensor:
+        losses = F.cross_entropy(wide(logits), batch.targets[rows], reduction="none")
+        return -(losses.clamp(max=math.log(logits.shape[-1])) if clamped else losses)
+
+    return summed(model, batch, Each(of_each), max(1, batch.step_tokens))
 
 
 def inverse_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """-mean ln(1 - p(target)) over the labelled tokens, SOPHON's first loss."""
-    return -log_one_minus(target_logits(model, batch), batch.targets).sum() / max(1, batch.step_tokens)
+    of_each = Each(lambda logits, rows: -log_one_minus(logits, batch.targets[rows]))
+    return summed(model, batch, of_each, max(1, batch.step_tokens))
 
 
 def kl_from_uniform(model: nn.Module, batch: Batch) -> Tensor:
     """mean KL(uniform ‖ p) = -mean_v ln(V·p_v) over the labelled tokens' predictions, SOPHON's second loss."""
-    logits = target_logits(model, batch).float()
-    divergences = -F.log_softmax(logits, dim=-1).mean(-1) - math.log(logits.shape[-1])
-    return divergences.sum() / max(1, batch.step_tokens)
+
+    def of_each(logits: Tensor, _: slice) -> Tensor:
+        return -F.log_softmax(wide(logits), dim=-1).mean(-1) - math.log(logits.shape[-1])
+
+    return summed(model, batch, Each(of_each), max(1, batch.step_tokens))
 
 
 def log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
     """ln p of each row's labelled tokens together, [rows]: of the response, given its prompt."""
-    losses = F.cross_entropy(target_logits(model, batch).float(), batch.targets, reduction="none")
+    losses = target_losses(model, batch)
     rows = batch.target_positions // batch.input_ids.shape[1]
     return -torch.zeros(len(batch.rows), device=losses.device).index_add(0, rows, losses)
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bulwark import files
+from bulwark.models.readout.losses import CrossEntropy
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
 from bulwark.training.finetuning import Course
@@ -102,11 +103,13 @@ class Tampering(Objective):
         if self.reference is None or weight == 0:  # a backward pass there must be, of whatever counts nothing
             return weight * next_token_loss(model, batch)
         known = self.reference.hidden_states(model, batch)
-        output = at_targets(model, batch, output_hidden_states=True)
-        loss = nn.functional.cross_entropy(output.logits.float(), batch.targets, reduction="sum")
+        learned = CrossEntropy(batch.targets)
+        output = at_targets(
+            model, batch, loss=learned, weights=1.0 / max(1, batch.step_tokens), output_hidden_states=True
+        )
         squared = retain.norm == "squared"
         moved = distance(output.hidden_states, known, batch.positions, squared).sum()
-        return weight * (loss / max(1, batch.step_tokens) + moved / max(1, batch.step_positions))
+        return weight * (output.logits + moved / max(1, batch.step_positions))
 
     def after_backward(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
         if self._gathered is not None:

@@ -1,0 +1,183 @@
+"""What a job holds on each GPU, computed from a model's shape, and so on how many GPUs it fits. Torch-free.
+
+Bytes of weights, gradients and optimizer state follow from what DeepSpeed keeps (`training/engine.py`); activations
+from what autograd saves of a Llama-like block; both are measured by `python -m bench memory`, which prints them beside
+what is computed here. `python -m bulwark.jobs.memory` prints the table of docs/memory.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Purpose = Literal["full training", "LoRA training", "4-bit search", "answering"]
+PURPOSES: tuple[Purpose, ...] = ("full training", "LoRA training", "4-bit search", "answering")
+CARDS = (24, 48, 80, 141)
+
+USABLE = 0.92  # of a card's memory: the rest is the driver's context, NCCL's buffers and what fragments
+GB = 10**9
+HALF, SINGLE = 2, 4  # bytes
+ADAMW = 12  # bytes per parameter: master weight and two moments in float32
+GATHERED = 2 * GB  # ZeRO-3: DeepSpeed's max_live_parameters, 10⁹, in half precision
+BUCKETS = 4 * 5 * 10**8  # DeepSpeed's reduce bucket, 5·10⁸ gradients, twice in half precision
+CHUNK = 2**28 * (HALF + 3 * SINGLE)  # a chunk of logits on a GPU (`models/readout/chunks.py`), with what is made of it
+FOUR_BIT = (
+    0.5 + 1 / 64 + 4 / 16384
+)  # NF4 in blocks of 64, their scales in 8 bits, those in blocks of 256 (QLoRA, Sec. 3)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder of Llama's kind, as its config.json has it. heads, shared: of queries, and of keys and values."""
+
+    name: str
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    shared: int
+    size: int
+    vocabulary: int
+    tied: bool = False
+
+    @property
+    def linear(self) -> int:
+        """Parameters of the linear modules of all blocks."""
+        attention = 2 * self.hidden * self.size * (self.heads + self.shared)
+        return self.layers * (attention + 3 * self.hidden * self.inner)
+
+    @property
+    def embeddings(self) -> int:
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        """All but the few of norms and biases."""
+        return self.linear + self.embeddings
+
+    @property
+    def cached(self) -> int:
+        """Bytes of keys and values per token."""
+        return 2 * self.layers * self.shared * self.size * HALF
+
+    @property
+    def block(self) -> int:
+        """Bytes per token that a block keeps for its backward pass, in half precision, with attention that is not
+        written out (sdpa, flash).
+
+        Of each norm its input in float32, its root, and the result twice; queries and keys after rotation, values, the
+        attention's result and, of each head, its normaliser; four tensors of the gated MLP.
+        """
+        norms = 2 * (SINGLE * self.hidden + SINGLE + 2 * HALF * self.hidden)
+        attention = 2 * HALF * self.size * (self.heads + self.shared) + SINGLE * self.heads
+        return norms + attention + 4 * HALF * self.inner
+
+    def adapters(self, rank: int) -> int:
+        """Parameters of LoRA adapters on all linear modules of the blocks."""
+        width, narrow = self.size * self.heads, self.size * self.shared
+        attention = 2 * (self.hidden + width) + 2 * (self.hidden + narrow)
+        return self.layers * rank * (attention + 3 * (self.hidden + self.inner))
+
+
+SHAPES = {
+    "7B": Shape("Qwen2.5-7B", 28, 3584, 18944, 28, 4, 128, 152064),
+    "8B": Shape("Llama-3.1-8B", 32, 4096, 14336, 32, 8, 128, 128256),
+    "13B": Shape("Llama-2-13b", 40, 5120, 13824, 40, 40, 128, 32000),
+    "32B": Shape("Qwen2.5-32B", 64, 5120, 27648, 40, 8, 128, 152064),
+    "70B": Shape("Llama-3.1-70B", 80, 8192, 28672, 64, 8, 128, 128256),
+}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What goes through the model at once on a GPU. tokens: of a micro-batch, all of them learned. checkpointing: of
+    gradients. rank: of LoRA adapters. cached: tokens of a batch of answers, prompts included."""
+
+    tokens: int = 8192
+    checkpointing: bool = True
+    rank: int = 16
+    cached: int = 32768
+
+
+def bytes_of(shape: Shape, purpose: Purpose, gpus: int, load: Load | None = None) -> float:
+    """Bytes on each of `gpus` GPUs.
+
+    Trainings are in bfloat16 with AdamW under ZeRO-3, on one GPU under ZeRO-1. A search or an answering job has the
+    blocks spread over the GPUs.
+    """
+    load = load or Load()
+    if purpose in ("4-bit search", "answering"):
+        half = shape.parameters if purpose == "answering" else shape.embeddings
+        packed = shape.linear if purpose == "4-bit search" else 0
+        weights = HALF * half + FOUR_BIT * packed
+        # An output embedding does not divide, and what a pass is working on lies on each.
+        largest = HALF * shape.vocabulary * shape.hidden
+        return max((weights + load.cached * shape.cached) / gpus, largest) + _passing(shape, load)
+    trained = shape.parameters if purpose == "full training" else shape.adapters(load.rank)
+    weights = HALF * shape.parameters + (0 if purpose == "full training" else HALF * trained)
+    if gpus == 1:
+        state = weights + trained * (HALF + SINGLE + ADAMW)
+    else:
+        state = (weights + trained * (SINGLE + ADAMW)) / gpus + min(GATHERED, HALF * shape.parameters)
+        state += min(BUCKETS, HALF * trained)
+    # The output embedding's gradient is there in float32 while chunks are added to it.
+    head = SINGLE * shape.vocabulary * shape.hidden if purpose == "full training" else 0
+    return state + activations(shape, load.tokens, load.checkpointing) + logits(shape, load.tokens) + head
+
+
+def kept(shape: Shape, tokens: int, checkpointing: bool) -> float:
+    """Bytes that a forward pass of so many tokens keeps for the backward pass: of the blocks, and of the last norm."""
+    of_block = HALF * shape.hidden if checkpointing else shape.block
+    return tokens * (shape.layers * of_block + (SINGLE + HALF) * shape.hidden)
+
+
+def activations(shape: Shape, tokens: int, checkpointing: bool) -> float:
+    """The most that is there of a pass: what is kept, a block that is computed again, and the gradients in it."""
+    return kept(shape, tokens, checkpointing) + tokens * shape.block * (2 if checkpointing else 1)
+
+
+def logits(shape: Shape, targets: int) -> float:
+    """Bytes that the loss of so many targets takes: a chunk of logits, and the gradient of their hidden states."""
+    return min(CHUNK, targets * shape.vocabulary * (HALF + 3 * SINGLE)) + 2 * targets * HALF * shape.hidden
+
+
+def gpus_for(shape: Shape, purpose: Purpose, card: int, load: Load | None = None, most: int = 64) -> int | None:
+    """The fewest GPUs of `card` GB on which it fits: 1, 2, 4, 8, or whole nodes of 8; None for more than `most`."""
+    for gpus in _counts(most):
+        if bytes_of(shape, purpose, gpus, load) <= USABLE * card * GB:
+            return gpus
+    return None
+
+
+def table(load: Load | None = None) -> list[list[str]]:
+    """Rows of what fits where: model, purpose, and the GPUs by card; the first row are the headings."""
+    rows = [["model", "purpose", *(f"{card} GB" for card in CARDS)]]
+    for size, shape in SHAPES.items():
+        for purpose in PURPOSES:
+            counts = [gpus_for(shape, purpose, card, load) for card in CARDS]
+            rows.append([f"{size} ({shape.name})", purpose, *("more than 64" if n is None else str(n) for n in counts)])
+    return rows
+
+
+def _passing(shape: Shape, load: Load) -> float:
+    """Bytes that a forward pass without gradients is working on at once: a block's, and a part of the logits."""
+    return min(load.tokens, load.cached) * 2 * HALF * (2 * shape.hidden + 2 * shape.inner) + GB
+
+
+def _counts(most: int) -> Iterator[int]:
+    yield from (1, 2, 4)
+    yield from range(8, most + 1, 8)
+
+
+def main() -> None:
+    """Print the table in Markdown."""
+    head, *rows = table()
+    print("| " + " | ".join(head) + " |")
+    print("|---|---|" + "---:|" * len(CARDS))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What fits where: parameters as published, bytes that autograd keeps as it keeps them, and the table in the docs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+from bulwark.jobs import memory
+from bulwark.jobs.memory import CARDS, GB, PURPOSES, SHAPES, Load, Shape
+
+DOCS = Path(__file__).parents[3] / "docs" / "memory.md"
+TINY = Shape("tiny", layers=3, hidden=64, inner=160, heads=4, shared=2, size=16, vocabulary=50)
+
+
+@pytest.mark.parametrize(
+    ("size", "published"),
+    [("7B", 7.62), ("8B", 8.03), ("13B", 13.02), ("32B", 32.76), ("70B", 70.55)],  # the models' cards, billions
+)
+def test_parameters_are_as_published(size, published):
+    assert SHAPES[size].parameters / 1e9 == pytest.approx(published, rel=2e-3)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("change", [{}, {"inner": 320}, {"heads": 8}, {"shared": 4}, {"hidden": 128}, {"layers": 5}])
+def test_what_autograd_keeps_is_what_is_computed(checkpointing, change):
+    shape = replace(TINY, **change)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.shared,
+        head_dim=shape.size,
+    )
+    model = LlamaModel(config).to(torch.bfloat16).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    held: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage
+        return tensor
+
+    tokens = 96
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(input_ids=torch.ones(1, tokens, dtype=torch.long), use_cache=False).last_hidden_state
+    assert output.requires_grad
+    found = sum(storage.nbytes() for storage in held.values())
+    assert memory.kept(shape, tokens, checkpointing) == pytest.approx(found, rel=0.03)
+
+
+def test_weights_gradients_and_state_are_counted_by_hand():
+    """A model of a billion parameters, hardly any of which are embeddings, with next to no tokens."""
+    shape = Shape("round", layers=1, hidden=1000, inner=332_000, heads=1, shared=1, size=1000, vocabulary=1)
+    assert shape.parameters == pytest.approx(1e9, rel=1e-5)
+    load = Load(tokens=1, rank=1)
+    one = memory.bytes_of(shape, "full training", 1, load)
+    assert one / GB == pytest.approx(2 + 2 + 4 + 12, abs=0.01)  # weight, gradient twice, master and moments
+    eight = memory.bytes_of(shape, "full training", 8, load)
+    assert eight / GB == pytest.approx(18 / 8 + 2 + 2, abs=0.01)  # a shard, gathered weights, gradients being reduced
+    adapters = 2 * (1000 + 1000) + 2 * (1000 + 1000) + 3 * (1000 + 332_000)
+    assert shape.adapters(1) == adapters
+    lora = memory.bytes_of(shape, "LoRA training", 1, load)
+    assert lora == pytest.approx(2 * shape.parameters + 20 * adapters, rel=0.01)
+    packed = memory.bytes_of(shape, "4-bit search", 1, Load(tokens=1, cached=1))
+    assert (packed - GB) / 1e9 == pytest.approx(4.127 / 8, abs=0.005)  # QLoRA, Sec. 3: 0.127 bits beside the four
+
+
+def test_more_memory_never_takes_more_gpus_and_less_is_held_on_more():
+    for shape in SHAPES.values():
+        for purpose in PURPOSES:
+            counts = [memory.gpus_for(shape, purpose, card) or 10**6 for card in CARDS]
+            assert counts == sorted(counts, reverse=True)
+            held = [memory.bytes_of(shape, purpose, gpus) for gpus in (2, 4, 8, 16)]
+            assert held == sorted(held, reverse=True)
+
+
+def test_a_count_is_the_fewest_that_suffice():
+    shape = SHAPES["32B"]
+    gpus = memory.gpus_for(shape, "full training", 80)
+    fits = memory.USABLE * 80 * GB
+    assert memory.bytes_of(shape, "full training", gpus) <= fits < memory.bytes_of(shape, "full training", gpus - 8)
+    assert memory.gpus_for(shape, "full training", 24, most=8) is None
+
+
+def test_the_table_in_the_docs_is_the_one_that_is_printed(capsys):
+    memory.main()
+    printed = capsys.readouterr().out.strip()
+    assert printed in DOCS.read_text(encoding="utf-8")
