@@ -197,8 +197,9 @@ class _Stand(nn.Module):
 
     def passed(self, model: nn.Module, **inputs: Any) -> Any:
         """What a pass of the model returns with this module in place; None if it could not be read out so."""
-        found = [(part, key) for part in model.modules() for key, child in part._modules.items() if child is self.head]
-        hook = getattr(model, "module", model).register_forward_hook(self._finish)
+        module = getattr(model, "module", model)
+        found = [(part, key) for part in module.modules() for key, child in part._modules.items() if child is self.head]
+        hook = module.register_forward_hook(self._finish)
         for part, key in found:
             part._modules[key] = self
         try:
