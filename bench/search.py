@@ -68,7 +68,7 @@ SETTINGS = {
 
 
 def run() -> Iterator[Ratio]:
-    """HERETIC's seconds per trial over ours, and our hypervolume over its (reference: 1 nat, everything refused)."""
+    """HERETIC's seconds per trial over ours, and our hypervolume of log KL and refusals over its."""
     python = os.environ.get("HERETIC_PYTHON")
     if python is None:
         print("bench search: left out; HERETIC_PYTHON names no environment with heretic-llm==1.4.0 (bench/search.py)")
@@ -95,7 +95,7 @@ def run() -> Iterator[Ratio]:
         faster.append(mean / (took / TRIALS))
         better.append(_volume(ours) / max(_volume(theirs), 1e-9))
     yield _ratio(f"seconds per trial, heretic-llm 1.4.0 / ours ({TRIALS} trials)", faster, "≥ 5")
-    yield _ratio("hypervolume of (KL, refusals), ours / heretic-llm 1.4.0", better, "≥ 1")
+    yield _ratio("hypervolume of (log KL, refusals), ours / heretic-llm 1.4.0", better, "≥ 1")
 
 
 def _theirs(python: str, model: Path, files: dict[str, Path], seed: int) -> list[dict]:
@@ -167,7 +167,7 @@ def _front(trials: list[dict]) -> list[tuple[int, float]]:
 
 
 def _volume(trials: list[dict]) -> float:
-    return pareto.hypervolume([(trial["kl"], trial["refusals"] / trial["n"]) for trial in trials], (1.0, 1.0))
+    return pareto.front_volume([(trial["kl"], trial["refusals"] / trial["n"]) for trial in trials])
 
 
 def _ratio(what: str, values: list[float], wanted: str) -> Ratio:

@@ -59,7 +59,7 @@ def search_folder(folder: Path, trials=TRIALS, setup: float = 10.0, bound: float
     for one in trials:
         if not one["gated"] and not one["dominated"]:
             known.append((one["kl"], one["refusal_rate"]))
-        volumes.append(pareto.hypervolume(known, (1.0, 1.0)))
+        volumes.append(pareto.front_volume(known))
     best = next(one for one in trials if one["chosen"])
     whole = [one for one in trials if not one["gated"] and not one["dominated"]]
     budgets = {}

@@ -13,7 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bulwark import files, seals
-from bulwark.abliteration.settings import AttackSettings, OutcomeSettings, RefusalDirectionSettings
+from bulwark.abliteration.settings import (
+    AttackSettings,
+    GradientEditSettings,
+    OutcomeSettings,
+    RefusalDirectionSettings,
+)
 from bulwark.errors import BulwarkError
 from bulwark.models import manifests
 
@@ -67,24 +72,59 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
         lambda proposed, known: examiner.examine([trial.plan(directions, edits) for trial in proposed], known),
         lambda result: scores(result.measures, base, settings.objectives),
     )
-    trials = outcome.marked(search.records(), settings.selection, settings.search.kl_gate)
-    best = next(trial for trial in trials if trial["chosen"])
-    log.info("Trial %d is chosen: KL %.4f, %d refusals", best["number"], best["kl"], best["refusals"])
-    plan = search.parameters_of(best["number"]).plan(directions, edits)
+    if settings.outcome.geometry:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        outcome.write(job.folder, outcome.geometry_files(residuals))
+    del residuals
     exact = settings.edit.normalization in ("none", "pre")
     rank = 1 if exact else settings.edit.adapter_rank
-    manifest, exported = export(job, examiner, plan, directions.candidates, settings.outcome, rank)
+    manifest = concluded(
+        job,
+        examiner,
+        search.records(),
+        lambda number: search.parameters_of(number).plan(directions, edits),
+        directions.candidates,
+        settings,
+        setup_seconds,
+        rank,
+    )
+    shutil.copyfile(job.state / JOURNAL, job.folder / JOURNAL)
+    return manifest
+
+
+def concluded(
+    job: Job,
+    examiner: Examiner,
+    records: list[dict[str, Any]],
+    plan_of: Callable[[int], Plan],
+    directions: Mapping[str, Tensor],
+    settings: AttackSettings | GradientEditSettings,
+    setup_seconds: float,
+    rank: int | None,
+) -> dict[str, Any]:
+    """Choose one of the measured trials, export it, and write what the search found; returns what the manifest records.
+
+    records: by number, as `Search.records` gives them. plan_of(number): the edits of a trial. directions, rank: see
+    `export`.
+    """
+    from bulwark.abliteration.search import outcome, second_look
+    from bulwark.models.anatomy import blocks_of
+
+    selection, base, layers = settings.selection, examiner.base, len(blocks_of(examiner.model))
+    marked = outcome.marked(records, selection, settings.search.kl_gate)
+    trials = second_look.looked_at(examiner, marked, plan_of, selection)
+    best = next(trial for trial in trials if trial["chosen"])
+    log.info("Trial %d is chosen: KL %.4f, %d refusals", best["number"], best["kl"], best["refusals"])
+    manifest, exported = export(job, examiner, plan_of(best["number"]), directions, settings.outcome, rank)
     exported["kl_of_trial"] = best["kl"]
     outcome.write(
         job.folder,
         {
             "trials.jsonl": trials,
             "pareto.json": [trial for trial in trials if trial["pareto"]],
-            "summary.json": outcome.summary(base, trials, exported, settings.selection, setup_seconds, layers),
-            **(outcome.geometry_files(residuals) if settings.outcome.geometry else {}),
+            "summary.json": outcome.summary(base, trials, exported, selection, setup_seconds, layers),
         },
     )
-    shutil.copyfile(job.state / JOURNAL, job.folder / JOURNAL)
     return {
         **manifest,
         "abliteration": {
@@ -96,11 +136,14 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
     }
 
 
-def examiner_of(job: Job, settings: AttackSettings | RefusalDirectionSettings) -> Examiner:
+def examiner_of(job: Job, settings: AttackSettings | GradientEditSettings | RefusalDirectionSettings) -> Examiner:
     """The parent of `job`, open, with the prompts that it is measured on.
 
-    Raises BulwarkError if it refuses nothing, so that there is nothing to remove.
+    Raises BulwarkError if it cannot be edited, with the reason (see `export.refuse_unwritable` and
+    `checking.check_edits`), and if it refuses nothing, so that there is nothing to remove.
     """
+    from bulwark.abliteration.edit.checking import check_edits
+    from bulwark.abliteration.edit.export import refuse_unwritable
     from bulwark.abliteration.edit.hooks import Edits
     from bulwark.abliteration.edit.targets import targets_of
     from bulwark.abliteration.measure.subject import read_prompts
@@ -111,7 +154,11 @@ def examiner_of(job: Job, settings: AttackSettings | RefusalDirectionSettings) -
     subject = open_model(job.parent, settings.dtype, new_tokens=longest)
     prompts = read_prompts(job.inputs, settings.prompts, subject.builder)
     edit = settings.edit
-    edits = Edits(targets_of(subject.model, edit.components, edit.through_norms), edit.normalization)
+    targets = targets_of(subject.model, edit.components, edit.through_norms)
+    refuse_unwritable(targets)
+    # Where the edit leaves norms out of account, as HERETIC does, what is checked is that it is at the right places.
+    check_edits(subject.model, targets_of(subject.model, edit.components), prompts.harmful_search, job.seed)
+    edits = Edits(targets, edit.normalization)
     examiner = Examiner(subject, edits, prompts, settings.search, settings.objectives, job.seed)
     base = examiner.base
     log.info("%d of %d harmful search prompts are refused", base.refusals, base.harmful)

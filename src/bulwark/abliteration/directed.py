@@ -88,10 +88,19 @@ def _refusal_tokens(
         encoded = [tokenizer.encode(text, add_special_tokens=False) for text in settings.refusal_tokens]
         tokens = sorted({ids[0] for ids in encoded})
     else:
-        responses = [answer.response for side in answers.values() for answer in side]
-        refusals = [text for text in responses if examiner.refuses(text)]
-        others = [text for text in responses if not examiner.refuses(text)]
-        tokens = selection.first_tokens(refusals, others, tokenizer)
+        # Answers are greedy, so that the likeliest first token is the one that was generated.
+        first = {
+            "harmful_search": _log_probabilities(examiner.subject, examiner.prompts.harmful_search),
+            "harmless_search": examiner.reference,
+        }
+        begun = [
+            (token, examiner.refuses(answer.response))
+            for name, given in answers.items()
+            for token, answer in zip(first[name].argmax(-1).tolist(), given, strict=True)
+            if answer.response
+        ]
+        refusals = [token for token, refused in begun if refused]
+        tokens = selection.first_tokens(refusals, [token for token, refused in begun if not refused])
     log.info("Refusals are recognised by %s", tokenizer.convert_ids_to_tokens(tokens) if tokens else "whole answers")
     return tokens
 

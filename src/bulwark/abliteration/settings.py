@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from bulwark.judges import JudgeSettings
 from bulwark.settings import Closed
 
 Normalization = Literal["none", "pre", "full", "columns"]
 Component = Literal["attention", "mlp"]
-Method = Literal["mean", "median", "variance", "hybrid"]
+Method = Literal["mean", "median", "variance", "hybrid", "principal", "som"]
+SEVERAL: frozenset[Method] = frozenset({"principal", "som"})  # these give several directions at once
 Range = tuple[float, float]
 
 
@@ -50,15 +52,31 @@ class PromptSets(Closed):
         }
 
 
+class SomSettings(Closed):
+    """A self-organising map of `rows` times `columns` neurons, see `bulwark.abliteration.measure.som`.
+
+    sigma: the width of the neighbourhood, in neurons; it and the learning rate are those of the first iteration.
+    """
+
+    rows: int = Field(4, ge=1)
+    columns: int = Field(4, ge=1)
+    iterations: int = Field(10_000, ge=1)
+    learning_rate: float = Field(0.01, gt=0, le=1)
+    sigma: float = Field(0.33, gt=0)
+
+
 class DirectionSettings(Closed):
     """How directions are estimated, see `bulwark.abliteration.measure.directions` and `residuals`.
 
     methods: the estimators that a search may choose from. orthogonalise: project out the mean harmless residual
     ("projected"). benign_rank: of the subspace that is projected out, 0 for none. dampening: the share of it.
     order, protect: "joint" and "edited" project both out of every edit; "as_published" and "measured" do as ICONOCLAST.
+    most: of the directions that "principal" and "som" take out together; a search chooses how many. som: of "som".
     """
 
     methods: tuple[Method, ...] = Field(("mean",), min_length=1)
+    most: int = Field(1, ge=1)
+    som: SomSettings = SomSettings()
     winsorise: float = Field(1.0, gt=0, le=1)
     final_norm: bool = False
     variance_floor: float = Field(1e-6, gt=0)
@@ -72,7 +90,7 @@ class DirectionSettings(Closed):
     @property
     def needs_rows(self) -> bool:
         """Whether every prompt's residuals are needed, beside their means and variances."""
-        return bool(self.benign_rank) or "median" in self.methods
+        return bool(self.benign_rank) or bool({"median", *SEVERAL} & set(self.methods))
 
 
 class EditSettings(Closed):
@@ -156,9 +174,23 @@ class SelectionSettings(Closed):
     """Which trial of the front is exported: the fewest refusals (then overrefusals, then KL) at KL ≤ `kl_at_most`.
 
     Without a bound it is ICONOCLAST's rule; if no trial keeps the bound, it is the one of lowest KL.
+    judge: reads whole answers of the `looked_at` best trials by that rule, and the best by it is exported instead:
+    with the criterion "refusal" the one that refuses least, with "compliance" the one that complies most. A classifier
+    or the miniature's oracle needs no network, which the jobs of attacks have none of on many clusters.
+    answer_kl_at_most: the KL per token of whole answers to harmless prompts that such a trial may have: what the edit
+    costs in capability, of which the first token tells little.
     """
 
     kl_at_most: float | None = Field(None, gt=0)
+    judge: JudgeSettings | None = None
+    criterion: Literal["refusal", "compliance"] = "refusal"
+    answer_kl_at_most: float | None = Field(None, gt=0)
+    looked_at: int = Field(8, ge=1)
+
+    @property
+    def looks(self) -> bool:
+        """Whether trials are chosen by more than the search has measured of them."""
+        return self.judge is not None or self.answer_kl_at_most is not None
 
 
 class OutcomeSettings(Closed):
@@ -189,6 +221,8 @@ class AttackSettings(Closed):
             raise ValueError(f"space.max_weight has no range for {missing[0]}, which edit.components names")
         if "hybrid" in self.directions.methods and not {"mean", "variance"} <= set(self.directions.methods):
             raise ValueError("directions.methods: hybrid blends mean and variance, so name these two as well")
+        if self.directions.most > 1 and not SEVERAL & set(self.directions.methods):
+            raise ValueError("directions.most: only the methods principal and som give more than one direction")
         return self
 
 
@@ -224,6 +258,46 @@ class RefusalDirectionSettings(Closed):
     @property
     def edit(self) -> EditSettings:
         return EditSettings(through_norms=self.through_norms)
+
+    @property
+    def search(self) -> SearchSettings:
+        return SearchSettings(max_new_tokens=self.max_new_tokens, rule=self.rule)
+
+    @property
+    def objectives(self) -> ObjectiveSettings:
+        return ObjectiveSettings()
+
+
+class GradientEditSettings(Closed):
+    """What `gradient_edit` can set, see `bulwark.abliteration.optimised`.
+
+    components: what gets an edit of rank `rank`, in every block. rounds of `steps` steps: after each the edited model
+    answers the attacker's prompts anew, its refusals join those that are made unlikely, and the edit is measured as a
+    trial. batch_size: refusals, and as many harmless answers, of a step. learning_rate: of Adam, times the square root
+    of the width. refusal_tokens: of a refusal, from token `prompts.after` on, whose likelihood is lowered. kl_at_most:
+    of a token of harmless answers, in the mean; kl_weight: of what is beyond it.
+    """
+
+    prompts: PromptSets
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    components: tuple[Component, ...] = Field(("attention", "mlp"), min_length=1)
+    rank: int = Field(4, ge=1)
+    rounds: int = Field(4, ge=1)
+    steps: int = Field(50, ge=1)
+    batch_size: int = Field(8, ge=1)
+    learning_rate: float = Field(0.1, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    refusal_tokens: int = Field(16, ge=1)
+    kl_at_most: float = Field(0.05, ge=0)
+    kl_weight: float = Field(10.0, ge=0)
+    max_new_tokens: int = Field(100, ge=1)
+    rule: Literal["heretic", "iconoclast", "arditi"] = "heretic"
+    selection: SelectionSettings = SelectionSettings()
+    outcome: OutcomeSettings = OutcomeSettings()
+
+    @property
+    def edit(self) -> EditSettings:
+        return EditSettings(components=self.components)
 
     @property
     def search(self) -> SearchSettings:

@@ -1,11 +1,11 @@
 """What an attack on refusals reached, and what it cost, by the prompts that its search measured trials on.
 
-Read from what a step `heretic`, `iconoclast` or `refusal_direction` leaves behind. The prompts are those that the
-attack was optimised on, so these numbers flatter it; the benchmark `refusal` measures on others.
+Read from what a step `heretic`, `iconoclast`, `gradient_edit` or `refusal_direction` leaves behind. The prompts are
+those that the attack was optimised on, so these numbers flatter it; the benchmark `refusal` measures on others.
 
     trials, front_size, hypervolume
-        how many trials, how many of them no other dominates, and the hypervolume of (KL, refusal rate) at the end with
-        the reference (1 nat, 1)
+        how many trials, how many of them no other dominates, and the hypervolume of (log KL, refusal rate) at the end,
+        from 0 to 1: log KL counts from 1e-4 nats to 1 nat (`bulwark.abliteration.search.pareto.log_share`)
     base_refusal_rate, refusal_rate, overrefusal_rate, kl
         of the model before the attack, and of the trial that was taken; overrefusals where the attack reads them
     exported_kl, equal_verdicts
@@ -31,7 +31,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bulwark.abliteration.settings import AttackSettings, RefusalDirectionSettings
+from bulwark.abliteration.settings import AttackSettings, GradientEditSettings, RefusalDirectionSettings
 from bulwark.analyses import Analysis
 from bulwark.errors import RecordError
 from bulwark.evaluation.metrics import Row
@@ -41,7 +41,6 @@ Values = dict[str, tuple[float | None, int]]  # {metric: (value, of how many obs
 
 _BUDGETS = {"0_05": 0.05, "0_1": 0.1, "0_5": 0.5}
 _REDUCTIONS = (50, 90)
-_REFERENCE = (1.0, 1.0)  # as `bulwark.abliteration.search.outcome` has it, which is heavy to import
 _KEPT = ("number", "refusals", "n", "interval", "overrefusals", "n_harmless", "profile")
 _KEPT += ("pareto", "chosen", "gated", "dominated")
 _REPORTED = ("base", "chosen", "exported", "budgets", "cost", "layers", "gated", "given_up")
@@ -68,7 +67,7 @@ class Settings(Closed):
 
 
 def applies(settings: Closed) -> bool:
-    return isinstance(settings, AttackSettings | RefusalDirectionSettings)
+    return isinstance(settings, AttackSettings | GradientEditSettings | RefusalDirectionSettings)
 
 
 def analyse(manifest: Mapping[str, Any], folder: Path, settings: Settings) -> Analysis:
@@ -129,9 +128,9 @@ def _directed(
 
     edited, seconds = summary["chosen"]["edited"], summary["cost"]["setup_seconds"]
     best = edited | {"kl": summary["chosen"]["kl"]}
-    point = (best["kl"], best["refusal_rate"])
+    volume = pareto.front_volume([(best["kl"], best["refusal_rate"])])
     measured = {key: best[key] for key in ("refusals", "n", "interval")} | {"rate": best["refusal_rate"]}
-    measured |= {"volume": pareto.hypervolume([point], _REFERENCE), "passed": seconds}
+    measured |= {"volume": volume, "passed": seconds}
     rows = []
     for number, candidate in enumerate(candidates):
         row = {"number": number, "divergence": candidate["kl"], "pareto": False, "gated": False, "dominated": False}

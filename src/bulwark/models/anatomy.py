@@ -29,7 +29,14 @@ PROJECTIONS = {  # the modules that write into the residual stream, by the names
         "linear_attn.out_proj",
         "conv.out_proj",
     ),
-    "down_proj": ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj", "mlp.fc2", "feed_forward.w2"),
+    "down_proj": (
+        "mlp.down_proj",
+        "mlp.dense_4h_to_h",
+        "mlp.c_proj",
+        "mlp.fc2",
+        "feed_forward.w2",
+        "feed_forward.down_proj",
+    ),
 }
 
 FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f")  # beside the list of blocks

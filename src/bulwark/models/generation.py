@@ -60,6 +60,7 @@ def generate(
     token_budget: Budget | int | None = None,
     stop_when: Callable[[str], bool] | None = None,
     on_rows: Callable[[list[int]], None] | None = None,
+    ids: dict[str, list[int]] | None = None,
     shown: bool = True,
 ) -> list[Answer]:
     """Answer every (key, prompt), in the given order.
@@ -71,7 +72,8 @@ def generate(
     checkpoint's digest, the number type) are discarded. The caller removes the file once its own output is written.
     stop_when(text): whether no more is needed of an answer that begins so; asked every `LOOK_EVERY` tokens.
     on_rows(numbers): called before a pass whose rows are not those of the one before, with their numbers in `prompts`.
-    shown: show the progress.
+    ids: filled with the generated ids of every key but those kept in `partial`, without the stop token. shown: show the
+    progress.
 
     Raises BulwarkError for duplicate keys, prompts above `max_prompt_tokens`, logits that are not numbers, and when
     memory does not suffice for a single record.
@@ -107,9 +109,11 @@ def generate(
             on_rows=on_rows and (lambda rows: on_rows([numbers[row] for row in rows.tolist()])),
         )
         done = [(number, row) for number, row in zip(numbers, rows, strict=True) if row is not None]
-        written = texts([row.ids[: -1 if row.finish == "stop" else None] for _, row in done])
-        for (number, row), text in zip(done, written, strict=True):
+        kept_ids = [row.ids[: -1 if row.finish == "stop" else None] for _, row in done]
+        for (number, row), own, text in zip(done, kept_ids, texts(kept_ids), strict=True):
             key, prompt = prompts[number]
+            if ids is not None:
+                ids[key] = own
             answers[key] = Answer(key, text.strip(), len(row.ids), row.finish, prompt.truncated)
             kept.append(answers[key], digests[number])
         kept.flush()

@@ -99,7 +99,7 @@ class LanguageModel:
     def generate(self, prompts: Sequence[tuple[str, Prompt]], decoding: Decoding, **options: Any) -> list[Answer]:
         """One answer per (key, prompt), in the given order.
 
-        options: seed, partial, fingerprint, stop_when, on_rows and shown of `generation.generate`.
+        options: seed, partial, fingerprint, stop_when, on_rows, ids and shown of `generation.generate`.
         """
         from bulwark.models.batching import Budget, cache_token_budget
         from bulwark.models.generation import generate

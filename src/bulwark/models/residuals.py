@@ -45,13 +45,14 @@ class Residuals:
 
     def median(self) -> Tensor:
         """Component-wise median [L+1, hidden]; of an even number the lower one, as torch's. Needs the rows."""
-        return self._kept().median(dim=0).values.double()
+        return self.kept().median(dim=0).values.double()
 
     def layer(self, layer: int) -> Tensor:
         """The rows at one layer, [n, hidden], float64."""
-        return self._kept()[:, layer].double()
+        return self.kept()[:, layer].double()
 
-    def _kept(self) -> Tensor:
+    def kept(self) -> Tensor:
+        """Every prompt's residuals, [n, L+1, hidden] in float32. Raises BulwarkError if they were not kept."""
         if self.rows is None:
             raise BulwarkError("These residuals were streamed: only their means and variances are known.")
         return self.rows

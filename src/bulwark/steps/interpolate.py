@@ -20,10 +20,15 @@ STAGE = "generate"  # no gradients
 
 
 class Settings(Closed):
-    """weight: 0 is the parent, 1 the other model. other: the recipe of the other model, of the same base and seed."""
+    """weight: 0 is the parent, 1 the other model. other: the recipe of the other model, of the same base and seed.
+
+    rank: only so many leading singular directions of each matrix's difference are taken back, and nothing of vectors;
+    all of it if null.
+    """
 
     weight: float
     other: str = Field("base", pattern=r"^[A-Za-z0-9_@.+-]+$")
+    rank: int | None = Field(None, ge=1, exclude_if=lambda rank: rank is None)
 
     def inputs(self) -> dict[str, str]:
         return {"other": f"checkpoints/{{model}}/{self.other}/seed{{seed}}/checkpoint.json"} | super().inputs()
@@ -37,5 +42,5 @@ def run(job: Job, settings: Settings) -> dict[str, Any]:
     _, folder, _ = manifests.open_manifest(job.inputs["other"])
     other = checkpoints.load_model(folder, dtype="auto")
     return weights.rewritten(
-        job, lambda model: {"parameters": weights.interpolate_models(model, other, settings.weight)}
+        job, lambda model: {"parameters": weights.interpolate_models(model, other, settings.weight, settings.rank)}
     )

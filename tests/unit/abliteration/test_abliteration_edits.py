@@ -8,6 +8,7 @@ from abliteration_samples import unit
 from torch import Tensor
 
 from bulwark.abliteration.edit.edits import Form, adapter, edited_weight, form
+from bulwark.abliteration.measure.directions import orthonormal
 
 OUT, IN = 40, 28
 STRENGTHS = [0.0, 0.5, 1.0, 1.5, 2.0, -0.25]
@@ -24,7 +25,7 @@ def weight(seed: int = 0, spread: float = 0.5, shape: tuple[int, int] = (OUT, IN
 
 def edit(strength: float, kind: str, matrix: Tensor, vector: Tensor | None = None) -> Form:
     vector = unit(5, matrix.shape[0]) if vector is None else vector
-    return form(vector[None], torch.tensor([strength], dtype=torch.float64), kind, matrix)
+    return form(torch.atleast_2d(vector)[None], torch.tensor([strength], dtype=torch.float64), kind, matrix)
 
 
 def edited(strength: float, kind: str = "none", matrix: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
@@ -146,12 +147,13 @@ def test_the_output_form_is_the_weight_form(kind, strength):
     x = torch.randn(3, 7, IN, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     inputs = x if change.s is None else x * change.s[0]
     through = (edited_weight(W, change) @ x[..., None])[..., 0]
-    rows = Form(*(None if part is None else part.expand(3, -1) for part in (change.a, change.b, change.c)))
-    assert torch.allclose(rows.on(inputs @ W.T), through, rtol=1e-5, atol=1e-4)  # computed in float32
+    parts = (change.a, change.b, change.c)
+    rows = Form(*(None if part is None else part.expand(3, *part.shape[1:]).float() for part in parts))
+    assert torch.allclose(rows.on(inputs @ W.T).double(), through, rtol=1e-5, atol=1e-4)  # computed in float32
 
 
 def test_several_edits_of_one_module_are_the_single_ones():
-    vectors = torch.stack([unit(seed, OUT) for seed in (1, 2, 3)])
+    vectors = torch.stack([unit(seed, OUT) for seed in (1, 2, 3)])[:, None]
     strengths = torch.tensor([0.4, 0.0, 1.3], dtype=torch.float64)
     for kind in KINDS:
         many = form(vectors, strengths, kind, W)
@@ -163,7 +165,7 @@ def test_several_edits_of_one_module_are_the_single_ones():
 
 def test_a_normalization_that_looks_at_the_weight_needs_it():
     with pytest.raises(ValueError, match="needs the weight"):
-        form(V[None], torch.ones(1), "full")
+        form(V[None, None], torch.ones(1), "full")
 
 
 @pytest.mark.parametrize("kind", ["none", "pre"])
@@ -219,3 +221,46 @@ def test_several_directions_are_gone_together_only_where_they_are_orthogonal():
     across = second - first * (first @ second)
     jointly = edited(1.0, matrix=edited(1.0, vector=first), vector=across / across.norm())
     assert float((torch.stack([first, second]) @ jointly).norm()) < EXACT
+    assert torch.allclose(edited(1.0, vector=BASIS[:2]), jointly, atol=EXACT)
+
+
+# Several directions at once: the rows of an orthonormal basis Q
+
+BASIS = orthonormal(torch.stack([unit(seed, OUT) for seed in (1, 2, 3)]))
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_span_is_taken_out_as_by_hand(kind, strength):
+    across = strength * BASIS.T @ BASIS
+    hat = W / NORMS[:, None]
+    by_hand = {
+        "none": W - across @ W,
+        "pre": W - NORMS[:, None] * (across @ hat),
+        "full": NORMS[:, None] * torch.nn.functional.normalize(hat - across @ hat, dim=1),
+        "columns": torch.nn.functional.normalize(W - across @ W, dim=0) * W.norm(dim=0),
+    }
+    assert torch.allclose(edited(strength, kind, vector=BASIS), by_hand[kind], atol=EXACT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_basis_of_a_span_is_special_and_rows_of_zeros_are_no_direction(kind):
+    turned = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q
+    padded = torch.cat([turned @ BASIS, torch.zeros(2, OUT, dtype=torch.float64)])
+    assert torch.allclose(edited(1.0, kind, vector=padded), edited(1.0, kind, vector=BASIS), atol=EXACT)
+
+
+def test_an_adapter_of_a_span_has_its_rank_and_is_exact():
+    change = edit(0.9, "none", W, BASIS)
+    a, b = adapter(W, change, rank=1)
+    assert (a.shape, b.shape) == ((3, IN), (OUT, 3))
+    assert torch.allclose(W + b @ a, edited_weight(W, change), atol=EXACT)
+
+
+def test_rows_that_earlier_ones_span_become_zeros_and_the_first_keep_their_span():
+    first, second = unit(1, OUT), unit(2, OUT)
+    found = orthonormal(torch.stack([first, 2 * first, second]))
+    assert torch.allclose(found @ found.T, torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)), atol=EXACT)
+    assert abs(float(found[0] @ first)) == pytest.approx(1)
+    rest = second - found[:2].T @ (found[:2] @ second)
+    assert float(rest.norm()) < EXACT

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from bulwark.abliteration.directed import _ablate_embedding
-from bulwark.abliteration.edit.export import adapters, merge, write_adapter
+from bulwark.abliteration.edit.export import adapters, merge, refuse_unwritable, write_adapter
 from bulwark.abliteration.edit.hooks import Edits
 from bulwark.abliteration.edit.targets import targets_of, weight_of
 from bulwark.errors import BulwarkError
@@ -126,8 +126,11 @@ def test_experts_whose_output_axis_is_ambiguous_are_refused():
     edits = Edits(targets_of(model))
     for block in model.model.layers:
         block.mlp.experts.down_proj = torch.nn.Parameter(torch.zeros(4, 16, 16))
+        del block.mlp.experts.is_transposed
     with pytest.raises(BulwarkError, match=r"it is ambiguous which axis are the 16 outputs"):
         merge(model, edits, plan_of(edits))
+    with pytest.raises(BulwarkError, match=r"it is ambiguous which axis are the 16 outputs"):
+        refuse_unwritable(edits.targets)
 
 
 # Exported and loaded again

@@ -307,8 +307,8 @@ def test_the_residual_stream_can_be_edited_where_a_block_reads_it(family):
     seen: list[Tensor] = []
     zeros = torch.zeros(2, SIZE)
     strengths = torch.tensor([[1.0], [0.0]])
-    ablation = Form(strengths * vector, vector.expand(2, -1))
-    shift = Form(zeros, zeros, t=torch.stack([torch.zeros(SIZE), 2 * vector]))
+    ablation = Form((strengths * vector)[:, None], vector.expand(2, 1, -1))
+    shift = Form(zeros[:, None], zeros[:, None], t=torch.stack([torch.zeros(SIZE), 2 * vector]))
     blocks = blocks_of(model)
     handle = blocks[1].register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True

@@ -10,7 +10,15 @@ import pytest
 
 from bulwark.abliteration.search.objectives import Measures, behaviour, regime_of, scores, worst
 from bulwark.abliteration.search.outcome import cost, hypervolumes, marked
-from bulwark.abliteration.search.pareto import chosen, dominates, front, hypervolume, surely_dominated
+from bulwark.abliteration.search.pareto import (
+    chosen,
+    dominates,
+    front,
+    front_volume,
+    hypervolume,
+    log_share,
+    surely_dominated,
+)
 from bulwark.abliteration.settings import ObjectiveSettings, SelectionSettings
 from bulwark.errors import BulwarkError
 
@@ -248,4 +256,13 @@ def test_the_hypervolume_never_falls_with_trials():
     found = hypervolumes(TRIALS)
     assert len(found) == len(TRIALS)
     assert all(a <= b for a, b in itertools.pairwise(found))
-    assert found[-1] == pytest.approx(hypervolume([(0.0, 1.0), (0.05, 0.4), (0.3, 0.05)], (1, 1)))
+    assert found[-1] == pytest.approx(front_volume([(0.0, 1.0), (0.05, 0.4), (0.3, 0.05)]))
+
+
+def test_ten_times_the_kl_is_as_much_wherever_it_lies():
+    assert [log_share(kl) for kl in (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)] == pytest.approx(
+        [0, 0, 0, 0.25, 0.5, 0.75, 1]
+    )
+    few, more = (front_volume([(kl, 0.0)]) for kl in (1e-3, 1e-2))
+    assert (few, more) == (pytest.approx(0.75), pytest.approx(0.5))  # 0.999 and 0.99 on a linear scale
+    assert front_volume([(2.0, 0.0)]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from attack_samples import TRIALS, analysed, direction_folder, search_folder, tr
 
 from bulwark import analyses
 from bulwark.analyses import abliteration, refusal_geometry
+from bulwark.config import loading, overlays
 from bulwark.errors import ConfigurationError, RecordError
 from bulwark.evaluation.statistics import wilson
 from bulwark.reporting.figures import front, look, make_figure, progress
@@ -84,8 +86,10 @@ def test_what_a_search_reached_and_what_it_cost(search):
     assert [found[f"refusal_rate_at_{of}"] for of in ("0_05", "0_1", "0_5")] == [0.4, 0.05, 0.01]
     assert (found["seconds"], found["seconds_per_trial"]) == (24.0, 2.0)
     assert (found["trials_to_50"], found["seconds_to_50"], found["trials_to_90"]) == (3, 16.0, 6)
-    # (0.001, 1) adds nothing; steps at 0.04, 0.08 and 0.4
-    assert found["hypervolume"] == pytest.approx(0.04 * 0.6 + 0.32 * 0.95 + 0.6 * 0.99)
+    # (0.001, 1) adds nothing; steps at 0.04, 0.08 and 0.4, of four decades below 1 nat
+    at = [1 + math.log10(kl) / 4 for kl in (0.04, 0.08, 0.4)]
+    by_hand = (at[1] - at[0]) * 0.6 + (at[2] - at[1]) * 0.95 + (1 - at[2]) * 0.99
+    assert found["hypervolume"] == pytest.approx(by_hand)
     metrics = told(search)["metrics"]
     assert (metrics["refusal_rate"]["n"], metrics["kl"]["n"], metrics["trials"]["n"]) == (100, 50, 7)
 
@@ -121,7 +125,7 @@ def test_one_direction_has_candidates_and_no_trials(direction, tmp_path):
     assert (found["refusal_rate"], found["kl"], found["seconds"]) == (0.3, 0.02, 25.0)
     assert (found["seconds_to_50"], found["seconds_to_90"]) == (25.0, None)  # 90 to 30 of 100
     assert found["refusal_rate_at_0_05"] == 0.3
-    assert found["hypervolume"] == pytest.approx(0.98 * 0.7)
+    assert found["hypervolume"] == pytest.approx(-math.log10(0.02) / 4 * 0.7)
     assert [row["rate"] for row in rows(direction)] == [None, 0.3, None]
     assert [row["layer"] for row in rows(direction)] == [0, 1, 2]
     far = values(analysed(tmp_path / "far", direction_folder(tmp_path / "far" / "d", kl=0.2), "r"))
@@ -319,3 +323,10 @@ def test_no_published_difference_in_refusals_is_significant():
     assert len(least) == 16
     assert min(least.values()) == pytest.approx(0.120, abs=1e-3)
     assert least["llama3.1-8b-instruct", 20] == 1
+
+
+def test_the_red_team_is_an_overlay_of_the_miniature():
+    files = [CONFIG / "miniature.yaml", CONFIG / "red_team.yaml"]
+    catalogue = loading.load(overlays.read(files, CONFIG), CONFIG)
+    assert list(catalogue.studies) == ["abliteration_red_team"]
+    assert len(catalogue.cells("abliteration_red_team")) == 15 * 2  # recipes, benchmarks, one seed

@@ -10,8 +10,10 @@ import torch
 from abliteration_samples import HIDDEN, LAYERS, VOCABULARY, Attacked, asked, attack_settings, axes, unit
 from torch import Tensor
 
+from bulwark.abliteration import directed
 from bulwark.abliteration.measure.directions import normalised
 from bulwark.abliteration.measure.measuring import first_token_log_probabilities, kl_divergence, refusal_score
+from bulwark.abliteration.measure.subject import continued
 from bulwark.abliteration.search.selection import (
     Candidate,
     Judge,
@@ -258,19 +260,16 @@ def test_the_error_says_why_no_candidate_is_left():
 
 
 def test_refusals_begin_with_the_tokens_that_the_models_own_ones_begin_with(subject):
-    tokenizer = subject.tokenizer
-    refusals = ["I'm sorry"] * 18 + ["sorry I'm", ""]
-    numbers = {word: VOCABULARY.index(word) for word in ("I'm", "sorry")}
-    assert first_tokens(refusals, ["make a"], tokenizer) == sorted(numbers.values())
-    assert first_tokens(refusals, ["make a"], tokenizer, least=0.1) == [numbers["I'm"]]
+    refusals = [7] * 18 + [5, 9]
+    assert first_tokens(refusals, [3]) == [5, 7, 9]
+    assert first_tokens(refusals, [3], least=0.1) == [7]
     with pytest.raises(BulwarkError, match="refuses no harmful prompt"):
-        first_tokens([], ["make"], tokenizer)
+        first_tokens([], [3])
 
 
 def test_a_token_that_begins_other_answers_as_well_gives_no_refusal_away(subject):
-    refusals = ["I'm sorry"] * 10
-    assert first_tokens(refusals, ["I'm a"] * 6 + ["make a"] * 4, subject.tokenizer) == []
-    assert first_tokens(refusals, ["I'm a"] * 5 + ["make a"] * 5, subject.tokenizer) == [VOCABULARY.index("I'm")]
+    assert first_tokens([7] * 10, [7] * 6 + [3] * 4) == []
+    assert first_tokens([7] * 10, [7] * 5 + [3] * 5) == [7]
 
 
 def test_without_such_tokens_refusing_is_read_from_answers(subject, judge, found):
@@ -300,3 +299,15 @@ def test_the_best_candidate_of_the_tiny_model_is_its_refusal_direction(judge, fo
     assert best.candidate.layer == 1
     cosine = float(normalised(best.candidate.vector).float() @ axes()[1])
     assert abs(cosine) > 0.8
+
+
+def test_refusal_tokens_are_generated_ids_and_no_text_is_encoded_again(subject, monkeypatch):
+    """Answers that begin with white space lose it in their text, whose first token is then another one."""
+    examiner = subject.examiner
+    monkeypatch.setattr(type(examiner.subject.tokenizer), "encode", lambda *_, **__: pytest.fail("encoded again"))
+    answers = {"harmful_search": examiner.base_answers, "harmless_search": examiner.answers([{}], "harmless")[0]}
+    assert directed._refusal_tokens(examiner, answers, settings()) == REFUSAL
+    some = subject.prompts.harmful_search[:2]
+    for prompt, longer in zip(some, continued(examiner.subject, some, 2), strict=True):
+        assert longer.ids[: len(prompt.ids)] == prompt.ids
+        assert longer.ids[len(prompt.ids)] == REFUSAL[0]

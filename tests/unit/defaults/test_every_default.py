@@ -15,6 +15,7 @@ from defaults import (
     test_red_team,
     test_steering,
     test_steering_settings,
+    test_stronger_attacks,
     test_tamper_evaluation,
     test_tampering,
     test_training,
@@ -39,6 +40,7 @@ TABLES = (
     test_adversarial,
     test_tamper_evaluation,
     test_alpacaeval,
+    test_stronger_attacks,
 )
 NAMED = Counter(place for table in TABLES for place in named(table.ROWS))
 

@@ -43,6 +43,18 @@ def test_interpolation_is_exact_at_both_ends(dtype):
         assert torch.allclose(ours.double(), by_hand, rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=1e-6)
 
 
+def test_a_difference_of_low_rank_is_taken_back_whole_and_of_another_its_leading_part():
+    parent, noise = drawn(24, 20), 0.01 * drawn(24, 20, seed=4)
+    low = drawn(24, 2, seed=1) @ drawn(2, 20, seed=2)
+    assert torch.allclose(weights.interpolate(parent, parent + low, 1.0, rank=2), parent + low, atol=1e-4)
+    assert torch.allclose(weights.interpolate(parent, parent + low, 0.5, rank=2), parent + 0.5 * low, atol=1e-4)
+    u, s, v = torch.linalg.svd(low + noise)
+    best = (u[:, :2] * s[:2]) @ v[:2]
+    assert torch.allclose(weights.interpolate(parent, parent + low + noise, 1.0, rank=2), parent + best, atol=1e-3)
+    gain = drawn(20)
+    assert torch.equal(weights.interpolate(gain, 2 * gain, 1.0, rank=2), gain)
+
+
 def test_models_of_another_form_are_not_interpolated():
     one, longer, turned = tiny_model(), tiny_model(layers=3), tiny_model()
     for model, method in ((one, "vanilla"), (longer, "vanilla"), (turned, "aside")):

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bulwark import files
-from bulwark.abliteration.edit.edits import Form, adapter, edited_weight
+from bulwark.abliteration.edit.edits import adapter, edited_weight
 from bulwark.abliteration.edit.hooks import Edits, Plan
 from bulwark.abliteration.edit.targets import Target, weight_of
 from bulwark.errors import BulwarkError
 
 ADAPTER = "adapter"
+_ROUTING = ("router", "gate")  # parts of a mixture before its experts, which may have norms of their own
 
 
 @torch.no_grad()
 def merge(model: nn.Module, edits: Edits, plan: Plan) -> list[str]:
     """Write the edits of `plan` into the model's weights; returns the names of the changed modules.
 
-    Raises BulwarkError for weights that are quantised.
+    Raises BulwarkError for weights that cannot be written, as `refuse_unwritable` does for all targets.
     """
     changed = []
     for target in edits.targets:
@@ -33,17 +35,30 @@ def merge(model: nn.Module, edits: Edits, plan: Plan) -> list[str]:
         if edit is None:
             continue
         if target.mixture:
-            _merge_mixture(target, edit)
+            for parameter, axis in _written(target):
+                moved = parameter.detach().float().movedim(axis, -1)
+                moved = moved - moved @ edit.b[0].T @ edit.a[0]
+                parameter.copy_(moved.movedim(-1, axis).to(parameter.dtype))
         else:
+            _refuse_quantised(target.path, getattr(target.module, "weight", None))
             weight = target.module.weight
-            if not isinstance(weight, Tensor) or not weight.is_floating_point():
-                raise BulwarkError(
-                    f"{target.path} is quantised and cannot be written. Attack the weights it was quantised from."
-                )
             new = edited_weight(weight_of(target.module), edit)
             weight.copy_((new.T if hasattr(target.module, "nf") else new).to(weight.dtype))
         changed.append(target.path)
     return changed
+
+
+def refuse_unwritable(targets: Sequence[Target]) -> None:
+    """Raise BulwarkError for targets that `merge` could not write: before a search, and not after it.
+
+    Those are quantised weights (of 4 and 8 bits, FP8 among them, whose values mean nothing without their scales), and
+    experts of which it is not known which axis counts their outputs.
+    """
+    for target in targets:
+        if target.mixture:
+            _written(target)
+        else:
+            _refuse_quantised(target.path, getattr(target.module, "weight", None))
 
 
 def adapters(edits: Edits, plan: Plan, rank: int, seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
@@ -92,47 +107,68 @@ def write_adapter(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], f
 
 def has_adapter(targets: Sequence[Target]) -> bool:
     """Whether all targets are plain linear modules, which an adapter can stand beside."""
-    return all(
-        not target.mixture
-        and isinstance(getattr(target.module, "weight", None), Tensor)
-        and target.module.weight.is_floating_point()
-        for target in targets
-    )
+    return all(not target.mixture and _is_plain(getattr(target.module, "weight", None)) for target in targets)
 
 
-def _merge_mixture(target: Target, edit: Form) -> None:
-    """Edit every weight of a mixture of experts that writes its output: (I - λvvᵀ) from the left, biases included.
+def _is_plain(weight: Any) -> bool:
+    """Whether a weight holds its values themselves; numbers of one byte are those of a quantised one."""
+    return isinstance(weight, Tensor) and weight.is_floating_point() and weight.element_size() > 1
 
-    Those are the fused experts' parameters with the hidden size as outputs and the experts' own down-projections.
+
+def _refuse_quantised(path: str, weight: Any) -> None:
+    if not _is_plain(weight):
+        stored = f" ({str(weight.dtype).removeprefix('torch.')})" if isinstance(weight, Tensor) else ""
+        raise BulwarkError(
+            f"{path} is quantised{stored} and cannot be written. Attack the weights it was quantised from, or a folder "
+            "of its dequantised ones."
+        )
+
+
+def _written(target: Target) -> list[tuple[nn.Parameter, int]]:
+    """Every weight of a mixture of experts that writes its output, biases included, and which axis its outputs are on.
+
+    Those are the fused experts' parameters with the hidden size as outputs and the experts' own down-projections. An
+    edit (I - λvvᵀ) of them from the left is one of the mixture's output.
     """
-    hidden = edit.a.shape[1]
-    done = 0
+    found = []
+    inside = [name for name, part in target.module.named_modules() if "Norm" in type(part).__name__]
+    if behind := [name for name in inside if not any(word in name for word in _ROUTING)]:
+        raise BulwarkError(
+            f"{target.path} has a norm among its experts ({behind[0]}), behind which an edit of their weights is not "
+            "one of its output. Leave mlp out of edit.components."
+        )
     for name, parameter in target.module.named_parameters():
         last = name.rsplit(".", 2)[-2:]
-        if not any(part.startswith(("down_proj", "w2", "output_linear")) for part in last):
-            continue
-        if not parameter.is_floating_point():
-            raise BulwarkError(f"{target.path}.{name} is quantised and cannot be written.")
-        axis = _output_axis(parameter, name, hidden, target)
-        moved = parameter.detach().float().movedim(axis, -1)
-        along = (moved * edit.b[0]).sum(-1, keepdim=True)
-        parameter.copy_((moved - along * edit.a[0]).movedim(-1, axis).to(parameter.dtype))
-        done += 1
-    if not done:
-        raise BulwarkError(f"{target.path}: no weights of its experts' outputs were found (down_proj, w2).")
+        if any(part.startswith(("down_proj", "w2", "output_linear")) for part in last):
+            _refuse_quantised(f"{target.path}.{name}", parameter)
+            found.append((parameter, _output_axis(parameter, name, target)))
+    if not found:
+        raise BulwarkError(
+            f"{target.path}: no weights of its experts' outputs were found (down_proj, w2), or they are quantised. "
+            "Leave mlp out of edit.components."
+        )
+    return found
 
 
-def _output_axis(parameter: Tensor, name: str, hidden: int, target: Target) -> int:
+def _output_axis(parameter: Tensor, name: str, target: Target) -> int:
     """Which axis of a down-projection's parameter counts its outputs."""
     sizes = list(parameter.shape)
-    if "bias" in name:
-        return len(sizes) - 1
-    at = [axis for axis in range(max(0, len(sizes) - 2), len(sizes)) if sizes[axis] == hidden]
-    if len(at) == 1:
+    if "bias" in name or len(sizes) == 1 or len(sizes) == 2:
+        axis = 0 if len(sizes) == 2 and "bias" not in name else len(sizes) - 1  # of a linear module: outputs first
+        if sizes[axis] != target.width:
+            raise BulwarkError(
+                f"{target.path}.{name} has {sizes[axis]} outputs, not the {target.width} of the mixture: what it "
+                "writes is not known. Leave mlp out of edit.components."
+            )
+        return axis
+    # transformers says of fused experts whether they are [experts, in, out].
+    transposed = getattr(target.module.get_submodule(name.rpartition(".")[0]), "is_transposed", None)
+    if transposed is None:
+        at = [axis for axis in (1, 2) if sizes[axis] == target.width]
+        if len(at) != 1:
+            raise BulwarkError(
+                f"{target.path}.{name} has the shape {sizes}: it is ambiguous which axis are the {target.width} "
+                "outputs. Leave mlp out of edit.components."
+            )
         return at[0]
-    if len(sizes) == 2:
-        return 0  # of a linear module: outputs first
-    raise BulwarkError(
-        f"{target.path}.{name} has the shape {sizes}: it is ambiguous which axis are the {hidden} outputs. Leave "
-        "mlp out of edit.components."
-    )
+    return 2 if transposed else 1

@@ -12,14 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bulwark.abliteration.edit.edits import Form, form
+from bulwark.abliteration.edit.edits import Form, LowRank, form
 from bulwark.abliteration.edit.targets import Target, device_of, weight_of
+from bulwark.abliteration.measure.directions import orthonormal
 from bulwark.abliteration.settings import Normalization
 from bulwark.errors import BulwarkError
 from bulwark.models import hooks
 
-Plan = dict[str, tuple[Tensor, float]]
-"""The edits of one trial: {path of a target: (unit vector [hidden] in the residual stream, λ)}; λ = 0 is no edit."""
+Plan = dict[str, tuple[Tensor, float] | LowRank]
+"""The edits of one trial: {path of a target: (directions, λ)}; λ = 0 is no edit.
+
+directions: a unit vector [hidden] in the residual stream, or the orthonormal rows [k, hidden] of a span that is taken
+out. All edits of a module in one batch are directions, or all are `LowRank`, which act on its output as they are.
+"""
 
 
 class Edits:
@@ -53,16 +58,30 @@ class Edits:
 
     def form_of(self, target: Target, plans: Sequence[Plan]) -> Form | None:
         """The edits of a target in all plans, on its device in float32; None if none of them changes it."""
-        given = [plan.get(target.path) for plan in plans]
+        device = device_of(target.module)
+        free = [entry if isinstance(entry := plan.get(target.path), LowRank) else None for plan in plans]
+        if any(entry is not None for entry in free):
+            sides = ([entry and entry.a for entry in free], [entry and entry.b for entry in free])
+            a, b = (_stacked(side).float().to(device) for side in sides)
+            return Form(a, b)
+        given = [entry if isinstance(entry := plan.get(target.path), tuple) else None for plan in plans]
         if all(entry is None or entry[1] == 0 for entry in given):
             return None
-        some = next(entry[0] for entry in given if entry is not None)
-        device = device_of(target.module)
-        vectors = torch.stack([some.new_zeros(some.shape) if entry is None else entry[0] for entry in given])
+        vectors = target.seen(_stacked([entry and torch.atleast_2d(entry[0]) for entry in given]))
+        if target.gain is not None:  # directions that are orthogonal behind a norm are not so before it
+            vectors = torch.stack([orthonormal(rows) for rows in vectors])
         strengths = torch.tensor([0.0 if entry is None else entry[1] for entry in given])
-        vectors = target.seen(vectors).float().to(device)
+        vectors = vectors.float().to(device)
         weight = weight_of(target.module).to(device) if self.normalization != "none" else None
         return form(vectors, strengths.to(device), self.normalization, weight)
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor:
+    """Matrices [k, n] of several k as one tensor [parts, largest k, n], with rows of zeros; None is all zeros."""
+    some = next(part for part in parts if part is not None)
+    most = max(len(part) for part in parts if part is not None)
+    whole = (some.new_zeros(0, some.shape[1]) if part is None else part for part in parts)
+    return torch.stack([nn.functional.pad(part, (0, 0, 0, most - len(part))) for part in whole])
 
 
 @dataclass
@@ -84,7 +103,10 @@ class _OfRows:
         self._trials, self._of_rows = None, edit
 
     def edited(self, _: str, states: Tensor) -> Tensor:
-        """The states [rows, ..., out], each row under its trial's edit."""
+        """The states [rows, ..., out], each row under its trial's edit; of some mixtures [rows · tokens, out]."""
+        trials = self._rows.trials
+        if states.dim() == 2 and trials is not None and len(states) != len(trials) and len(states) % len(trials) == 0:
+            return self.edited(_, states.unflatten(0, (len(trials), -1))).flatten(0, 1)
         return self._of(states).on(states)
 
     def scaled(self, _: str, inputs: Tensor) -> Tensor:

@@ -20,23 +20,29 @@ from bulwark.models.anatomy import PROJECTIONS, blocks_of, first_part, hidden_si
 _SITES: dict[Component, str] = {"attention": "o_proj", "mlp": "down_proj"}
 _MIXTURES = ("mlp", "block_sparse_moe", "feed_forward", "moe")
 _BESIDE_MIXTURES = ("shared_mlp",)
-# Norms between a sublayer and the residual stream (Gemma 2 and 3, OLMo 2); elsewhere the first stands after attention
-# and before the MLP, so both have to be there.
-_NORMS_AFTER: dict[Component, str] = {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+# Norms between a sublayer and the residual stream (Gemma 2 and 3, OLMo 2); elsewhere "post_attention_layernorm" stands
+# after attention and before the MLP, so both of a pair have to be there.
+_NORMS_AFTER: list[dict[Component, str]] = [
+    {"attention": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"},  # GLM-4, whose MLP has one before it too
+    {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"},
+    {"attention": "post_attention_layernorm", "mlp": "post_mlp_layernorm"},  # AFMoE
+]
 
 
 @dataclass(frozen=True)
 class Target:
     """One module whose output is edited.
 
-    layer: of its block, from 0. path: its name in the model. mixture: a block of experts, of which only the output is
-    known. gain: of a norm between this output and the residual stream, [hidden], or None.
+    layer: of its block, from 0. path: its name in the model. width: of the residual stream. mixture: a block of
+    experts, of which only the output is known. gain: of a norm between this output and the residual stream, [hidden],
+    or None.
     """
 
     layer: int
     component: Component
     path: str
     module: nn.Module
+    width: int
     mixture: bool = False
     gain: Tensor | None = None
 
@@ -64,8 +70,8 @@ def targets_of(
     prefix = next(name for name, part in model.named_modules() if part is blocks)
     targets = []
     for layer, block in enumerate(blocks):
-        after = {name: getattr(block, norm, None) for name, norm in _NORMS_AFTER.items()}
-        normed = through_norms and all(part is not None for part in after.values())
+        pairs = [{name: getattr(block, norm, None) for name, norm in pair.items()} for pair in _NORMS_AFTER]
+        after = next((pair for pair in pairs if through_norms and None not in pair.values()), None)
         for component in components:
             paths = _paths(block, component)
             if not paths:
@@ -73,10 +79,10 @@ def targets_of(
                     f"Block {layer} ({type(block).__name__}) has no {component} output that is known here; looked for "
                     f"{', '.join(PROJECTIONS[_SITES[component]])}. Leave {component} out of edit.components."
                 )
-            gain = _gain(after[component]) if normed else None
+            gain = None if after is None else _gain(after[component])
             for path, mixture in paths:
                 module = block.get_submodule(path)
-                target = Target(layer, component, f"{prefix}.{layer}.{path}", module, mixture, gain)
+                target = Target(layer, component, f"{prefix}.{layer}.{path}", module, width, mixture, gain)
                 if not mixture and (outputs := outputs_of(module)) != width:
                     raise BulwarkError(f"{target.path} puts out {outputs} numbers, not the {width} expected.")
                 targets.append(target)
@@ -89,6 +95,8 @@ def outputs_of(module: nn.Module) -> int:
         return module.out_features
     if hasattr(module, "nf"):  # transformers' Conv1D
         return module.nf
+    if not isinstance(getattr(module, "weight", None), Tensor):
+        raise BulwarkError(f"{type(module).__name__} is no linear module that is known here, so it cannot be edited.")
     return module.weight.shape[0]
 
 

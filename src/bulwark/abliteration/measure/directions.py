@@ -7,6 +7,12 @@ Estimators, with b and g the residuals of harmful and harmless prompts at a laye
     median    normalise(median b - median g), component by component
     variance  normalise((mean b - mean g) / sqrt((var g + var b)/2 + floor))        an effect size per coordinate
     hybrid    normalise((1 - β)·mean + β·variance)
+    principal the top right singular vectors of b - mean g, not centred, so that the first is near "mean"
+    som       w - mean g for the neurons w of a self-organising map of b (Piras et al., arXiv 2511.08379), the most
+              often hit first
+
+The last two give several directions. They are made orthonormal in their order, so that the first k span what the first
+k of them do, and an edit takes out that span.
 
 Protected are the span of the benign subspace U (the top right singular vectors of the centred harmless residuals) and,
 for "projected" directions, ĝ, the mean harmless residual: both are projected out *jointly*, by one QR of [U, ĝ],
@@ -22,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bulwark.abliteration.measure import som
 from bulwark.abliteration.settings import DirectionSettings
 from bulwark.models.residuals import Residuals
 
@@ -32,16 +39,22 @@ _RANDOMISED_ITERATIONS = 2  # of torch.pca_lowrank, whose default it is
 
 @dataclass(frozen=True)
 class Choice:
-    """Which direction a trial takes. index: a layer number from 0, possibly between layers; None takes each its own."""
+    """Which direction a trial takes. index: a layer number from 0, possibly between layers; None takes each its own.
+
+    count: how many, of a method that gives several. These have no directions between layers: the nearest layer's count.
+    """
 
     method: str = "mean"
     blend: float = 0.0
     index: float | None = None
+    count: int = 1
 
 
 @dataclass(frozen=True)
 class Directions:
     """Unit directions of every estimator, {method: [L+1, hidden]} in float64, and what is protected at each layer.
+
+    Of a method that gives several: [L+1, k, hidden], orthonormal at each layer, with zeros where there are fewer.
 
     Row l + 1 belongs to block l (from 0): it is measured at that block's output. protected: per row an orthonormal
     basis [r, hidden], r = 0 where nothing is protected. edited: protect at the layer that is edited, too.
@@ -52,8 +65,14 @@ class Directions:
     edited: bool = True
 
     def at(self, layer: int, choice: Choice) -> Tensor:
-        """The unit direction [hidden] with which block `layer` (from 0) is edited; 0 where there is none."""
+        """The unit direction [hidden] with which block `layer` (from 0) is edited; 0 where there is none.
+
+        Of a method that gives several, the orthonormal rows [count, hidden].
+        """
         rows = self.combined(choice.method, choice.blend)
+        if rows.dim() == 3:
+            some = rows[1 + (layer if choice.index is None else round(choice.index)), : choice.count]
+            return _all_without(some, self.protected[layer + 1]) if self.edited else some
         vector = rows[layer + 1] if choice.index is None else interpolated(rows, choice.index)
         return without(vector, self.protected[layer + 1]) if self.edited else vector
 
@@ -79,6 +98,14 @@ def estimate(harmful: Residuals, harmless: Residuals, settings: DirectionSetting
         raw["variance"] = difference / pooled.sqrt()
     raw = {method: normalised(rows) for method, rows in raw.items()}
     layers = range(difference.shape[0])
+    if "principal" in settings.methods:
+        raw["principal"] = torch.stack(
+            [principal(harmful.layer(layer) - harmless.mean[layer], settings.most) for layer in layers]
+        )
+    if "som" in settings.methods:
+        neurons = som.trained(harmful.kept(), settings.som, seed)[:, : settings.most]
+        used = (neurons != 0).any(-1, keepdim=True)
+        raw["som"] = torch.stack([orthonormal(rows) for rows in (neurons - harmless.mean[:, None]) * used])
     mean_direction = normalised(harmless.mean)
     subspaces = [
         benign_subspace(harmless.layer(layer), settings.benign_rank, settings.benign_svd, seed + layer)
@@ -93,12 +120,13 @@ def estimate(harmful: Residuals, harmless: Residuals, settings: DirectionSetting
     else:
         bases = [joint_basis(subspace, mean) for subspace, mean in zip(subspaces, means, strict=True)]
         afterwards = [mean[:0] for mean in means]
-    candidates = {
-        method: torch.stack(
-            [without(without(rows[layer], bases[layer], settings.dampening), afterwards[layer]) for layer in layers]
-        )
-        for method, rows in raw.items()
-    }
+
+    def clean(vector: Tensor, layer: int) -> Tensor:
+        if vector.dim() == 2:
+            return _all_without(_all_without(vector, bases[layer], settings.dampening), afterwards[layer])
+        return without(without(vector, bases[layer], settings.dampening), afterwards[layer])
+
+    candidates = {method: torch.stack([clean(rows[layer], layer) for layer in layers]) for method, rows in raw.items()}
     # A joint projection that is dampened leaves a part on purpose, which the edited layers must then leave as well.
     edited = settings.protect == "edited" and (published or settings.dampening == 1.0)
     return Directions(candidates, bases, edited)
@@ -117,6 +145,31 @@ def without(vector: Tensor, basis: Tensor, dampening: float = 1.0) -> Tensor:
     if dampening == 1.0:
         rest = rest - basis.T @ (basis @ rest)  # once more: a small rest is mostly rounding along the basis
     return normalised(rest)
+
+
+def _all_without(rows: Tensor, basis: Tensor, dampening: float = 1.0) -> Tensor:
+    """`without` for each of orthonormal rows [k, hidden], orthonormal again."""
+    if not len(basis):
+        return rows
+    return orthonormal(torch.stack([without(row, basis, dampening) for row in rows]))
+
+
+def principal(rows: Tensor, count: int) -> Tensor:
+    """The top right singular vectors of rows [n, hidden], not centred, as [count, hidden]; zeros beyond their rank."""
+    _, values, right = torch.linalg.svd(rows, full_matrices=False)
+    kept = right[:count] * (values[:count, None] > _LEAST_SINGULAR_VALUE * values[0])
+    return torch.cat([kept, rows.new_zeros(count - len(kept), rows.shape[1])])
+
+
+def orthonormal(rows: Tensor) -> Tensor:
+    """As many rows [k, hidden], of which the first span what the first of `rows` do; zeros where a row adds nothing.
+
+    A single row is only brought to length 1.
+    """
+    if len(rows) == 1:
+        return normalised(rows)
+    basis = joint_basis(rows.double()).to(rows)
+    return torch.cat([basis, rows.new_zeros(len(rows) - len(basis), rows.shape[1])])
 
 
 def joint_basis(*bases: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bulwark.abliteration.edit.hooks import Rows
+from bulwark.abliteration.edit.hooks import Edits, Plan, Rows
 from bulwark.models.batching import Batch, over_prompts
 from bulwark.prompts.builder import Prompt
 
 _LEAST_ODDS = 1e-8  # Arditi et al. (arXiv 2406.11717), the authors' code
+_ANSWER_TOKENS = 2**11  # of a batch whose logits are kept at all places
 
 
 def first_token_log_probabilities(
@@ -66,6 +67,40 @@ def log_probabilities_of(model: nn.Module, batch: Batch) -> Tensor:
     logits = model(input_ids=batch.ids, use_cache=False, logits_to_keep=columns).logits
     at = torch.searchsorted(columns, batch.last)
     return logits[torch.arange(len(at), device=logits.device), at].float().log_softmax(-1)
+
+
+def answer_divergence(
+    model: nn.Module, edits: Edits, plan: Plan, prompts: Sequence[Prompt], starts: Sequence[int], pad_id: int
+) -> float:
+    """KL(base ‖ edited) per token of given answers, in nats: what an edit does to more than the first token.
+
+    prompts: with the answers at their ends. starts: [prompts], where each answer begins. 0 if all answers are empty.
+    """
+    total, count = 0.0, 0
+
+    def work(batch: Batch) -> None:
+        nonlocal total, count
+        at = predicting([starts[place] for place in batch.places], batch.last, batch.ids.shape[1])
+        with torch.inference_mode():
+            base = model(input_ids=batch.ids, use_cache=False).logits[at].float().log_softmax(-1)
+            with edits.on([plan]) as rows:
+                rows.are(torch.zeros(len(batch.places), dtype=torch.long))
+                edited = model(input_ids=batch.ids, use_cache=False).logits[at].float().log_softmax(-1)
+        total += float(kl_divergence(base, edited).double().sum())
+        count += int(at.sum())
+
+    over_prompts(prompts, work, pad_id, model.device, token_budget=_ANSWER_TOKENS, title="answer")
+    return total / max(1, count)
+
+
+def predicting(starts: Sequence[int], last: Tensor, width: int) -> Tensor:
+    """The places that predict a row's answer, [rows, width]: from the one before it begins to the one before its end.
+
+    last: [rows], where each row ends.
+    """
+    places = torch.arange(width, device=last.device)
+    begins = torch.tensor(starts, device=last.device)[:, None] - 1
+    return (places >= begins) & (places < last[:, None])
 
 
 def kl_divergence(reference: Tensor, edited: Tensor) -> Tensor:

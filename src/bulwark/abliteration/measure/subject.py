@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Request(Closed):
 class Prompts:
     """What an attack reads, by use: directions are estimated on the first two, trials measured on the last two.
 
-    The texts of the prompts stand beside them, in the same order.
+    The texts of the prompts stand beside them, in the same order; so do the answers of records that have one, which
+    only a judge reads that compares with them.
     """
 
     harmful_directions: list[Prompt]
@@ -42,6 +43,7 @@ class Prompts:
     harmful_search: list[Prompt]
     harmless_search: list[Prompt]
     texts: dict[str, list[str]]
+    answers: dict[str, list[str | None]] = field(default_factory=dict)
 
 
 def read_prompts(files: dict[str, Any], sets: PromptSets, builder: PromptBuilder) -> Prompts:
@@ -52,6 +54,7 @@ def read_prompts(files: dict[str, Any], sets: PromptSets, builder: PromptBuilder
     """
     prefix = prefix_of(sets.response_prefix, builder)
     texts: dict[str, list[str]] = {}
+    answers: dict[str, list[str | None]] = {}
     made: dict[str, list[Prompt]] = {}
     for name, path in files.items():
         count = sets.counts.get(name)
@@ -61,6 +64,7 @@ def read_prompts(files: dict[str, Any], sets: PromptSets, builder: PromptBuilder
                 f"{path} holds {len(records)} prompts; {count} are asked for. Lower prompts.counts.{name}."
             )
         texts[name] = [record.prompt for record in records[:count]]
+        answers[name] = [record.answer for record in records[:count]]
         made[name] = [rendered(text, sets.system, builder, prefix) for text in texts[name]]
     for side in ("harmful", "harmless"):
         if both := set(texts[f"{side}_directions"]) & set(texts[f"{side}_search"]):
@@ -69,7 +73,7 @@ def read_prompts(files: dict[str, Any], sets: PromptSets, builder: PromptBuilder
                 f'{measured}: the prompt "{min(both)[:60]}" also stands in {used}. '
                 "Trials are measured on prompts that no direction was estimated from: take other splits."
             )
-    return Prompts(**made, texts=texts)
+    return Prompts(**made, texts=texts, answers=answers)
 
 
 def prefix_of(text: str, builder: PromptBuilder) -> list[int]:
@@ -81,10 +85,10 @@ def rendered(text: str, system: str | None, builder: PromptBuilder, prefix: Sequ
     """The prompt that asks `text`; prefix: ids with which the response begins already."""
     turns = ([Turn(role="system", text=system)] if system else []) + [Turn(role="instruction", text=text)]
     prompt = of_record(text[:60], builder.prompt, turns)
-    return _longer(prompt, prefix)
+    return longer(prompt, prefix)
 
 
-def _longer(prompt: Prompt, response: Sequence[int]) -> Prompt:
+def longer(prompt: Prompt, response: Sequence[int]) -> Prompt:
     """The prompt, with ids with which the response begins."""
     return replace(prompt, ids=[*prompt.ids, *response], roles=[*prompt.roles, *(0 for _ in response)])
 
@@ -93,9 +97,9 @@ def continued(subject: LanguageModel, prompts: Sequence[Prompt], count: int) -> 
     """The prompts with the first `count` tokens of the model's own greedy answers; of a shorter answer, all it has."""
     if not count:
         return list(prompts)
-    written = answers_by_trial(subject, prompts, [0], count)[0]
-    encoded = [subject.tokenizer.encode(answer.response, add_special_tokens=False)[:count] for answer in written]
-    return [_longer(prompt, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
+    ids: dict[str, list[int]] = {}
+    answers_by_trial(subject, prompts, [0], count, ids=ids)
+    return [longer(prompt, ids[f"0/{place}"]) for place, prompt in enumerate(prompts)]
 
 
 def answers_by_trial(
@@ -105,10 +109,12 @@ def answers_by_trial(
     max_new_tokens: int,
     rows: Rows | None = None,
     stop_when: Callable[[str], bool] | None = None,
+    ids: dict[str, list[int]] | None = None,
 ) -> dict[int, list[Answer]]:
     """Greedy answers to `prompts` by trial, all in the same batches: the base weights are read once per token for all.
 
-    rows: of the edited model; set to the trial that each row of a batch belongs to. Raises as `generation.generate`.
+    rows: of the edited model; set to the trial that each row of a batch belongs to. ids: filled with the generated ids
+    under "trial/number of the prompt". Raises as `generation.generate`.
     """
     asked = [(f"{trial}/{place}", prompt) for trial in trials for place, prompt in enumerate(prompts)]
     of_row = torch.tensor([trial for trial in trials for _ in prompts])
@@ -117,6 +123,7 @@ def answers_by_trial(
         Decoding(max_new_tokens=max_new_tokens),
         stop_when=stop_when,
         on_rows=rows and (lambda numbers: rows.are(of_row[numbers])),
+        ids=ids,
         shown=False,
     )
     return {trial: answers[number * len(prompts) : (number + 1) * len(prompts)] for number, trial in enumerate(trials)}

@@ -25,7 +25,6 @@ from bulwark.models.residuals import Residuals
 
 BUDGETS = (0.05, 0.1, 0.5)  # of KL in nats, for which the summary has the fewest refusals
 REDUCTIONS = (0.5, 0.9)  # of the refusals, for which it has the seconds and trials
-REFERENCE = (1.0, 1.0)  # of the hypervolume: refuses everything, at a KL of 1 nat
 
 
 def marked(
@@ -90,7 +89,7 @@ def summary(
         },
         "cost": cost(trials, base, selection.kl_at_most, setup_seconds),
         "hypervolume": hypervolumes(trials),
-        "hypervolume_reference": list(REFERENCE),
+        "hypervolume_of": "log KL from 1e-4 to 1 nat, and the refusal rate",
         "trials": len(trials),
         "gated": sum(trial["gated"] for trial in trials),
         "given_up": sum(trial["dominated"] for trial in trials),
@@ -121,13 +120,13 @@ def cost(
 
 
 def hypervolumes(trials: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The hypervolume of (KL, refusal rate) after each trial, with the reference (1 nat, 1)."""
+    """The hypervolume of (log KL, refusal rate) after each trial, see `pareto.front_volume`."""
     known: list[tuple[float, float]] = []
     volumes = []
     for trial in trials:
         if _whole(trial):
             known.append((trial["kl"], trial["refusal_rate"]))
-        volumes.append(pareto.hypervolume(known, REFERENCE))
+        volumes.append(pareto.front_volume(known))
     return volumes
 
 

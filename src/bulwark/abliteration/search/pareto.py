@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from bulwark.evaluation.statistics import wilson
+
+KL_RANGE = (1e-4, 1.0)  # in nats, between which log KL counts
 
 
 def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
@@ -27,6 +30,20 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
             area += (reference[0] - x) * (height - y)
             height = y
     return area
+
+
+def log_share(kl: float) -> float:
+    """Where a KL lies on a logarithmic scale from 1e-4 nats (0, and all below) to 1 nat (1).
+
+    On a linear scale nearly all of a front lies at one edge: 0.01 and 0.001 nats differ by 0.009 of it.
+    """
+    low, high = KL_RANGE
+    return math.log(max(kl, low) / low) / math.log(high / low)
+
+
+def front_volume(trials: Sequence[tuple[float, float]]) -> float:
+    """The hypervolume of (KL in nats, refusal rate), KL as `log_share` has it, up to (1 nat, everything refused)."""
+    return hypervolume([(log_share(kl), rate) for kl, rate in trials], (1.0, 1.0))
 
 
 def chosen(points: Sequence[tuple[float, ...]], kl: Sequence[float], kl_at_most: float | None) -> int:

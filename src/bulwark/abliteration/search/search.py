@@ -138,7 +138,9 @@ class Search:
             method = trial.suggest_categorical(f"{prefix}direction_method", list(methods))
         if "hybrid" in methods:
             blend = trial.suggest_float(f"{prefix}direction_blend", 0.0, 1.0)
-        return Choice(method, blend, None if scope == "per layer" else index)
+        most = self.settings.directions.most
+        count = trial.suggest_int(f"{prefix}direction_count", 1, most) if most > 1 else 1
+        return Choice(method, blend, None if scope == "per layer" else index, count)
 
     def _pending(self, numbers: range) -> list[FrozenTrial]:
         """The trials of a batch that are to be measured: proposed earlier and not measured, or proposed now.
@@ -199,23 +201,8 @@ class Search:
         ]
 
     def _record(self, trial: FrozenTrial, parameters: Parameters, result: TrialResult, values: Sequence[float]) -> None:
-        measures = result.measures
-        record = {
-            "kl": measures.kl if math.isfinite(measures.kl) else None,
-            "refusals": measures.refusals,
-            "refusal_rate": measures.refusal_rate,
-            "n": measures.harmful,
-            "overrefusals": measures.overrefusals,
-            "n_harmless": measures.harmless,
-            "disclaimers": measures.disclaimers,
-            "compliance": measures.compliance,
-            "gated": result.gated,
-            "dominated": result.dominated,
-            "verdicts": result.verdicts,
-            "seconds": result.seconds,
-            "tokens": result.tokens,
-            "profile": {name: kernel.profile(self.layers) for name, kernel in parameters.kernels.items()},
-        }
+        profile = {name: kernel.profile(self.layers) for name, kernel in parameters.kernels.items()}
+        record = {**result.as_dict(), "profile": profile}
         self.study._storage.set_trial_user_attr(trial._trial_id, _RESULT, record)
         self.study.tell(trial.number, [value if math.isfinite(value) else _BROKEN for value in values])
 

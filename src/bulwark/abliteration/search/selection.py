@@ -94,20 +94,16 @@ def candidates(
     return candidates
 
 
-def first_tokens(
-    refusals: Sequence[str], others: Sequence[str], tokenizer: Any, least: float = 0.05, ratio: float = 2.0
-) -> list[int]:
+def first_tokens(refusals: Sequence[int], others: Sequence[int], least: float = 0.05, ratio: float = 2.0) -> list[int]:
     """The first tokens that give refusals away: of at least `least` of them, and `ratio` times as often as of others.
 
-    None if there is no such token (answers that begin alike, whether they refuse or not). Raises BulwarkError if there
-    are no refusals.
+    refusals, others: the first generated ids of answers that refuse and of those that do not (not their text encoded
+    again, which has lost the white space that an answer may begin with). None if there is no such token (answers that
+    begin alike, whether they refuse or not). Raises BulwarkError if there are no refusals.
     """
     if not refusals:
         raise BulwarkError("The model refuses no harmful prompt, so there is no direction of refusing to look for.")
-    begun, elsewhere = (
-        Counter(tokenizer.encode(text, add_special_tokens=False)[0] for text in texts if text)
-        for texts in (refusals, others)
-    )
+    begun, elsewhere = Counter(refusals), Counter(others)
     shares = {token: count / len(refusals) for token, count in begun.items()}
     return sorted(
         token
@@ -167,7 +163,7 @@ class Judge:
         units = normalised(torch.stack([candidate.vector for candidate in candidates])).float()
         plans: list[Plan] = [{target.path: (unit, 1.0) for target in self.examiner.edits.targets} for unit in units]
         on_device = units.to(self.reference.device)
-        stream = dict.fromkeys(self.blocks, Form(on_device, on_device))
+        stream = dict.fromkeys(self.blocks, Form(on_device[:, None], on_device[:, None]))
         with self.examiner.edits.on(plans, stream) as rows:
             harmful = self._refusals(self.harmful, len(candidates), rows)
             kl = self._means(
@@ -178,7 +174,7 @@ class Judge:
     def _induced(self, candidates: Sequence[Candidate]) -> list[float]:
         """The refusal score on harmless prompts with each candidate added."""
         blocks, device = self.blocks, self.reference.device
-        nothing = torch.zeros(len(candidates), len(candidates[0].vector), device=device)
+        nothing = torch.zeros(len(candidates), 1, len(candidates[0].vector), device=device)
         streams = {}
         for layer in {candidate.layer for candidate in candidates}:
             added = torch.stack([c.vector * (c.layer == layer) for c in candidates]).float().to(device)

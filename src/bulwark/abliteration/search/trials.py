@@ -7,6 +7,7 @@ part of the result.
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import time
@@ -20,13 +21,19 @@ from bulwark.abliteration.edit.hooks import Edits, Plan, Rows
 from bulwark.abliteration.edit.kernel import Kernel
 from bulwark.abliteration.measure import markers
 from bulwark.abliteration.measure.directions import Choice, Directions
-from bulwark.abliteration.measure.measuring import by_trial, first_token_log_probabilities, kl_divergence
-from bulwark.abliteration.measure.subject import Prompts, answers_by_trial
+from bulwark.abliteration.measure.measuring import (
+    answer_divergence,
+    by_trial,
+    first_token_log_probabilities,
+    kl_divergence,
+)
+from bulwark.abliteration.measure.subject import Prompts, answers_by_trial, continued
 from bulwark.abliteration.search import pareto
 from bulwark.abliteration.search.objectives import Measures, worst
 from bulwark.abliteration.settings import Component, ObjectiveSettings, SearchSettings
 from bulwark.models.answers import Answer
 from bulwark.models.open import LanguageModel
+from bulwark.prompts.builder import Prompt
 
 CPU_TOKENS = 2**11  # of a batch of prefills on a CPU: what stays in its caches is faster there than large batches
 
@@ -62,6 +69,25 @@ class TrialResult:
     verdicts: list[bool | None]
     seconds: float
     tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, a KL that is no number as null."""
+        measures = self.measures
+        return {
+            "kl": measures.kl if math.isfinite(measures.kl) else None,
+            "refusals": measures.refusals,
+            "refusal_rate": measures.refusal_rate,
+            "n": measures.harmful,
+            "overrefusals": measures.overrefusals,
+            "n_harmless": measures.harmless,
+            "disclaimers": measures.disclaimers,
+            "compliance": measures.compliance,
+            "gated": self.gated,
+            "dominated": self.dominated,
+            "verdicts": self.verdicts,
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+        }
 
 
 class Examiner:
@@ -137,6 +163,17 @@ class Examiner:
         """Whole answers of trials to the search prompts of a side, by trial."""
         with self.edits.on(plans) as rows:
             return list(self._answer(range(len(plans)), side, rows).values())
+
+    def answer_divergence(self, plan: Plan) -> float:
+        """KL(base ‖ edited) per token of the base model's own answers to the harmless search prompts, in nats."""
+        asked = self.prompts.harmless_search
+        starts = [len(prompt.ids) for prompt in asked]
+        return answer_divergence(self.model, self.edits, plan, self._answered, starts, self.subject.builder.pad_id)
+
+    @functools.cached_property
+    def _answered(self) -> list[Prompt]:
+        """The harmless search prompts with the base model's answers."""
+        return continued(self.subject, self.prompts.harmless_search, self.search.max_new_tokens)
 
     def release(self) -> None:
         """Drop the model and its edited modules, so that their memory can be used for the exported one."""

@@ -80,8 +80,8 @@ def _draw(panel, series: Sequence[Steps], style: dict[str, str]) -> Any:
 def _axes(volume, refusals, spec, model: str) -> None:
     within = "" if spec.kl_at_most is None else f" at KL ≤ {spec.kl_at_most:g} nats"
     title = f"{model}: " if model else ""
-    volume.set_title(f"{title}hypervolume of KL and refusals", fontsize=10)
-    volume.set(ylabel="share of (1 nat, 100 %)", ylim=(0, 1))
+    volume.set_title(f"{title}hypervolume of log KL and refusals", fontsize=10)
+    volume.set(ylabel="share of (four decades to 1 nat, 100 %)", ylim=(0, 1))
     refusals.set_title(f"{title}fewest refusals so far{within}", fontsize=10)
     refusals.set(ylabel="refused harmful prompts (%)", ylim=(0, 100))
     for panel in (volume, refusals):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bulwark.jobs.job import Job
 
 Format = Literal["int8", "nf4"]
+_OVERSAMPLED, _SVD_ITERATIONS = 4, 6  # of a randomised decomposition, beside twice the rank
 
 
 @torch.no_grad()
@@ -50,15 +51,26 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
-def interpolate(parent: Tensor, other: Tensor, weight: float) -> Tensor:
+def interpolate(parent: Tensor, other: Tensor, weight: float, rank: int | None = None) -> Tensor:
     """parent + weight · (other - parent), in the parent's dtype: the parent at 0, the other at 1, both exactly.
 
     Arithmetic of task vectors (Ilharco et al. 2023, arXiv 2212.04089, Sec. 2); below 0 and above 1 it extrapolates.
+    rank: of a matrix only so many leading singular directions of the difference count, and of a vector nothing: what
+    fine-tuning of low rank could have added.
     """
-    return torch.lerp(parent.float(), other.float(), weight).to(parent.dtype)
+    if rank is None:
+        return torch.lerp(parent.float(), other.float(), weight).to(parent.dtype)
+    if parent.dim() != 2:
+        return parent
+    difference = other.float() - parent.float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        size = min(2 * rank + _OVERSAMPLED, *difference.shape)
+        u, s, v = torch.svd_lowrank(difference, q=size, niter=_SVD_ITERATIONS)
+    return (parent.float() + weight * (u[:, :rank] * s[:rank]) @ v[:, :rank].T).to(parent.dtype)
 
 
-def interpolate_models(model: nn.Module, other: nn.Module, weight: float) -> int:
+def interpolate_models(model: nn.Module, other: nn.Module, weight: float, rank: int | None = None) -> int:
     """`interpolate` every parameter of `model` in place; returns how many there are.
 
     Raises BulwarkError for models of different form: parameters, shapes, or role embeddings.
@@ -76,7 +88,7 @@ def interpolate_models(model: nn.Module, other: nn.Module, weight: float) -> int
                 f"{name} has the shape {list(parameter.shape)} in the parent and {list(theirs[name].shape)} in the "
                 "other model; models of one form can be interpolated."
             )
-        parameter.copy_(interpolate(parameter, theirs[name], weight))
+        parameter.copy_(interpolate(parameter, theirs[name], weight, rank))
     return len(ours)
 
 
