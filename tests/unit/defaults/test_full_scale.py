@@ -82,6 +82,9 @@ PROMPTS = {
     "iconoclast": ((400, 400, 100, 100), "ICONOCLAST's code: as HERETIC"),
     "iconoclast_published": ((80, 240, 20, 64), "the technical details of its Llama-3.1-8B model"),
     "refusal_direction": ((128, 128, 32, 32), "Arditi et al., arXiv 2406.11717, Sec. 2.2"),
+    "principal_directions": ((400, 400, 100, 100), "ours: as HERETIC"),
+    "som_directions": ((400, 400, 100, 100), "ours: as HERETIC"),
+    "gradient_edit": ((200, 200, 100, 100), "ours: half of HERETIC's for directions"),
 }
 # Checkpoints of a study, those that recipes go through on their way included, and their terabytes in bfloat16.
 PARAMETERS = {  # billions, by the models' pages on the Hub
@@ -102,6 +105,7 @@ CHECKPOINTS = {
     "steering_detectors": (24, 0.4),
     "abliteration": (90, 1.0),
     "abliteration_defenses": (15, 0.2),
+    "abliteration_red_team": (6, 0.1),
     "tar": (312, 5.0),
     "tar_cyber": (144, 2.3),
     "tar_chem": (0, 0.0),
