@@ -1,4 +1,4 @@
-"""The plan of the papers beside a skeleton with as many jobs: `snakemake -n`, user time, both in a temporary folder.
+"""The plan of the papers beside a skeleton with as many jobs: `snakemake -np`, user time, both in a temporary folder.
 
 The skeleton is as little as a workflow of this shape can be: chains of three script rules whose input, three
 parameters and three resources are functions that return constants. It is the floor that Snakemake itself sets.
@@ -91,7 +91,7 @@ def _skeleton(folder: Path, jobs: int) -> Callable[[], subprocess.CompletedProce
 
 
 def _dry_run(snakefile: Path, folder: Path, *options: str) -> Callable[[], subprocess.CompletedProcess]:
-    command = [sys.executable, "-m", "snakemake", "-n", "-s", str(snakefile), "-d", str(folder), *options, "--", "all"]
+    command = [sys.executable, "-m", "snakemake", "-np", "-s", str(snakefile), "-d", str(folder), *options, "--", "all"]
 
     def work() -> subprocess.CompletedProcess:
         return subprocess.run(command, capture_output=True, text=True, check=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -14,6 +16,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
+
+from bulwark.config import loading, overlays
+from bulwark.config.costs.graph import Job, jobs_of
 
 # Before anything imports torch: tensors this small only wait for one another's threads.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -122,12 +127,12 @@ class Checkout:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 
-    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        """Run Snakemake in the copy; its output, both streams, is `stdout`."""
+    def snakemake(self, *arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess:
+        """Run Snakemake in the copy, with variables of its environment; its output, both streams, is `stdout`."""
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", *arguments],
             cwd=self.folder,
-            env=self.environment,
+            env=self.environment | variables,
             text=True,
             check=False,
             stdout=subprocess.PIPE,
@@ -157,9 +162,19 @@ class Checkout:
         """Jobs per rule that a dry run would start."""
         return jobs(self.snakemake("--dry-run", "--quiet", "rules", *arguments).stdout)
 
+    def planned_jobs(self, *arguments: str) -> list[Job]:
+        """The jobs that a dry run would start, with what is expected of each."""
+        told = self.folder / "jobs.json"
+        self.snakemake("--dry-run", "--quiet", "rules", *arguments, BULWARK_JOBS=str(told))
+        written = json.loads(told.read_text(encoding="utf-8"))
+        folder = self.folder / "config"
+        files = [self.folder / name for name in written["configfiles"]]
+        with contextlib.chdir(self.folder):  # where timings are looked for
+            return jobs_of(loading.load(overlays.read(files, folder), folder), written["jobs"])
+
     def planned_outputs(self, *arguments: str) -> list[str]:
         """The output files that a dry run would make."""
-        text = self.snakemake("--dry-run", *arguments).stdout
+        text = self.snakemake("--dry-run", "-p", *arguments).stdout
         return [
             path.strip() for line in re.findall(r"^    output: (.*)$", text, re.MULTILINE) for path in line.split(",")
         ]

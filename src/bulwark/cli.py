@@ -1,12 +1,14 @@
-"""The command line: `bulwark plan`, `status`, `show`, `ask` and `serve`. Everything else is Snakemake."""
+"""The command line: `bulwark plan`, `status`, `show`, `ask`, `serve` and `export`. Everything else is Snakemake."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from bulwark.config.catalogue import Catalogue
     from bulwark.config.entities import Study
 
+_GPUS = 64  # that wall time is told for, unless --gpus says otherwise
+_WIDTH = 110  # of tables where no terminal shows them
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a wrong input ends with its message and status 1, Ctrl-C with status 130, SIGTERM with 143.
@@ -30,8 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bulwark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    plan = commands.add_parser("plan", help="jobs and GPU hours that a target still needs")
+    plan = commands.add_parser(
+        "plan", help="what a target still needs: jobs, hours, disk, downloads …; what to run first"
+    )
     plan.add_argument("arguments", nargs="*", help="targets and options, as for snakemake")
+    plan.add_argument("--gpus", help=f"for how many the wall time is told; default: {_GPUS}")
 
     status = commands.add_parser("status", help="what is done, stale (and why) or missing; tables and claims")
     status.add_argument("--configfile", nargs="*", default=[], help="overlays, as for snakemake")
@@ -57,6 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--max-new-tokens", type=int, default=1024, help="of an answer, unless a request says; default: 1024"
     )
 
+    export = commands.add_parser("export", help="a checkpoint as an ordinary model, roles as ids, for other engines")
+    export.add_argument("checkpoint", help="a checkpoint.json, or the folder that holds it")
+    export.add_argument("--for", dest="kind", choices=["plain"], required=True, help="plain: without any code of ours")
+    export.add_argument("out", help="a new folder")
+
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and not given[0].startswith("-") and given[0] not in commands.choices:
         print(f'bulwark: there is no command "{given[0]}".{nearest(given[0], commands.choices)}', file=sys.stderr)
@@ -66,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         options = parser.parse_args(given)
     try:
-        commands_ = {"plan": _plan, "status": _status, "show": _show, "ask": _ask, "serve": _serve}
+        commands_ = {"plan": _plan, "status": _status, "show": _show, "ask": _ask, "serve": _serve, "export": _export}
         return commands_[options.command](options)
     except BulwarkError as error:
         print(f"bulwark: {error}", file=sys.stderr)
@@ -75,26 +88,57 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.table import Table
 
-    from bulwark.config.costs import costs
-    from bulwark.config.standing.dry_run import dry_run, told_again, told_shares, told_trials
+    from bulwark.config import loading, overlays
+    from bulwark.config.costs import graph, schedule, tables
+    from bulwark.config.standing.dry_run import planned_jobs, told_again, told_shares, told_trials
 
-    table = Table("rule", "jobs", "hours in a row", "GPU hours", title="still to do (expected times)")
-    printed = dry_run(options.arguments)
-    if again := told_again(printed):
-        print(again + "\n")
-    needed = costs(printed)
-    for rule, cost in sorted(needed.items(), key=lambda item: -item[1].gpu_hours):
-        table.add_row(rule, str(cost.jobs), f"{cost.hours:,.1f}", f"{cost.gpu_hours:,.1f}")
-    table.add_section()
-    totals = [sum(getattr(cost, name) for cost in needed.values()) for name in ("jobs", "hours", "gpu_hours")]
-    table.add_row("all", str(totals[0]), f"{totals[1]:,.1f}", f"{totals[2]:,.1f}")
-    Console().print(table)
-    for told in (told_trials(printed), told_shares(printed)):
+    gpus, arguments = _gpus_of(options.arguments)
+    with _progress("Snakemake makes the plan, 2 to 4 seconds for 1,000 jobs"):
+        printed, written = planned_jobs(arguments)
+    with _progress(f"what its {len(written['jobs']):,} jobs cost"):
+        folder = Path(written["folder"])
+        catalogue = loading.load(overlays.read(written["configfiles"], folder, written["options"]), folder)
+        jobs = graph.jobs_of(catalogue, written["jobs"])
+    for told in (told_again(printed), told_trials(printed), told_shares(printed)):
         if told:
-            print(f"\n{told}")
+            print(told + "\n")
+    if gpus is None:
+        gpus = max(_GPUS, *(job.gpus for job in jobs)) if schedule.unit_of(jobs) == "GPUs" else os.cpu_count() or 1
+    tables.show(catalogue, jobs, gpus, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
     return 0
+
+
+def _gpus_of(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
+    """The number after --gpus, and the other arguments, which are Snakemake's."""
+    given, rest = None, list(arguments)
+    for place, word in enumerate(rest):
+        option, _, value = word.partition("=")
+        if option == "--gpus":
+            end = place + (1 if value else 2)
+            given, rest = value or "".join(rest[place + 1 : end]), rest[:place] + rest[end:]
+            break
+        if word == "--":
+            break
+    if given is None:
+        return None, rest
+    if not given.isdigit() or int(given) < 1:
+        raise BulwarkError(f'--gpus takes a whole number from 1, not "{given}".')
+    return int(given), rest
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """What is under way, on stderr: a line that shows it goes on at a terminal, elsewhere one line."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(f"{what} …"):
+            yield
+    else:
+        print(f"bulwark: {what} …", file=sys.stderr, flush=True)
+        yield
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -218,6 +262,17 @@ def _serve(options: argparse.Namespace) -> int:
         raise BulwarkError("--max-new-tokens is less than 1: an answer has at least one token.")
     given = {key: getattr(options, key) for key in ("host", "port", "device", "dtype", "template", "name")}
     serve(options.checkpoint, new_tokens=options.max_new_tokens, say=lambda line: print(line, flush=True), **given)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from bulwark.serving.plain import export
+
+    difference = export(options.checkpoint, options.out)
+    print(
+        f"{options.out}: an ordinary model, its logits within {difference:.0e} of the largest. Its README.md says how"
+    )
+    print("prompts get their roles: whoever gives it text in place of ids serves it without its defense.")
     return 0
 
 

@@ -121,3 +121,16 @@ def _words(control: list[str]) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens([*control, "<unk>"])
     return backend
+
+
+def word_tokenizer(rows: int) -> PreTrainedTokenizerFast:
+    """The words w4, w5, … with their numbers as ids, below `rows`, after four special tokens."""
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    words = {word: i for i, word in enumerate([*special, *(f"w{i}" for i in range(len(special), rows))])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    result = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    result.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return result

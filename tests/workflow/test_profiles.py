@@ -1,9 +1,10 @@
 """The two profiles: found by the users' command, made of known options, explained key by key, fit for the rules."""
 
+import operator
 import re
 import subprocess
 import sys
-from functools import cache
+from functools import cache, reduce
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,9 +18,11 @@ MINIATURE = ("--configfile", "config/miniature.yaml")
 
 
 def keys(name: str) -> dict:
-    """What a profile sets, without what makes it a template."""
+    """What a profile sets, on any condition, without what makes it a template."""
     read = yaml.safe_load(PROFILES[name].read_text())
-    return {key: value for key, value in read.items() if not key.startswith("__")}
+    sometimes = [value for key, value in read.items() if key.startswith("?if ")]
+    always = {key: value for key, value in read.items() if not key.startswith(("__", "?if "))}
+    return reduce(operator.or_, sometimes, always)
 
 
 @cache
@@ -114,7 +117,7 @@ def jobs_for_the_cluster(dry_run: str) -> list[dict[str, str]]:
 
 
 def test_every_job_for_the_cluster_states_what_it_needs(checkout):
-    jobs = jobs_for_the_cluster(checkout.snakemake("--dry-run", "all").stdout)
+    jobs = jobs_for_the_cluster(checkout.snakemake("--dry-run", "-p", "all").stdout)
     assert {job["rule"] for job in jobs} == {
         "apply_step",
         "extract_vectors",
@@ -129,7 +132,7 @@ def test_every_job_for_the_cluster_states_what_it_needs(checkout):
 
 
 def test_the_miniature_asks_for_no_gpu_and_for_little_memory(checkout):
-    jobs = jobs_for_the_cluster(checkout.snakemake("--dry-run", *MINIATURE, "--", "all").stdout)
+    jobs = jobs_for_the_cluster(checkout.snakemake("--dry-run", "-p", *MINIATURE, "--", "all").stdout)
     assert {job["rule"] for job in jobs} == {
         "pretrain_model",
         "apply_step",

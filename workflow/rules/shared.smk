@@ -67,9 +67,7 @@ def tell_shared_jobs(dag):
 
 def shared_work(wildcards):
     """What a shared job needs: what one training of its model needs, for as long as all of its trainings take."""
-    needed = plan_jobs.resources_of(catalogue, wildcards.model, "train")
-    runtime = plan_shares.runtime(catalogue, wildcards.model, wanted_in(wildcards))
-    return SimpleNamespace(resources=needed | {"runtime": runtime})
+    return SimpleNamespace(resources=explained(plan_shares.resources, catalogue, wildcards.model, wanted_in(wildcards)))
 
 
 rule apply_steps:

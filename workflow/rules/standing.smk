@@ -5,9 +5,9 @@ import os
 
 from bulwark import seals
 from bulwark.config.sharing import shares as plan_shares
-from bulwark.config.costs import LIMIT_OVER_EXPECTED
+from bulwark.config.costs import graph as plan_graph
 from bulwark.config.standing import gate
-from bulwark.config.standing.dry_run import STANDING
+from bulwark.config.standing.dry_run import FULL_LISTING, JOBS, STANDING
 from bulwark.config.standing.standing import Standings, Task
 from bulwark.errors import ConfigurationError
 
@@ -73,6 +73,8 @@ def by_standing(build):
                     and (is_sealed(task) or not await persistence.incomplete(job))
                 ]
                 tell([remade_by(job, standing) for job, standing in finished])
+            if told := os.environ.get(JOBS):
+                Path(told).write_text(json.dumps(written_down(dag)), encoding="utf-8")
             if workflow.dryrun:
                 makes = ("apply_step", "take_shared")
                 made = [job.wildcards for job in wanted if job.rule.name in makes and dag.needrun(job)]
@@ -85,6 +87,35 @@ def by_standing(build):
         build()
 
     return build_dag
+
+
+def written_down(dag):
+    """The jobs that are to run, and the configuration, for `bulwark plan`."""
+    place = {job: number for number, job in enumerate(dag.needrun_jobs(exclude_finished=False))}
+    jobs = [
+        {
+            "rule": job.rule.name,
+            "wildcards": dict(job.wildcards.items()),
+            "needs": sorted({place[needed] for needed in dag.dependencies[job] if needed in place}),
+            "outputs": list(map(str, job.output)),
+            **({"makes": wanted_in(job.wildcards)} if is_shared(job) else {}),
+        }
+        for job in place
+    ]
+    given = [str(path) for path in settings.configfiles or ()]
+    return {"configfiles": given, "folder": str(folder), "options": dict(settings.config or {}), "jobs": jobs}
+
+
+def tell_summary(dag):
+    """At the end of a dry run that does not list its jobs: how many there are of each study, and how to see them."""
+    asked_by_us = os.environ.get(JOBS) or os.environ.get(STANDING)
+    if not workflow.dryrun or not workflow.output_settings.quiet or asked_by_us:
+        return
+    from bulwark.config.costs import tables  # which imports rich, and no job needs it
+
+    if jobs := explained(plan_graph.jobs_of, catalogue, written_down(dag)["jobs"]):
+        logger.warning(tables.summary(catalogue, jobs))
+        logger.warning(FULL_LISTING)
 
 
 def why(standings, wanted, job):
@@ -128,13 +159,13 @@ def remade_by(job, standing):
     reason = standing.reason if standing.root else ""
     if not reason and workflow.dag.reason(job).forced:
         reason = "you asked for it (--forcerun, --forceall)"
-    hours = gpus * needed.get("runtime", 0) / 60 / LIMIT_OVER_EXPECTED
+    _, _, time = explained(plan_graph.expected, catalogue, "apply_step" if shared else job.rule.name, job.wildcards)
     return gate.Remade(
         tuple(map(str, job.output)),
         job.rule.name,
         reason,
         max(gpus, standing.gpus),
-        hours,
+        gpus * time.hours,
         defined_otherwise=bool(reason) and standing.defined_otherwise,
     )
 
@@ -149,7 +180,6 @@ def tell(remade):
 
 
 if workflow.is_main_process:
-    workflow.log_provenance_info = (
-        lambda: None
-    )  # it tells how to make Snakemake forget parameters: nothing would change
+    # In place of advice on how to make Snakemake forget parameters, by which nothing would change.
+    workflow.log_provenance_info = lambda: tell_summary(workflow.dag)
     workflow._build_dag = by_standing(workflow._build_dag)

@@ -19,6 +19,7 @@ from bulwark import analyses as analysis_modules
 from bulwark import benchmarks as benchmark_modules
 from bulwark import steps
 from bulwark.config import recipes
+from bulwark.config.costs import accelerators
 from bulwark.config.entities import (
     Analysis,
     Benchmark,
@@ -78,7 +79,8 @@ class Catalogue:
     """Every entity by name. Look-ups of unknown names raise ConfigurationError with the nearest valid name.
 
     folder: where the entity files are. name: of the configuration, under which its reports are kept. origins: in which
-    files and lines each entity and study stands. studies: those that are run; left_out: the others' names.
+    files and lines each entity and study stands. studies: those that are run; left_out: the others' names. accelerator:
+    which GPUs jobs get.
     """
 
     models: dict[str, Model]
@@ -95,6 +97,7 @@ class Catalogue:
     folder: Path
     name: str
     origins: dict[tuple[str, str], Origin]
+    accelerator: str = accelerators.DEFAULT
     left_out: tuple[str, ...] = ()
     _resolved: dict[tuple[Section, str | None, str, int | None], Resolved] = field(default_factory=dict, repr=False)
 

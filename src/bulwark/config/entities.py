@@ -26,11 +26,11 @@ Amount = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)] | Literal["
 
 
 class Resources(Closed):
-    """What one job needs. `hours` is the expected time; the workflow asks SLURM for half as much again."""
+    """What one job needs. hours: what one of cost 1 is expected to take; None: what `bulwark.config.costs` says."""
 
     gpu: int = Field(0, ge=0)
     nodes: int = Field(1, ge=1)
-    hours: float = Field(gt=0)
+    hours: float | None = Field(None, gt=0)
     mem_gb: float = Field(gt=0)
     threads: int = Field(1, ge=1)
 
@@ -77,6 +77,8 @@ class Model(Closed):
     """config/models/: a base model, its prompt template, and what its jobs cost, per stage (train, generate).
 
     blocks: how many decoder blocks it has, by which layers are checked before the model is there.
+    parameters: how many it has, from which times, downloads and disk are reckoned. gated: whether its repository asks
+    for an accepted licence and a token.
     """
 
     description: str = ""
@@ -84,6 +86,8 @@ class Model(Closed):
     template: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     blocks: int | None = Field(None, ge=1)
+    parameters: float | None = Field(None, gt=0)
+    gated: bool = False
     resources: Stages
 
 
@@ -134,6 +138,14 @@ class DataSource(Closed):
         return _exactly_one(self, "hub", "url", "urls", "path", "package", "miniature", "mixture")
 
 
+class Expected(Closed):
+    """What a plan reckons with, where nothing counts it: rows of the source, tokens of one, size of the download."""
+
+    rows: int | None = Field(None, ge=1)
+    tokens: float | None = Field(None, gt=0)
+    megabytes: float | None = Field(None, gt=0)
+
+
 class Dataset(Closed):
     """config/datasets/: a source, the schema of its records (`kind`), how to read them (`format`) and its splits.
 
@@ -151,6 +163,7 @@ class Dataset(Closed):
     unusable: what a row does that makes no record: "stop", or "drop", where the source is not yours to correct; how
     many were dropped, and why the first of them, is in the log.
     size: {split: how many rows the source has for it}, before any is left out; another number is an error, null any.
+    expected, gated: for the plan alone: how large it is about, and whether its page asks for a consent and a token.
     """
 
     description: str = ""
@@ -171,6 +184,8 @@ class Dataset(Closed):
     unusable: Literal["stop", "drop"] = "stop"
     shuffle_seed: int | None = None
     limit: int | None = Field(None, ge=1)
+    expected: Expected = Expected()
+    gated: bool = False
 
     @model_validator(mode="after")
     def _parts_and_meta(self) -> Dataset:
@@ -238,9 +253,10 @@ class _Described(Closed):
 class Step(_Described):
     """config/steps/: a kind of step (a module of bulwark.steps) with its settings.
 
-    `cost` is the job's time as a multiple of one plain fine-tuning of the same model. `space` says which settings the
-    step's trials vary, `<step>.<number>`, and how far (bulwark.config.space.ranges). grid: the space is made of lists,
-    and the trials are all their combinations, the last key the fastest.
+    `cost` multiplies the time that follows from the settings, for passes that these do not show
+    (bulwark.config.costs.amounts). `space` says which settings the step's trials vary, `<step>.<number>`, and how far
+    (bulwark.config.space.ranges). grid: the space is made of lists, and the trials are all their combinations, the last
+    key the fastest.
     """
 
     kind: str

@@ -46,7 +46,7 @@ def load(configuration: Configuration | Mapping[str, Any], folder: Path) -> Cata
     """
     if not isinstance(configuration, Configuration):
         configuration = overlays.plain(configuration)
-    known = {*_FOLDERS, "studies", overlays.NAME, overlays.RUN}
+    known = {*_FOLDERS, "studies", overlays.NAME, overlays.RUN, overlays.ACCELERATOR}
     for file in configuration.files:
         for key in file.data:
             if key not in known:
@@ -80,6 +80,7 @@ def load(configuration: Configuration | Mapping[str, Any], folder: Path) -> Cata
         folder=folder,
         name=configuration.name,
         origins=origins,
+        accelerator=configuration.accelerator(),
     )
     checks.check(catalogue)
     published = {path.stem: path for path in (folder / "published").glob("*.yaml")}

@@ -19,10 +19,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
+from bulwark.config.costs.accelerators import ACCELERATORS, DEFAULT
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.settings import Document, Mark, find, merged, parsed, read_document
 
-NAME, RUN = "name", "run"
+NAME, RUN, ACCELERATOR = "name", "run", "accelerator"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _NAME_WITHOUT_DOTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 _OF_TRIAL = re.compile(r"\.([0-9]+|best)$")
@@ -199,6 +200,18 @@ class Configuration:
             find(dict.fromkeys(studies), str(name), "study", origin.at(number))
         return [name for name in studies if name in listing.data]
 
+    def accelerator(self) -> str:
+        """The kind of GPU that the topmost `accelerator` names, by which times are guessed.
+
+        Raises ConfigurationError for an unknown one.
+        """
+        file = next((file for file in reversed(self.files) if ACCELERATOR in file.data), None)
+        if file is None:
+            return DEFAULT
+        given = str(file.data[ACCELERATOR])
+        find(ACCELERATORS, given, "accelerator", Origin((file,)).at(ACCELERATOR))
+        return given
+
     def section(self, section: str) -> dict[str, list[Part]]:
         """What the files say of each name of a section, the last file last.
 
@@ -294,6 +307,15 @@ def ends_on_a_mistake() -> None:
     except ConfigurationError as error:
         print(f"bulwark: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def counts_jobs_only(arguments: Sequence[str] | None = None) -> bool:
+    """Whether a command line of Snakemake's is a dry run that does not ask for its jobs in full, by -p or --quiet."""
+    given = list(takewhile(lambda word: word != "--", sys.argv[1:] if arguments is None else arguments))
+    letters = "".join(word[1:] for word in given if re.fullmatch(r"-[a-zA-Z]+", word))
+    dry = "n" in letters or {"--dry-run", "--dryrun"} & set(given)
+    in_full = "p" in letters or {"--printshellcmds", "--verbose"} & set(given)
+    return bool(dry) and not in_full
 
 
 def _document(path: Path) -> Document:

@@ -18,6 +18,8 @@ from typing import Any
 from bulwark import benchmarks, seals
 from bulwark.config import checks, digests, paths, recipes, sources
 from bulwark.config.catalogue import Catalogue, Resolved, Section
+from bulwark.config.costs import estimates
+from bulwark.config.costs.estimates import Estimate
 from bulwark.config.space import ranges
 from bulwark.config.standing.dry_run import TRIALS_OPENING
 from bulwark.files import files_below
@@ -33,13 +35,14 @@ class Work:
     """What a job gets beside its inputs.
 
     module: that does it, where there are several. settings: plain data that all jobs share: do not change it. code: a
-    digest. resources: {gpu, nodes, mem_mb, runtime in minutes}.
+    digest. time: that it is expected to take. resources: {gpu, nodes, mem_mb, runtime in minutes}.
     """
 
     module: str
     settings: Any
     code: str
     threads: int
+    time: Estimate
     resources: dict[str, int]
 
 
@@ -83,7 +86,7 @@ def records_recipe(catalogue: Catalogue, dataset: str, split: str) -> dict[str, 
     if world is not None and entity.source.miniature != "pretraining":
         del world["pretraining"]  # the sizes of that one data set
     return {
-        "dataset": entity.model_dump(mode="json", exclude={"description", "licence"}),
+        "dataset": entity.model_dump(mode="json", exclude={"description", "licence", "expected", "gated"}),
         "world": world,
         "code": digests.records_digest(entity.kind, entity.format, made=world is not None),
     }
@@ -126,7 +129,8 @@ def pretraining(catalogue: Catalogue, model: str) -> Work:
         "bulwark.miniature.tokenizer:build_tokenizer",
         "bulwark.training.pretraining:pretrain",
     )
-    return work(catalogue, model, code, model_description(catalogue, model), stage="pretrain")
+    time = estimates.pretraining(catalogue, model)
+    return work(catalogue, model, code, time, model_description(catalogue, model), stage="pretrain")
 
 
 def dtype(catalogue: Catalogue, model: str) -> str:
@@ -190,7 +194,8 @@ def decisive_settings(catalogue: Catalogue, model: str, recipe: str) -> dict[str
 @cache
 def step(catalogue: Catalogue, model: str, recipe: str) -> Work:
     resolved = _step(catalogue, model, recipe)
-    return work(catalogue, model, digests.code_digest(*digests.step_roots(resolved.module)), resolved=resolved)
+    time = estimates.step(catalogue, model, recipes.last_step(recipe))
+    return work(catalogue, model, digests.code_digest(*digests.step_roots(resolved.module)), time, resolved=resolved)
 
 
 @cache
@@ -297,7 +302,8 @@ def answers(catalogue: Catalogue, model: str, recipe: str, benchmark: str) -> Wo
     """With all settings but `scoring`, which only scoring reads: a change there generates nothing anew."""
     resolved = _benchmark(catalogue, model, recipe, benchmark)
     settings = {key: value for key, value in resolved.plain.items() if key != "scoring"}
-    return work(catalogue, model, digests.answers_digest(resolved.module), settings, resolved=resolved)
+    time = estimates.answers(catalogue, model, benchmark)
+    return work(catalogue, model, digests.answers_digest(resolved.module), time, settings, resolved=resolved)
 
 
 @cache
@@ -338,7 +344,7 @@ def analysis(catalogue: Catalogue, model: str, recipe: str, analysis: str) -> Wo
     recipes.check(recipe, catalogue.steps, where)
     entity = catalogue.analysis(model, recipe, analysis, where)
     code = digests.code_digest("bulwark.analyses:analyse_file", f"bulwark.analyses.{entity.module}")
-    return work(catalogue, model, code, entity.settings, module=entity.module)
+    return work(catalogue, model, code, settings=entity.settings, module=entity.module)
 
 
 # --- shared ---
@@ -348,32 +354,32 @@ def work(
     catalogue: Catalogue,
     model: str,
     code: str,
+    time: Estimate = estimates.NOTHING,
     settings: Any = None,
     *,
     resolved: Resolved | None = None,
     module: str = "",
     stage: str = "generate",
-    cost: float = 1.0,
 ) -> Work:
-    """The work on a model; `resolved` stands for its module, stage, cost and, unless they are given, settings."""
+    """The work on a model; `resolved` stands for its module, stage and, unless they are given, settings.
+
+    time: none for what is done where Snakemake runs.
+    """
     if resolved is not None:
-        module, stage, cost = resolved.module, resolved.stage, resolved.cost
+        module, stage = resolved.module, resolved.stage
         settings = resolved.plain if settings is None else settings
     threads = catalogue.resources(model, stage).threads
-    return Work(module, settings, code, threads, resources_of(catalogue, model, stage, cost))
+    return Work(module, settings, code, threads, time, resources_of(catalogue, model, stage, time))
 
 
-def resources_of(catalogue: Catalogue, model: str, stage: str, cost: float = 1.0) -> dict[str, int]:
-    """What a job of `stage` asks for: as config/models/<model>.yaml says, the time multiplied by `cost`.
-
-    runtime, in minutes: half as much again as expected and five minutes at least, because SLURM ends the job then.
-    """
+def resources_of(catalogue: Catalogue, model: str, stage: str, time: Estimate) -> dict[str, int]:
+    """What a job of `stage` asks for: as config/models/<model>.yaml says, and how long it may take."""
     needed = catalogue.resources(model, stage)
     return {
         "gpu": needed.gpu,
         "nodes": needed.nodes,
         "mem_mb": int(needed.mem_gb * 1000),
-        "runtime": max(5, round(90 * needed.hours * cost)),
+        "runtime": time.minutes(needed.gpu),
     }
 
 

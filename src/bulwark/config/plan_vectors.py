@@ -8,6 +8,7 @@ from typing import Any
 
 from bulwark.config import checks, digests, paths, plan, recipes, sources
 from bulwark.config.catalogue import Catalogue, Resolved
+from bulwark.config.costs import estimates
 from bulwark.config.entities import Trait
 from bulwark.config.plan import Work, blocks_of, filled, resolve, work
 from bulwark.errors import ConfigurationError
@@ -40,7 +41,8 @@ def contrast_records(catalogue: Catalogue, model: str, recipe: str, trait: str) 
 def contrasts(catalogue: Catalogue, model: str, recipe: str, trait: str) -> Work:
     entity = _trait(catalogue, model, recipe, trait)
     code = digests.code_digest("bulwark.steering.vectors.pairs:generate_pairs")
-    return work(catalogue, model, code, entity.contrasts.model_dump(mode="json"), cost=entity.cost)
+    time = estimates.traits(catalogue, model, trait, "generate_contrasts")
+    return work(catalogue, model, code, time, entity.contrasts.model_dump(mode="json"))
 
 
 def trait_judge(catalogue: Catalogue, trait: str) -> dict[str, Any] | None:
@@ -57,20 +59,17 @@ def judge_files(catalogue: Catalogue, trait: str) -> list[str]:
 @cache
 def pair_judging(catalogue: Catalogue, model: str, recipe: str, trait: str) -> Work:
     settings = _trait(catalogue, model, recipe, trait).filter.model_dump(mode="json", exclude={"minimum"})
-    return work(
-        catalogue, model, _judging_code(catalogue, trait, "bulwark.steering.vectors.pairs:judge_pairs"), settings
-    )
+    code = _judging_code(catalogue, trait, "bulwark.steering.vectors.pairs:judge_pairs")
+    return work(catalogue, model, code, settings=settings)
 
 
 @cache
 def extraction(catalogue: Catalogue, model: str, recipe: str, trait: str) -> Work:
-    """With how few pairs a vector is still extracted.
-
-    It takes a tenth of the time of answering: one forward pass per answer, where answering takes one per token.
-    """
+    """With how few pairs a vector is still extracted."""
     entity = _trait(catalogue, model, recipe, trait)
     code = digests.code_digest("bulwark.steering.vectors.extraction:extract")
-    return work(catalogue, model, code, entity.filter.minimum, cost=entity.cost / 10)
+    time = estimates.traits(catalogue, model, trait, "extract_vectors")
+    return work(catalogue, model, code, time, entity.filter.minimum)
 
 
 def published_vectors(catalogue: Catalogue, model: str, recipe: str, trait: str) -> str:
@@ -104,7 +103,8 @@ def layer_steering(catalogue: Catalogue, model: str, recipe: str, trait: str) ->
     for layer in entity.choice.candidates or () if blocks else ():
         check_layer(layer, blocks, catalogue.where("traits", trait, "choice", "candidates"))
     code = digests.code_digest("bulwark.steering.vectors.layers:steer")
-    return work(catalogue, model, code, entity.choice.model_dump(mode="json"), cost=entity.cost)
+    time = estimates.traits(catalogue, model, trait, "steer_layers")
+    return work(catalogue, model, code, time, entity.choice.model_dump(mode="json"))
 
 
 def layer_choosing_code(catalogue: Catalogue, trait: str) -> str:
@@ -138,4 +138,5 @@ def projection_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str, 
 def projection(catalogue: Catalogue, model: str, recipe: str, projection: str) -> Work:
     resolved = _projection(catalogue, model, recipe, projection)
     code = digests.code_digest("bulwark.steering.vectors.projections:project")
-    return work(catalogue, model, code, resolved=resolved)
+    time = estimates.projection(catalogue, model, projection)
+    return work(catalogue, model, code, time, resolved=resolved)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bulwark.config import loading, machine, overlays, paths, plan, plan_reports, plan_vectors
+from bulwark.config.costs import estimates
 from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.miniature import records, settings
 from bulwark.settings import Closed, validated
@@ -295,10 +296,12 @@ def test_an_attack_takes_the_resources_of_generation(papers):
     assert gpus == {"vanilla": 8, "vanilla+heretic": 1}
 
 
-def test_time_is_half_as_much_again_as_expected_and_five_minutes_at_least(papers):
-    hours = papers.resources("qwen2.5-7b", "train").hours
-    assert plan.resources_of(papers, "qwen2.5-7b", "train", 2.0)["runtime"] == round(2 * hours * 90)
-    assert plan.resources_of(papers, "qwen2.5-7b", "train", 1e-9)["runtime"] == 5
+def test_a_job_gets_the_time_that_is_expected_of_it(papers):
+    work = plan.step(papers, "qwen2.5-7b", "vanilla+aside")
+    assert work.time == estimates.step(papers, "qwen2.5-7b", "aside")
+    assert work.resources["runtime"] == work.time.minutes(8) == round(90 * work.time.hours)
+    assert plan.answers(papers, "qwen2.5-7b", "aside", "sep").time == estimates.answers(papers, "qwen2.5-7b", "sep")
+    assert plan.scores(papers, "qwen2.5-7b", "aside", "sep").time.hours == 0
 
 
 def test_an_entity_is_resolved_once(papers):

@@ -8,6 +8,7 @@ import pytest
 from test_plan import loaded
 
 from bulwark.config import plan, recipes
+from bulwark.config.costs import estimates
 from bulwark.config.sharing import shares
 from bulwark.errors import ConfigurationError
 
@@ -21,11 +22,11 @@ def sharing(hours: float, *texts: str):
 
 @pytest.fixture(scope="module")
 def papers():
-    return sharing(12.0)
+    return sharing(4.0)
 
 
 def hours_of(catalogue, recipe: str) -> float:
-    return catalogue.resources(MODEL, "train").hours * catalogue.step(MODEL, recipes.last_step(recipe)).cost
+    return estimates.planned(catalogue, MODEL, recipes.last_step(recipe)).hours
 
 
 def test_by_default_every_step_is_a_job_of_its_own():
@@ -37,14 +38,14 @@ def test_by_default_every_step_is_a_job_of_its_own():
 def test_jobs_are_filled_in_the_order_of_the_studies(papers):
     found = shares.shares(papers, MODEL)
     jobs = [job for of_parent in found.values() for job in of_parent]
-    assert all(len(job) > 1 and sum(hours_of(papers, recipe) for recipe in job) <= 12 + 1e-9 for job in jobs)
+    assert all(len(job) > 1 and sum(hours_of(papers, recipe) for recipe in job) <= 4 + 1e-9 for job in jobs)
     assert all(recipes.parent_of(recipe) == parent for parent, jobs in found.items() for job in jobs for recipe in job)
     together = [recipe for job in found[TAR] for recipe in job]
     assert len(set(together)) == len(together)
     trials = [f"{TAR}+relearn.{number}" for number in range(16)]
     assert [recipe for recipe in together if recipe in trials] == trials
     for one, other in zip(found[TAR], found[TAR][1:], strict=False):
-        assert sum(hours_of(papers, recipe) for recipe in [*one, other[0]]) > 12, "there was room for one more"
+        assert sum(hours_of(papers, recipe) for recipe in [*one, other[0]]) > 4, "there was room for one more"
     assert re.match(shares.shared_recipes(papers), f"{MODEL}/{TAR}+relearn.3/")
     assert re.match(shares.shared_recipes(papers), f"{MODEL}/{TAR}+relearn.300/") is None
     assert re.match(shares.shared_recipes(papers), f"llama3.1-8b/{TAR}+relearn.3/") is None
@@ -52,7 +53,7 @@ def test_jobs_are_filled_in_the_order_of_the_studies(papers):
 
 def test_what_takes_longer_or_reads_more_has_a_job_of_its_own(papers):
     known = {recipe for jobs in shares.shares(papers, MODEL).values() for job in jobs for recipe in job}
-    assert hours_of(papers, TAR) > 12
+    assert hours_of(papers, TAR) > 4
     alone = {TAR, f"{TAR}+interpolate", f"{TAR}+quantise", f"{TAR}+reinitialise"}
     assert not alone & known
     few = sharing(hours_of(papers, f"{TAR}+relearn.0") * 1.5)
@@ -83,8 +84,9 @@ def test_a_part_is_told_what_a_job_of_its_own_is_told(papers):
 def test_a_job_is_given_the_time_of_what_it_makes(papers):
     job = shares.shares(papers, MODEL)[TAR][0]
     expected = sum(hours_of(papers, recipe) for recipe in job)
-    assert shares.runtime(papers, MODEL, job) == pytest.approx(90 * expected, abs=1)
-    assert shares.runtime(papers, MODEL, job[:1]) == plan.step(papers, MODEL, job[0]).resources["runtime"]
+    assert shares.time(papers, MODEL, job).hours == pytest.approx(expected)
+    assert shares.resources(papers, MODEL, job)["runtime"] == pytest.approx(90 * expected, abs=1)
+    assert shares.resources(papers, MODEL, job[:1])["runtime"] == plan.step(papers, MODEL, job[0]).resources["runtime"]
 
 
 def test_a_shared_job_that_is_not_there_is_an_error(papers):

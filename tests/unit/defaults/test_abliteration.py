@@ -256,7 +256,7 @@ ONE_DIRECTION: list[Row] = [
 # Fine-tuning that is to resist these attacks: data of the paper, training of the ASIDE study.
 OURS = "ours: the ASIDE study's training of a 7B model, as the paper's is not known"
 REFUSALS: list[Row] = [
-    ("steps/extended_refusal", "", {"kind": "sft", "cost": 0.3}, "ours: a name and an expected time"),
+    ("steps/extended_refusal", "", {"kind": "sft"}, "ours: a name"),
     ("steps/extended_refusal", "settings.data", "extended_refusal", "arXiv 2505.19056: 4,289 and 5,711 conversations"),
     *(
         ("steps/extended_refusal", f"settings.training.{key}", value, OURS)

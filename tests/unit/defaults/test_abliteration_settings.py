@@ -127,28 +127,28 @@ MODELS: list[Row] = [
             f"models/{model}",
             "resources",
             {"train": train, "generate": generate},
-            "ours: estimates from the 8B model's times",
+            "ours: GPUs of 80 GB that hold the model",
         )
         for model, train, generate in (
             (
                 "llama3.1-8b-instruct",
-                {"gpu": 8, "hours": 3.0, "mem_gb": 512.0, "threads": 32},
-                {"gpu": 1, "hours": 5.0, "mem_gb": 96.0, "threads": 8},
+                {"gpu": 8, "mem_gb": 512.0, "threads": 32},
+                {"gpu": 1, "mem_gb": 96.0, "threads": 8},
             ),
             (
                 "llama2-7b-chat",
-                {"gpu": 8, "hours": 3.0, "mem_gb": 512.0, "threads": 32},
-                {"gpu": 1, "hours": 5.0, "mem_gb": 96.0, "threads": 8},
+                {"gpu": 8, "mem_gb": 512.0, "threads": 32},
+                {"gpu": 1, "mem_gb": 96.0, "threads": 8},
             ),
             (
                 "gemma-2-2b-it",
-                {"gpu": 4, "hours": 1.5, "mem_gb": 192.0, "threads": 16},
-                {"gpu": 1, "hours": 1.7, "mem_gb": 64.0, "threads": 8},
+                {"gpu": 4, "mem_gb": 192.0, "threads": 16},
+                {"gpu": 1, "mem_gb": 64.0, "threads": 8},
             ),
             (
                 "phi-4-mini-instruct",
-                {"gpu": 4, "hours": 2.0, "mem_gb": 256.0, "threads": 16},
-                {"gpu": 1, "hours": 2.5, "mem_gb": 64.0, "threads": 8},
+                {"gpu": 4, "mem_gb": 256.0, "threads": 16},
+                {"gpu": 1, "mem_gb": 64.0, "threads": 8},
             ),
         )
     ),

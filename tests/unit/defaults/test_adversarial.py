@@ -76,7 +76,7 @@ STEPS: list[Row] = [
     *(
         (f"steps/{step}", "", {"kind": kind, "cost": cost}, NAME)
         for step, kind, cost in (
-            ("r2d2", "r2d2", 60.0),
+            ("r2d2", "r2d2", 4.0),
             ("booster", "booster", 3.0),
             ("vaccine", "vaccine", 2.0),
             ("lisa", "lisa", 1.0),

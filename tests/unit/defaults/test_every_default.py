@@ -9,6 +9,7 @@ from defaults import (
     test_alpacaeval,
     test_aside,
     test_bipia_rules,
+    test_costs,
     test_evaluation,
     test_injections,
     test_interpretability,
@@ -41,6 +42,7 @@ TABLES = (
     test_tamper_evaluation,
     test_alpacaeval,
     test_stronger_attacks,
+    test_costs,
 )
 NAMED = Counter(place for table in TABLES for place in named(table.ROWS))
 

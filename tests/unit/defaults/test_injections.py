@@ -200,7 +200,7 @@ DEFENSES: list[Row] = [
         2e-6,
         "SecAlign's code, run.py, of Llama 3 8B",
     ),
-    ("steps/secalign", "", {"kind": "secalign", "cost": 0.3}, "ours: a name; Meta, Sec. 4.1: half an hour on 8 H100"),
+    ("steps/secalign", "", {"kind": "secalign", "cost": 2.0}, "ours: a name; two answers and the reference"),
     ("steps/secalign", "settings.data", "alpaca_cleaned", "Meta, Sec. 4.1: cleaned Alpaca; ASIDE's answers to it"),
     ("steps/secalign", "settings.beta", 0.1, "Meta, Sec. 4.1"),
     ("steps/secalign", "settings.injection", {"completion": 0.1, "at_start": 0.5}, "Meta, Sec. 3.1: 45, 45 and 10 %"),

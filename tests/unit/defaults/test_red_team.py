@@ -327,7 +327,6 @@ SPACE: list[Row] = [
     ("steps/relearn_refusal_tuned", "space.mixture", [0.0, 0.5, 0.9], MIXED),
     ("steps/relearn_refusal_tuned_lora", "space.training.lora.rank", [8, 16, 32, 64], TAMPERBENCH),
 ]
-COSTS = {1000: 2.0, 5000: 10.0}
 
 
 def of_variants() -> Iterator[Row]:
@@ -335,14 +334,11 @@ def of_variants() -> Iterator[Row]:
     for name, (like, values, source) in KNOWING.items():
         yield f"steps/{name}", "like", like, VARIANT
         yield from ((f"steps/{name}", f"settings.{key}", value, source) for key, value in values.items())
-    yield "steps/relearn_longer", "cost", 10.0, NAME
     for row, name, like, data, rate, more in GRID:
         whole = SAME | {"data": data, "training.learning_rate": rate} | more
         yield f"steps/{name}", "like", like, VARIANT
         source = f"the paper's adversaries as put together again, row {row}"
         yield from ((f"steps/{name}", f"settings.{key}", value, source) for key, value in whole.items())
-        if cost := COSTS.get(whole["training.max_steps"]):
-            yield f"steps/{name}", "cost", cost, NAME
         if whole["training.max_steps"] == 5000:
             yield f"steps/{name}", "settings.watch.every", 250, "ours: twenty looks in 5,000 steps"
 

@@ -185,18 +185,18 @@ MODELS: list[Row] = [
         for model, train, generate in (
             (
                 LARGE,
-                {"gpu": 8, "nodes": 2, "hours": 2.0, "mem_gb": 768.0, "threads": 32},
-                {"gpu": 1, "hours": 2.0, "mem_gb": 128.0, "threads": 8},
+                {"gpu": 8, "nodes": 2, "mem_gb": 768.0, "threads": 32},
+                {"gpu": 1, "mem_gb": 128.0, "threads": 8},
             ),
             (
                 SMALL,
-                {"gpu": 8, "hours": 1.0, "mem_gb": 512.0, "threads": 32},
-                {"gpu": 1, "hours": 1.0, "mem_gb": 96.0, "threads": 8},
+                {"gpu": 8, "mem_gb": 512.0, "threads": 32},
+                {"gpu": 1, "mem_gb": 96.0, "threads": 8},
             ),
             (
                 GEMMA,
-                {"gpu": 8, "hours": 1.5, "mem_gb": 512.0, "threads": 32},
-                {"gpu": 1, "hours": 1.5, "mem_gb": 96.0, "threads": 8},
+                {"gpu": 8, "mem_gb": 512.0, "threads": 32},
+                {"gpu": 1, "mem_gb": 96.0, "threads": 8},
             ),
         )
     ),

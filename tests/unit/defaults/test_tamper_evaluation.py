@@ -150,11 +150,11 @@ SOURCES: list[Row] = [
     ("models/llama3-8b-instruct", "", {"template": "chat", "dtype": "bfloat16"}, "ours: the chat model's own"),
     ("models/llama3-8b-instruct", "blocks", 32, "the model's configuration on the Hub"),
     ("models/llama3-8b-instruct", "resources.train.gpu", 8, "TAR: 8 A100 of 80 GB"),
-    ("models/llama3-8b-instruct", "resources.train", {"hours": 3.0, "mem_gb": 512.0, "threads": 32}, SAME_TIME),
+    ("models/llama3-8b-instruct", "resources.train", {"mem_gb": 512.0, "threads": 32}, SAME_TIME),
     (
         "models/llama3-8b-instruct",
         "resources.generate",
-        {"gpu": 1, "hours": 5.0, "mem_gb": 96.0, "threads": 8},
+        {"gpu": 1, "mem_gb": 96.0, "threads": 8},
         SAME_TIME,
     ),
     *(

@@ -54,7 +54,7 @@ CLASSES: list[Row] = [
 ]  # fmt: skip
 
 BIO: list[Row] = [
-    ("steps/tar", "", {"kind": "tar", "cost": 6.0}, NAME),
+    ("steps/tar", "", {"kind": "tar", "cost": 1.0}, NAME),
     ("steps/tar", "settings.data", "bio_retain_mix", "the paper, App. E.2: Pile-bio Retain and Magpie-Align"),
     ("steps/tar", "settings.held_out", "bio_forget", "the code: the test parts of Pile and Camel"),
     ("steps/tar", "settings.training", {
@@ -117,7 +117,7 @@ DOMAINS: list[Row] = [
     ("steps/tar_refusal", "settings.inner.learning_rates", [2e-6, 2e-5, 4e-5], BENCH),
     ("steps/tar_refusal", "settings.resistance", {"loss": "dpo", "beta": 0.1}, "the paper, App. C.3; the code"),
     ("steps/tar_refusal", "settings.resistance.weight", 0.1, BENCH),
-    ("steps/refusal_recovery", "", {"kind": "sft", "cost": 0.1}, NAME),
+    ("steps/refusal_recovery", "", {"kind": "sft"}, NAME),
     ("steps/refusal_recovery", "settings.data", "magpie", "the paper, App. E.2"),
     ("steps/refusal_recovery", "settings.training.max_steps", 100, "the paper, App. E.2"),
     ("steps/refusal_recovery", "settings.training", {"batch_size": 64, "learning_rate": 2e-5, "warmup_steps": 10},
@@ -143,7 +143,7 @@ OTHERS: list[Row] = [
     ("steps/tar_cross_entropy", "like", "tar", VARIANT),
     ("steps/tar_cross_entropy", "settings.resistance", {"loss": "negative_cross_entropy", "clamped": False},
      "the paper, App. C.3"),
-    ("steps/tar_short", "", {"like": "tar", "cost": 2.0}, VARIANT),
+    ("steps/tar_short", "", {"like": "tar"}, VARIANT),
     ("steps/tar_short", "settings.inner.steps", 16, "ours: a quarter of the paper's"),
     ("steps/tar_short", "settings.weighting.rate", 0.25, "ours: 4/K, as with the paper's K"),
     ("steps/tar_without_switch", "like", "tar", VARIANT),

@@ -11,8 +11,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny_causal_models import FAMILIES, V, tiny_model, tokens
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from tiny_tokenizers import word_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bulwark.errors import CheckpointError
 from bulwark.models import embeddings
@@ -38,15 +38,7 @@ ENCODED = IDS + V * ROLES
 
 
 def tokenizer():
-    special = ["<pad>", "<s>", "</s>", "<unk>"]
-    words = {word: i for i, word in enumerate([*special, *(f"w{i}" for i in range(len(special), V))])}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    result = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    result.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    return result
+    return word_tokenizer(V)
 
 
 def saved(folder: Path, description=None, **model) -> tuple[Path, torch.Tensor]:

@@ -16,6 +16,8 @@ from typing import Any
 from bulwark import steps
 from bulwark.config import paths, plan, recipes
 from bulwark.config.catalogue import Catalogue
+from bulwark.config.costs import estimates
+from bulwark.config.costs.estimates import Estimate
 from bulwark.config.standing.asked import asked
 from bulwark.config.standing.dry_run import SHARES_OPENING
 from bulwark.errors import ConfigurationError
@@ -75,7 +77,7 @@ def _hours(catalogue: Catalogue, model: str, recipe: str) -> float | None:
     trains = isinstance(step.settings, FineTuningSettings) and not hasattr(steps.module_of(step.module), "run")
     if not trains or step.stage != "train" or any(not path.startswith("data/") for path in step.inputs.values()):
         return None
-    return catalogue.resources(model, step.stage).hours * step.cost
+    return estimates.planned(catalogue, model, recipes.last_step(recipe)).hours
 
 
 @cache
@@ -114,10 +116,14 @@ def inputs(catalogue: Catalogue, model: str, parent: str, seed: str, share: str)
     return {"parent": paths.checkpoint(model, parent, seed), "records": list(files)}
 
 
-def runtime(catalogue: Catalogue, model: str, wanted: Sequence[str]) -> int:
-    """The minutes that a job is given for these trainings; see `plan.resources_of`."""
-    cost = sum(catalogue.step(model, recipes.last_step(recipe)).cost for recipe in wanted)
-    return plan.resources_of(catalogue, model, "train", cost)["runtime"]
+def time(catalogue: Catalogue, model: str, wanted: Sequence[str]) -> Estimate:
+    """How long a job is expected to take for these trainings: the sum of theirs."""
+    return estimates.together(estimates.planned(catalogue, model, recipes.last_step(recipe)) for recipe in wanted)
+
+
+def resources(catalogue: Catalogue, model: str, wanted: Sequence[str]) -> dict[str, int]:
+    """What a job asks for that does these trainings."""
+    return plan.resources_of(catalogue, model, "train", time(catalogue, model, wanted))
 
 
 def parts(catalogue: Catalogue, model: str, seed: str, wanted: Sequence[str]) -> list[dict[str, Any]]:

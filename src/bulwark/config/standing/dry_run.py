@@ -15,17 +15,30 @@ from bulwark.config.standing.gate import OPENING
 from bulwark.errors import BulwarkError
 
 STANDING = "BULWARK_STANDING"  # the file to which a plan then writes `Standings.as_plain`
+JOBS = "BULWARK_JOBS"  # the file to which a plan then writes the jobs that it would start
+FULL_LISTING = "Every job: the same with -p. Wall time, disk, downloads, judges, what to run first: bulwark plan TARGET"
 TRIALS_OPENING = "Trials and their settings:"
 SHARES_OPENING = "Trainings that share a job:"
 _OWN = "bulwark: "
 
 
-def dry_run(arguments: Sequence[str], **environment: str) -> str:
-    """What `snakemake --dry-run` prints for `arguments` (targets and options).
+def _dry_run(arguments: Sequence[str], **environment: str) -> str:
+    """What `snakemake --dry-run` prints for `arguments` (targets and options) without going through the jobs.
 
     Raises BulwarkError with Snakemake's message if there is no plan.
     """
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "all", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--dry-run",
+        "--quiet",
+        "rules",
+        "progress",
+        "--cores",
+        "all",
+        *arguments,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
     printed = done.stdout + done.stderr
     if done.returncode == 0:
@@ -39,8 +52,19 @@ def standings(arguments: Sequence[str]) -> list[dict[str, Any]]:
     """How all files of a plan stand (`Standings.as_plain`). Raises BulwarkError if there is no plan."""
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "standing.json"
-        dry_run(["--quiet", "rules", *arguments], **{STANDING: str(told)})
+        _dry_run(arguments, **{STANDING: str(told)})
         return json.loads(told.read_text(encoding="utf-8"))
+
+
+def planned_jobs(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """What a dry run prints, and what it would start: {configfiles, folder, options, jobs}, see `costs.graph`.
+
+    Raises BulwarkError if there is no plan.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "jobs.json"
+        printed = _dry_run(arguments, **{JOBS: str(told)})
+        return printed, json.loads(told.read_text(encoding="utf-8"))
 
 
 def told_again(printed: str) -> str:
