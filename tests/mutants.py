@@ -41,7 +41,7 @@ HEAVY = (
 # Threads that a library starts when it is imported are not there in a fork.
 QUIET = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false", "DS_ACCELERATOR": "cpu"}
 PASSED, FAILED = 0, 1  # pytest's exit statuses
-DIED, SURVIVED, UNUSABLE, ENDLESS = "died", "SURVIVED", "UNUSABLE", "died of time"
+DIED, SURVIVED, UNUSABLE, ENDLESS = "died", "SURVIVED", "UNUSABLE", "TOO LONG"
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def main() -> int:
         for mutant, became, seconds, told in tried(everyone, slots, given.seconds):
             results.append((mutant, became))
             print(f"[{len(results):3}/{len(everyone)}] {seconds:5.1f} s  {became:8}  {mutant.name}  {told}", flush=True)
-    left = [f"{became}: {mutant.name}: {mutant.why}" for mutant, became in results if became in (SURVIVED, UNUSABLE)]
+    left = [f"{became}: {mutant.name}: {mutant.why}" for mutant, became in results if became != DIED]
     print(
         f"{len(results)} mutants in {time.monotonic() - started:.0f} s, {len(left)} not seen by their tests",
         *left,

@@ -1,8 +1,9 @@
 """HERETIC: search for the ablation of a refusal direction that refuses least at the smallest KL.
 
-p-e-w/heretic 1.4 and its development branch: directions are differences of means with the mean harmless residual
-projected out, weights are edited with their row norms kept, and Optuna chooses direction, strength and layers. As the
-attack of a red team it measures a defense: `<recipe>+heretic`. config/steps/heretic.yaml has the authors' values.
+p-e-w/heretic, as its development branch has it (config/steps/heretic_1_4.yaml is the release): directions are
+differences of means with the mean harmless residual projected out, weights are edited with their row norms kept, and
+Optuna chooses direction, strength and layers. As the attack of a red team it measures a defense: `<recipe>+heretic`.
+config/steps/heretic.yaml has the authors' values.
 """
 
 from bulwark.abliteration.attack import attack

@@ -107,6 +107,13 @@ def test_a_token_at_the_threshold_is_learned_and_one_below_it_is_not():
     assert not kept.all()
 
 
+def test_drift_is_against_the_untouched_model_on_the_same_text():
+    """Its projection there is 1 in the samples, and that of its own answer 0."""
+    scores = state_aware().judge(detector_of(), batch_of(4), 0.0).scores
+    assert torch.equal(scores["drift"], scores["p_cur"] - 1.0)
+    assert torch.equal(scores["dp"], scores["p_cur"])
+
+
 def test_a_state_at_the_margin_is_safe():
     batch = batch_of(9)
     _, value = deciding("state", batch)
