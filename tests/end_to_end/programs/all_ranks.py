@@ -14,12 +14,15 @@ from pathlib import Path
 
 import torch
 
+from bulwark.models.readout import chunks
 from bulwark.training import engine as engines
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     processes = engines.start_processes()
+    if processes.count > 1:
+        chunks.CPU_CHUNK = 2**10  # so that the output embedding's weight is gathered for several chunks
     plans = sorted(folder.glob(f"*/plan_{processes.count}.json"))
     programs = [importlib.import_module(plan.parent.name) for plan in plans]
     gc.freeze()  # every engine collects garbage, and need not look through all that is imported

@@ -37,6 +37,17 @@ class Task:
     terms: int
 
 
+def few(positions: int, vocabulary: int, device: torch.device) -> bool:
+    """Whether all logits are so few that torch's own way, which keeps several tensors of their size, takes no more
+    memory than chunks do. Sums are then rounded as they are everywhere else.
+    """
+    return 2 * positions * vocabulary <= _entries(device)
+
+
+def _entries(device: torch.device) -> int:
+    return CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
+
+
 def values_of(
     loss: Loss,
     form: Form,
@@ -137,8 +148,7 @@ def _split(task: Task, things: Sequence[Any]) -> tuple[Sequence[Any], Sequence[A
 def _parts(task: Task, tensors: Sequence[Tensor | None]) -> list[slice]:
     """The chunks, one at least."""
     positions, vocabulary = len(tensors[0]), len(tensors[task.terms])
-    entries = CPU_CHUNK if tensors[0].device.type == "cpu" else GPU_CHUNK
-    size = max(1, entries // (vocabulary * task.loss.buffers))
+    size = max(1, _entries(tensors[0].device) // (vocabulary * task.loss.buffers))
     return [slice(start, min(start + size, positions)) for start in range(0, max(1, positions), size)]
 
 

@@ -7,7 +7,7 @@ and the values are an output of the model, on which an engine waits for the back
 
 What a model does with its logits afterwards (`Form`) is found by letting it do that to known numbers. Where a model's
 output embedding is not linear, is not called as a module, or is followed by something that `Form` cannot say, the pass
-is the plain one, with all logits, and the values are the same.
+is the plain one, with all logits, and the values are the same. So it is where there are few of them (`chunks.few`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from bulwark.models.readout.chunks import values_of
+from bulwark.models.readout.chunks import few, values_of
 from bulwark.models.readout.losses import Each, Form, Loss
 
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")  # in configurations: Cohere, Granite, Falcon-H1
@@ -109,7 +109,7 @@ def read(
     """
     head = output_embedding(model)
     form, hopeless = _known_form(model, head)
-    if not hopeless:
+    if not hopeless and not few(len(positions), head.out_features, positions.device):
         stand = _Stand(head, positions, form, lambda unread: loss.around(lambda: unread.values(loss, weights)))
         output = stand.passed(model, **inputs, **options)
         if output is not None:
@@ -125,7 +125,7 @@ def unread(model: nn.Module, inputs: dict[str, Any], positions: Tensor, **option
     """A pass that ends before the output embedding, at `positions` [n]; its logits there where it cannot."""
     head, found = output_embedding(model), []
     form, hopeless = _known_form(model, head)
-    if not hopeless:
+    if not hopeless and not few(len(positions), head.out_features, positions.device):
 
         def keep(unread: Readout) -> Tensor:
             found.append(unread)
@@ -165,7 +165,7 @@ def read_hidden(model: nn.Module, hidden: Tensor, loss: Loss) -> Tensor:
     """`loss` of what the output embedding alone makes of hidden states [n, hidden size], [n]."""
     head = output_embedding(model)
     terms = _terms(head, hidden)
-    if terms is None:
+    if terms is None or few(len(hidden), head.out_features, hidden.device):
         return loss.values(head(hidden), slice(0, len(hidden)))
     return Readout(terms, Form(1.0, None, hidden.dtype)).values(loss)
 
