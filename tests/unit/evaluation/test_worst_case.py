@@ -91,6 +91,18 @@ def test_harm_can_be_a_low_value_and_utility_too(number):
         assert found.estimate.value == (None if value is None else pytest.approx(value, abs=1e-12))
 
 
+def test_a_utility_that_is_better_lower_may_rise_by_the_share():
+    """From 0.5 to 0.55 at a tenth: 0.54 is eligible, 0.6 is not, whatever harm it does."""
+    before = sample(np.full(24, 0.5))
+    attacks = {
+        name: Attack(sample(np.full(24, harm)), sample(np.full(24, utility)))
+        for name, harm, utility in (("mild", 0.4, 0.54), ("severe", 0.9, 0.6), ("harmless", 0.1, 0.3))
+    }
+    found = worst_case(attacks, before, 0.1, higher_utility=False, resamples=20)
+    assert found.chosen == ("mild", "mild")
+    assert found.estimate.value == pytest.approx(0.4)
+
+
 def test_attacks_that_do_not_differ_profit_nothing_from_being_many():
     """All harm is by chance at a rate of 30 %: the best of 50 seems much worse on the records that choose it."""
     values, naive = [], []

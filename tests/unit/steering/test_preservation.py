@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import delta_samples as samples
 import pytest
@@ -104,6 +105,38 @@ def test_a_flat_projection_touches_only_what_erodes(project, tmp_path, monkeypat
     assert along
     assert all(removed == size for _, removed, size in against)
     assert all(removed == 0 for _, removed, _ in along)
+
+
+def test_of_a_gradient_what_descent_would_undo_is_removed(tmp_path, monkeypatch):
+    """A step goes against the gradient: along a direction in which the gradient has ΔW's sign it undoes ΔW."""
+    seen = []
+
+    def looking(self, engine, step, total):
+        def coordinates():
+            return [guard.along(shards.local_gradient(engine, guard.parameter)).clone() for guard in self.guards]
+
+        before = coordinates() if self.crossed else []
+        edit(self, engine, step, total)
+        for guard, was, now in zip(self.guards, before, coordinates() if before else [], strict=False):
+            undone = (was * guard.delta).sum(dim=0) > 0
+            seen.extend(undone.tolist())
+            assert float(now[:, undone].abs().sum()) <= 1e-5 * float(was.abs().sum())
+            torch.testing.assert_close(now[:, ~undone], was[:, ~undone], atol=1e-6, rtol=1e-4)
+
+    edit = Preservation.after_backward
+    monkeypatch.setattr(Preservation, "after_backward", looking)
+    chosen = {"shape": "flat", "remove": "eroding", "project": "gradient", "moments": "keep"}
+    weights(tmp_path, chosen, learning_rate=0.05, max_steps=14, eps=1e-8)
+    assert {True, False} == set(seen)
+
+
+def test_what_moves_back_along_the_delta_is_no_longer_retained():
+    objective = Preservation.__new__(Preservation)
+    delta, anchor = torch.tensor([[3.0], [4.0]]), torch.tensor([[1.0], [2.0]])
+    objective._engine_device, objective._anchor = torch.device("cpu"), [anchor]
+    objective.guards = [SimpleNamespace(delta=delta)]
+    objective._coordinates = lambda _: [anchor - 0.25 * delta]
+    assert objective._moved(None).tolist() == [0.75, 0.25]
 
 
 def test_without_anything_removed_it_is_steering_and_then_plain_training(tmp_path):
