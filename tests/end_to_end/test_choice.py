@@ -53,7 +53,7 @@ def test_the_trial_of_lowest_validation_loss_is_the_checkpoint(chosen):
     table = (copy.folder / "results/reports/choice/tables/choice.md").read_text(encoding="utf-8")
     assert f"{losses[best]:.4f}" in table
     shown = copy.bulwark("show", checkpoint("vanilla.best")).stdout
-    assert f"vanilla.best, {best}, the best of 4 by its validation loss of {losses[best]:.4f}" in shown
+    assert f"vanilla.best/seed0, {best}, the best of 4 by its validation loss of {losses[best]:.4f}" in shown
 
 
 def test_trials_that_diverge_are_told_and_have_no_model(chosen):
@@ -65,7 +65,11 @@ def test_trials_that_diverge_are_told_and_have_no_model(chosen):
         assert "Training stopped at step" in left_out[trial]
         assert f"{trial} is not chosen: it diverged" in log
         assert read(copy, checkpoint(trial))["files"] == []
-    failed = copy.snakemake("--cores", "1", *CHOICE, "--", scores(DIVERGING[0]), check=False)
+    copy.snakemake("--cores", "1", *CHOICE, "--", scores(DIVERGING[0]))
+    measured = read(copy, scores(DIVERGING[0]))
+    assert {metric["value"] for metric in measured["metrics"].values()} == {None}
+    assert measured["reported"]["diverged"] == read(copy, checkpoint(DIVERGING[0]))["diverged"]
+    failed = copy.snakemake("--cores", "1", *CHOICE, "--", checkpoint(f"{DIVERGING[0]}+vanilla"), check=False)
     assert failed.returncode != 0
     assert "the training of this trial diverged, so there is no model" in failed.stdout
 
