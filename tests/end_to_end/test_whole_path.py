@@ -200,4 +200,6 @@ def test_the_command_line_answers_plans_and_tells(finished):
     status = finished.bulwark("status", "--configfile", SMALLEST).stdout
     assert f"{REPORT}/tables/aside_sep.md" in status
     assert "ASIDE separates better than vanilla" in status
-    assert "apply_step" in finished.bulwark("plan", "table_aside_sep").stdout
+    planned = finished.bulwark("plan", "table_aside_sep").stdout
+    assert "by stage" in planned
+    assert "steps" in planned
