@@ -7,7 +7,7 @@ and the values are an output of the model, on which an engine waits for the back
 
 What a model does with its logits afterwards (`Form`) is found by letting it do that to known numbers. Where a model's
 output embedding is not linear, is not called as a module, or is followed by something that `Form` cannot say, the pass
-is the plain one, with all logits, and the values are the same. So it is where there are few of them (`chunks.few`).
+is the plain one, with all logits, and the values are the same. So it is where one process has few of them (`chunks.few`).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def read(
     """
     head = output_embedding(model)
     form, hopeless = _known_form(model, head)
-    if not hopeless and not few(len(positions), head.out_features, positions.device):
+    if not hopeless and not _plain_will_do(head, positions):
         stand = _Stand(head, positions, form, lambda unread: loss.around(lambda: unread.values(loss, weights)))
         output = stand.passed(model, **inputs, **options)
         if output is not None:
@@ -125,7 +125,7 @@ def unread(model: nn.Module, inputs: dict[str, Any], positions: Tensor, **option
     """A pass that ends before the output embedding, at `positions` [n]; its logits there where it cannot."""
     head, found = output_embedding(model), []
     form, hopeless = _known_form(model, head)
-    if not hopeless and not few(len(positions), head.out_features, positions.device):
+    if not hopeless and not _plain_will_do(head, positions):
 
         def keep(unread: Readout) -> Tensor:
             found.append(unread)
@@ -165,7 +165,7 @@ def read_hidden(model: nn.Module, hidden: Tensor, loss: Loss) -> Tensor:
     """`loss` of what the output embedding alone makes of hidden states [n, hidden size], [n]."""
     head = output_embedding(model)
     terms = _terms(head, hidden)
-    if terms is None or few(len(hidden), head.out_features, hidden.device):
+    if terms is None or _plain_will_do(head, hidden):
         return loss.values(head(hidden), slice(0, len(hidden)))
     return Readout(terms, Form(1.0, None, hidden.dtype)).values(loss)
 
@@ -220,6 +220,16 @@ class _Stand(nn.Module):
             output.logits = self.then(Readout(_terms(self.head, hidden), form))
             self.__dict__["done"] = True
         return output
+
+
+def _plain_will_do(head: nn.Module, at: Tensor) -> bool:
+    """Whether all logits at these positions are so few that chunks save nothing. at: [positions, …].
+
+    Ranks have to go the same way whatever is in their batches, since an engine gathers and reduces with all of them:
+    so several always go in chunks.
+    """
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    return not several and few(len(at), head.out_features, at.device)
 
 
 def _known_form(model: nn.Module, head: nn.Module) -> tuple[Form | None, bool]:
