@@ -7,7 +7,8 @@ and the values are an output of the model, on which an engine waits for the back
 
 What a model does with its logits afterwards (`Form`) is found by letting it do that to known numbers. Where a model's
 output embedding is not linear, is not called as a module, or is followed by something that `Form` cannot say, the pass
-is the plain one, with all logits, and the values are the same. So it is where one process has few of them (`chunks.few`).
+is the plain one, with all logits, and the values are the same. So it is where one process has few of them
+(`chunks.few`).
 """
 
 from __future__ import annotations
