@@ -46,6 +46,7 @@ def test_every_table_and_figure_of_its_studies_has_a_plan(checkout):
     studies = overlays.read([], Path("config")).files[0].data["studies"]
     of_tar = {name: study for name, study in studies.items() if name.startswith("tar") or name.endswith("_red_team")}
     assert list(of_tar) == [
+        "abliteration_red_team",
         *("tar", "tar_cyber", "tar_chem", "tar_refusal", "tar_analyses", "tar_red_team"),
         *("refusal_red_team", "aside_red_team", "steering_red_team"),
     ]

@@ -15,8 +15,8 @@ def test_a_study_plans_its_trials_and_what_is_shown_of_them(checkout):
 
 def test_a_plan_prices_trials_and_names_their_settings(checkout):
     told = checkout.bulwark("plan", *TRIALS, "--", "all").stdout
-    assert "apply_step" in told
-    lines = told.partition("Trials and their settings:\n")[2].splitlines()
+    assert "by stage" in told
+    lines = told.partition("Trials and their settings:\n")[2].partition("\n\n")[0].splitlines()
     assert [line.split(" (")[0] for line in lines] == [f"  miniature, relearn_tried.{n}" for n in range(4)]
     for line in lines:
         assert "(4 to make): training.batch_size " in line

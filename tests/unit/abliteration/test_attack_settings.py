@@ -101,6 +101,7 @@ def test_norms_behind_a_sublayer_count_where_that_is_asked_for(through, tmp_path
     """The tiny model that refuses has none: its modules are taken from a Gemma."""
     made = targets.targets_of
     monkeypatch.setattr(targets, "targets_of", lambda model, *given: made(family_model("gemma2"), *given))
+    monkeypatch.setattr("bulwark.abliteration.edit.checking.check_edits", lambda *_: None)  # another model's targets
     monkeypatch.setattr("bulwark.abliteration.search.trials.Examiner", lambda _, edits, *__: Holding(edits))
     examiner = attack.examiner_of(
         job_for("heretic", tmp_path / "model", parent), attack_settings(edit={"through_norms": through})
