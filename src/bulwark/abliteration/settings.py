@@ -226,7 +226,19 @@ class AttackSettings(Closed):
         return self
 
 
-class RefusalDirectionSettings(Closed):
+class WithoutSearch(Closed):
+    """Of an attack that makes its candidates itself: how these are measured. It has `max_new_tokens` and `rule`."""
+
+    @property
+    def search(self) -> SearchSettings:
+        return SearchSettings(max_new_tokens=self.max_new_tokens, rule=self.rule)
+
+    @property
+    def objectives(self) -> ObjectiveSettings:
+        return ObjectiveSettings()
+
+
+class RefusalDirectionSettings(WithoutSearch):
     """What `refusal_direction` can set: Arditi et al. 2024 (arXiv 2406.11717), Sec. 2 and App. C.
 
     positions: how many of the last tokens of the prompt give candidates; null takes all that the template writes after
@@ -259,16 +271,8 @@ class RefusalDirectionSettings(Closed):
     def edit(self) -> EditSettings:
         return EditSettings(through_norms=self.through_norms)
 
-    @property
-    def search(self) -> SearchSettings:
-        return SearchSettings(max_new_tokens=self.max_new_tokens, rule=self.rule)
 
-    @property
-    def objectives(self) -> ObjectiveSettings:
-        return ObjectiveSettings()
-
-
-class GradientEditSettings(Closed):
+class GradientEditSettings(WithoutSearch):
     """What `gradient_edit` can set, see `bulwark.abliteration.optimised`.
 
     components: what gets an edit of rank `rank`, in every block. rounds of `steps` steps: after each the edited model
@@ -298,11 +302,3 @@ class GradientEditSettings(Closed):
     @property
     def edit(self) -> EditSettings:
         return EditSettings(components=self.components)
-
-    @property
-    def search(self) -> SearchSettings:
-        return SearchSettings(max_new_tokens=self.max_new_tokens, rule=self.rule)
-
-    @property
-    def objectives(self) -> ObjectiveSettings:
-        return ObjectiveSettings()
