@@ -71,6 +71,17 @@ class Part:
             data, mark, depth = data[key], (mark and mark.below.get(key)) or mark, depth + 1
         return depth, f"{self.file}:{mark.line}" if mark else self.file
 
+    def hides(self, keys: Sequence[str | int]) -> bool:
+        """Whether what lower parts say of the keys does not count: a list or a value stands in its place."""
+        data = self.data
+        for key in keys:
+            if not isinstance(data, Mapping) or key not in data:
+                return False
+            data = data[key]
+            if not isinstance(data, Mapping):
+                return True
+        return False
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -89,7 +100,8 @@ class Origin:
         return ", ".join(filter(None, (place, ".".join(map(str, (*part.keys, *keys))))))
 
     def _saying(self, keys: Sequence[str | int]) -> tuple[Part, str]:
-        best = max(reversed(self.parts), key=lambda part: part.reach(keys)[0])  # of equals, max takes the first
+        top = next((n for n in reversed(range(len(self.parts))) if self.parts[n].hides(keys)), 0)
+        best = max(reversed(self.parts[top:]), key=lambda part: part.reach(keys)[0])  # of equals, max takes the first
         return best, best.reach(keys)[1]
 
     def below(self, *keys: str) -> Origin:

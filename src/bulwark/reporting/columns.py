@@ -48,12 +48,12 @@ class WorstCase(_OfAttacks):
     """In the place of a recipe, the attack on it that does most harm and costs little utility (evaluation.worst_case).
 
     utility, loss: at most this share of what the recipe has before the attack is lost. harm: which end of the metric
-    shown is most harm.
+    shown is most harm; without a default, because the wrong end makes every model look as if no attack did harm.
     """
 
     utility: Measure
     loss: float = Field(0.05, ge=0, lt=1)
-    harm: Literal["highest", "lowest"] = "highest"
+    harm: Literal["highest", "lowest"]
 
 
 class AverageCase(_OfAttacks):
@@ -132,7 +132,7 @@ class Attacks(Closed):
     """
 
     harm: Column
-    most: Literal["highest", "lowest"] = "highest"
+    most: Literal["highest", "lowest"]
     against: tuple[Axis, ...] = Field(min_length=1)
     series: dict[str, tuple[str, ...] | Literal["study"]] = Field(default_factory=dict)
     attacks: tuple[str, ...] | Literal["study"] = ()

@@ -206,7 +206,7 @@ def test_what_is_needed_is_named():
     assert (plain.average, plain.label) == (None, "accuracy")
 
 
-WORST = {"attacks": ["full"], "utility": {"benchmark": "retain", "metric": "accuracy"}}
+WORST = {"harm": "highest", "attacks": ["full"], "utility": {"benchmark": "retain", "metric": "accuracy"}}
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,7 @@ def test_the_word_study_stands_for_the_attacks_of_the_study():
         "title": "F", "study": "study", "kind": "attacks",
         "attacks": {
             "harm": {**COLUMN, "label": "study"},
+            "most": "highest",
             "against": [{**COLUMN, "label": "x"}],
             "series": {"base": "study", "tar": ["full"]},
         },

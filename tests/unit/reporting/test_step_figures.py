@@ -116,7 +116,7 @@ def test_adversaries_name_what_they_need():
 
 
 def test_attacks_follow_the_rows_where_there_are_no_series():
-    drawn = {"harm": SHOWN, "against": [{**SHOWN, "label": "x"}], "attacks": "study"}
+    drawn = {"harm": SHOWN, "most": "highest", "against": [{**SHOWN, "label": "x"}], "attacks": "study"}
     figure = validated(Figure, {**COMMON, "kind": "attacks", "rows": ["base", "tar"], "attacks": drawn}, "f")
     assert figure.of_study(("full",)).attacks.series == {"base": ("full",), "tar": ("full",)}
     listed = validated(
@@ -130,7 +130,10 @@ def test_attacks_follow_the_rows_where_there_are_no_series():
     ("spec", "said"),
     [
         ({"kind": "adversaries", "adversaries": {"shown": SHOWN, "attacks": ["full"]}}, "rows lists the recipes"),
-        ({"kind": "attacks", "attacks": {"harm": SHOWN, "against": [SHOWN]}}, "set series, or rows and attacks"),
+        (
+            {"kind": "attacks", "attacks": {"harm": SHOWN, "most": "highest", "against": [SHOWN]}},
+            "set series, or rows and attacks",
+        ),
         (
             {"kind": "curves", "columns": [SHOWN], "curves": {"analysis": "a", "panels": [{"y": "b", "label": "c"}]}},
             "none",

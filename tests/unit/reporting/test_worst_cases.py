@@ -22,9 +22,9 @@ from bulwark.reporting.tables import make_table
 from bulwark.settings import validated
 
 UTILITY = {"benchmark": "retain", "metric": "accuracy"}
-TUNED = {"attacks": ["relearn.*"], "utility": UTILITY, "loss": 0.1}
-FIXED = {"attacks": ["relearn"], "utility": UTILITY, "loss": 0.1}
-KNOWING = {"attacks_on": {"tar": ["untar"]}, "utility": UTILITY, "loss": 0.1}
+TUNED = {"harm": "highest", "attacks": ["relearn.*"], "utility": UTILITY, "loss": 0.1}
+FIXED = {"harm": "highest", "attacks": ["relearn"], "utility": UTILITY, "loss": 0.1}
+KNOWING = {"harm": "highest", "attacks_on": {"tar": ["untar"]}, "utility": UTILITY, "loss": 0.1}
 COLUMN = {"benchmark": "cloze", "metric": "accuracy"}
 TABLE = {
     "title": "T",
@@ -255,6 +255,7 @@ def attacks(**changes):
         "kind": "attacks",
         "attacks": {
             "harm": {**COLUMN, "label": "facts"},
+            "most": "highest",
             "against": [
                 {"analysis": "compute", "metric": "tokens", "label": "tokens", "percent": False, "log": True},
                 {**UTILITY, "label": "utility"},
@@ -329,7 +330,8 @@ def test_what_is_missing_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("cls", "spec", "said"),
     [
-        (WorstCase, {"utility": UTILITY}, "over attacks, or over attacks_on"),
+        (WorstCase, {"harm": "highest", "utility": UTILITY}, "over attacks, or over attacks_on"),
+        (WorstCase, {k: v for k, v in TUNED.items() if k != "harm"}, 'the key "harm" is missing'),
         (WorstCase, {**TUNED, "loss": 1.0}, "less than 1"),
         (Table, {**TABLE, "rows": []}, "rows lists the recipes that are attacked"),
         (Figure, attacks(harm={**COLUMN, "label": "x", "worst_case": TUNED}), "attacks are drawn one by one"),
