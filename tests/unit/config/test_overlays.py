@@ -187,14 +187,6 @@ def test_an_overlay_of_what_a_variant_is_like_leaves_what_the_variant_says_of_a_
             "steps:\n  vanilla:\n    models:\n      miniature:\n        settings:\n          training: {batch_size: x}",
             ['one.yaml:7, steps.vanilla.models.miniature.settings: "training.batch_size"'],
         ),
-        (  # the claim's own file has conditions too, and whole ones, which this list replaces
-            "claims:\n  tar_survives_its_worst_case:\n    conditions:\n      - better: {benchmark: cloze, recipe: a, than: b, "
-            "metric: accuracy, worst_case: {attacks: [c], utility: {benchmark: cloze, metric: accuracy}}}",
-            [
-                "one.yaml:5, claims.tar_survives_its_worst_case",
-                'the key "conditions.0.better.worst_case.harm" is missing',
-            ],
-        ),
     ],
 )
 def test_a_message_names_file_and_line(tmp_path, text, parts):
