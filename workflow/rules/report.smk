@@ -22,8 +22,10 @@ rule make_table:
             "make_table",
             spec=of(reports.table, "spec"),
             cells=of(reports.table, "cells"),
+            missing=of(reports.table, "missing"),
             code=of(reports.table, "code"),
         ),
+        command=catalogue.command,
     script:
         "../scripts/make_table.py"
 

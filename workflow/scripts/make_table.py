@@ -15,6 +15,8 @@ run(
         "csv": Path(snakemake.output.csv),
         "markdown": Path(snakemake.output.markdown),
         "latex": Path(snakemake.output.latex),
+        "missing": snakemake.params.missing,
+        "command": snakemake.params.command,
     },
     **call_of(snakemake),
     warm="use",

@@ -80,7 +80,7 @@ class Catalogue:
 
     folder: where the entity files are. name: of the configuration, under which its reports are kept. origins: in which
     files and lines each entity and study stands. studies: those that are run; left_out: the others' names. accelerator:
-    which GPUs jobs get.
+    which GPUs jobs get. partial: whether tables show what has not been made as missing. command: that makes a file.
     """
 
     models: dict[str, Model]
@@ -98,6 +98,8 @@ class Catalogue:
     name: str
     origins: dict[tuple[str, str], Origin]
     accelerator: str = accelerators.DEFAULT
+    partial: bool = False
+    command: str = "snakemake -c2 --"
     left_out: tuple[str, ...] = ()
     _resolved: dict[tuple[Section, str | None, str, int | None], Resolved] = field(default_factory=dict, repr=False)
 

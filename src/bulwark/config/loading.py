@@ -81,6 +81,8 @@ def load(configuration: Configuration | Mapping[str, Any], folder: Path) -> Cata
         name=configuration.name,
         origins=origins,
         accelerator=configuration.accelerator(),
+        partial=overlays.shows_partly(configuration.options),
+        command=configuration.command,
     )
     checks.check(catalogue)
     published = {path.stem: path for path in (folder / "published").glob("*.yaml")}

@@ -34,7 +34,7 @@ _LIKE = 20
 # Sections by their names: folders, or the ends of targets; and those whose files have endings after the name.
 _WITH_DOTS = ("models", "datasets", "steps", "studies")
 _WITHOUT_DOTS = ("benchmarks", "analyses", "traits", "projections", "tables", "figures", "claims")
-_OPTIONS = ("replace",)
+_OPTIONS = ("replace", "partial")
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,12 @@ class Configuration:
     def name(self) -> str:
         return str(self.files[-1].data.get(NAME, "unnamed"))
 
+    @property
+    def command(self) -> str:
+        """How Snakemake is called to make a file of this configuration, up to the file's path."""
+        laid = "".join(f" {part.file}" for part in self.files[1:])
+        return f"snakemake{' --configfile' if laid else ''}{laid} -c2 --"
+
     def chosen(self, studies: Sequence[str]) -> list[str]:
         """The studies that the topmost `run` lists; without one, all.
 
@@ -262,6 +268,7 @@ def read(paths: Sequence[str | Path], folder: Path, options: Mapping[str, Any] |
                 "(--configfile)."
             )
     replace_finished(options or {})
+    shows_partly(options or {})
     files = [_part(_shown(path), _document(Path(path))) for path in (folder / "config.yaml", *paths)]
     for file in files:
         for section in {*_WITH_DOTS, *_WITHOUT_DOTS} & set(file.data):
@@ -276,11 +283,23 @@ def replace_finished(options: Mapping[str, Any]) -> bool:
 
     Raises ConfigurationError if it is neither true nor false.
     """
-    given = options.get("replace", False)
-    replaces = {"true": True, "false": False}.get(str(given).lower())
-    if replaces is None:
-        raise ConfigurationError(f"--config replace={given}: write replace=true or replace=false.")
-    return replaces
+    return _switch(options, "replace")
+
+
+def shows_partly(options: Mapping[str, Any]) -> bool:
+    """The option `partial`: whether tables show what has not been made as missing, in the place of making it.
+
+    Raises ConfigurationError if it is neither true nor false.
+    """
+    return _switch(options, "partial")
+
+
+def _switch(options: Mapping[str, Any], option: str) -> bool:
+    given = options.get(option, False)
+    chosen = {"true": True, "false": False}.get(str(given).lower())
+    if chosen is None:
+        raise ConfigurationError(f"--config {option}={given}: write {option}=true or {option}=false.")
+    return chosen
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

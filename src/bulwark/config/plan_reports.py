@@ -30,7 +30,8 @@ class Shown:
     """What a job gets that makes a table or figure, or checks the claims.
 
     spec: settings. cells: the measurements it shows. scores: their files, and those with the rows. published: the file
-    of config/published that it compares with; none if it names none. code: a digest.
+    of config/published that it compares with; none if it names none. code: a digest. missing: scores that it shows as
+    missing, with the option `partial`.
     """
 
     spec: dict[str, Any]
@@ -38,6 +39,7 @@ class Shown:
     scores: list[str]
     published: Path | list
     code: str
+    missing: tuple[str, ...] = ()
 
 
 # --- tables and figures ---
@@ -59,7 +61,10 @@ def _shown(catalogue: Catalogue, entity: Table | Figure, where: str, code: str) 
     checks.check_measured(catalogue, entity, where)
     cells = _cells(catalogue, entity.study, entity.benchmarks(), entity.recipes())
     published = catalogue.folder / "published" / f"{entity.published}.yaml" if entity.published else []
-    return Shown(entity.model_dump(mode="json"), cells, _files_of(cells), published, code)
+    partly = catalogue.partial and isinstance(entity, Table)
+    missing = tuple(cell["scores"] for cell in cells if partly and not Path(cell["scores"]).exists())
+    there = [cell for cell in cells if cell["scores"] not in missing]
+    return Shown(entity.model_dump(mode="json"), cells, _files_of(there), published, code, missing)
 
 
 def _cells(catalogue: Catalogue, study: str, names: Collection[str], only: Sequence[str]) -> list[Cell]:

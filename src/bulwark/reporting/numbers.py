@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bulwark.reporting.settings import Column
 
 NONE = "–"
+MISSING = "missing"  # what has not been made; NONE is what has been and has no value
 _NOTHING = 1e-12  # what summing floats leaves of an exact 0 is smaller
 
 

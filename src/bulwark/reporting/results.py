@@ -25,13 +25,14 @@ class ResultsError(BulwarkError):
 
 @dataclass(frozen=True)
 class Cell:
-    """One scores file and its model, recipe, seed and benchmark."""
+    """One scores file and its model, recipe, seed and benchmark; command: that makes it, up to its path."""
 
     model: str
     recipe: str
     seed: int
     benchmark: str
     scores: Path
+    command: str = "snakemake -c2 --"
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -41,7 +42,7 @@ class Cell:
         except FileNotFoundError:
             raise ResultsError(
                 f"{self.scores} is missing: the result of {self.benchmark} for {self.model}, {self.recipe}, "
-                f"seed {self.seed}. Make it with: snakemake {self.scores}"
+                f"seed {self.seed}. Make it with: {self.command} {self.scores}"
             ) from None
         except ValueError as error:
             raise ResultsError(f"{self.scores} is not readable ({error}): delete it and make it again.") from None
@@ -75,10 +76,20 @@ class Cell:
 
 
 class Results:
-    """The cells of a study: plain maps with model, recipe, seed, benchmark and scores (a path)."""
+    """The cells of a study: plain maps with model, recipe, seed, benchmark and scores (a path).
 
-    def __init__(self, cells: Iterable[Mapping[str, Any]]) -> None:
-        self.cells = [Cell(**{**cell, "seed": int(cell["seed"]), "scores": Path(cell["scores"])}) for cell in cells]
+    missing: the scores that are shown as missing; any other that is not there is an error, which names `command` and
+    the path.
+    """
+
+    def __init__(
+        self, cells: Iterable[Mapping[str, Any]], missing: Iterable[str | Path] = (), command: str = Cell.command
+    ) -> None:
+        self.cells = [
+            Cell(**{**cell, "seed": int(cell["seed"]), "scores": Path(cell["scores"]), "command": command})
+            for cell in cells
+        ]
+        self.missing = frozenset(map(Path, missing))
         self.models, self.recipes, self.benchmarks = (
             list(dict.fromkeys(getattr(cell, key) for cell in self.cells)) for key in ("model", "recipe", "benchmark")
         )
@@ -99,15 +110,22 @@ class Results:
             )
         return dict(sorted(cells.items()))
 
+    def lacks(self, model: str, recipe: str, benchmark: str) -> bool:
+        """Whether it is shown as missing: at any seed, because a mean over fewer would be of something else."""
+        return any(cell.scores in self.missing for cell in self.seeds(model, recipe, benchmark).values())
+
     def diverged(self, model: str, recipe: str, benchmark: str) -> bool:
         """Whether the training of this trial diverged, at any seed. Raises ResultsError if the cell is missing."""
         return any(cell.diverged for cell in self.seeds(model, recipe, benchmark).values())
 
     def higher_is_better(self, benchmark: str, metric: str) -> bool | None:
         """The direction of a metric; None if it has none. Raises ResultsError if the benchmark has no result."""
-        for cell in self.cells:
-            if cell.benchmark == benchmark:
+        of_benchmark = [cell for cell in self.cells if cell.benchmark == benchmark]
+        for cell in of_benchmark:
+            if cell.scores not in self.missing:
                 return cell.metric(metric)["higher_is_better"]
+        if of_benchmark:
+            return None
         raise ResultsError(f'There is no result of "{benchmark}".{nearest(benchmark, self.benchmarks)}')
 
     def sample(self, model: str, recipe: str, benchmark: str, metric: str) -> Sample | None:

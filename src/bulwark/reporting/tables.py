@@ -2,6 +2,7 @@
 
 Each metric has the columns value, standard error (over records, clustered over seeds), n, spread over seeds (standard
 deviation; where there are several), and the published number with its error (where there is one for these rows).
+A result that is not there is an error, unless it is to be shown as missing: then nothing that depends on it is shown.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from bulwark import files
 from bulwark.reporting import worst_cases
 from bulwark.reporting.columns import those_named
-from bulwark.reporting.numbers import exact, number, with_error
-from bulwark.reporting.results import Results, ResultsError, read_published
+from bulwark.reporting.numbers import MISSING, NONE, exact, number, with_error
+from bulwark.reporting.results import Cell, Results, ResultsError, read_published
 from bulwark.reporting.settings import Average, Column, Figure, Table
 from bulwark.settings import validated
 
@@ -34,20 +35,24 @@ def make_table(
     csv: Path,
     markdown: Path,
     latex: Path,
+    missing: Iterable[str | Path] = (),
+    command: str = Cell.command,
 ) -> pd.DataFrame:
     """Write the table `spec` over `cells` (maps with model, recipe, seed, benchmark, scores) in three formats.
 
-    published: a file of config/published, or None. Returns the frame of `table_frame`.
-    Raises ResultsError that names the file of a missing cell.
+    published: a file of config/published, or None. missing: scores that are shown as missing. command: that makes a
+    file, up to its path. Returns the frame of `table_frame`. Raises ResultsError that names any other file that is
+    missing, and the command that makes it.
     """
     table = spec if isinstance(spec, Table) else validated(Table, spec, "the table's settings")
-    results = Results(cells)
+    results = Results(cells, missing, command)
     columns = shown_columns(table.columns, results)
     frame = table_frame(table, results, published)
     presented = presented_frame(table, columns, frame, results)
     caption = caption_of(table, columns, frame)
     elsewhere = "The numbers of records and the spread over seeds are in the CSV file."
     note = reading(table, columns, frame, compact=table.compact, elsewhere=elsewhere)
+    note = " ".join(filter(None, (note, told_missing(results, command))))
     files.write_text(Path(csv), frame.to_csv(index=False))
     files.write_text(Path(markdown), _markdown(table.title, caption, presented, note))
     files.write_text(Path(latex), _latex(f"{table.title}. {caption} {note}", presented, Path(latex).stem))
@@ -61,15 +66,21 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
     them); of attacks also low and high (the interval) and, of a worst case, attack (those chosen, or why there is none)
     and utility_kept (the share of it), of a mean, attacks (how many). Metrics with `percent` are in percent, and their
     columns are named <benchmark>.<metric>_percent.<part>; those on a scale of 0 … k <benchmark>.<metric>_of_<k>.<part>;
-    those of attacks have their label after the metric. Averages of columns follow as <label>.<part>.
+    those of attacks have their label after the metric. Averages of columns follow as <label>.<part>. Where something
+    is missing, the column `missing` names those columns of the row, without the part.
     """
     numbers = read_published(published)
     columns = shown_columns(table.columns, results)
     lines = []
     for model, recipe in product(*shown_rows(table, results)):
         line: dict[str, Any] = {"model": model, "recipe": recipe}
+        gone = []
         for column in columns:
             printed = numbers.get(column.printed_as(model, recipe), (None, None))
+            if worst_cases.lacks(results, model, recipe, column):
+                gone.append(column_name(column, ""))
+                line |= {column_name(column, part): None for part in _PARTS}
+                continue
             if column.case is not None:
                 line |= _attacked(column, worst_cases.of(results, model, recipe, column, column.case), printed)
                 continue
@@ -86,12 +97,15 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
         line["seeds"] = " ".join(map(str, line.get("seeds") or sorted({cell.seed for cell in results.cells})))
         for average in table.averages:
             line |= _averaged(average, columns, line, numbers.get((model, recipe, "average", average.label)))
-        lines.append(line)
+            if {column_name(column, "") for column in members(average, columns)} & set(gone):
+                gone.append(f"{average.label}.")
+        lines.append(line | {"missing": ", ".join(name.removesuffix(".") for name in gone)})
     import pandas as pd
 
     frame = pd.DataFrame(lines)
     optional = frame.columns[frame.columns.str.endswith((".seed_sd", ".published", ".published_stderr"))]
-    return frame.drop(columns=[name for name in optional if frame[name].isna().all()])
+    unused = [name for name in optional if frame[name].isna().all()]
+    return frame.drop(columns=unused if frame["missing"].any() else [*unused, "missing"])
 
 
 def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, results: Results) -> pd.DataFrame:
@@ -112,17 +126,21 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
         heading = f"{label}{unit}{direction(column, results)}"
         digits = column.places
 
+        gone = [key.removesuffix(".") in names.split(", ") for names in frame.get("missing", [""] * len(frame))]
+
         def both(value: str, error: str, key: str = key, digits: int = digits) -> list[str]:
             errors = frame.get(key + error, [None] * len(frame))
             return [with_error(*pair, digits) for pair in zip(frame[key + value], errors, strict=True)]
 
-        presented[heading, _VALUE] = both("value", "stderr")
+        presented[heading, _VALUE] = [
+            MISSING if lacks else told for lacks, told in zip(gone, both("value", "stderr"), strict=True)
+        ]
         if not table.compact and key + "n" in frame:
-            presented[heading, "n"] = [str(n) for n in frame[key + "n"]]
+            presented[heading, "n"] = [number(n, 0) for n in frame[key + "n"]]
         if not table.compact and key + "seed_sd" in frame:
             presented[heading, "SD over seeds"] = [number(sd, digits) for sd in frame[key + "seed_sd"]]
         if key + "attack" in frame:
-            presented[heading, "attack"] = list(frame[key + "attack"])
+            presented[heading, "attack"] = [NONE if told is None else told for told in frame[key + "attack"]]
         if key + "published" in frame:
             presented[heading, published] = both("published", "published_stderr")
     import pandas as pd
@@ -240,6 +258,17 @@ def reading(table: Table, columns: list[Column], frame: pd.DataFrame, *, compact
     if has_published(frame):
         sentences.append("Published: the paper's number beside ours.")
     return " ".join(sentences)
+
+
+def told_missing(results: Results, command: str) -> str:
+    """Which results are shown as missing, and the command that makes the first of them; "" if none is."""
+    gone = [cell.scores for cell in results.cells if cell.scores in results.missing]
+    if not gone:
+        return ""
+    return (
+        f"Missing: {len(gone)} of {len(results.cells)} results have not been made, and what depends on them is not "
+        f"shown. The first is made by `{command} {gone[0]}`, all by asking for this table without partial=true."
+    )
 
 
 def _has(frame: pd.DataFrame, ending: str) -> bool:

@@ -91,6 +91,21 @@ def of(
     return Found(found.estimate, found.sample, _chosen(found, recipe) + apart, names, found.kept)
 
 
+def lacks(results: Results, model: str, recipe: str, column: Column) -> bool:
+    """Whether something that a column shows of a recipe is to be shown as missing.
+
+    Of attacks that is any of them: the worst of fewer would show a defense as stronger.
+    """
+    recipes, benchmarks = [recipe], [column.benchmark]
+    if column.case is not None:
+        recipes += those_named(column.case.over(recipe), results.recipes) if column.case.over(recipe) else []
+    if column.worst_case is not None:
+        benchmarks.append(column.worst_case.utility.benchmark)
+    elif column.average is not None:
+        del recipes[0]
+    return any(results.lacks(model, one, benchmark) for one in recipes for benchmark in benchmarks)
+
+
 def estimate_of(results: Results, model: str, recipe: str, column: Column) -> Estimate:
     """What a column shows of a recipe: the metric, or its worst case."""
     if column.case is None:
