@@ -44,7 +44,7 @@ def test_what_tests_can_be_told_to_require_is_required_in_ci():
         for file in (ROOT / "tests").rglob("test_*.py")
         for name in re.findall(r"BULWARK_REQUIRE_[A-Z]+", file.read_text(encoding="utf-8"))
     }
-    assert asked == {"BULWARK_REQUIRE_SLURM", "BULWARK_REQUIRE_AGENT"}
+    assert asked == {"BULWARK_REQUIRE_SLURM", "BULWARK_REQUIRE_AGENT", "BULWARK_REQUIRE_BROWSER"}
     for name in asked:
         assert re.search(rf"^export .*\b{name}=1\b", ci, re.MULTILINE), name
 

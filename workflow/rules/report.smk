@@ -6,12 +6,21 @@ from bulwark.config import paths
 REPORT = paths.report(catalogue.name)
 
 
+report: "../report/workflow.rst"
+
+
+def reported(path, what, caption, study=None, **labels):
+    """An output that `snakemake --report` shows, under `what` and the study that a function of wildcards names."""
+    inside = {} if study is None else {"subcategory": lambda wildcards: study(wildcards)["study"]}
+    return report(path, category=what, caption=f"../report/{caption}.rst", labels=labels, **inside)
+
+
 rule make_table:
     input:
         scores=of(reports.table, "scores"),
         published=of(reports.table, "published"),
     output:
-        csv=f"{REPORT}/tables/{{table}}.csv",
+        csv=reported(f"{REPORT}/tables/{{table}}.csv", "Tables", "table", of(reports.table, "spec"), table="{table}"),
         markdown=f"{REPORT}/tables/{{table}}.md",
         latex=f"{REPORT}/tables/{{table}}.tex",
     log:
@@ -36,7 +45,9 @@ rule make_figure:
         published=of(reports.figure, "published"),
     output:
         pdf=f"{REPORT}/figures/{{figure}}.pdf",
-        png=f"{REPORT}/figures/{{figure}}.png",
+        png=reported(
+            f"{REPORT}/figures/{{figure}}.png", "Figures", "figure", of(reports.figure, "spec"), figure="{figure}"
+        ),
         csv=f"{REPORT}/figures/{{figure}}.csv",
     log:
         f"results/logs/make_figure/{catalogue.name}/{{figure}}.log",
@@ -58,7 +69,7 @@ rule check_claims:
         scores=of(reports.claims, "scores"),
     output:
         json=f"{REPORT}/claims.json",
-        markdown=f"{REPORT}/claims.md",
+        markdown=reported(f"{REPORT}/claims.md", "Claims", "claims", claims="all"),
     log:
         f"results/logs/check_claims/{catalogue.name}.log",
     localrule: True
@@ -79,7 +90,7 @@ rule write_results:
     input:
         scores=of(reports.measured, "scores"),
     output:
-        csv=f"{REPORT}/results.csv",
+        csv=reported(f"{REPORT}/results.csv", "Everything measured", "results", results="tidy table"),
         parquet=f"{REPORT}/results.parquet",
     log:
         f"results/logs/write_results/{catalogue.name}.log",
@@ -101,7 +112,7 @@ rule write_report:
         sources=of(reports.page, "sources"),
         published=of(reports.page, "published"),
     output:
-        paths.page(catalogue.name),
+        reported(paths.page(catalogue.name), "The page", "page", page="report.html"),
     log:
         f"results/logs/write_report/{catalogue.name}.log",
     localrule: True

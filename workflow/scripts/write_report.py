@@ -17,7 +17,7 @@ run(
         "columns": snakemake.params.columns,
         "tables": snakemake.params.tables,
         "published": {Path(path).stem: Path(path) for path in snakemake.input.published},
-        "figures": {name: Path(path) for name, path in snakemake.params.figures.items()},
+        "figures": snakemake.params.figures,
         "cells": snakemake.params.cells,
     },
     **call_of(snakemake),

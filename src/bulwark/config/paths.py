@@ -25,6 +25,11 @@ def scores(model: str, recipe: str, seed: int | str, benchmark: str) -> str:
     return f"results/scores/{model}/{recipe}/seed{seed}/{benchmark}.json"
 
 
+def answers(model: str, recipe: str, seed: int | str, benchmark: str) -> str:
+    """The answers of a checkpoint to a benchmark."""
+    return f"results/answers/{model}/{recipe}/seed{seed}/{benchmark}.jsonl"
+
+
 def analysis(model: str, recipe: str, seed: int | str, analysis: str) -> str:
     """An analysis of a checkpoint, in the form of scores."""
     return f"results/analyses/{model}/{recipe}/seed{seed}/{analysis}.json"

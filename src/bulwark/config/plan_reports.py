@@ -23,6 +23,7 @@ from bulwark.reporting.settings import Claim, Figure, Table
 from bulwark.settings import find
 
 Cell = dict[str, Any]
+_SIDE_BY_SIDE = 8  # recipes whose answers the report compares
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,16 @@ def measured(catalogue: Catalogue) -> Shown:
 class Page:
     """What the job gets that writes the report.
 
-    studies: of those that run something, what the page says of them. tables: {name: its spec and cells}. published: the
-    files of config/published that they compare with. figures: {name: its PNG}. toys: the models that the workflow
-    pre-trains itself. sources: all files that it reads beside these and claims.json. code: a digest.
+    studies: of those that run something, what the page says of them; its recipes, trials as one, as `chains`; what it
+    shows answers of as `examples`. tables: {name: its spec and cells}. published: the files of config/published that
+    they compare with. figures: {name: its PNG and benchmarks}. toys: the models that the workflow pre-trains itself.
+    sources: all files that it reads beside these and claims.json. code: a digest.
     """
 
     studies: list[dict[str, Any]]
     tables: dict[str, dict[str, Any]]
     published: list[str]
-    figures: dict[str, str]
+    figures: dict[str, dict[str, Any]]
     toys: list[str]
     sources: list[str]
     code: str
@@ -167,14 +169,33 @@ def page(catalogue: Catalogue) -> Page:
         if study.tables or study.figures or _cells_of(catalogue, name)
     }
     tables = {name: table(catalogue, name) for study in shown.values() for name in study.tables}
-    figures = {name: paths.figure(catalogue.name, name)[1] for study in shown.values() for name in study.figures}
-    files = [*measured(catalogue).scores, *figures.values()]
+    figures = {
+        name: {
+            "png": paths.figure(catalogue.name, name)[1],
+            "benchmarks": sorted(find(catalogue.figures, name, "figure").benchmarks()),
+        }
+        for study in shown.values()
+        for name in study.figures
+    }
+    examples = {name: _examples(catalogue, study) for name, study in shown.items()}
+    files = [*measured(catalogue).scores, *(each["png"] for each in figures.values())]
     for each in tables.values():
         files += each.scores
+    for group in (group for of_study in examples.values() for group in of_study):
+        files.append(group["records"])
+        for cell in group["cells"]:
+            files += [cell["answers"], str(records_beside(Path(cell["scores"])))]
     used = {model for study in shown.values() for model in study.models}
     return Page(
         studies=[
-            {"name": name, **study.model_dump(mode="json", include=told), **_recipes_told(study)}
+            {
+                "name": name,
+                **study.model_dump(mode="json", include=told),
+                **_recipes_told(study),
+                "every_recipe": list(study.every_recipe),
+                "chains": _chains(study),
+                "examples": examples[name],
+            }
             for name, study in shown.items()
         ],
         tables={name: {"spec": each.spec, "cells": each.cells} for name, each in tables.items()},
@@ -194,6 +215,46 @@ def _recipes_told(study: Study) -> dict[str, list[str]]:
         return f"{written} ({count} trials)" if recipes.TRIALS in written else written
 
     return {"recipes": [*map(told, study.recipes)], "attacks": [*map(told, study.attacks)]}
+
+
+def _chains(study: Study) -> list[str]:
+    """A study's recipes and then those under attack, the trials of one step as `.*`."""
+    grid = (written for attack in range(len(study.attacks)) for written in study.under(attack))
+    return list(dict.fromkeys([*study.recipes, *grid]))
+
+
+def _examples(catalogue: Catalogue, study: Study) -> list[dict[str, Any]]:
+    """For each model and benchmark of a study: recipes whose answers stand side by side, at their first seed.
+
+    However large a study is, they are at most _SIDE_BY_SIDE: of one with attacks, as many defenses as there is room
+    for, each without and with the first attack; else the first ones.
+    """
+    every = study.every_recipe
+    attacked = set(every) - {recipe for told in study.recipes for recipe in recipes.expanded(told, study.trials)}
+    first: Iterable[str] = every
+    if study.attacks and len(every) > _SIDE_BY_SIDE:
+        defended = study.recipes if study.attacked is None else study.attacked
+        pairs = zip(defended, study.under(0), strict=True)
+        first = (recipes.expanded(told, study.trials)[0] for pair in pairs for told in pair)
+    chosen = [recipe for recipe in dict.fromkeys(first) if recipe in every][:_SIDE_BY_SIDE]
+
+    def cell(model: str, recipe: str, benchmark: str) -> dict[str, Any]:
+        [seed, *_] = catalogue.seeds(recipe, study.seeds)
+        where = (model, recipe, seed, benchmark)
+        files = {"scores": paths.scores(*where), "answers": paths.answers(*where)}
+        return {"recipe": recipe, "seed": seed, **files, "attacked": recipe in attacked}
+
+    def group(model: str, name: str) -> dict[str, Any]:
+        benchmark = catalogue.benchmark(model, name)
+        return {
+            "model": model,
+            "benchmark": name,
+            "records": paths.records(benchmark.dataset, benchmark.split),
+            "of_recipes": len(every),
+            "cells": [cell(model, recipe, name) for recipe in chosen],
+        }
+
+    return [group(model, name) for model in study.models for name in study.benchmarks]
 
 
 # --- the menu ---

@@ -46,18 +46,22 @@ class Field:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table. heads: (label, unit, arrow) per metric. models: (model, its rows), a row being (recipe, fields)."""
+    """A table. heads: (label, unit, arrow) per metric. models: (model, its rows).
+
+    A row is (the recipe as it is shown, fields, recipe). benchmarks: of each column, "" for an average.
+    """
 
     name: str
     title: str
     caption: str
     heads: list[tuple[str, str, str]]
-    models: list[tuple[str, list[tuple[str, list[Field]]]]]
+    benchmarks: list[str]
+    models: list[tuple[str, list[tuple[str, list[Field], str]]]]
 
     @property
     def wide(self) -> bool:
         """Whether it does not fit on a phone."""
-        fields = [field for _, rows in self.models for _, fields in rows for field in fields]
+        fields = [field for _, rows in self.models for _, fields, _ in rows for field in fields]
         return len(self.heads) > (1 if any(field.published for field in fields) else 2)
 
 
@@ -85,7 +89,7 @@ def grid(
         if len(of := members(average, columns)) > 1:
             heads.append((label_of(average, of), heads[columns.index(of[0])][1], direction(of[0], results).strip()))
             keys.append((f"{average.label}.", of[0].places, None))
-    models: dict[str, list[tuple[str, list[Field]]]] = {}
+    models: dict[str, list[tuple[str, list[Field], str]]] = {}
     for line in frame.to_dict("records"):
         fields = []
         for key, places, column in keys:
@@ -100,10 +104,11 @@ def grid(
                     attack=line.get(key + "attack", ""),
                 )
             )
-        models.setdefault(line["model"], []).append((table.label(line["recipe"]), fields))
+        models.setdefault(line["model"], []).append((table.label(line["recipe"]), fields, line["recipe"]))
     note = f"{_measured_on(table, frame)} {reading(table, columns, frame, compact=True, elsewhere=ELSEWHERE)}"
     parts = (caption_of(table, columns, frame), note)
-    return Grid(name, table.title, " ".join(filter(None, parts)), heads, list(models.items()))
+    benchmarks = ["" if column is None else column.benchmark for _, _, column in keys]
+    return Grid(name, table.title, " ".join(filter(None, parts)), heads, benchmarks, list(models.items()))
 
 
 def _origin(origin: Callable[[str, str, str, str], str], line: Mapping[str, Any], column: Column | None) -> str:

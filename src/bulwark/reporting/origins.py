@@ -1,7 +1,7 @@
 """Where a number comes from: a sheet per model, recipe and benchmark, which the report opens when one clicks a number.
 
 A sheet has the values by seed and what is recorded of how they were made: files, digests, decoding, judge, commit,
-versions. Seeds that agree share a line. All of it is text; nothing that a model wrote is shown.
+versions. Seeds that agree share a line. All of it is text.
 """
 
 from __future__ import annotations
@@ -55,6 +55,12 @@ class Origins:
             return ""
         self._asked.setdefault(key, {})[metric] = None
         return f"origin-{list(self._asked).index(key)}"
+
+    def known(self, model: str, recipe: str, benchmark: str) -> str:
+        """The id of the sheet on a measurement if it was asked for already, else ""."""
+        asked = list(self._asked)
+        key = (model, recipe, benchmark)
+        return f"origin-{asked.index(key)}" if key in self._asked else ""
 
     def sheets(self) -> list[Sheet]:
         """All that were asked for."""

@@ -1,12 +1,15 @@
 """report.html: the verdicts first, then figures and tables, on one page that holds everything and asks for nothing.
 
-What is on it is one configuration's. A number opens a sheet that says where it comes from. The page has no script and
-forbids itself to load anything; text from files is escaped, and of what models wrote nothing is shown.
+What is on it is one configuration's. A number opens a sheet that says where it comes from; a few records of every
+benchmark stand with what the recipes answered. What models and files wrote is untrusted: every value is escaped, its
+characters that cannot be seen are named (`page.untrusted`), and the page's policy lets nothing be loaded and nothing
+run but its own script and style, whose digests it names. Without the script, which filters, everything is shown.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +19,15 @@ from typing import Any
 from bulwark import files
 from bulwark.reporting import numbers, verdicts
 from bulwark.reporting.grids import grid
-from bulwark.reporting.origins import Origins
+from bulwark.reporting.origins import Origins, Sheet
+from bulwark.reporting.page import examples, tree, untrusted
 from bulwark.reporting.results import Results, ResultsError
 
 _COUNTS = ("truncated_prompts", "answers_at_length_limit", "empty_answers", "failed_judgements")
+_OWN = {"style": "css", "script": "js"}  # what the page's policy lets run
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; base-uri 'none'; form-action 'none'"
+)
 
 
 def make_report(
@@ -32,17 +40,19 @@ def make_report(
     columns: Mapping[str, verdicts.Columns],
     tables: Mapping[str, Mapping[str, Any]],
     published: Mapping[str, Path],
-    figures: Mapping[str, Path],
+    figures: Mapping[str, Mapping[str, Any]],
     cells: Iterable[Mapping[str, Any]],
 ) -> None:
     """Write the page `out` of the configuration `name`.
 
-    studies: of those that run something name, description, models, recipes, seeds, benchmarks, and the names of their
-    tables and figures. toys: the models that stand for no real one. claims: claims.json; columns: how tables show what
-    the claims measure. tables: {name: {spec, cells}}; published: files of config/published by name. figures: {name: PNG
-    of `make_figure`}. cells: everything measured. Raises ResultsError naming a file that is missing.
+    studies: of those that run something name, description, models, recipes, seeds, benchmarks, the names of their
+    tables and figures, `every_recipe`, `chains` (the same, trials as one) and `examples` (what `page.examples.group`
+    is given). toys: the models that stand for no real one. claims: claims.json; columns: how tables show what the
+    claims measure. tables: {name: {spec, cells}}; published: files of config/published by name. figures: {name: {png:
+    of `make_figure`, benchmarks}}. cells: everything measured. Raises ResultsError naming a file that is missing.
     """
     import jinja2
+    import markupsafe
 
     results = Results(cells)
     origins = Origins(results)
@@ -51,20 +61,43 @@ def make_report(
         table: grid(table, given["spec"], given["cells"], published.get(given["spec"]["published"]), origins.of)
         for table, given in tables.items()
     }
-    beside = jinja2.FileSystemLoader(Path(__file__).parent)
+    sheets = origins.sheets()
+    beside = Path(__file__).parent
     templates = jinja2.Environment(
-        loader=beside, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader([beside, beside / "page"]),
+        autoescape=True,
+        finalize=untrusted.finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    own = {kind: (beside / f"report.{ending}").read_text(encoding="utf-8") for kind, ending in _OWN.items()}
     html = templates.get_template("report.html.jinja").render(
         name=name,
+        policy=_POLICY.format(**{kind: _digest(text) for kind, text in own.items()}),
+        **{kind: markupsafe.Markup(text) for kind, text in own.items()},
+        models=results.models,
+        recipes=results.recipes,
+        benchmarks=results.benchmarks,
         toys=[model for model in toys if model in results.models],
         claims=checked,
         verdicts=Counter(claim["verdict"] for claim in checked),
         reading=verdicts.READING,
-        studies=studies,
+        studies=[
+            {
+                **study,
+                "drawing": tree.drawing(study["chains"]),
+                "examples": [examples.group(given, origins.known) for given in study["examples"]],
+            }
+            for study in studies
+        ],
         tables=grids,
-        figures={figure: _picture(Path(path)) for figure, path in figures.items()},
-        origins=origins.sheets(),
+        figures={
+            figure: _picture(Path(given["png"])) | {"benchmarks": given["benchmarks"]}
+            for figure, given in figures.items()
+        },
+        origins=sheets,
+        settings=_numbered(sheets),
         counts=_COUNTS,
         runs=[cell.content for cell in results.cells],
     )
@@ -90,8 +123,31 @@ def _claim(claim: Mapping[str, Any], columns: verdicts.Columns, origins: Origins
         "headline": verdicts.headline(claim, columns),
         "several": len(claim["models"]) > 1,
         "conditions": shown,
+        **_about(claim),
         "not_measured": verdicts.not_measured(claim, columns),
     }
+
+
+def _about(claim: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Which models, recipes and benchmarks a claim is about, for the filter."""
+    terms = [value for condition in claim["conditions"] for value in condition.values() if isinstance(value, Mapping)]
+    recipes = [term[key] for term in terms for key in ("recipe", "than") if key in term]
+    return {
+        "models": list(claim["models"]),
+        "recipes": list(dict.fromkeys(recipes)),
+        "benchmarks": list(dict.fromkeys(term["benchmark"] for term in terms)),
+    }
+
+
+def _digest(text: str) -> str:
+    """What a policy calls a script or style of this text."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _numbered(sheets: Iterable[Sheet]) -> dict[str, str]:
+    """{settings: the id under which they stand on the page}, once each: many sheets have the same."""
+    distinct = dict.fromkeys(sheet.settings for sheet in sheets if sheet.settings)
+    return {settings: f"settings-{number}" for number, settings in enumerate(distinct)}
 
 
 def _picture(path: Path) -> dict[str, Any]:

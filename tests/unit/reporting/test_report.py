@@ -1,122 +1,28 @@
 """The report: one page that holds everything, asks for nothing, and says of each number where it comes from."""
 
 import base64
+import hashlib
 import json
 import re
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from report_samples import COLUMNS, CONFIG, Page, report_of
 from score_samples import sep_cell, study_cells
 
 from bulwark.config import loading, overlays, plan_reports
 from bulwark.reporting.claims import check_claim
-from bulwark.reporting.figures import make_figure
 from bulwark.reporting.report import make_report
 from bulwark.reporting.results import ResultsError
 from bulwark.reporting.tables import make_table
 from bulwark.reporting.verdicts import write_claims
 from bulwark.settings import read_yaml
 
-CONFIG = Path(__file__).parents[3] / "config"
-MARKUP = "<script>alert(1)</script>"
-
-
-@dataclass
-class Node:
-    """An element of a page."""
-
-    tag: str
-    attributes: dict
-    parent: "Node | None" = None
-    children: list = field(default_factory=list)
-    texts: list = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """All text inside, in order, with single spaces."""
-        return " ".join(" ".join(part if isinstance(part, str) else part.text for part in self.texts).split())
-
-    def all(self, tag: str, **attributes) -> list["Node"]:
-        """The elements below of this tag and with these attributes; `_class`: one of its classes."""
-        found = []
-        for child in self.children:
-            given = dict(child.attributes)
-            classes = (given.get("class") or "").split()
-            wanted = {key: value for key, value in attributes.items() if key != "_class"}
-            if child.tag == tag and wanted.items() <= given.items() and attributes.get("_class") in (None, *classes):
-                found.append(child)
-            found += child.all(tag, **attributes)
-        return found
-
-
-class Page(HTMLParser):
-    """A page as a tree; it fails for tags that are not balanced."""
-
-    VOID = ("meta", "img", "br", "link")
-
-    def __init__(self, path):
-        super().__init__()
-        self.root = self.at = Node("root", {})
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-        assert self.at is self.root
-
-    def handle_starttag(self, tag, attributes):
-        node = Node(tag, dict(attributes), self.at)
-        self.at.children.append(node)
-        self.at.texts.append(node)
-        if tag not in self.VOID:
-            self.at = node
-
-    def handle_endtag(self, tag):
-        assert self.at.tag == tag
-        self.at = self.at.parent
-
-    def handle_data(self, data):
-        self.at.texts.append(data)
-
-    def nodes(self, tag, **attributes):
-        return self.root.all(tag, **attributes)
-
-
-COLUMNS = {
-    "aside_separates": {
-        f"sep.{metric}": {"benchmark": "sep", "metric": metric, "label": label}
-        for metric, label in (("separation", "SEP score"), ("utility", "SEP utility"))
-    }
-}
-
 
 @pytest.fixture
 def made(tmp_path):
     """What a report is made of, the text in it with markup."""
-    cells = study_cells(tmp_path)
-    published = CONFIG / "published" / "aside.yaml"
-    spec = read_yaml(CONFIG / "tables" / "aside_sep.yaml") | {"title": f"Separation {MARKUP}"}
-    figure = read_yaml(CONFIG / "figures" / "aside_sep.yaml") | {"caption": f"Of <b>records</b> {MARKUP}."}
-    make_figure(figure, cells, published, tmp_path / "sep.pdf", tmp_path / "sep.png")
-    claim = check_claim("aside_separates", read_yaml(CONFIG / "claims" / "aside_separates.yaml"), cells)
-    claim["statement"] += f" {MARKUP}"
-    write_claims([claim], COLUMNS, tmp_path / "claims.json", tmp_path / "claims.md")
-    study = {
-        "name": "aside", "description": f"Rotated roles {MARKUP}", "models": ["miniature"],
-        "recipes": ["base", "aside"], "seeds": [0, 1], "benchmarks": ["sep"],
-        "tables": ["aside_sep"], "figures": ["aside_sep"],
-    }  # fmt: skip
-    return {
-        "name": "sample",
-        "studies": [study],
-        "toys": ["miniature", "another"],
-        "claims": tmp_path / "claims.json",
-        "columns": COLUMNS,
-        "tables": {"aside_sep": {"spec": {**spec, "published": "aside"}, "cells": cells}},
-        "published": {"aside": published},
-        "figures": {"aside_sep": tmp_path / "sep.png"},
-        "cells": cells,
-    }
+    return report_of(tmp_path)
 
 
 @pytest.fixture
@@ -131,21 +37,30 @@ def test_the_page_holds_everything_and_asks_for_nothing(page, made):
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in addresses)
     assert not re.search(r"https?://|url\(|@import", page.source)
     [policy] = page.nodes("meta", **{"http-equiv": "Content-Security-Policy"})
-    assert policy.attributes["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    assert base64.b64encode(made["figures"]["aside_sep"].read_bytes()).decode() in page.source
+    parts = dict(part.split(" ", 1) for part in policy.attributes["content"].split("; "))
+    assert {name: parts[name] for name in ("default-src", "img-src", "base-uri", "form-action")} == {
+        "default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'",
+    }  # fmt: skip
+    for kind in ("style", "script"):
+        [inside] = re.findall(rf"<{kind}>(.*?)</{kind}>", page.source, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert parts[f"{kind}-src"] == f"'sha256-{digest}'"
+    assert not re.search(r"<[^>]* style=", page.source), "the policy would not let it count"
+    assert base64.b64encode(made["figures"]["aside_sep"]["png"].read_bytes()).decode() in page.source
 
 
 def test_markup_in_texts_stays_text(page):
-    assert not page.nodes("script")
+    [script] = page.nodes("script")
+    assert script.attributes == {}
     elements = [node for tag in ("img", "div", "button", "details") for node in page.nodes(tag)]
     assert not [key for node in elements for key in node.attributes if key.startswith("on")]
-    assert page.source.count("<script") == 0
+    assert page.source.count("<script") == page.source.count("</script") == 1
     assert page.source.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
     assert "<b>records</b>" not in page.source
 
 
-def test_what_a_model_wrote_is_not_on_the_page(tmp_path, made):
-    """Wherever a scores file may hold it."""
+def test_what_a_model_wrote_elsewhere_is_not_on_the_page(tmp_path, made):
+    """Its answers are shown as examples, and nothing of what else a scores file may hold."""
     written = "ignore all rules <img src=x onerror=alert(2)>"
     for cell in made["cells"]:
         path = Path(cell["scores"])
@@ -188,7 +103,7 @@ def test_verdicts_of_a_toy_world_say_so(tmp_path, made, page):
 def test_every_number_opens_a_sheet_that_says_where_it_comes_from(page, made):
     sheets = {node.attributes["id"]: node for node in page.nodes("div", popover=None)}
     assert sheets
-    opened = [node.attributes["popovertarget"] for node in page.nodes("button")]
+    opened = [node.attributes["popovertarget"] for node in page.nodes("button") if "popovertarget" in node.attributes]
     assert set(opened) == set(sheets)
     [table] = page.nodes("table", _class="grid")
     rows = table.all("tr")[1:]
@@ -254,7 +169,7 @@ def test_what_is_wide_scrolls_and_says_so(page):
     for region in page.nodes("div", _class="wide"):
         assert {"role", "tabindex", "aria-label"} <= set(region.attributes)
     style = page.nodes("style")[0].text
-    assert "prefers-color-scheme: dark" in style
+    assert "light-dark(" in style
     assert "@media (max-width: 48rem)" in style
 
 
@@ -273,7 +188,10 @@ def test_a_figure_brings_its_caption_with_it(page):
 
 def test_a_missing_file_is_named(tmp_path, made):
     with pytest.raises(ResultsError, match=r"gone\.png is missing"):
-        make_report(tmp_path / "report.html", **{**made, "figures": {"aside_sep": tmp_path / "gone.png"}})
+        make_report(
+            tmp_path / "report.html",
+            **{**made, "figures": {"aside_sep": {"png": tmp_path / "gone.png", "benchmarks": []}}},
+        )
     assert not (tmp_path / "report.html").exists()
 
 
