@@ -77,7 +77,15 @@ def settings() -> dict[str, object]:
         path.name: re.match(r"# (.+)", path.read_text(encoding="utf-8"))[1] for path in (ROOT / "docs").glob("*.md")
     }
     order = ["glossary.md", "methods.md", "injections.md", "interpretability.md", "steering.md", "abliteration.md"]
-    order += ["tamper_resistance.md", "miniature.md", "serving.md", "adding.md", "architecture.md", "trust.md"]
+    order += [
+        "tamper_resistance.md",
+        "miniature.md",
+        "reports.md",
+        "serving.md",
+        "adding.md",
+        "architecture.md",
+        "trust.md",
+    ]
     rest = sorted(set(titles) - set(order))
     return {
         "site_name": "Bulwark",

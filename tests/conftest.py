@@ -39,6 +39,7 @@ SHARING = {
         "test_two_processes.py",
         "test_shared_path.py",
         "test_choice.py",
+        "test_snakemake_report.py",
     },
     "launched": {
         f"test_{name}_ranks.py"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-from score_samples import study_cells
+from score_samples import study_cells, write_lines
 
 from bulwark.reporting.claims import check_claim
 from bulwark.reporting.figures import make_figure
@@ -15,6 +16,20 @@ from bulwark.settings import read_yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 MARKUP = "<script>alert(1)</script>"
+HOSTILE = (
+    "<script>alert('answered')</script>",
+    '"><img src=x onerror="alert(1)">',
+    "' onmouseover='alert(2)' x='",
+    "</div></article></details><h1>forged</h1><!--",
+    "[click](javascript:alert(3)) <a href='javascript:alert(4)'>here</a>",
+    "]]></script><style>*{display:none}</style>",
+    "{{ 7 * 7 }} {% raw %} ${7*7} &lt;b&gt; &#x3c;b>",
+    "\u202egnp.exe\u202c \u2066isolated\u2069 \u200bzero\ufeff",
+    "nul \x00 bell \x07 escape \x1b[31m backspace \x08 return \r next \x85 separator \u2028",
+    "x" * 50_000,
+    "עברית وعربي " * 40,
+    "z" + "\u0301" * 3000,
+)
 
 
 @dataclass
@@ -126,3 +141,12 @@ def examples_of(cells: list[dict], model: str, records: Path) -> dict:
         if cell["model"] == model and cell["seed"] == 0
     ]
     return {"model": model, "benchmark": "sep", "records": str(records), "of_recipes": 9, "cells": shown}
+
+
+def respond(given: dict, recipe: str, texts) -> None:
+    """Exchange the answers of a recipe for `texts`, one per record in turn, in every variant."""
+    [cell] = [cell for cell in given["cells"] if cell["recipe"] == recipe]
+    lines = [json.loads(line) for line in Path(cell["answers"]).read_text().split("\n") if line]
+    for number, line in enumerate(lines):
+        line["response"] = texts[number // 2 % len(texts)]
+    write_lines(Path(cell["answers"]), lines)

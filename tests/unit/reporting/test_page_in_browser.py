@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from browser import Browser, program
 from PIL import Image
-from report_samples import report_of
+from report_samples import HOSTILE, report_of, respond
 from score_samples import sep_record, write_lines
-from test_examples import HOSTILE, respond
 
 from bulwark.reporting.report import make_report
 

@@ -1,6 +1,7 @@
 """Everything measured as one tidy table."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -53,3 +54,28 @@ def test_no_cells_are_a_table_without_rows_and_a_missing_file_is_named(tmp_path)
     cell = {"model": "m", "recipe": "r", "seed": 0, "benchmark": "b", "scores": tmp_path / "gone.json"}
     with pytest.raises(ResultsError, match=r"gone\.json is missing"):
         written(tmp_path, [cell])
+
+
+def test_the_example_in_the_documents_does_what_it_says(tmp_path, capsys, monkeypatch):
+    """Its five lines over a made-up study print the mean over seeds of each metric of each recipe."""
+    page = (Path(__file__).parents[3] / "docs" / "reports.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 5
+    folder = tmp_path / "results" / "reports" / "demo"
+    folder.mkdir(parents=True)
+    frame = written(folder, study_cells(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    lines = capsys.readouterr().out.splitlines()
+    [aside] = [line.split() for line in lines if " aside " in f"{line} "]
+    metrics = lines[0].split()[1:]
+    assert metrics == sorted(set(frame["metric"]))
+    for name, shown in zip(metrics, aside[-len(metrics) :], strict=True):
+        of = frame[(frame["recipe"] == "aside") & (frame["metric"] == name)]["value"]
+        assert float(shown) == pytest.approx(sum(of) / len(of), abs=1e-5)
+
+
+def test_the_documents_name_every_column(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "reports.md").read_text(encoding="utf-8")
+    described = [line.split("|")[1] for line in page.split("## The tidy table")[1].splitlines() if line[:3] == "| `"]
+    assert re.findall(r"`(\w+)`", "".join(described)) == list(written(tmp_path, []).columns)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from report_samples import Page, report_of
+from report_samples import HOSTILE, Page, report_of, respond
 from score_samples import answer, sep_cell, sep_record, write_lines
 
 from bulwark.errors import RecordError
@@ -13,30 +13,6 @@ from bulwark.reporting.page import examples, tree
 from bulwark.reporting.page.untrusted import clipped, visible
 from bulwark.reporting.report import make_report
 from bulwark.reporting.results import ResultsError
-
-HOSTILE = (
-    "<script>alert('answered')</script>",
-    '"><img src=x onerror="alert(1)">',
-    "' onmouseover='alert(2)' x='",
-    "</div></article></details><h1>forged</h1><!--",
-    "[click](javascript:alert(3)) <a href='javascript:alert(4)'>here</a>",
-    "]]></script><style>*{display:none}</style>",
-    "{{ 7 * 7 }} {% raw %} ${7*7} &lt;b&gt; &#x3c;b>",
-    "\u202egnp.exe\u202c \u2066isolated\u2069 \u200bzero\ufeff",
-    "nul \x00 bell \x07 escape \x1b[31m backspace \x08 return \r next \x85 separator \u2028",
-    "x" * 50_000,
-    "עברית وعربي " * 40,
-    "z" + "\u0301" * 3000,
-)
-
-
-def respond(given: dict, recipe: str, texts) -> None:
-    """Exchange the answers of a recipe for `texts`, one per record in turn, in every variant."""
-    [cell] = [cell for cell in given["cells"] if cell["recipe"] == recipe]
-    lines = [json.loads(line) for line in Path(cell["answers"]).read_text().split("\n") if line]
-    for number, line in enumerate(lines):
-        line["response"] = texts[number // 2 % len(texts)]
-    write_lines(Path(cell["answers"]), lines)
 
 
 def group_of(tmp_path, in_data: dict, in_instruction: dict | None = None) -> examples.Group:
