@@ -27,6 +27,16 @@ def test_a_single_table_of_a_paper_needs_its_own_rows_only(checkout):
     assert plan["download_model"] == 1
 
 
+def test_the_cross_table_has_every_defense_under_every_attack(checkout):
+    plan = checkout.plan(*MINIATURE, "--", "cross")
+    assert (plan["make_table"], plan["make_figure"]) == (2, 1)
+    attacks, knowing = 6, 6  # trials by themselves; of attacks that are made on the defense that they know alone
+    recipes = 8 * (1 + attacks) + knowing
+    assert plan["generate_answers"] == plan["score_answers"] == 5 * recipes
+    assert plan["analyse_checkpoint"] == recipes - 1
+    assert plan["apply_step"] == recipes - 1 + 2, "random_map and aside+random_map stand before TAR"
+
+
 def test_the_miniature_is_the_same_study_over_another_model(checkout):
     plan = checkout.plan(*MINIATURE, "--", "paper_aside")
     assert plan["pretrain_model"] == 1

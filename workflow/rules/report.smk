@@ -57,8 +57,10 @@ rule make_figure:
             "make_figure",
             spec=of(reports.figure, "spec"),
             cells=of(reports.figure, "cells"),
+            missing=of(reports.figure, "missing"),
             code=of(reports.figure, "code"),
         ),
+        command=catalogue.command,
     script:
         "../scripts/make_figure.py"
 

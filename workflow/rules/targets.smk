@@ -36,6 +36,15 @@ rule claims:
     localrule: True
 
 
+if "cross" in catalogue.studies and plan_reports.shown(catalogue, "cross"):
+
+    rule cross:
+        """Every defense under every attack on every family of benchmarks: table, ranking and figure."""
+        input:
+            plan_reports.shown(catalogue, "cross"),
+        localrule: True
+
+
 for _name, _entity in catalogue.tables.items():
 
     rule:

@@ -15,6 +15,8 @@ run(
         "pdf": Path(snakemake.output.pdf),
         "png": Path(snakemake.output.png),
         "csv": Path(snakemake.output.csv),
+        "missing": snakemake.params.missing,
+        "command": snakemake.params.command,
     },
     **call_of(snakemake),
     warm="use",

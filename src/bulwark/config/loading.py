@@ -72,6 +72,13 @@ def load(configuration: Configuration | Mapping[str, Any], folder: Path) -> Cata
         for name, entity in entities[section].items():
             if entity.study in studies:
                 entities[section][name] = entity.of_study(studies[entity.study].attacks)
+    for name, figure in entities["figures"].items():
+        if isinstance(figure.cross, str):
+            place = origins["figures", name].at("cross")
+            shown = find(entities["tables"], figure.cross, "table", place)
+            if shown.cross is None:
+                raise ConfigurationError(f'{place}: the table "{figure.cross}" has no cross. Name one that has.')
+            entities["figures"][name] = figure.model_copy(update={"cross": shown.cross})
     chosen = configuration.chosen(list(studies))
     catalogue = Catalogue(
         **entities,

@@ -62,7 +62,7 @@ def _shown(catalogue: Catalogue, entity: Table | Figure, where: str, code: str) 
     checks.check_measured(catalogue, entity, where)
     cells = _cells(catalogue, entity.study, entity.benchmarks(), entity.recipes())
     published = catalogue.folder / "published" / f"{entity.published}.yaml" if entity.published else []
-    partly = catalogue.partial and isinstance(entity, Table)
+    partly = catalogue.partial and (isinstance(entity, Table) or entity.kind == "cross")
     missing = tuple(cell["scores"] for cell in cells if partly and not Path(cell["scores"]).exists())
     there = [cell for cell in cells if cell["scores"] not in missing]
     return Shown(entity.model_dump(mode="json"), cells, _files_of(there), published, code, missing)

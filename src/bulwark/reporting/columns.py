@@ -163,6 +163,97 @@ class Adversaries(Closed):
         return attacks_on(recipe, listed(self.attacks))
 
 
+class Lines(Closed):
+    """Metrics over a setting that is swept, one panel per column.
+
+    x: the setting's name and unit. series: one line each, {recipe: its value of the setting}. references: recipes drawn
+    as horizontal lines, {recipe: label}.
+    """
+
+    x: str
+    series: dict[str, dict[str, float]] = Field(min_length=1)
+    references: dict[str, str] = Field(default_factory=dict)
+
+
+class Trajectory(Closed):
+    """How push X and state Y move while the recipes train; one row of panels per module, one column per recipe.
+
+    normalised: divide both by the norms, so that modules can be compared. saddle: also Z = XY over X and Y in 3-D.
+    smooth: marks and lines are running means over this many analysed steps of the same phase.
+    """
+
+    analysis: str
+    modules: tuple[Literal["residual", "o_proj", "down_proj"], ...] = ("residual",)
+    normalised: bool = False
+    saddle: bool = True
+    smooth: int = Field(1, ge=1)
+
+
+class Cosine(Closed):
+    """cos(g, v) over the optimizer steps of every recipe, with the step at which it has settled.
+
+    smooth: lines are running means over this many steps, drawn beside the values; App. E smooths over 10.
+    """
+
+    analysis: str
+    smooth: int = Field(10, ge=1)
+
+
+class Pair(Closed):
+    """Two scores of a detector, one point per row of the data. lines: thresholds of a rule, if there is one."""
+
+    x: str
+    y: str
+    x_label: str
+    y_label: str
+    x_line: float | None = None
+    y_line: float | None = None
+
+
+class Scatter(Closed):
+    """The scores of single rows, by data level; one panel per pair and recipe. levels: {level: label}, in order."""
+
+    benchmark: str
+    pairs: tuple[Pair, ...] = Field(min_length=1)
+    levels: dict[str, str] = Field(min_length=1)
+
+
+class Roc(Closed):
+    """ROC curves of detectors, {score: label}, one panel per recipe and, with `levels`, {level: label}, per level."""
+
+    benchmark: str
+    scores: dict[str, str] = Field(min_length=1)
+    levels: dict[str, str] = Field(default_factory=dict)
+
+
+class Front(Closed):
+    """The trials of attacks on refusals: KL against refusal rate, one panel per model."""
+
+    analysis: str
+
+
+class Progress(Closed):
+    """What attacks on refusals have reached over seconds or trials: hypervolume, and the fewest refusals.
+
+    kl_at_most: only trials within this KL count for the refusals, in nats; null for any.
+    """
+
+    analysis: str
+    over: Literal["seconds", "trials"] = "seconds"
+    kl_at_most: float | None = Field(None, gt=0)
+
+
+class Residuals(Closed):
+    """Harmful and harmless prompts in the residual stream: a row of panels per recipe, a panel per layer.
+
+    layers: from 1; if empty, at most `most` of them, evenly spread.
+    """
+
+    analysis: str
+    layers: tuple[int, ...] = ()
+    most: int = Field(5, ge=1)
+
+
 class Curve(Closed):
     """One panel: a number of an analysis' rows, of those that `where` selects: {field: value}.
 

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bulwark.reporting.crossed import tables as crossed
 from bulwark.reporting.numbers import NONE, error, number, with_error
 from bulwark.reporting.results import Results
 from bulwark.reporting.settings import Column, Table
@@ -78,6 +79,8 @@ def grid(
     """
     table = validated(Table, spec, "the table's settings")
     results = Results(cells)
+    if table.cross is not None:
+        return _crossed(name, table, results)
     columns = shown_columns(table.columns, results)
     frame = table_frame(table, results, published)
     heads, keys = [], []
@@ -109,6 +112,20 @@ def grid(
     parts = (caption_of(table, columns, frame), note)
     benchmarks = ["" if column is None else column.benchmark for _, _, column in keys]
     return Grid(name, table.title, " ".join(filter(None, parts)), heads, benchmarks, list(models.items()))
+
+
+def _crossed(name: str, table: Table, results: Results) -> Grid:
+    """A cross table, a row per defense and attack, or the ranking of its defenses; `Told` has them as text."""
+    told = crossed.ranking(table.cross, results) if table.ranking else crossed.cross(table.cross, results)
+    _, *own = told.presented.columns
+    named, numbers = (own[:1], own[1:]) if table.ranking else (own[:2], own[2:])
+    models: dict[str, list[tuple[str, list[Field]]]] = {}
+    for line in told.presented.to_dict("records"):
+        fields = [Field(str(line[key]), "", "", "") for key in numbers]
+        models.setdefault(line["", "model"], []).append((", ".join(line[key] for key in named), fields))
+    heads = [(top or part, part if top else "", "") for top, part in numbers]
+    caption = " ".join(filter(None, (table.caption.strip(), told.note)))
+    return Grid(name, table.title, caption, heads, list(models.items()))
 
 
 def _origin(origin: Callable[[str, str, str, str], str], line: Mapping[str, Any], column: Column | None) -> str:

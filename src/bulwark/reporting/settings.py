@@ -12,21 +12,31 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from bulwark.errors import ConfigurationError
 from bulwark.reporting.columns import (
     Activations,
     Adversaries,
     Attacks,
     AverageCase,
     Column,
+    Cosine,
     Curves,
+    Front,
     Layers,
+    Lines,
     Measure,
     OfRecipe,
+    Progress,
+    Residuals,
+    Roc,
+    Scatter,
     Tokens,
+    Trajectory,
     WorstCase,
     filled,
     unique,
 )
+from bulwark.reporting.crossed.settings import Cross
 from bulwark.settings import Closed, validated
 
 
@@ -152,12 +162,30 @@ class Average(Closed):
 class Table(_Shown):
     """config/tables/: rows are (model, recipe), columns are metrics; `published` names a file of config/published.
 
-    averages: further columns, means of others. compact: n and the spread over seeds are in the CSV only.
+    averages: further columns, means of others. compact: n and the spread over seeds are in the CSV only. cross: in the
+    place of columns, of every defense under every attack; ranking: the order of these defenses is shown.
     """
 
-    columns: tuple[Column, ...] = Field(min_length=1)
+    columns: tuple[Column, ...] = ()
     averages: tuple[Average, ...] = ()
     compact: bool = False
+    cross: Cross | None = None
+    ranking: bool = False
+
+    @model_validator(mode="after")
+    def _columns_or_cross(self) -> Table:
+        if bool(self.columns) == bool(self.cross) or (self.ranking and not self.cross):
+            raise ValueError("a table has columns or a cross, and a ranking is of a cross")
+        return self
+
+    def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
+        return self.cross.measured() if self.cross else super()._measured()
+
+    def recipes(self) -> tuple[str, ...]:
+        return unique((*self.cross.defenses, *self.cross.attacked())) if self.cross else super().recipes()
+
+    def trained(self) -> tuple[str, ...]:
+        return self.cross.attacked() if self.cross else super().trained()
 
     @model_validator(mode="after")
     def _averages_of_columns(self) -> Table:
@@ -170,100 +198,9 @@ class Table(_Shown):
         return self
 
 
-class Lines(Closed):
-    """Metrics over a setting that is swept, one panel per column.
-
-    x: the setting's name and unit. series: one line each, {recipe: its value of the setting}. references: recipes drawn
-    as horizontal lines, {recipe: label}.
-    """
-
-    x: str
-    series: dict[str, dict[str, float]] = Field(min_length=1)
-    references: dict[str, str] = Field(default_factory=dict)
-
-
-class Trajectory(Closed):
-    """How push X and state Y move while the recipes train; one row of panels per module, one column per recipe.
-
-    normalised: divide both by the norms, so that modules can be compared. saddle: also Z = XY over X and Y in 3-D.
-    smooth: marks and lines are running means over this many analysed steps of the same phase.
-    """
-
-    analysis: str
-    modules: tuple[Literal["residual", "o_proj", "down_proj"], ...] = ("residual",)
-    normalised: bool = False
-    saddle: bool = True
-    smooth: int = Field(1, ge=1)
-
-
-class Cosine(Closed):
-    """cos(g, v) over the optimizer steps of every recipe, with the step at which it has settled.
-
-    smooth: lines are running means over this many steps, drawn beside the values; App. E smooths over 10.
-    """
-
-    analysis: str
-    smooth: int = Field(10, ge=1)
-
-
-class Pair(Closed):
-    """Two scores of a detector, one point per row of the data. lines: thresholds of a rule, if there is one."""
-
-    x: str
-    y: str
-    x_label: str
-    y_label: str
-    x_line: float | None = None
-    y_line: float | None = None
-
-
-class Scatter(Closed):
-    """The scores of single rows, by data level; one panel per pair and recipe. levels: {level: label}, in order."""
-
-    benchmark: str
-    pairs: tuple[Pair, ...] = Field(min_length=1)
-    levels: dict[str, str] = Field(min_length=1)
-
-
-class Roc(Closed):
-    """ROC curves of detectors, {score: label}, one panel per recipe and, with `levels`, {level: label}, per level."""
-
-    benchmark: str
-    scores: dict[str, str] = Field(min_length=1)
-    levels: dict[str, str] = Field(default_factory=dict)
-
-
-class Front(Closed):
-    """The trials of attacks on refusals: KL against refusal rate, one panel per model."""
-
-    analysis: str
-
-
-class Progress(Closed):
-    """What attacks on refusals have reached over seconds or trials: hypervolume, and the fewest refusals.
-
-    kl_at_most: only trials within this KL count for the refusals, in nats; null for any.
-    """
-
-    analysis: str
-    over: Literal["seconds", "trials"] = "seconds"
-    kl_at_most: float | None = Field(None, gt=0)
-
-
-class Residuals(Closed):
-    """Harmful and harmless prompts in the residual stream: a row of panels per recipe, a panel per layer.
-
-    layers: from 1; if empty, at most `most` of them, evenly spread.
-    """
-
-    analysis: str
-    layers: tuple[int, ...] = ()
-    most: int = Field(5, ge=1)
-
-
 Kind = Literal[
     "bars", "lines", "trajectory", "cosine", "scatter", "roc", "front", "progress", "residuals", "attacks",
-    "adversaries", "curves", "layers", "activations", "tokens", "beside",
+    "adversaries", "curves", "layers", "activations", "tokens", "beside", "cross",
 ]  # fmt: skip
 _WITH_COLUMNS = ("bars", "lines", "beside")
 
@@ -272,7 +209,7 @@ class Figure(_Shown):
     """config/figures/. `kind` is how it is drawn; all kinds but bars and beside have settings under a key of that name.
 
     Bars: one panel per column, one group of bars per model, one bar per recipe. Beside: one panel per recipe, one group
-    of bars per model, one bar per column. The others: see the class of that name.
+    of bars per model, one bar per column. The others: see the class of that name; of a cross also its table.
 
     `limits`: the vertical axis of rates, in percent. `colours`: recipe → colour; others take the colour cycle.
     """
@@ -293,6 +230,7 @@ class Figure(_Shown):
     layers: Layers | None = None
     activations: Activations | None = None
     tokens: Tokens | None = None
+    cross: Cross | str | None = None
     limits: tuple[float, float] = (0.0, 100.0)
     colours: dict[str, str] = Field(default_factory=dict)
     hatches: dict[str, str] = Field(default_factory=dict)
@@ -320,6 +258,8 @@ class Figure(_Shown):
 
     def _measured(self) -> Iterable[tuple[str, str | None, bool]]:
         drawn = getattr(self, self.kind, None)
+        if self.cross:
+            return self.crossed.measured()
         if self.attacks:
             axes = (self.attacks.harm, *self.attacks.against)
             return [(axis.benchmark, axis.metric, not axis.if_measured) for axis in axes]
@@ -328,7 +268,16 @@ class Figure(_Shown):
         source = getattr(drawn, "analysis", None) or getattr(drawn, "benchmark", None)
         return [*super()._measured(), *([(source, None, True)] if source else [])]
 
+    @property
+    def crossed(self) -> Cross:
+        """Its cross. Raises ConfigurationError where the table that it names is not known."""
+        if not isinstance(self.cross, Cross):
+            raise ConfigurationError(f'"{self.cross}" stands for the cross of a table, which is not known here.')
+        return self.cross
+
     def recipes(self) -> tuple[str, ...]:
+        if self.cross:
+            return unique((*self.crossed.defenses, *self.crossed.attacked()))
         swept = [self.lines.references, *self.lines.series.values()] if self.lines else []
         swept += [(recipe, *self.attacks.over(recipe)) for recipe in self.attacks.series] if self.attacks else []
         swept += [self.adversaries.over(recipe) for recipe in self.rows] if self.adversaries else []
@@ -336,6 +285,8 @@ class Figure(_Shown):
 
     def trained(self) -> tuple[str, ...]:
         attacks = self.attacks
+        if self.cross:
+            return self.crossed.attacked()
         return unique(one for recipe in attacks.series for one in attacks.over(recipe)) if attacks else self.recipes()
 
 

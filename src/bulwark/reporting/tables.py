@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bulwark import files
 from bulwark.reporting import worst_cases
 from bulwark.reporting.columns import those_named
+from bulwark.reporting.crossed import tables as crossed
 from bulwark.reporting.numbers import MISSING, NONE, exact, number, with_error
 from bulwark.reporting.results import Cell, Results, ResultsError, read_published
 from bulwark.reporting.settings import Average, Column, Figure, Table
@@ -46,12 +47,16 @@ def make_table(
     """
     table = spec if isinstance(spec, Table) else validated(Table, spec, "the table's settings")
     results = Results(cells, missing, command)
-    columns = shown_columns(table.columns, results)
-    frame = table_frame(table, results, published)
-    presented = presented_frame(table, columns, frame, results)
-    caption = caption_of(table, columns, frame)
-    elsewhere = "The numbers of records and the spread over seeds are in the CSV file."
-    note = reading(table, columns, frame, compact=table.compact, elsewhere=elsewhere)
+    if table.cross is not None:
+        told = crossed.ranking(table.cross, results) if table.ranking else crossed.cross(table.cross, results)
+        frame, presented, note, caption = told.frame, told.presented, told.note, table.caption.strip()
+    else:
+        columns = shown_columns(table.columns, results)
+        frame = table_frame(table, results, published)
+        presented = presented_frame(table, columns, frame, results)
+        caption = caption_of(table, columns, frame)
+        elsewhere = "The numbers of records and the spread over seeds are in the CSV file."
+        note = reading(table, columns, frame, compact=table.compact, elsewhere=elsewhere)
     note = " ".join(filter(None, (note, told_missing(results, command))))
     files.write_text(Path(csv), frame.to_csv(index=False))
     files.write_text(Path(markdown), _markdown(table.title, caption, presented, note))
@@ -276,7 +281,7 @@ def _has(frame: pd.DataFrame, ending: str) -> bool:
 
 
 def _markdown(title: str, caption: str, presented: pd.DataFrame, note: str) -> str:
-    headings = [top if part == _VALUE else part for top, part in presented.columns]
+    headings = [top if part in (_VALUE, "") else part for top, part in presented.columns]
     lines = [headings, ["---"] * 3 + ["---:"] * (len(headings) - 3), *presented.to_numpy().tolist()]
     body = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
     return "\n\n".join(part for part in (f"# {title}", caption, body, note) if part) + "\n"

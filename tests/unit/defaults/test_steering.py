@@ -75,6 +75,7 @@ STEER: list[Row] = [
     ("steps/steer", "settings.schedule.withdraw_at", None, "the code, --disable_defense_step -1"),
     (f"steps/steer on {SMALL}", "settings.vectors.layers", [20], NOT_NAMED),
     (f"steps/steer on {GEMMA}", "settings.vectors.layers", [34], NOT_NAMED),
+    ("steps/steer on llama3.1-8b-instruct", "settings.vectors.layers", [22], NOT_NAMED),
     *(
         row
         for alpha in (25, 30, 35, 39)

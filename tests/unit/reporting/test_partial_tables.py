@@ -112,7 +112,7 @@ def test_a_worst_case_is_missing_where_one_of_its_attacks_is(tmp_path):
     """The worst of those that are there would show a defense as stronger than it is."""
     cells = study_cells(tmp_path, n=20)
     column = {"benchmark": "sep", "metric": "separation", "label": "worst"}
-    case = {"utility": {"benchmark": "sep", "metric": "utility"}, "loss": 0.5}
+    case = {"utility": {"benchmark": "sep", "metric": "utility"}, "loss": 0.5, "harm": "highest"}
     attacked = [
         sep_cell(tmp_path, "miniature", f"vanilla+{name}", seed, [0, 1] * 10, [1] * 20)
         for name in "ab"

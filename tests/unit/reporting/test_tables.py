@@ -12,7 +12,7 @@ from bulwark.config import overlays as layers
 from bulwark.reporting.results import Results, ResultsError, read_published
 from bulwark.reporting.settings import Table
 from bulwark.reporting.tables import make_table
-from bulwark.settings import ConfigurationError, read_yaml, validated
+from bulwark.settings import ConfigurationError, merged, read_yaml, validated
 
 CONFIG = Path(__file__).parents[3] / "config"
 SPEC = {
@@ -162,7 +162,10 @@ def test_published_numbers_are_fractions_when_read():
 
 @pytest.mark.parametrize("path", sorted((CONFIG / "tables").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configured_tables_are_valid(path):
-    table = validated(Table, read_yaml(path), str(path))
+    data = read_yaml(path)
+    if like := data.pop("like", None):
+        data = merged(read_yaml(path.with_stem(like)), data)
+    table = validated(Table, data, str(path))
     assert set(table.required_benchmarks()) <= set(table.benchmarks())
     if table.published:
         assert (CONFIG / "published" / f"{table.published}.yaml").exists()

@@ -15,7 +15,7 @@ from typing import Any
 
 from bulwark import files
 from bulwark.reporting.figures import drawn, look
-from bulwark.reporting.results import Results, read_published
+from bulwark.reporting.results import Cell, Results, read_published
 from bulwark.reporting.settings import Figure
 from bulwark.reporting.tables import shown_columns
 from bulwark.settings import validated
@@ -42,18 +42,21 @@ def make_figure(
     pdf: Path,
     png: Path,
     csv: Path | None = None,
+    missing: Iterable[str | Path] = (),
+    command: str = Cell.command,
 ) -> None:
     """Draw the figure `spec` over `cells` (maps with model, recipe, seed, benchmark, scores) to `pdf` and `png`.
 
     csv: where what is drawn is written as numbers, if it is to be. published: a file of config/published, or None.
-    Raises ResultsError that names the file of a missing cell.
+    missing: scores that a cross shows as missing. command: that makes a file, up to its path. Raises ResultsError that
+    names any other file that is missing, and the command that makes it.
     """
     import matplotlib
 
     figure = spec if isinstance(spec, Figure) else validated(Figure, spec, "the figure's settings")
     kind = importlib.import_module(f"{__name__}.{figure.kind}")
     with matplotlib.rc_context(_STYLE):
-        results, printed = Results(cells), read_published(published)
+        results, printed = Results(cells, missing, command), read_published(published)
         canvas = kind.draw(figure, results, printed)
         look.title(canvas, figure.title)
         caption = caption_of(figure, results, printed, look.noted(canvas))

@@ -9,9 +9,10 @@ from collections import Counter
 from itertools import product
 from typing import Any
 
+from bulwark.reporting.columns import Pair
 from bulwark.reporting.figures import look
 from bulwark.reporting.results import Results
-from bulwark.reporting.settings import Figure, Pair
+from bulwark.reporting.settings import Figure
 from bulwark.reporting.tables import shown_rows
 
 
