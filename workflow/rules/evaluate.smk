@@ -22,7 +22,9 @@ rule generate_answers:
             settings=of(plan.answers, "settings"),
             code=of(plan.answers, "code"),
             dtype=plan.dtype,
+            attention=plan.attention,
         ),
+        loading=plan.loading,
     script:
         "../scripts/generate_answers.py"
 

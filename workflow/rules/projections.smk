@@ -22,6 +22,8 @@ rule project_dataset:
             settings=of(vectors.projection, "settings"),
             code=of(vectors.projection, "code"),
             dtype=plan.dtype,
+            attention=plan.attention,
         ),
+        loading=plan.loading,
     script:
         "../scripts/project_dataset.py"

@@ -31,6 +31,7 @@ rule apply_step:
     params:
         **decided_by_step,
         trial=plan.trial,  # the settings say it, too; here in short, for the manifest
+        loading=plan.loading,
     script:
         "../scripts/apply_step.py"
 

@@ -22,7 +22,9 @@ rule generate_contrasts:
             settings=of(vectors.contrasts, "settings"),
             code=of(vectors.contrasts, "code"),
             dtype=plan.dtype,
+            attention=plan.attention,
         ),
+        loading=plan.loading,
     script:
         "../scripts/generate_contrasts.py"
 
@@ -69,7 +71,9 @@ rule extract_vectors:
             minimum=of(vectors.extraction, "settings"),
             code=of(vectors.extraction, "code"),
             dtype=plan.dtype,
+            attention=plan.attention,
         ),
+        loading=plan.loading,
     script:
         "../scripts/extract_vectors.py"
 
@@ -114,7 +118,9 @@ rule steer_layers:
             choice=of(vectors.layer_steering, "settings"),
             code=of(vectors.layer_steering, "code"),
             dtype=plan.dtype,
+            attention=plan.attention,
         ),
+        loading=plan.loading,
     script:
         "../scripts/steer_layers.py"
 

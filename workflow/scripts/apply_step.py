@@ -19,6 +19,7 @@ job = Job(
     },
     log=snakemake.log[0],
     code=snakemake.params.code,
+    loading=dict(snakemake.params.loading),
 )
 gpus, nodes = snakemake.resources.gpus_per_node, snakemake.resources.nodes
 run(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
+from bulwark.models.placing.loading import Loading
 
 log_to(snakemake.log[0])
 run(
@@ -16,6 +17,7 @@ run(
         "minimum": snakemake.params.minimum,
         "dtype": snakemake.params.dtype,
         "threads": snakemake.threads,
+        "loading": Loading(**snakemake.params.loading),
     },
     **call_of(snakemake),
 )

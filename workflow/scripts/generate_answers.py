@@ -5,6 +5,7 @@ from pathlib import Path
 from bulwark.benchmarks import benchmark_of
 from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
+from bulwark.models.placing.loading import Loading
 
 log_to(snakemake.log[0])
 run(
@@ -16,6 +17,7 @@ run(
         "seed": int(snakemake.wildcards.seed),
         "dtype": snakemake.params.dtype,
         "threads": snakemake.threads,
+        "loading": Loading(**snakemake.params.loading),
         "answers": Path(snakemake.output.answers),
         "provenance": Path(snakemake.output.provenance),
         "code": snakemake.params.code,

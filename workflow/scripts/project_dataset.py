@@ -4,6 +4,7 @@ from pathlib import Path
 
 from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
+from bulwark.models.placing.loading import Loading
 
 log_to(snakemake.log[0])
 files = {name: Path(path) for name, path in snakemake.input.items()}
@@ -17,6 +18,7 @@ run(
         "seed": int(snakemake.wildcards.seed),
         "dtype": snakemake.params.dtype,
         "threads": snakemake.threads,
+        "loading": Loading(**snakemake.params.loading),
         "code": snakemake.params.code,
         "output": Path(snakemake.output.projections),
         "screening": Path(snakemake.output.screening),

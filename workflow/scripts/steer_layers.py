@@ -4,6 +4,7 @@ from pathlib import Path
 
 from bulwark.jobs.calls import call_of, run
 from bulwark.logs import log_to
+from bulwark.models.placing.loading import Loading
 from bulwark.settings import validated
 from bulwark.steering.vectors.settings import LayerChoice
 
@@ -19,6 +20,7 @@ run(
         "seed": int(snakemake.wildcards.seed),
         "dtype": snakemake.params.dtype,
         "threads": snakemake.threads,
+        "loading": Loading(**snakemake.params.loading),
         "code": snakemake.params.code,
         "output": Path(snakemake.output[0]),
     },

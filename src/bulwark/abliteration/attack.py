@@ -149,9 +149,10 @@ def examiner_of(job: Job, settings: AttackSettings | GradientEditSettings | Refu
     from bulwark.abliteration.measure.subject import read_prompts
     from bulwark.abliteration.search.trials import Examiner
     from bulwark.models.open import open_model
+    from bulwark.models.placing.loading import Loading
 
     longest = max(settings.search.max_new_tokens, settings.prompts.after)
-    subject = open_model(job.parent, settings.dtype, new_tokens=longest)
+    subject = open_model(job.parent, settings.dtype, new_tokens=longest, loading=Loading(**job.loading))
     prompts = read_prompts(job.inputs, settings.prompts, subject.builder)
     edit = settings.edit
     targets = targets_of(subject.model, edit.components, edit.through_norms)
@@ -194,6 +195,7 @@ def export(
     from bulwark.models import checkpoints
     from bulwark.models.batching import free_memory
     from bulwark.models.folders.carried import carry_on
+    from bulwark.models.placing import spread
     from bulwark.steering import embedded
 
     answers = {
@@ -219,7 +221,8 @@ def export(
     del model
     examiner.release()
     free_memory()
-    examiner.subject.model = checkpoints.load_model(job.folder, dtype, device, unfinished=True).eval()
+    loading = examiner.subject.loading
+    examiner.subject.model = spread.load(job.folder, dtype, device, loading, unfinished=True).eval()
     manifest = {
         "template": manifests.open_manifest(job.parent)[2],
         **NOTICE,

@@ -52,7 +52,9 @@ class Benchmark(OfDrawnRecords):
         from bulwark.prompts.places import places_of_turn
 
         own, builder = examinee.model, examinee.builder
-        before = open_model(examinee.inputs["reference"], examinee.language_model.dtype).model
+        before = open_model(
+            examinee.inputs["reference"], examinee.language_model.dtype, loading=examinee.language_model.loading
+        ).model
         compared = {"role": distances.of_roles(own)}
         compared["instruction_moved"] = distances.between(own, before, "instruction")
         compared["data_moved"] = distances.between(own, before, "data")

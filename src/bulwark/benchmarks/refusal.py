@@ -90,7 +90,10 @@ class Benchmark(OnUnseen):
             asked = [prompts[index] for index in harmless]
             own = first_token_log_probabilities(examinee.model, asked, builder.pad_id)
             parent = open_model(
-                examinee.inputs["reference"], examinee.language_model.dtype, max_tokens=builder.max_tokens
+                examinee.inputs["reference"],
+                examinee.language_model.dtype,
+                max_tokens=builder.max_tokens,
+                loading=examinee.language_model.loading,
             )
             theirs = [self._asked(records[index], parent.builder) for index in harmless]
             if parent.builder.vocabulary != builder.vocabulary or _plain(theirs, builder) != _plain(asked, builder):

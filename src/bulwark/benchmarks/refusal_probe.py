@@ -92,7 +92,9 @@ class Benchmark(benchmark.Benchmark):
             }
 
         own = means(examinee.language_model)
-        reference = open_model(examinee.inputs["reference"], examinee.language_model.dtype)
+        reference = open_model(
+            examinee.inputs["reference"], examinee.language_model.dtype, loading=examinee.language_model.loading
+        )
         theirs = means(reference)
         own_direction, their_direction = (normalised(m["harmful"] - m["harmless"]) for m in (own, theirs))
         layer = max(1, round(self.settings.depth * (len(own_direction) - 1)))

@@ -51,7 +51,10 @@ class Benchmark(OfDrawnRecords):
 
         prompts, own = states(examinee.language_model)
         reference = open_model(
-            examinee.inputs["reference"], examinee.language_model.dtype, max_tokens=examinee.builder.max_tokens
+            examinee.inputs["reference"],
+            examinee.language_model.dtype,
+            max_tokens=examinee.builder.max_tokens,
+            loading=examinee.language_model.loading,
         )
         _, theirs = states(reference)
         cosines = cosine_similarity(own.double(), theirs.double(), dim=-1)  # [records, rows]

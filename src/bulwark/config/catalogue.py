@@ -321,7 +321,7 @@ def _resolved(entity: Any, model: str | None, origin: Origin, values: Mapping[st
     stage, space = "generate", {}
     if isinstance(entity, Step):
         code = module_named(steps.__name__, entity.kind, "kind of step", origin.at("kind"))
-        module, cls, stage = entity.kind, code.Settings, getattr(code, "STAGE", "train")
+        module, cls, stage = entity.kind, code.Settings, steps.stage_of(entity.kind)
         space = entity.space_on(model)
     elif isinstance(entity, Benchmark):
         code = module_named(benchmark_modules.__name__, entity.module, "benchmark module", origin.at("module"))

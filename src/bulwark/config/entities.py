@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from bulwark.config import recipes
 from bulwark.config.space.ranges import Range, check_keys
 from bulwark.errors import nearest
+from bulwark.models.placing.loading import Attention
 from bulwark.reporting.columns import attacks_on
 from bulwark.settings import Closed, Text
 from bulwark.steering.vectors.settings import ContrastSettings, LayerChoice, PairFilter
@@ -36,7 +37,7 @@ class Resources(Closed):
 
 
 class Stages(Closed):
-    """What the jobs of a model need, by stage.
+    """What the jobs of a model need, by stage. generate.gpu: over so many GPUs its weights are spread in such a job.
 
     shared_hours: trainings of one checkpoint that studies list are done by one job as long as it is expected to take no
     more hours than this, with one start of processes and one load of the model. None: each is a job of its own.
@@ -46,6 +47,12 @@ class Stages(Closed):
     generate: Resources
     pretrain: Resources | None = None
     shared_hours: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_node(self) -> Stages:
+        if self.generate.nodes > 1:
+            raise ValueError("generate.nodes: a model that answers is spread over the GPUs of one node; set it to 1")
+        return self
 
 
 class Pin(Closed):
@@ -77,18 +84,34 @@ class Model(Closed):
     """config/models/: a base model, its prompt template, and what its jobs cost, per stage (train, generate).
 
     blocks: how many decoder blocks it has, by which layers are checked before the model is there.
-    parameters: how many it has, from which times, downloads and disk are reckoned. gated: whether its repository asks
-    for an accepted licence and a token.
+    attention: how it is computed in jobs that answer and attack, as `training.attention` says it of trainings.
+    gpu_gb: the most that weights may take of each GPU of such a job, in GB, a number per GPU; None shares them evenly.
+    parameters: how many it has, from which times, downloads, disk and memory are reckoned. gated: whether its
+    repository asks for an accepted licence and a token.
     """
 
     description: str = ""
     source: ModelSource
     template: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: Attention = "sdpa"
+    gpu_gb: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     blocks: int | None = Field(None, ge=1)
     parameters: float | None = Field(None, gt=0)
     gated: bool = False
     resources: Stages
+
+    @model_validator(mode="after")
+    def _held_as_it_can_be(self) -> Model:
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            raise ValueError('attention: flash_attention_2 computes in half precision only; set dtype: "bfloat16"')
+        gpus = self.resources.generate.gpu
+        if self.gpu_gb is not None and len(self.gpu_gb) != gpus:
+            raise ValueError(
+                f"gpu_gb has {len(self.gpu_gb)} numbers, one per GPU, and resources.generate.gpu is {gpus}; make them "
+                "as many"
+            )
+        return self
 
 
 class Address(Closed):

@@ -138,6 +138,18 @@ def dtype(catalogue: Catalogue, model: str) -> str:
     return catalogue.model(model).dtype
 
 
+def attention(catalogue: Catalogue, model: str) -> str:
+    """How a model's attention is computed while it answers."""
+    return catalogue.model(model).attention
+
+
+def loading(catalogue: Catalogue, model: str) -> dict[str, Any]:
+    """How a model's weights are held by jobs that answer and attack, as plain data of `Loading`."""
+    entity = catalogue.model(model)
+    gpus = max(1, catalogue.resources(model, "generate").gpu)
+    return {"attention": entity.attention, "gpus": gpus, "gpu_gb": entity.gpu_gb}
+
+
 def models_from(catalogue: Catalogue, origin: str) -> str:
     """A regular expression for the models of one kind of source; it matches nothing if there are none."""
     known = [re.escape(name) for name, model in catalogue.models.items() if getattr(model.source, origin) is not None]
@@ -182,8 +194,14 @@ def step_inputs(catalogue: Catalogue, model: str, recipe: str, seed: str) -> dic
 
 @cache
 def decisive_settings(catalogue: Catalogue, model: str, recipe: str) -> dict[str, Any]:
-    """The settings of a step without those of its training that cannot change the result."""
-    settings = _step(catalogue, model, recipe).plain
+    """The settings of a step without those of its training that cannot change the result.
+
+    Of one that answers, with the model's attention where it is not the usual one.
+    """
+    resolved = _step(catalogue, model, recipe)
+    settings = resolved.plain
+    if resolved.stage == "generate" and (own := attention(catalogue, model)) != "sdpa":
+        return settings | {"attention": own}
     training = settings.get("training")
     if not isinstance(training, dict):
         return settings

@@ -17,6 +17,7 @@ from bulwark.evaluation.benchmark import Benchmark
 from bulwark.evaluation.examinee import Examinee
 from bulwark.models import manifests
 from bulwark.models.open import open_model
+from bulwark.models.placing.loading import Loading
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +34,12 @@ def answer(
     provenance: Path,
     inputs: Mapping[str, Path] | None = None,
     code: str = "",
+    loading: Loading | None = None,
 ) -> None:
     """Let `checkpoint` answer the benchmark over `records`.
 
     inputs: the further files that the benchmark reads, by the names in its `Settings.inputs()`. code: the digest of the
-    code that makes prompts and answers.
+    code that makes prompts and answers. loading: how the model's weights are held.
     Writes `answers` (JSON lines: id, variant, response, tokens, finish, truncated) and `provenance` (how they were
     made). Finished answers of an interrupted run, kept in `<answers>.partial`, are not made again if nothing
     that decides them has changed. A trial whose training diverged has no model: no answers, and the reason.
@@ -52,7 +54,7 @@ def answer(
     inputs = {name: Path(path) for name, path in (inputs or {}).items()}
     decoding = getattr(benchmark.settings, "decoding", None)
     longest, new = (decoding.max_prompt_tokens, decoding.max_new_tokens) if decoding else (None, 0)
-    language_model = open_model(checkpoint, dtype, max_tokens=longest, new_tokens=new, threads=threads)
+    language_model = open_model(checkpoint, dtype, max_tokens=longest, new_tokens=new, threads=threads, loading=loading)
     partial = answers.with_name(answers.name + ".partial")
     settled = {
         "checkpoint": seals.content(language_model.manifest),
@@ -60,6 +62,7 @@ def answer(
         "settings": benchmark.settings.model_dump(mode="json", exclude={"scoring"}),
         "prompt": language_model.builder.digest,
         "dtype": language_model.dtype,
+        "attention": language_model.loading.attention,
         "seed": seed,
         "inputs": {name: seals.content(path) for name, path in inputs.items()},
         "code": code,
@@ -71,6 +74,7 @@ def answer(
         **settled,
         "template": language_model.template,
         "device": language_model.device,
+        "gpus": language_model.loading.gpus,
         "answers": len(rows),
         "truncated_prompts": sum(row["truncated"] for row in rows),
         "prompt_limit": language_model.builder.max_tokens,

@@ -48,7 +48,8 @@ def attention_to_parts(
         seen: list[Tensor] = []
 
         def see(weights: Tensor) -> None:
-            last = weights[rows, :, batch.last].float().mean(dim=1)  # [batch, seq]
+            at = rows.to(weights.device), batch.last.to(weights.device)
+            last = weights[at[0], :, at[1]].float().mean(dim=1).to(rows.device)  # [batch, seq]
             seen.append((masks * last).sum(dim=-1).cpu())  # [parts, batch]
 
         with torch.inference_mode(), _watching_attention(model, see):

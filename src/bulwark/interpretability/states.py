@@ -61,7 +61,8 @@ def over_tokens(
 
         def keep(row: int, hidden: Tensor) -> None:
             if row in wanted:
-                chosen = hidden[at, places]  # a copy: nothing else of the hidden states outlives the hook
+                # a copy: nothing else of the hidden states outlives the hook
+                chosen = hidden[at.to(hidden.device), places.to(hidden.device)].to(at.device)
                 states[row] = (norm(chosen) if row == last else chosen).float().cpu()
 
         with torch.inference_mode(), watching(model, keep):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ class Job:
     `parent` is the checkpoint.json that the step starts from, `output` the one it makes; `inputs` are the files
     that `Settings.inputs()` asked for, by name; `identity` says for whom: model, recipe, seed, and of a
     trial in what it differs from its step (`trial`); `code` is the digest of the code that does it, so that what other
-    code has begun is not gone on with.
+    code has begun is not gone on with; `loading` says how a step that trains nothing holds its model, as plain data of
+    `models.placing.loading.Loading`.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class Job:
     identity: dict[str, Any]
     log: str
     code: str = ""
+    loading: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:

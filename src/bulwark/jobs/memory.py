@@ -7,24 +7,25 @@ what is computed here. `python -m bulwark.jobs.memory` prints the table of docs/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from bulwark.models.placing.loading import FOUR_BIT, GB, Attention, places
+
 Purpose = Literal["full training", "LoRA training", "4-bit search", "answering"]
 PURPOSES: tuple[Purpose, ...] = ("full training", "LoRA training", "4-bit search", "answering")
 CARDS = (24, 48, 80, 141)
+NODE = 8  # GPUs; a model that answers lies on one node
+PASSING = 3 * GB  # what a plan leaves beside weights for a pass and its keys and values, where it knows no shape
 
 USABLE = 0.92  # of a card's memory: the rest is the driver's context, NCCL's buffers and what fragments
-GB = 10**9
 HALF, SINGLE = 2, 4  # bytes
 ADAMW = 12  # bytes per parameter: master weight and two moments in float32
 GATHERED = 2 * GB  # ZeRO-3: DeepSpeed's max_live_parameters, 10⁹, in half precision
 BUCKETS = 4 * 5 * 10**8  # DeepSpeed's reduce bucket, 5·10⁸ gradients, twice in half precision
 CHUNK = 2**28 * (HALF + 3 * SINGLE)  # a chunk of logits on a GPU (`models/readout/chunks.py`), with what is made of it
-FOUR_BIT = (
-    0.5 + 1 / 64 + 4 / 16384
-)  # NF4 in blocks of 64, their scales in 8 bits, those in blocks of 256 (QLoRA, Sec. 3)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,15 @@ class Shape:
         attention = 2 * HALF * self.size * (self.heads + self.shared) + SINGLE * self.heads
         return norms + attention + 4 * HALF * self.inner
 
+    def eager(self, tokens: int, pairs: int) -> int:
+        """Bytes that a block keeps more where attention is written out, as `Load.pairs` counts them; 0 without pairs.
+
+        Of each pair of tokens the softmax in float32 and in half precision; of each token keys and values repeated for
+        all heads, and no normaliser.
+        """
+        repeated = 2 * HALF * self.size * (self.heads - self.shared) - SINGLE * self.heads
+        return (SINGLE + HALF) * self.heads * pairs + repeated * tokens if pairs else 0
+
     def adapters(self, rank: int) -> int:
         """Parameters of LoRA adapters on all linear modules of the blocks."""
         width, narrow = self.size * self.heads, self.size * self.shared
@@ -92,28 +102,35 @@ SHAPES = {
 @dataclass(frozen=True)
 class Load:
     """What goes through the model at once on a GPU. tokens: of a micro-batch, all of them learned. checkpointing: of
-    gradients. rank: of LoRA adapters. cached: tokens of a batch of answers, prompts included."""
+    gradients. rank: of LoRA adapters. cached: tokens of a batch of answers, prompts included. attention: as in
+    config/models/; of "eager" length, the tokens of a row."""
 
     tokens: int = 8192
     checkpointing: bool = True
     rank: int = 16
     cached: int = 32768
+    attention: Attention = "sdpa"
+    length: int = 2048
+
+    def pairs(self, tokens: int) -> int:
+        """Pairs of tokens for which attention weights are there at once."""
+        return tokens * self.length if self.attention == "eager" else 0
 
 
 def bytes_of(shape: Shape, purpose: Purpose, gpus: int, load: Load | None = None) -> float:
     """Bytes on each of `gpus` GPUs.
 
     Trainings are in bfloat16 with AdamW under ZeRO-3, on one GPU under ZeRO-1. A search or an answering job has the
-    blocks spread over the GPUs.
+    blocks spread over the GPUs, and the embeddings on the first of them (`models/placing/loading.py`).
     """
     load = load or Load()
     if purpose in ("4-bit search", "answering"):
-        half = shape.parameters if purpose == "answering" else shape.embeddings
-        packed = shape.linear if purpose == "4-bit search" else 0
-        weights = HALF * half + FOUR_BIT * packed
-        # An output embedding does not divide, and what a pass is working on lies on each.
-        largest = HALF * shape.vocabulary * shape.hidden
-        return max((weights + load.cached * shape.cached) / gpus, largest) + _passing(shape, load)
+        block = shape.linear * (HALF if purpose == "answering" else FOUR_BIT) / shape.layers
+        outside = HALF * shape.embeddings
+        on = places([block] * shape.layers, outside, gpus)
+        kept_there = block + load.cached * shape.cached / shape.layers
+        held = [kept_there * on.count(gpu) + (outside if gpu == 0 else 0) for gpu in range(gpus)]
+        return max(held) + _passing(shape, load)  # what a pass is working on lies on each
     trained = shape.parameters if purpose == "full training" else shape.adapters(load.rank)
     weights = HALF * shape.parameters + (0 if purpose == "full training" else HALF * trained)
     if gpus == 1:
@@ -123,18 +140,24 @@ def bytes_of(shape: Shape, purpose: Purpose, gpus: int, load: Load | None = None
         state += min(BUCKETS, HALF * trained)
     # The output embedding's gradient is there in float32 while chunks are added to it.
     head = SINGLE * shape.vocabulary * shape.hidden if purpose == "full training" else 0
-    return state + activations(shape, load.tokens, load.checkpointing) + logits(shape, load.tokens) + head
+    pairs = load.pairs(load.tokens)
+    passes = activations(shape, load.tokens, load.checkpointing, pairs)
+    return state + passes + logits(shape, load.tokens) + head
 
 
-def kept(shape: Shape, tokens: int, checkpointing: bool) -> float:
-    """Bytes that a forward pass of so many tokens keeps for the backward pass: of the blocks, and of the last norm."""
-    of_block = HALF * shape.hidden if checkpointing else shape.block
-    return tokens * (shape.layers * of_block + (SINGLE + HALF) * shape.hidden)
+def kept(shape: Shape, tokens: int, checkpointing: bool, pairs: int = 0) -> float:
+    """Bytes that a forward pass of so many tokens keeps for the backward pass: of the blocks, and of the last norm.
+
+    pairs: of tokens, whose attention is written out.
+    """
+    of_block = HALF * shape.hidden * tokens if checkpointing else shape.block * tokens + shape.eager(tokens, pairs)
+    return shape.layers * of_block + tokens * (SINGLE + HALF) * shape.hidden
 
 
-def activations(shape: Shape, tokens: int, checkpointing: bool) -> float:
+def activations(shape: Shape, tokens: int, checkpointing: bool, pairs: int = 0) -> float:
     """The most that is there of a pass: what is kept, a block that is computed again, and the gradients in it."""
-    return kept(shape, tokens, checkpointing) + tokens * shape.block * (2 if checkpointing else 1)
+    block = tokens * shape.block + shape.eager(tokens, pairs)
+    return kept(shape, tokens, checkpointing, pairs) + block * (2 if checkpointing else 1)
 
 
 def logits(shape: Shape, targets: int) -> float:
@@ -143,11 +166,18 @@ def logits(shape: Shape, targets: int) -> float:
 
 
 def gpus_for(shape: Shape, purpose: Purpose, card: int, load: Load | None = None, most: int = 64) -> int | None:
-    """The fewest GPUs of `card` GB on which it fits: 1, 2, 4, 8, or whole nodes of 8; None for more than `most`."""
-    for gpus in _counts(most):
+    """The fewest GPUs of `card` GB on which it fits; of a training 1, 2, 4, 8, or whole nodes of 8. None for more than
+    `most`, or than a node has where no training is spread over several."""
+    counts = _counts(most) if "training" in purpose else range(1, min(most, NODE) + 1)
+    for gpus in counts:
         if bytes_of(shape, purpose, gpus, load) <= USABLE * card * GB:
             return gpus
     return None
+
+
+def gpus_of_weights(weights: float, card: float) -> int:
+    """On how many GPUs of `card` bytes so many bytes of weights lie, with a little room for a pass."""
+    return math.ceil(weights / (USABLE * card - PASSING))
 
 
 def table(load: Load | None = None) -> list[list[str]]:
@@ -156,13 +186,16 @@ def table(load: Load | None = None) -> list[list[str]]:
     for size, shape in SHAPES.items():
         for purpose in PURPOSES:
             counts = [gpus_for(shape, purpose, card, load) for card in CARDS]
-            rows.append([f"{size} ({shape.name})", purpose, *("more than 64" if n is None else str(n) for n in counts)])
+            none = f"more than {64 if 'training' in purpose else NODE}"
+            rows.append([f"{size} ({shape.name})", purpose, *(none if n is None else str(n) for n in counts)])
     return rows
 
 
 def _passing(shape: Shape, load: Load) -> float:
     """Bytes that a forward pass without gradients is working on at once: a block's, and a part of the logits."""
-    return min(load.tokens, load.cached) * 2 * HALF * (2 * shape.hidden + 2 * shape.inner) + GB
+    tokens = min(load.tokens, load.cached)
+    written_out = shape.eager(tokens, load.pairs(tokens))
+    return tokens * 2 * HALF * (2 * shape.hidden + 2 * shape.inner) + written_out + GB
 
 
 def _counts(most: int) -> Iterator[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from bulwark import interrupts
 from bulwark.errors import BulwarkError
+from bulwark.models.anatomy import blocks_of
 from bulwark.prompts.builder import Prompt
 
 log = logging.getLogger(__name__)
@@ -144,15 +146,19 @@ def pass_token_budget(device: torch.device) -> int:
 
 
 def cache_token_budget(model: Any) -> int:
-    """Tokens whose keys and values fill two thirds of the free device memory; a fixed number on a CPU."""
+    """Tokens whose keys and values fill two thirds of the free device memory; a fixed number on a CPU.
+
+    Of a model on several GPUs each holds those of its blocks, and the fullest decides.
+    """
     if model.device.type != "cuda":
         return CPU_TOKEN_BUDGET
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_per_token = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
-    free, _ = torch.cuda.mem_get_info(model.device)
-    return max(1, min(MOST_CACHED_TOKENS, int(free * 2 / 3 / bytes_per_token)))
+    bytes_per_block = 2 * heads * size * model.dtype.itemsize
+    blocks = Counter(next(block.parameters()).device for block in blocks_of(model))
+    free = min(torch.cuda.mem_get_info(device)[0] / count for device, count in blocks.items())
+    return max(1, min(MOST_CACHED_TOKENS, int(free * 2 / 3 / bytes_per_block)))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

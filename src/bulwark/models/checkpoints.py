@@ -75,6 +75,16 @@ def load_model(
     return model
 
 
+def opened(folder: str | Path, unfinished: bool = False) -> tuple[Path, dict[str, Any]]:
+    """The folder that holds a model's weights, and its config.json, for whoever reads them in another way.
+
+    Raises CheckpointError as `load_model` does.
+    """
+    known = manifests.manifest_path(folder).is_file()
+    folder = _weights(Path(folder))
+    return folder, _checked(folder, unfinished, known)
+
+
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Open the tokenizer of a model folder. Raises CheckpointError if there is none or it cannot be read."""
     folder = _weights(Path(folder))

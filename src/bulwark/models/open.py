@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bulwark import files, seals
 from bulwark.errors import BulwarkError
 from bulwark.models import manifests
+from bulwark.models.placing.loading import Loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +38,8 @@ class LanguageModel:
 
     template, builder: the name of its prompt template, and a builder with it. manifest: of the checkpoint, None for a
     model that has none. budget: tokens of a batch that is generated for, from the free memory at the first call; where
-    memory has run out, later calls begin with what was left of it.
+    memory has run out, later calls begin with what was left of it. loading: how its weights are held, and so are those
+    of a second model that it is compared with.
     """
 
     model: PreTrainedModel
@@ -46,6 +48,7 @@ class LanguageModel:
     builder: PromptBuilder
     manifest: Path | None = None
     budget: Budget | None = None
+    loading: Loading = field(default_factory=Loading)
 
     @property
     def device(self) -> str:
@@ -76,7 +79,7 @@ class LanguageModel:
 
         Of the checkpoint it is what its files hold: one that is written again with equal weights answers alike.
         """
-        held = {"digest": seals.content(self.manifest)}
+        held = {"digest": seals.content(self.manifest), "attention": self.loading.attention}
         return files.digest({**self.description, **held, "dtype": f"torch.{self.dtype}", **settled})
 
     def _refuse_resized(self) -> None:
@@ -148,13 +151,15 @@ def open_model(
     threads: int | None = None,
     device: str | None = None,
     template: str | None = None,
+    loading: Loading | None = None,
 ) -> LanguageModel:
     """Open a checkpoint (its manifest or folder), or any folder with a causal LM and its tokenizer.
 
     dtype: name of a torch dtype. device: None takes a GPU if there is one, and otherwise the CPU in float32 whatever
     `dtype` says. max_tokens, new_tokens: of the longest prompt and of what is generated after it; of a longer one the
     builder cuts the data (see `prompt_limit`). threads: of torch; None leaves them as they are. template: in place of
-    the one that the manifest names, which without a manifest is "chat".
+    the one that the manifest names, which without a manifest is "chat". loading: how its weights are held; None is on
+    one device.
     Raises CheckpointError if the folder is not a whole checkpoint.
     """
     import torch
@@ -162,6 +167,7 @@ def open_model(
     from bulwark.models import anatomy, checkpoints
     from bulwark.models.embeddings import role_embedding_of
     from bulwark.models.generation import stop_ids_of
+    from bulwark.models.placing import spread
     from bulwark.prompts.builder import PromptBuilder
 
     if threads is not None:
@@ -172,14 +178,15 @@ def open_model(
         manifest, folder, named = None, Path(checkpoint), DEFAULT_TEMPLATE
     if device is None:
         device, dtype = checkpoints.device_and_dtype(dtype)
-    model = checkpoints.load_model(folder, dtype=dtype, device=device).eval()
+    loading = loading or Loading()
+    model = spread.load(folder, dtype, device, loading).eval()
     tokenizer = checkpoints.load_tokenizer(folder)
     template = template or named
     limit = prompt_limit(anatomy.positions_of(model), max_tokens, new_tokens, f"{folder}")
     stops = stop_ids_of(model, tokenizer)
     embedding = role_embedding_of(model)
     builder = PromptBuilder(tokenizer, template, embedding.num_embeddings, limit, stops, embedding.roles)
-    return LanguageModel(model, tokenizer, template, builder, manifest)
+    return LanguageModel(model, tokenizer, template, builder, manifest, loading=loading)
 
 
 def prompt_limit(positions: int | None, max_tokens: int | None, new_tokens: int, model: str) -> int | None:

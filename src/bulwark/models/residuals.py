@@ -91,9 +91,9 @@ def last_token_residuals(
         at = torch.arange(len(batch.places), device=batch.ids.device)
 
         def see(row: int, states: Tensor) -> None:
-            last = states[at, batch.last]
+            last = states[at.to(states.device), batch.last.to(states.device)]
             if row == layers and norm is not None:
-                last = norm(last)
+                last = norm(last.to(at.device))
             batch_rows[:, row] = winsorised(last.float(), winsorise).cpu()
 
         with torch.inference_mode(), watching(model, see):

@@ -57,6 +57,11 @@ def module_of(kind: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{kind}")
 
 
+def stage_of(kind: str) -> str:
+    """Whose resources a job of a kind of step takes: "train" or "generate"."""
+    return getattr(module_of(kind), "STAGE", "train")
+
+
 def execute(job: Job) -> None:
     """Run the step and write its manifest last, so that a checkpoint without manifest is never taken for finished."""
     from bulwark import files
@@ -144,9 +149,10 @@ def fine_tune(job: Job, settings: FineTuningSettings, step: Any) -> dict[str, An
 def perform(job: Job, gpus: int = 0, nodes: int = 1, threads: int = 1) -> None:
     """Run the step here with one process, or start one process per GPU, on each of several nodes one at least.
 
+    A step that trains nothing is one process, over whose GPUs its model is spread (`Job.loading`).
     Raises BulwarkError with the end of the output if a started process fails.
     """
-    if max(gpus, 1) * nodes == 1:
+    if max(gpus, 1) * nodes == 1 or stage_of(job.kind) != "train":
         import torch
 
         torch.set_num_threads(threads)

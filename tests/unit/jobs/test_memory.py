@@ -24,9 +24,10 @@ def test_parameters_are_as_published(size, published):
     assert SHAPES[size].parameters / 1e9 == pytest.approx(published, rel=2e-3)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("change", [{}, {"inner": 320}, {"heads": 8}, {"shared": 4}, {"hidden": 128}, {"layers": 5}])
-def test_what_autograd_keeps_is_what_is_computed(checkpointing, change):
+def test_what_autograd_keeps_is_what_is_computed(checkpointing, change, attention):
     shape = replace(TINY, **change)
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
@@ -36,6 +37,7 @@ def test_what_autograd_keeps_is_what_is_computed(checkpointing, change):
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.shared,
         head_dim=shape.size,
+        attn_implementation=attention,
     )
     model = LlamaModel(config).to(torch.bfloat16).train()
     if checkpointing:
@@ -54,7 +56,8 @@ def test_what_autograd_keeps_is_what_is_computed(checkpointing, change):
         output = model(input_ids=torch.ones(1, tokens, dtype=torch.long), use_cache=False).last_hidden_state
     assert output.requires_grad
     found = sum(storage.nbytes() for storage in held.values())
-    assert memory.kept(shape, tokens, checkpointing) == pytest.approx(found, rel=0.03)
+    pairs = Load(attention=attention, length=tokens).pairs(tokens)
+    assert memory.kept(shape, tokens, checkpointing, pairs) == pytest.approx(found, rel=0.03)
 
 
 def test_weights_gradients_and_state_are_counted_by_hand():
@@ -81,6 +84,23 @@ def test_more_memory_never_takes_more_gpus_and_less_is_held_on_more():
             assert counts == sorted(counts, reverse=True)
             held = [memory.bytes_of(shape, purpose, gpus) for gpus in (2, 4, 8, 16)]
             assert held == sorted(held, reverse=True)
+
+
+def test_a_model_that_answers_lies_block_by_block_with_its_embeddings_on_the_first_gpu():
+    """Ten blocks of 100 MB and 400 MB of embeddings on two GPUs: 3 blocks and 4 are 700 MB, 7 blocks as much."""
+    shape = Shape("round", layers=10, hidden=1000, inner=1, heads=1, shared=1, size=12_499.25, vocabulary=100_000)
+    assert shape.linear == pytest.approx(10 * 5e7, rel=1e-3)
+    load = Load(tokens=1, cached=0)
+    beside = memory.bytes_of(shape, "answering", 2, load) - 0.7 * GB
+    assert beside == pytest.approx(memory.bytes_of(shape, "answering", 1, load) - 1.4 * GB, abs=0.01 * GB)
+    assert memory.bytes_of(shape, "answering", 8, load) - beside == pytest.approx(0.4 * GB, abs=0.01 * GB)
+    assert memory.gpus_for(SHAPES["70B"], "answering", 24) is None, "no model is spread over several nodes"
+    eager = replace(load, tokens=2, cached=2, attention="eager", length=2**20)
+    more = memory.bytes_of(shape, "answering", 1, eager) - memory.bytes_of(
+        shape, "answering", 1, replace(eager, attention="sdpa")
+    )
+    assert more == pytest.approx(6 * 2 * 2**20, rel=1e-3)
+    assert memory.gpus_of_weights(141.2 * GB, 80 * GB) == 2
 
 
 def test_a_count_is_the_fewest_that_suffice():

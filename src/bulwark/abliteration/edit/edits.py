@@ -52,6 +52,11 @@ class Form:
         """The edits of these numbers."""
         return Form(*(None if part is None else part[edits] for part in (self.a, self.b, self.c, self.s, self.t)))
 
+    def to(self, device: torch.device) -> Form:
+        """The same on a device."""
+        parts = (self.a, self.b, self.c, self.s, self.t)
+        return Form(*(None if part is None else part.to(device) for part in parts))
+
     def on(self, output: Tensor) -> Tensor:
         """y' for outputs [rows, ..., out] without bias, row r under edit r; computed in float32."""
         wide = output.float()

@@ -49,7 +49,8 @@ class Edits:
         rows = Rows()
         with contextlib.ExitStack() as stack:
             for block, edit in (streams or {}).items():
-                stack.enter_context(hooks.replace_inputs({"stream": block}, _OfRows(edit, rows).edited))
+                there = edit.to(device_of(block))
+                stack.enter_context(hooks.replace_inputs({"stream": block}, _OfRows(there, rows).edited))
             for target in self.targets:
                 edit = self.form_of(target, plans)
                 if edit is not None:

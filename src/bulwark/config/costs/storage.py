@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from bulwark.config import recipes
 from bulwark.config.catalogue import Catalogue
+from bulwark.config.costs.accelerators import ACCELERATORS
 from bulwark.config.costs.amounts import rows_of
 from bulwark.config.costs.estimates import BYTES, parameters
 from bulwark.config.costs.graph import Job
 from bulwark.config.costs.schedule import Schedule
+from bulwark.jobs.memory import gpus_of_weights
 from bulwark.judges import JudgeSettings, module_of
 
 # AdamW's state of a training that can be resumed, per trained parameter, and how many there are while one is written
@@ -57,6 +59,36 @@ class Asked:
     judge: str
     questions: float
     price: float | None
+
+
+@dataclass(frozen=True)
+class Crowded:
+    """Jobs of a model that answer or attack get too few GPUs for its weights. enough: how many would do."""
+
+    model: str
+    weights: float
+    gpus: int
+    card: float
+    enough: int
+
+
+def crowded(catalogue: Catalogue, jobs: Sequence[Job]) -> list[Crowded]:
+    """The models whose weights do not fit on the GPUs that the plan's jobs of the stage `generate` get."""
+    found, card = [], ACCELERATORS[catalogue.accelerator].memory
+    for model in sorted({job.model for job in jobs if job.model and job.gpus and _answers_or_attacks(catalogue, job)}):
+        entity, gpus = catalogue.model(model), catalogue.resources(model, "generate").gpu
+        if entity.parameters is None and entity.source.path is None:
+            continue  # nobody says how large it is
+        weights = parameters(catalogue, model) * BYTES[entity.dtype]
+        if (enough := gpus_of_weights(weights, card)) > gpus:
+            found.append(Crowded(model, weights, gpus, card, enough))
+    return found
+
+
+def _answers_or_attacks(catalogue: Catalogue, job: Job) -> bool:
+    if job.rule != "apply_step":
+        return job.rule not in ("apply_steps", "pretrain_model")
+    return catalogue.step(job.model, recipes.last_step(job.wildcards["recipe"])).stage == "generate"
 
 
 def disk(catalogue: Catalogue, jobs: Sequence[Job], planned: Schedule) -> Disk:

@@ -46,6 +46,7 @@ def show(catalogue: Catalogue, jobs: Sequence[Job], devices: int, console: Conso
     _disk(storage.disk(catalogue, jobs, planned), console)
     _downloads(storage.downloads(catalogue, jobs), console)
     _judges(storage.judges(catalogue, jobs), console)
+    _crowded(storage.crowded(catalogue, jobs), console)
     _first(catalogue, jobs, first.first(catalogue, jobs), device, console)
 
 
@@ -196,6 +197,16 @@ def _judges(asked: Sequence[storage.Asked], console: Console) -> None:
         lines.append(f"{each.judge}: {each.questions:,.0f} questions, {cost}")
     if lines:
         _say(console, "Judges asked over the network (guessed)", lines)
+
+
+def _crowded(found: Sequence[storage.Crowded], console: Console) -> None:
+    lines = [
+        f"{each.model}: {_bytes(each.weights)} of weights on {each.gpus} GPU{'s' * (each.gpus > 1)} of "
+        f"{_bytes(each.card)}; with resources.generate.gpu: {each.enough} they are spread over {each.enough}"
+        for each in found
+    ]
+    if lines:
+        _say(console, "Too little GPU memory for answers and attacks (docs/memory.md)", lines)
 
 
 def _first(catalogue: Catalogue, jobs: Sequence[Job], chosen: first.First, device: str, console: Console) -> None:

@@ -24,6 +24,7 @@ from bulwark.models import manifests
 from bulwark.models.anatomy import blocks_of, hidden_size, watching
 from bulwark.models.batching import Batch, over_prompts
 from bulwark.models.open import open_model
+from bulwark.models.placing.loading import Loading
 from bulwark.prompts.builder import IGNORED, Prompt
 from bulwark.steering.vectors import storage
 from bulwark.steering.vectors.pairs import Pair, kept_pairs, turns_of
@@ -50,7 +51,15 @@ class Example:
 
 
 def extract(
-    checkpoint: Path, judged: Path, output: Path, *, trait: str, minimum: int, dtype: str, threads: int
+    checkpoint: Path,
+    judged: Path,
+    output: Path,
+    *,
+    trait: str,
+    minimum: int,
+    dtype: str,
+    threads: int,
+    loading: Loading | None = None,
 ) -> None:
     """Extract the vectors of `trait` at every layer from the pairs of `judged` that count, and write them to `output`.
 
@@ -58,7 +67,7 @@ def extract(
     """
     started = time.time()
     pairs, yields = kept_pairs(judged, minimum)
-    subject = open_model(checkpoint, dtype, threads=threads)
+    subject = open_model(checkpoint, dtype, threads=threads, loading=loading)
     sums, numbers = pooled_sums(subject.model, examples_of(pairs, subject.builder), subject.builder.pad_id)
     means = sums.sum(dim=2) / numbers.sum(dim=1)[None, :, None, None]  # [pools, sides, N+1, hidden]
     differences = dict(zip(POOLS, means[:, 0] - means[:, 1], strict=True))
@@ -149,7 +158,7 @@ def _sums_of(model: nn.Module, batch: Sequence[Example], ids: Tensor, layers: in
     sums = torch.zeros(len(POOLS), _SIDES * _HALVES, layers + 1, hidden_size(model), dtype=torch.float64)
 
     def pool(row: int, hidden: Tensor) -> None:
-        pooled = torch.einsum("pbs,bsh->pbh", weights, hidden.float()).to("cpu", torch.float64)
+        pooled = torch.einsum("pbs,bsh->pbh", weights.to(hidden.device), hidden.float()).to("cpu", torch.float64)
         sums[:, :, row] = torch.einsum("gb,pbh->pgh", groups, pooled)
 
     with torch.inference_mode(), watching(model, pool):

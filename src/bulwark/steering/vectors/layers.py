@@ -21,6 +21,7 @@ from bulwark.data.records import read_records, write_records
 from bulwark.errors import BulwarkError, of_record
 from bulwark.judges import JudgeSettings
 from bulwark.models.open import open_model
+from bulwark.models.placing.loading import Loading
 from bulwark.settings import Closed
 from bulwark.steering.vectors.pairs import judgements_of, turns_of
 from bulwark.steering.vectors.settings import LayerChoice
@@ -53,6 +54,7 @@ def steer(
     threads: int,
     output: Path,
     code: str = "",
+    loading: Loading | None = None,
 ) -> None:
     """Answer the questions of `records` without steering and under each candidate layer; write `Steered` rows.
 
@@ -65,7 +67,7 @@ def steer(
     from bulwark.steering.vectors.fusion import load_fused
 
     longest, new = choice.decoding.max_prompt_tokens, choice.decoding.max_new_tokens
-    subject = open_model(checkpoint, dtype, max_tokens=longest, new_tokens=new, threads=threads)
+    subject = open_model(checkpoint, dtype, max_tokens=longest, new_tokens=new, threads=threads, loading=loading)
     layers = len(blocks_of(subject.model))
     candidates = choice.candidates or tuple(range(1, layers))
     questions = list({contrast.question: contrast for contrast in read_records(Path(records), Contrast)}.values())

@@ -19,6 +19,7 @@ from bulwark.errors import RecordError, of_record
 from bulwark.judges import Judgement, JudgeSettings, Request, judge
 from bulwark.models.answers import Answer
 from bulwark.models.open import open_model
+from bulwark.models.placing.loading import Loading
 from bulwark.settings import Closed
 from bulwark.steering.vectors.settings import ContrastSettings, PairFilter
 
@@ -67,6 +68,7 @@ def generate_pairs(
     threads: int,
     output: Path,
     code: str = "",
+    loading: Loading | None = None,
 ) -> None:
     """Answer every contrast of `records` under both instructions, and write the pairs to `output` (JSON Lines).
 
@@ -75,7 +77,7 @@ def generate_pairs(
     `generation.generate` do.
     """
     longest, new = settings.decoding.max_prompt_tokens, settings.decoding.max_new_tokens
-    subject = open_model(checkpoint, dtype, max_tokens=longest, new_tokens=new, threads=threads)
+    subject = open_model(checkpoint, dtype, max_tokens=longest, new_tokens=new, threads=threads, loading=loading)
     planned = [
         (contrast, rollout, {side: _system(contrast, side, settings.names) for side in SIDES})
         for contrast in read_records(Path(records), Contrast)

@@ -27,6 +27,7 @@ from bulwark.errors import BulwarkError, ConfigurationError, of_record
 from bulwark.models import manifests
 from bulwark.models.decoding import Decoding
 from bulwark.models.open import open_model
+from bulwark.models.placing.loading import Loading
 from bulwark.settings import Closed, validated
 from bulwark.steering.settings import VectorSettings
 from bulwark.steering.vectors.data_screening import screened
@@ -150,12 +151,13 @@ def project(
     output: Path,
     screening: Path,
     code: str = "",
+    loading: Loading | None = None,
 ) -> None:
     """Project the data set `records` and the answers of `checkpoint` to it; write `output` (parquet) and `screening`.
 
     vectors: {trait: file}. The checkpoint's finished answers are kept in `<output>.partial`, from which a run of the
-    same code (a digest) that was interrupted goes on. Raises RecordError for records that are no conversations ending
-    with a response.
+    same code (a digest) that was interrupted goes on. loading: how the model's weights are held. Raises RecordError for
+    records that are no conversations ending with a response.
     """
     import torch
 
@@ -165,7 +167,7 @@ def project(
 
     started = time.time()
     parsed = validated(ProjectionSettings, settings, "settings of the projection")
-    subject = open_model(checkpoint, dtype, max_tokens=parsed.max_tokens, threads=threads)
+    subject = open_model(checkpoint, dtype, max_tokens=parsed.max_tokens, threads=threads, loading=loading)
     model, builder, layer = subject.model, subject.builder, parsed.vectors.layer
     fused = load_fused(parsed.vectors, vectors, model, subject.description["digest"])
     directions = torch.stack([fused.at[layer], *(read(vectors[trait])[0][layer] for trait in parsed.vectors.traits)])
@@ -276,7 +278,7 @@ def _batch_projected(split: SplitModel, prompts: list[Prompt], directions: Tenso
     (batch,) = StepBatches(prompts, batch_size=count, micro_batch_size=count, pad_id=pad_id).of_step(0)
     batch = batch.to(directions.device)
     numbers = [row[0] for row in batch.rows]
-    hidden = split.trunk(batch)  # [batch, seq, hidden]
+    hidden = split.trunk(batch).to(directions.device)  # [batch, seq, hidden]
     mask = token_mask(batch, "response")
     row, place = mask.nonzero(as_tuple=True)
     dots = (hidden[row, place].float() @ directions.T).double()  # [tokens, k]
