@@ -132,7 +132,17 @@ def test_a_method_added_to_the_list_adds_its_own_jobs_only(checkout):
 def test_the_picture_of_the_dag_shows_every_rule(checkout):
     listed = checkout.snakemake("--list-rules").stdout
     rules = {line.split(" ")[0] for line in listed.splitlines() if re.match(r"^[a-z_]+( \(|$)", line)}
-    targets = {"all", "data", "models", "evaluations", "analyses", "claims", "cross", "unknown_target", "unknown_report"}
+    targets = {
+        "all",
+        "data",
+        "models",
+        "evaluations",
+        "analyses",
+        "claims",
+        "cross",
+        "unknown_target",
+        "unknown_report",
+    }
     targets |= {rule for rule in rules if rule.startswith(("table_", "figure_", "paper_"))}
     source = (checkout.folder / "docs" / "dag.dot").read_text(encoding="utf-8")
     picture = (checkout.folder / "docs" / "dag.svg").read_text(encoding="utf-8")

@@ -119,13 +119,15 @@ def _crossed(name: str, table: Table, results: Results) -> Grid:
     told = crossed.ranking(table.cross, results) if table.ranking else crossed.cross(table.cross, results)
     _, *own = told.presented.columns
     named, numbers = (own[:1], own[1:]) if table.ranking else (own[:2], own[2:])
-    models: dict[str, list[tuple[str, list[Field]]]] = {}
-    for line in told.presented.to_dict("records"):
+    models: dict[str, list[tuple[str, list[Field], str]]] = {}
+    for line, defense in zip(told.presented.to_dict("records"), told.frame["defense"], strict=True):
         fields = [Field(str(line[key]), "", "", "") for key in numbers]
-        models.setdefault(line["", "model"], []).append((", ".join(line[key] for key in named), fields))
+        models.setdefault(line["", "model"], []).append((", ".join(line[key] for key in named), fields, defense))
     heads = [(top or part, part if top else "", "") for top, part in numbers]
+    families = {family.label: family.benchmark for family in table.cross.families.values()}
+    benchmarks = [families.get(top.split(" (")[0], "") for top, _ in numbers]
     caption = " ".join(filter(None, (table.caption.strip(), told.note)))
-    return Grid(name, table.title, caption, heads, list(models.items()))
+    return Grid(name, table.title, caption, heads, benchmarks, list(models.items()))
 
 
 def _origin(origin: Callable[[str, str, str, str], str], line: Mapping[str, Any], column: Column | None) -> str:

@@ -165,8 +165,11 @@ def test_what_is_missing_is_an_error_or_shown(tmp_path):
     with pytest.raises(ResultsError, match=r"asked for m, tar\+untar, seed 0"):
         made(tmp_path, cells)
     frame, markdown, _ = made(tmp_path, cells, missing=[gone])
-    lacking = frame[frame["missing"]]
+    lacking = frame[frame["missing"] != ""]
     assert set(zip(lacking["defense"], lacking["attack"], strict=True)) == {("tar", "knows"), ("tar", "worst")}
+    assert set(lacking["missing"]) == {"refusals"}, "the other family is shown"
+    assert lacking["knowledge.defended_percent"].notna().all()
+    assert lacking["refusals.defended_percent"].isna().all()
     assert "Missing: 1 of " in markdown
     ordered, markdown, _ = made(tmp_path, cells, missing=[gone], spec={"ranking": True})
     assert list(ordered[ordered["missing"]]["defense"]) == ["tar"]
@@ -207,7 +210,8 @@ def test_the_report_shows_both_tables(scored):
     (model,) = shown.models
     assert model[0] == "m"
     assert len(model[1]) == 15
-    assert model[1][0][0] == "none, no attack"
+    assert (model[1][0][0], model[1][0][2]) == ("none, no attack", "base")
+    assert shown.benchmarks[:3] == ["cloze", "asked", ""]
     assert [head[0] for head in shown.heads][:2] == ["knowledge (% defended) ↑", "refusals (% defended) ↑"]
     assert len(grid("r", {**TABLE, "ranking": True}, cells, None, lambda *_: "").models[0][1]) == 3
 

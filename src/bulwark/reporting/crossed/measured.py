@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from bulwark.reporting.columns import those_named
 from bulwark.reporting.crossed.settings import NO_ATTACK, WORST, Attack, Cross, Family
 from bulwark.reporting.results import Results, ResultsError
 
+UTILITY, SECONDS = "utility", "seconds"  # beside families, what may be missing
 NOTHING = "no attack"  # what an attack is called that leaves the defense as it is
 
 
@@ -33,8 +34,9 @@ class Field:
 class Line:
     """A defense under an attack. fields: {family: field}. utility: what is left, kept: as a share of what was before.
 
-    within: whether that is within the loss that is allowed. seconds: what the attack took in all, per seed. Where
-    something is missing, `missing` is true and there is nothing else. tried: how many recipes the attack made.
+    within: whether that is within the loss that is allowed. seconds: what the attack took in all, per seed. tried: how
+    many recipes the attack made. missing: the families, "utility" and "seconds" where they depend on what is to be
+    shown as missing; fields then have no such family, and the others are None.
     """
 
     model: str
@@ -42,13 +44,13 @@ class Line:
     attack: str
     kind: str
     label: str
-    missing: bool
-    tried: int = 0
-    fields: Mapping[str, Field] | None = None
-    utility: Estimate | None = None
-    kept: float | None = None
-    within: bool = True
-    seconds: float | None = None
+    tried: int
+    fields: Mapping[str, Field]
+    utility: Estimate | None
+    kept: float | None
+    within: bool
+    seconds: float | None
+    missing: tuple[str, ...]
 
 
 def recipes_of(defense: str, attack: Attack, results: Results) -> list[str]:
@@ -83,7 +85,7 @@ def rankings(spec: Cross, results: Results) -> dict[str, ranking.Ranking]:
                 defense,
                 *dict.fromkeys(r for a in spec.attacks.values() for r in recipes_of(defense, a, results)),
             ]
-            if not _missing(spec, results, model, recipes):
+            if not set(_missing(spec, results, model, defense, recipes[1:])) - {SECONDS}:
                 alive = [defense, *(recipe for recipe in recipes[1:] if not _diverged(spec, results, model, recipe))]
                 shares = {
                     name: {recipe: share_of(results, model, recipe, family) for recipe in alive}
@@ -119,37 +121,53 @@ def step_of(defense: str, recipe: str) -> str:
 def _line(
     spec: Cross, results: Results, model: str, defense: str, attack: str, kind: str, label: str, recipes: list[str]
 ) -> Line:
-    if _missing(spec, results, model, [defense, *recipes]):
-        return Line(model, defense, attack, kind, label, True, len(recipes))
-    alive = [recipe for recipe in recipes if not _diverged(spec, results, model, recipe)]
+    missing = _missing(spec, results, model, defense, recipes, alone=attack != WORST and len(recipes) < 2)
+    gone = (UTILITY, *spec.families) if UTILITY in missing else missing
+    # Which trainings diverged is said by their scores, where these are there.
+    alive = [recipe for recipe in recipes if not _diverged(spec, results, model, recipe, missing)]
     if recipes and not alive:
         raise ResultsError(
             f"{model}, {defense}: all {len(recipes)} attacks of {label} diverged, so that there is nothing to show of "
             f"it. Add another step to it, or take it out of attacks.{attack}."
         )
-    before = _sample(results, model, defense, spec.utility)
-    single = None if attack == WORST or len(alive) > 1 else alive[0] if alive else defense
-    seconds = sum(_seconds(spec, results, model, recipe) for recipe in recipes)
-    if single is not None:
-        fields = {}
+    seconds = None
+    if SECONDS not in missing:
+        seconds = sum(_seconds(spec, results, model, recipe) for recipe in recipes)
+    fields: dict[str, Field] = {}
+    if attack != WORST and len(alive) < 2:
+        shown = alive[0] if alive else defense
         for name, family in spec.families.items():
-            share = estimate(share_of(results, model, single, family))
-            value = None if share.value is None else raw(share.value, family)
-            fields[name] = Field(share, (step_of(defense, single),), value)
-        left = estimate(_sample(results, model, single, spec.utility))
-        start = estimate(before).value
-        kept = left.value / start if left.value is not None and start else None
-        higher = results.higher_is_better(spec.utility.benchmark, spec.utility.metric) is not False
-        within = kept is not None and (kept >= 1 - spec.utility.loss if higher else kept <= 1 + spec.utility.loss)
-        return Line(model, defense, attack, kind, label, False, len(recipes), fields, left, kept, within, seconds)
-    fields, kept_by = {}, []
-    for name, family in spec.families.items():
-        found = _worst(spec, results, model, defense, alive, family)
-        fields[name] = Field(found.estimate, tuple(step_of(defense, one or defense) for one in found.chosen), None)
-        kept_by.append(found.kept)
-    known = [kept for kept in kept_by if kept is not None]
-    kept = min(known, default=None)
-    return Line(model, defense, attack, kind, label, False, len(recipes), fields, None, kept, True, seconds)
+            if name not in missing:
+                share = estimate(share_of(results, model, shown, family))
+                value = None if share.value is None else raw(share.value, family)
+                fields[name] = Field(share, (step_of(defense, shown),), value)
+        left, kept, within = None, None, True
+        if UTILITY not in missing:
+            left, kept, within = _left(spec, results, model, defense, shown)
+    else:
+        kept_by = []
+        for name, family in spec.families.items():
+            if name not in gone:
+                found = _worst(spec, results, model, defense, alive, family)
+                chosen = tuple(step_of(defense, one or defense) for one in found.chosen)
+                fields[name] = Field(found.estimate, chosen, None)
+                kept_by.append(found.kept)
+        known = [kept for kept in kept_by if kept is not None]
+        left, kept, within = None, min(known) if known and not missing else None, True
+        missing = gone
+    return Line(
+        model, defense, attack, kind, label, len(recipes), fields, left, kept, within, seconds, tuple(sorted(missing))
+    )
+
+
+def _left(spec: Cross, results: Results, model: str, defense: str, recipe: str) -> tuple[Estimate, float | None, bool]:
+    """The utility that a recipe has, as a share of the defense's, and whether that is within the loss."""
+    left = estimate(_sample(results, model, recipe, spec.utility))
+    start = estimate(_sample(results, model, defense, spec.utility)).value
+    kept = left.value / start if left.value is not None and start else None
+    higher = results.higher_is_better(spec.utility.benchmark, spec.utility.metric) is not False
+    within = kept is not None and (kept >= 1 - spec.utility.loss if higher else kept <= 1 + spec.utility.loss)
+    return left, kept, within
 
 
 def _worst(spec: Cross, results: Results, model: str, defense: str, recipes: list[str], family: Family) -> Any:
@@ -189,15 +207,24 @@ def _seconds(spec: Cross, results: Results, model: str, recipe: str) -> float:
     return sum(value or 0.0 for value in values) / len(values)
 
 
-def _benchmarks(spec: Cross) -> set[str]:
-    return {family.benchmark for family in spec.families.values()} | {spec.utility.benchmark}
+def _missing(
+    spec: Cross, results: Results, model: str, defense: str, recipes: list[str], *, alone: bool = False
+) -> tuple[str, ...]:
+    """Which families, and whether utility and seconds, depend on what is to be shown as missing.
+
+    alone: the metric of the one recipe is shown itself, and nothing is chosen.
+    """
+    of = {name: family.benchmark for name, family in spec.families.items()}
+    needed = recipes[-1:] or [defense] if alone else [defense, *recipes]
+    gone = [name for name, benchmark in of.items() if any(results.lacks(model, one, benchmark) for one in needed)]
+    if any(results.lacks(model, one, spec.utility.benchmark) for one in (defense, *recipes)):
+        gone.append(UTILITY)
+    if any(results.lacks(model, one, spec.compute.analysis) for one in recipes):
+        gone.append(SECONDS)
+    return tuple(gone)
 
 
-def _missing(spec: Cross, results: Results, model: str, recipes: list[str]) -> bool:
-    _, *attacked = recipes
-    lacking = any(results.lacks(model, recipe, name) for recipe in recipes for name in _benchmarks(spec))
-    return lacking or any(results.lacks(model, recipe, spec.compute.analysis) for recipe in attacked)
-
-
-def _diverged(spec: Cross, results: Results, model: str, recipe: str) -> bool:
-    return any(results.diverged(model, recipe, name) for name in _benchmarks(spec))
+def _diverged(spec: Cross, results: Results, model: str, recipe: str, missing: Collection[str] = ()) -> bool:
+    benchmarks = {family.benchmark for name, family in spec.families.items() if name not in missing}
+    benchmarks |= {spec.utility.benchmark} if UTILITY not in missing else set()
+    return any(results.diverged(model, recipe, name) for name in benchmarks)

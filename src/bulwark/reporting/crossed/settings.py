@@ -97,6 +97,8 @@ class Cross(Closed):
         for name in (NO_ATTACK, WORST):
             if name in self.attacks:
                 raise ValueError(f'attacks: "{name}" has a meaning of its own; give the attack another name')
+        if reserved := {"utility", "seconds"} & set(self.families):
+            raise ValueError(f'families: "{min(reserved)}" has a meaning of its own; give the family another name')
         for name, attack in self.attacks.items():
             if unknown := [defense for defense in attack.steps_on if defense not in self.defenses]:
                 raise ValueError(f'attacks.{name}.steps_on: "{unknown[0]}" is none of the defenses')

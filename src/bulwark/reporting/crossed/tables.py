@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bulwark.evaluation.ranking import SIGNIFICANT, Order, Place, Ranking
-from bulwark.reporting.crossed.measured import NOTHING, Field, Line, lines, rankings, step_of
+from bulwark.reporting.crossed.measured import NOTHING, SECONDS, UTILITY, Field, Line, lines, rankings, step_of
 from bulwark.reporting.crossed.settings import NO_ATTACK, WORST, Cross
 from bulwark.reporting.numbers import MISSING, NONE, exact, number, with_error
 from bulwark.reporting.results import Results
@@ -45,11 +45,11 @@ def cross(spec: Cross, results: Results) -> Told:
     }
     for name, family in spec.families.items():
         told[f"{family.label} (% defended) ↑", "mean ± SE"] = [
-            MISSING if line.fields is None else _share(line.fields[name]) for line in found
+            MISSING if name in line.missing else _share(line.fields[name]) for line in found
         ]
     told[f"{spec.utility.label} (%)", "mean ± SE"] = [_utility(line) for line in found]
-    told["kept (%)", ""] = [MISSING if line.missing else _kept(line) for line in found]
-    told[spec.compute.label, ""] = [MISSING if line.missing else number(line.seconds, 0) for line in found]
+    told["kept (%)", ""] = [MISSING if UTILITY in line.missing else _kept(line) for line in found]
+    told[spec.compute.label, ""] = [MISSING if SECONDS in line.missing else number(line.seconds, 0) for line in found]
     if not frame["missing"].any():
         frame = frame.drop(columns="missing")
     return Told(frame, pd.DataFrame(told), reading(spec))
@@ -139,7 +139,7 @@ def _numbers(line: Line, spec: Cross) -> dict[str, Any]:
         "tried": line.tried,
     }  # fmt: skip
     for name in spec.families:
-        field = line.fields[name] if line.fields else None
+        field = line.fields.get(name)
         share = field.share if field else None
         low, high = (share.interval if share else None) or (None, None)
         parts = {
@@ -156,9 +156,9 @@ def _numbers(line: Line, spec: Cross) -> dict[str, Any]:
         "utility_percent": line.utility and _percent(line.utility.value),
         "utility_stderr": line.utility and _percent(line.utility.stderr),
         "utility_kept": line.kept,
-        "within_loss": None if line.missing else line.within,
+        "within_loss": None if line.kept is None else line.within,
         "seconds": line.seconds,
-        "missing": line.missing,
+        "missing": ", ".join(line.missing),
     }
     return told
 
@@ -203,7 +203,7 @@ def _share(field: Field) -> str:
 
 
 def _utility(line: Line) -> str:
-    if line.missing:
+    if UTILITY in line.missing:
         return MISSING
     return NONE if line.utility is None else with_error(_percent(line.utility.value), _percent(line.utility.stderr), 1)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from bulwark.evaluation.ranking import Order, Ranking
-from bulwark.reporting.crossed.measured import Line, lines, rankings
+from bulwark.reporting.crossed.measured import SECONDS, UTILITY, Line, lines, rankings
 from bulwark.reporting.crossed.settings import NO_ATTACK, WORST, Cross
 from bulwark.reporting.crossed.tables import in_order, ranks
 from bulwark.reporting.figures import look
@@ -53,6 +53,10 @@ def draw(figure: Figure, results: Results, printed: dict) -> Any:
         _bar(canvas, shades, canvas.axes[-len(maps) :])
         if model in ordered:
             _orders(canvas, grid, top + down, spec, ordered[model])
+        else:
+            panel = canvas.add_subplot(grid[top + down, :])
+            panel.axis("off")
+            panel.text(0.5, 0.5, "no order: of every defense something is missing", ha="center", color=look.GREY)
     look.foot(canvas, _note(spec, results, found), [], [])
     return canvas
 
@@ -62,11 +66,11 @@ def rows(figure: Figure, results: Results) -> list[dict[str, Any]]:
     spec = figure.crossed
     told: list[dict[str, Any]] = []
     for line in lines(spec, results):
-        for name, family in spec.families.items():
-            share = line.fields[name].share if line.fields else None
+        for name in spec.families:
+            share = line.fields[name].share if name in line.fields else None
             low, high = (share.interval if share else None) or (None, None)
-            told.append(_row(spec, family.label, line, share and share.value, low, high))
-        told.append(_row(spec, _kept(spec), line, line.kept))
+            told.append(_row(spec, name, line, share and share.value, low, high))
+        told.append(_row(spec, "", line, line.kept))
     for model, of_model in rankings(spec, results).items():
         for title, order in _named(of_model).items():
             for name in in_order(of_model):
@@ -79,9 +83,12 @@ def rows(figure: Figure, results: Results) -> list[dict[str, Any]]:
 
 
 def _row(
-    spec: Cross, title: str, line: Line, value: float | None, low: float | None = None, high: float | None = None
+    spec: Cross, family: str, line: Line, value: float | None, low: float | None = None, high: float | None = None
 ) -> dict[str, Any]:
-    text = MISSING if line.missing else "beyond the loss" if not line.within else None
+    """A cell, of a family or of the utility that is kept ("")."""
+    lacks = (family or UTILITY) in line.missing
+    text = MISSING if lacks else "beyond the loss" if not line.within else None
+    title = spec.families[family].label if family else _kept(spec)
     place = {"title": title, "mark": "cell", "series": spec.defenses[line.defense], "at": _attack(line)}
     return {**place, "y": _percent(value), "low": _percent(low), "high": _percent(high), "text": text}
 
@@ -165,9 +172,9 @@ def _attack(line: Line) -> str:
 
 
 def _value(line: Line, family: str) -> float | None:
-    if line.missing or line.fields is None:
-        return None
-    return _percent(line.fields[family].share.value if family else line.kept)
+    if not family:
+        return _percent(line.kept)
+    return _percent(line.fields[family].share.value) if family in line.fields else None
 
 
 def _percent(value: float | None) -> float | None:
@@ -177,7 +184,7 @@ def _percent(value: float | None) -> float | None:
 def _note(spec: Cross, results: Results, found: list[Line]) -> str:
     loss = f"{100 * spec.utility.loss:g} % of {spec.utility.label}"
     counts = {
-        family.label: look.span(line.fields[name].share.n for line in found if line.fields)
+        family.label: look.span(line.fields[name].share.n for line in found if name in line.fields)
         for name, family in spec.families.items()
     }
     told = [
@@ -188,5 +195,6 @@ def _note(spec: Cross, results: Results, found: list[Line]) -> str:
         "meet the order is not significant",
         f"records: {', '.join(f'{label} {count}' for label, count in counts.items())}; {look.seeds(results.cells)}",
     ]
-    missing = sum(line.missing for line in found)
-    return "\n".join(told + ([f"?: {missing} of {len(found)} not made yet"] if missing else []))
+    missing = sum(len(set(line.missing) - {SECONDS}) for line in found)
+    every = len(found) * (len(spec.families) + 1)
+    return "\n".join(told + ([f"?: {missing} of {every} are missing"] if missing else []))
