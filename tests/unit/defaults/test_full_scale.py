@@ -115,7 +115,7 @@ CHECKPOINTS = {
     "refusal_red_team": (261, 4.2),
     "aside_red_team": (12, 0.2),
     "steering_red_team": (12, 0.2),
-    "cross": (363, 5.8),
+    "cross": (375, 6.0),
 }
 
 

@@ -220,6 +220,7 @@ def test_a_cross_that_cannot_be_is_refused():
     for change, part in (
         ({"attacks": {"none": CROSS["attacks"]["facts"]}}, "give the attack another name"),
         ({"attacks": {"a": {**CROSS["attacks"]["knows"], "steps_on": {"rat": ["x"]}}}}, "none of the defenses"),
+        ({"attacks": {"a": {"label": "a", "kind": "fixed", "steps_on": {"tar": ["x"]}}}}, 'makes nothing of "base"'),
         ({"families": {"a": {**CROSS["families"]["refusals"], "safe": 0.0}}}, "the same value"),
     ):
         with pytest.raises(ConfigurationError, match=part):

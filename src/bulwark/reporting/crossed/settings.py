@@ -48,13 +48,19 @@ class Attack(Closed):
 
     label: str
     kind: Literal["fixed", "tuned", "adaptive"]
-    steps: tuple[str, ...] = Field(min_length=1)
+    steps: tuple[str, ...] = ()
     steps_on: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @field_validator("steps_on", mode="before")
     @classmethod
     def _taken_out(cls, given: Any) -> Any:
         return without_null(given)
+
+    @model_validator(mode="after")
+    def _has_steps(self) -> Attack:
+        if not (self.steps or self.steps_on):
+            raise ValueError("an attack is made of steps, or of steps_on, {defense: [step, …]}")
+        return self
 
     def over(self, defense: str) -> tuple[str, ...]:
         """The recipes that it makes of a defense; trials by their common name."""
@@ -100,6 +106,8 @@ class Cross(Closed):
         if reserved := {"utility", "seconds"} & set(self.families):
             raise ValueError(f'families: "{min(reserved)}" has a meaning of its own; give the family another name')
         for name, attack in self.attacks.items():
+            if spared := [defense for defense in self.defenses if not attack.over(defense)]:
+                raise ValueError(f'attacks.{name}: makes nothing of "{spared[0]}", whose cells would be empty')
             if unknown := [defense for defense in attack.steps_on if defense not in self.defenses]:
                 raise ValueError(f'attacks.{name}.steps_on: "{unknown[0]}" is none of the defenses')
         return self
