@@ -12,7 +12,7 @@ heretic-llm is no dependency of this project: it lives in an environment of its 
     HERETIC_PYTHON=~/heretic/bin/python .venv/bin/python -m bench search
 
 The model and the prompts are the miniature's, below BULWARK_RESULTS (by default results/); they are made by
-`snakemake --configfile config/miniature.yaml -c2 paper_abliteration`.
+`snakemake --configfile config/miniature.yaml -c2 study_abliteration`.
 """
 
 from __future__ import annotations

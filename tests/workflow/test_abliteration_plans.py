@@ -16,6 +16,6 @@ def test_a_checkpoint_of_any_recipe_is_attacked_and_measured_against_itself_befo
 
 
 def test_the_paper_is_a_target_at_full_scale(checkout):
-    plan = checkout.plan("--", "paper_abliteration")
+    plan = checkout.plan("--", "study_abliteration")
     assert plan["apply_step"] == 5 * 6 * 3  # models, attacks, seeds
     assert plan["download_model"] == 5

@@ -21,7 +21,7 @@ def test_the_best_of_trials_can_be_asked_for_by_path_and_trained_on(checkout):
 
 
 def test_the_sweep_is_48_trainings_whose_hours_and_disk_are_those_counted_by_hand(checkout):
-    found = checkout.planned_jobs("--", "paper_aside_sweep")
+    found = checkout.planned_jobs("--", "study_aside_sweep")
     count = Counter(job.rule for job in found)
     assert count["apply_step"] == 3 * 2 * 4 * 2 == 48
     assert count["choose_trial"] == count["analyse_checkpoint"] == 3

@@ -12,14 +12,14 @@ def hours(text: str) -> float:
 
 
 def test_a_plan_tells_hours_disk_downloads_and_judges_and_what_to_run_first(checkout):
-    done = checkout.bulwark("plan", "--gpus", "16", "--", "paper_aside")
+    done = checkout.bulwark("plan", "--gpus", "16", "--", "study_aside")
     for part in ("by study", "by model", "by stage", "Wall time", "on 16 GPUs", "Disk", "gated", "Judges", "gpt-4"):
         assert part in done.stdout, part
     for line in ("Snakemake makes the plan", "jobs cost"):
         assert re.search(f"^bulwark: .*{line}", done.stderr, re.MULTILINE), (
             "progress, a line each, where no one looks on"
         )
-    jobs = checkout.planned_jobs("--", "paper_aside")
+    jobs = checkout.planned_jobs("--", "study_aside")
     total = sum(job.gpu_hours for job in jobs)
     totals = [
         (int(n.replace(",", "")), hours(h))
@@ -42,17 +42,17 @@ def test_what_is_proposed_first_costs_what_is_said(checkout):
 
 
 def test_a_dry_run_counts_its_jobs_by_rule_and_study_and_lists_them_with_p(checkout):
-    short = checkout.snakemake("-n", *MINIATURE, "--", "paper_aside").stdout
+    short = checkout.snakemake("-n", *MINIATURE, "--", "study_aside").stdout
     assert "rule apply_step:" not in short
     for part in ("Job stats:", "core hours", "Every job: the same with -p", "bulwark plan"):
         assert part in short
     assert re.search(r"^  aside +\d+ jobs ", short, re.MULTILINE)
     assert len(short.splitlines()) < 80
     for option in ("-np", "-n -p"):
-        full = checkout.snakemake(*option.split(), *MINIATURE, "--", "paper_aside").stdout
+        full = checkout.snakemake(*option.split(), *MINIATURE, "--", "study_aside").stdout
         assert full.count("rule apply_step:") == 9
         assert "core hours" not in full
-    quiet = checkout.snakemake("-n", "--quiet", "host", *MINIATURE, "--", "paper_aside").stdout
+    quiet = checkout.snakemake("-n", "--quiet", "host", *MINIATURE, "--", "study_aside").stdout
     assert "rule apply_step:" in quiet, "what a user says of --quiet holds"
 
 

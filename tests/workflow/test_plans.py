@@ -6,8 +6,8 @@ MINIATURE = ("--configfile", "config/miniature.yaml")
 
 
 def test_the_full_paper_has_a_plan(checkout):
-    assert checkout.plan("--", "paper_aside") == {
-        "paper_aside": 1,
+    assert checkout.plan("--", "study_aside") == {
+        "study_aside": 1,
         "download_dataset": 14,
         "prepare_dataset": 15,
         "download_model": 6,
@@ -16,7 +16,7 @@ def test_the_full_paper_has_a_plan(checkout):
         "generate_answers": 24 * 16,
         "score_answers": 24 * 16,
         "make_table": 5,
-        "make_figure": 2,
+        "make_figure": 3,
     }
 
 
@@ -38,7 +38,7 @@ def test_the_cross_table_has_every_defense_under_every_attack(checkout):
 
 
 def test_the_miniature_is_the_same_study_over_another_model(checkout):
-    plan = checkout.plan(*MINIATURE, "--", "paper_aside")
+    plan = checkout.plan(*MINIATURE, "--", "study_aside")
     assert plan["pretrain_model"] == 1
     assert plan["apply_step"] == 3 * 3
     assert plan["generate_answers"] == 3 * (3 * 3 + 1), "the base model is measured at one seed only"
@@ -55,7 +55,7 @@ def test_the_menu_lists_targets_with_what_they_make(checkout):
         "claims (",
         "table_aside_sep",
         "figure_aside_sep",
-        "paper_aside",
+        "study_aside",
     ):
         assert target in menu
     assert "unknown_target" not in menu
@@ -70,7 +70,7 @@ def test_every_target_of_the_menu_has_a_plan(checkout):
         "claims",
         "table_aside_sep",
         "figure_aside_sep",
-        "paper_aside",
+        "study_aside",
     ]
     plan = checkout.plan(*MINIATURE, "--", *targets)
     assert {target: plan[target] for target in targets} == dict.fromkeys(targets, 1)
@@ -87,9 +87,9 @@ def test_an_unknown_name_ends_the_workflow_with_the_nearest_one(checkout):
     assert done.returncode != 0
     for part in ("results/scores/miniature/vanilla+asdie", '"asdie"', 'Did you mean "aside"?'):
         assert part in done.stdout
-    done = checkout.snakemake("--dry-run", "paper_asid", check=False)
+    done = checkout.snakemake("--dry-run", "study_asid", check=False)
     assert done.returncode != 0
-    assert 'target "paper_asid"' in done.stdout
+    assert 'target "study_asid"' in done.stdout
     assert 'Did you mean "aside"?' in done.stdout
 
 
@@ -120,11 +120,11 @@ def test_without_the_gpus_it_needs_a_run_stops_before_its_first_job(checkout, mo
 
 
 def test_a_method_added_to_the_list_adds_its_own_jobs_only(checkout):
-    before = checkout.plan(*MINIATURE, "--", "paper_aside")
+    before = checkout.plan(*MINIATURE, "--", "study_aside")
     (checkout.folder / "overlay.yaml").write_text(
         "name: mine\nstudies: {aside: {recipes: [base, vanilla, ise, aside, vanilla+aside]}}"
     )
-    after = checkout.plan("--configfile", "config/miniature.yaml", "overlay.yaml", "--", "paper_aside")
+    after = checkout.plan("--configfile", "config/miniature.yaml", "overlay.yaml", "--", "study_aside")
     added = {rule: after[rule] - before[rule] for rule in after if after[rule] != before[rule]}
     assert added == {"apply_step": 3, "generate_answers": 9, "score_answers": 9}
 
@@ -143,7 +143,7 @@ def test_the_picture_of_the_dag_shows_every_rule(checkout):
         "unknown_target",
         "unknown_report",
     }
-    targets |= {rule for rule in rules if rule.startswith(("table_", "figure_", "paper_"))}
+    targets |= {rule for rule in rules if rule.startswith(("table_", "figure_", "study_", "paper_"))}
     source = (checkout.folder / "docs" / "dag.dot").read_text(encoding="utf-8")
     picture = (checkout.folder / "docs" / "dag.svg").read_text(encoding="utf-8")
     assert "apply_step" in rules - targets

@@ -11,7 +11,7 @@ DEFENSES, ATTACKS, SEEDS = 7, 14, 3  # the first defense is none
 
 
 def test_the_paper_is_a_target_whose_jobs_and_hours_are_those_counted_by_hand(checkout):
-    found = checkout.planned_jobs("--", "paper_tar")
+    found = checkout.planned_jobs("--", "study_tar")
     jobs = Counter(job.rule for job in found)
     # The base model is a start at every seed, though it is measured at one; TAR's first stage is a defense of its own.
     assert jobs["download_model"] == 1
@@ -50,7 +50,7 @@ def test_every_table_and_figure_of_its_studies_has_a_plan(checkout):
         *("tar", "tar_cyber", "tar_chem", "tar_refusal", "tar_analyses", "tar_red_team"),
         *("refusal_red_team", "aside_red_team", "steering_red_team"),
     ]
-    targets = [f"paper_{name}" for name, study in of_tar.items() if "tables" in study]
+    targets = [f"study_{name}" for name, study in of_tar.items() if "tables" in study]
     for study in of_tar.values():
         targets += [f"{kind}_{name}" for kind in ("table", "figure") for name in study.get(f"{kind}s", ())]
     plan = checkout.plan("--", *targets)

@@ -77,12 +77,24 @@ for _name, _entity in catalogue.studies.items():
 
     rule:
         name:
-            f"paper_{_name}"
+            f"study_{_name}"
         input:
             plan_reports.shown(catalogue, _name),
         localrule: True
 
-    workflow.get_rule(f"paper_{_name}").docstring = f"Tables and figures: {_entity.description}."
+    workflow.get_rule(f"study_{_name}").docstring = f"Tables and figures: {_entity.description}."
+
+
+for _name, _studies in plan_reports.papers(catalogue).items():
+
+    rule:
+        name:
+            f"paper_{_name}"
+        input:
+            plan_reports.shown(catalogue, *_studies),
+        localrule: True
+
+    workflow.get_rule(f"paper_{_name}").docstring = f"All tables and figures of a paper: {', '.join(_studies)}."
 
 
 rule unknown_target:
@@ -92,5 +104,5 @@ rule unknown_target:
     output:
         "{kind}_{name}",
     wildcard_constraints:
-        kind="table|figure|paper",
+        kind="table|figure|study|paper",
         name=r"[^/]+",

@@ -358,8 +358,9 @@ class Analysis(_Described):
 
 
 class Study(Closed):
-    """What is run: lists, so that an overlay replaces them. A study is the target `paper_<name>`.
+    """What is run: lists, so that an overlay replaces them. A study is the target `study_<name>`.
 
+    paper: whose tables and figures it makes, if it is of a paper: the target `paper_<paper>` is all of its studies.
     trials: {step: how many}, for which `<step>.*` stands in its recipes, and of which `<step>.best` is one; null in an
     overlay takes a step out. attacks:
     what follows each recipe of `attacked`, or, where that is left out, of `recipes`: a grid of two lists, `base`
@@ -367,6 +368,7 @@ class Study(Closed):
     """
 
     description: str = ""
+    paper: str | None = Field(None, pattern=r"^[a-z0-9_]+$")
     models: tuple[str, ...]
     recipes: tuple[str, ...]
     attacks: tuple[str, ...] = ()

@@ -291,10 +291,19 @@ def records(catalogue: Catalogue) -> list[str]:
     return sorted({f"results/{path}" for model, file in asked for path in _records_behind(catalogue, model, file)})
 
 
+def papers(catalogue: Catalogue) -> dict[str, list[str]]:
+    """{paper: its studies}, of those that show something."""
+    found: dict[str, list[str]] = {}
+    for name, study in catalogue.studies.items():
+        if study.paper and shown(catalogue, name):
+            found.setdefault(study.paper, []).append(name)
+    return found
+
+
 def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
     """Raise ConfigurationError for a target `<kind>_<name>` that does not exist."""
-    entities = {"table": catalogue.tables, "figure": catalogue.figures, "paper": catalogue.studies}[kind]
-    find(entities, name, {"paper": "study"}.get(kind, kind), f'target "{kind}_{name}"')
+    entities = {"table": catalogue.tables, "figure": catalogue.figures, "study": catalogue.studies}
+    find({**entities, "paper": papers(catalogue)}[kind], name, kind, f'target "{kind}_{name}"')
 
 
 # A wildcard in a path of Snakemake's, with the regular expression that limits it.

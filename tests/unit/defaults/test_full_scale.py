@@ -104,6 +104,8 @@ CHECKPOINTS = {
     "steering_analyses": (123, 8.1),
     "steering_detectors": (24, 0.4),
     "abliteration": (90, 1.0),
+    "abliteration_heretic": (3, 0.1),
+    "abliteration_arditi": (2, 0.0),
     "abliteration_defenses": (15, 0.2),
     "abliteration_red_team": (6, 0.1),
     "tar": (312, 5.0),
