@@ -12,7 +12,7 @@ seeds and models together; p-value with the added one (Phipson and Smyth 2010).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,23 @@ def compare_over_models(
         same_records(first.ids, second.ids, "the two recipes")
     aligned = [_aligned(*pair) for pair in pairs]
     return compare(*(together(side) for side in zip(*aligned, strict=True)), resamples, seed, confidence)
+
+
+def clearly_best(samples: Mapping[str, Sample], higher: bool, confidence: float = CONFIDENCE) -> str | None:
+    """The recipe whose mean is best and differs from that of every other one by the test of `compare`; else None.
+
+    None as well where there is nothing to compare: one recipe, other records, other seeds than `compare` can align, or
+    a metric that is undefined. Each comparison has to be significant, so that their number needs no correction; which
+    recipe is tested is seen from the data, for which two sides of the test pay.
+    """
+    values = {name: estimate(sample).value for name, sample in samples.items()}
+    of_records = {(sample.ids, sample.facts) for sample in samples.values()}
+    of_seeds = {sample.seeds for sample in samples.values() if len(sample.seeds) > 1}
+    if len(samples) < 2 or None in values.values() or len(of_records) > 1 or len(of_seeds) > 1:
+        return None
+    best, *others = sorted(samples, key=lambda name: -values[name] if higher else values[name])  # the nearest first
+    beaten = (compare(samples[best], samples[other]).p_value for other in others)
+    return best if all(p_value is not None and p_value < 1 - confidence for p_value in beaten) else None
 
 
 # --- helpers ---

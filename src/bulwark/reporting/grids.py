@@ -35,7 +35,8 @@ ELSEWHERE = "Click a number for n, the values of the seeds and where it comes fr
 class Field:
     """A number, its error and the published one, as text; origin: the id of the sheet that says where it is from.
 
-    attack: of a worst case, which attacks it is of, or why there is none.
+    attack: of a worst case, which attacks it is of, or why there is none. difference: ours minus published. best:
+    whether it is clearly the best of its model.
     """
 
     value: str
@@ -43,6 +44,8 @@ class Field:
     published: str
     origin: str
     attack: str = ""
+    difference: str = ""
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ def grid(
                     published="" if printed == NONE else printed,
                     origin=_origin(origin, line, column),
                     attack=line.get(key + "attack", ""),
+                    difference=number(_known(line, key + "difference"), places, signed=True),
+                    best=bool(line.get(key + "best", False)),
                 )
             )
         models.setdefault(line["model"], []).append((table.label(line["recipe"]), fields, line["recipe"]))

@@ -39,10 +39,12 @@ def error(value: float | None, places: int) -> str:
     return "0" if value is not None and abs(value) < _NOTHING else number(value, places)
 
 
-def with_error(value: float | None, stderr: float | None, places: int) -> str:
-    """ "97.0 ± 0.6", or the value alone if there is no error."""
+def with_error(value: float | None, stderr: float | None, places: int, signed: bool = False) -> str:
+    """ "97.0 ± 0.6", or the value alone if there is no error; signed: a plus before what is above 0."""
     known = stderr is not None and not math.isnan(stderr)
-    return number(value, places) + (f" ± {error(stderr, places)}" if known and number(value, places) != NONE else "")
+    return number(value, places, signed) + (
+        f" ± {error(stderr, places)}" if known and number(value, places) != NONE else ""
+    )
 
 
 def p_value(p: float | None) -> str:

@@ -1,18 +1,22 @@
 """Tables: rows are (model, recipe), columns are metrics; CSV, Markdown and LaTeX from one frame.
 
 Each metric has the columns value, standard error (over records, clustered over seeds), n, spread over seeds (standard
-deviation; where there are several), and the published number with its error (where there is one for these rows).
+deviation; where there are several), and the published number with its error and our difference from it (where there is
+one for these rows). The best of a model's rows is bold where it differs significantly from each of the others.
 A result that is not there is an error, unless it is to be shown as missing: then nothing that depends on it is shown.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bulwark import files
+from bulwark.evaluation.comparisons import clearly_best
+from bulwark.evaluation.statistics import Sample
 from bulwark.reporting import worst_cases
 from bulwark.reporting.columns import those_named
 from bulwark.reporting.crossed import tables as crossed
@@ -25,7 +29,10 @@ if TYPE_CHECKING:
     import pandas as pd  # half a second: figures, which share this module's rows and columns, do without
 
 _PARTS = ("value", "stderr", "n", "seed_sd", "published", "published_stderr")
+_OPTIONAL = (".seed_sd", ".published", ".published_stderr", ".difference", ".difference_stderr")
 _VALUE = "mean ± SE"
+_DIFFERENCE = "ours − published"
+_ARROWS = {True: " ↑", False: " ↓", None: ""}
 _NOTHING = 1e-9  # a standard error, in percent or less, that rounding has left of 0
 
 
@@ -50,6 +57,7 @@ def make_table(
     if table.cross is not None:
         told = crossed.ranking(table.cross, results) if table.ranking else crossed.cross(table.cross, results)
         frame, presented, note, caption = told.frame, told.presented, told.note, table.caption.strip()
+        bold = [[False] * presented.shape[1]] * len(presented)  # the order is told by the ranking, with its intervals
     else:
         columns = shown_columns(table.columns, results)
         frame = table_frame(table, results, published)
@@ -57,26 +65,30 @@ def make_table(
         caption = caption_of(table, columns, frame)
         elsewhere = "The numbers of records and the spread over seeds are in the CSV file."
         note = reading(table, columns, frame, compact=table.compact, elsewhere=elsewhere)
+        bold = _bold(columns, frame, results, presented)
     note = " ".join(filter(None, (note, told_missing(results, command))))
     files.write_text(Path(csv), frame.to_csv(index=False))
-    files.write_text(Path(markdown), _markdown(table.title, caption, presented, note))
-    files.write_text(Path(latex), _latex(f"{table.title}. {caption} {note}", presented, Path(latex).stem))
+    files.write_text(Path(markdown), _markdown(table.title, caption, presented, bold, note))
+    files.write_text(Path(latex), _latex(f"{table.title}. {caption} {note}", presented, bold, Path(latex).stem))
     return frame
 
 
 def table_frame(table: Table, results: Results, published: Path | None) -> pd.DataFrame:
     """One line per (model, recipe): model, recipe, seeds, and per column <benchmark>.<metric>.<part>.
 
-    Parts: value, stderr, n, seed_sd (if any row has several seeds), published, published_stderr (if any row has
-    them); of attacks also low and high (the interval) and, of a worst case, attack (those chosen, or why there is none)
-    and utility_kept (the share of it), of a mean, attacks (how many). Metrics with `percent` are in percent, and their
-    columns are named <benchmark>.<metric>_percent.<part>; those on a scale of 0 … k <benchmark>.<metric>_of_<k>.<part>;
-    those of attacks have their label after the metric. Averages of columns follow as <label>.<part>. Where something
-    is missing, the column `missing` names those columns of the row, without the part.
+    Parts: value, stderr, n, seed_sd (if any row has several seeds), published, published_stderr, difference and
+    difference_stderr (if any row has them; ours minus published), best (whether it is clearly the best of its model, if
+    any row is); of attacks also low and high (the interval) and, of a worst case, attack (those chosen, or why there is
+    none) and utility_kept (the share of it), of a mean, attacks (how many). Metrics with `percent` are in percent, and
+    their columns are named <benchmark>.<metric>_percent.<part>; those on a scale of 0 … k are named
+    <benchmark>.<metric>_of_<k>.<part>; those of attacks have their label after the metric. Averages of columns follow
+    as <label>.<part>. Where something is missing, the column `missing` names those columns of the row, without the
+    part.
     """
     numbers = read_published(published)
     columns = shown_columns(table.columns, results)
     lines = []
+    samples: dict[tuple[str, str], dict[str, Sample | None]] = {}  # by model and column, of each row
     for model, recipe in product(*shown_rows(table, results)):
         line: dict[str, Any] = {"model": model, "recipe": recipe}
         gone = []
@@ -87,7 +99,9 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
                 line |= {column_name(column, part): None for part in _PARTS}
                 continue
             if column.case is not None:
-                line |= _attacked(column, worst_cases.of(results, model, recipe, column, column.case), printed)
+                found = worst_cases.of(results, model, recipe, column, column.case)
+                line |= _attacked(column, found, printed)
+                samples.setdefault((model, column_name(column, "")), {})[recipe] = found.sample
                 continue
             seeds = list(results.seeds(model, recipe, column.benchmark))
             if line.setdefault("seeds", seeds) != seeds:
@@ -95,6 +109,8 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
                     f"{model}, {recipe}: {column.benchmark} was measured at the seeds {seeds}, the benchmark before it "
                     f"at {line['seeds']}. Measure both at the same seeds: results/scores/{model}/{recipe}/seed…/"
                 )
+            sample = results.sample(model, recipe, column.benchmark, column.metric)
+            samples.setdefault((model, column_name(column, "")), {})[recipe] = sample
             estimate = results.estimate(model, recipe, column.benchmark, column.metric)
             parts = (estimate.value, estimate.stderr, estimate.n, estimate.seed_spread, *printed)
             for part, value in zip(_PARTS, parts, strict=True):
@@ -104,11 +120,22 @@ def table_frame(table: Table, results: Results, published: Path | None) -> pd.Da
             line |= _averaged(average, columns, line, numbers.get((model, recipe, "average", average.label)))
             if {column_name(column, "") for column in members(average, columns)} & set(gone):
                 gone.append(f"{average.label}.")
+        keys = [*(column_name(column, "") for column in columns), *(f"{average.label}." for average in table.averages)]
+        for key in keys:
+            line |= _difference(line, key)
         lines.append(line | {"missing": ", ".join(name.removesuffix(".") for name in gone)})
+    for column in columns:
+        key = column_name(column, "")
+        of_models = {
+            model: _best(direction(column, results), samples.get((model, key), {})) for model in results.models
+        }
+        if any(of_models.values()):
+            for line in lines:
+                line[f"{key}best"] = line["recipe"] == of_models[line["model"]]
     import pandas as pd
 
     frame = pd.DataFrame(lines)
-    optional = frame.columns[frame.columns.str.endswith((".seed_sd", ".published", ".published_stderr"))]
+    optional = frame.columns[frame.columns.str.endswith(_OPTIONAL)]
     unused = [name for name in optional if frame[name].isna().all()]
     return frame.drop(columns=unused if frame["missing"].any() else [*unused, "missing"])
 
@@ -127,15 +154,14 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
             printed = "published" if label == average.label else f"published, of {len(average.of)}"
             shown.append((of[0], f"{average.label}.", label, printed))
     for column, key, label, published in shown:
-        unit = f" (0 to {column.out_of})" if column.out_of else " (%)" if column.percent else ""
-        heading = f"{label}{unit}{direction(column, results)}"
+        heading = heading_of(column, label, results)
         digits = column.places
 
         gone = [key.removesuffix(".") in names.split(", ") for names in frame.get("missing", [""] * len(frame))]
 
-        def both(value: str, error: str, key: str = key, digits: int = digits) -> list[str]:
+        def both(value: str, error: str, key: str = key, digits: int = digits, signed: bool = False) -> list[str]:
             errors = frame.get(key + error, [None] * len(frame))
-            return [with_error(*pair, digits) for pair in zip(frame[key + value], errors, strict=True)]
+            return [with_error(*pair, digits, signed) for pair in zip(frame[key + value], errors, strict=True)]
 
         presented[heading, _VALUE] = [
             MISSING if lacks else told for lacks, told in zip(gone, both("value", "stderr"), strict=True)
@@ -148,9 +174,49 @@ def presented_frame(table: Table, columns: list[Column], frame: pd.DataFrame, re
             presented[heading, "attack"] = [NONE if told is None else told for told in frame[key + "attack"]]
         if key + "published" in frame:
             presented[heading, published] = both("published", "published_stderr")
+        if key + "difference" in frame:
+            presented[heading, _DIFFERENCE] = both("difference", "difference_stderr", signed=True)
     import pandas as pd
 
     return pd.DataFrame(presented)
+
+
+def _difference(line: Mapping[str, Any], key: str) -> dict[str, float | None]:
+    """How far a row's number is above the published one, with the errors of both as far as they are known."""
+    value, printed = line.get(key + "value"), line.get(key + "published")
+    if value is None or printed is None:
+        return {f"{key}difference": None, f"{key}difference_stderr": None}
+    own, theirs = line.get(key + "stderr"), line.get(key + "published_stderr")
+    stderr = None if own is None else math.hypot(own, theirs or 0.0)
+    return {f"{key}difference": value - printed, f"{key}difference_stderr": stderr}
+
+
+def _best(arrow: str, of_rows: Mapping[str, Sample | None]) -> str | None:
+    """The recipe that is clearly the best of a model's rows, by the column's arrow.
+
+    None where there is no better way, or a row has no values per record.
+    """
+    known = {recipe: sample for recipe, sample in of_rows.items() if sample is not None}
+    return clearly_best(known, higher=arrow == _ARROWS[True]) if arrow and len(known) == len(of_rows) else None
+
+
+def _bold(columns: list[Column], frame: pd.DataFrame, results: Results, presented: pd.DataFrame) -> list[list[bool]]:
+    """Which fields of what is presented are bold, line by line."""
+    best = {
+        (heading_of(column, column.label, results), _VALUE): column_name(column, "best")
+        for column in columns
+        if column_name(column, "best") in frame
+    }
+    return [
+        [heading in best and bool(line[best[heading]]) for heading in presented.columns]
+        for line in frame.to_dict("records")
+    ]
+
+
+def heading_of(column: Column, label: str, results: Results) -> str:
+    """Label, unit and direction of a column, or of an average of such columns."""
+    unit = f" (0 to {column.out_of})" if column.out_of else " (%)" if column.percent else ""
+    return f"{label}{unit}{direction(column, results)}"
 
 
 def _attacked(column: Column, found: worst_cases.Found, printed: tuple[float | None, float | None]) -> dict[str, Any]:
@@ -209,7 +275,7 @@ def shown_columns(columns: Iterable[Column], results: Results) -> list[Column]:
 def direction(column: Column, results: Results) -> str:
     """The better direction, after a metric's label: " ↑" or " ↓"; "" for a metric without one."""
     own = results.higher_is_better(column.benchmark, column.metric)
-    return {True: " ↑", False: " ↓", None: ""}[own if column.better is None else column.better == "higher"]
+    return _ARROWS[own if column.better is None else column.better == "higher"]
 
 
 def shown_rows(spec: Table | Figure, results: Results) -> tuple[list[str], list[str]]:
@@ -242,12 +308,12 @@ def reading(table: Table, columns: list[Column], frame: pd.DataFrame, *, compact
     compact: n and the spread over seeds are not shown; elsewhere: where they are.
     """
     several = frame["seeds"].str.contains(" ").any()
-    errors = frame.filter(regex=r"(?<!published_)stderr$").notna().to_numpy().any()
+    errors = frame.filter(regex=r"\.stderr$").notna().to_numpy().any()
     means = "Means over seeds" if several else "Values"
     clustered = ", a record with its seeds being one cluster" if several else ""
     spread = f" ± one standard error over records{clustered}; 95 % intervals reach about twice as far" if errors else ""
     sentences = [f"{means}{spread}."]
-    shown_errors = frame.filter(regex=r"(?<!published_)stderr$").to_numpy(dtype=float)
+    shown_errors = frame.filter(regex=r"\.stderr$").to_numpy(dtype=float)
     if (shown_errors < _NOTHING).any():
         sentences.append("± 0: all records agree; the interval is wider than that.")
     for average in table.averages:
@@ -261,8 +327,16 @@ def reading(table: Table, columns: list[Column], frame: pd.DataFrame, *, compact
         if _has(frame, ".seed_sd"):
             sentences.append("SD over seeds: standard deviation of the seeds' values.")
     if has_published(frame):
-        sentences.append("Published: the paper's number beside ours.")
+        sentences.append("Published: the paper's number beside ours; the difference has the errors that are known.")
+    if _has(frame, ".best"):
+        sentences.append(BEST)
     return " ".join(sentences)
+
+
+BEST = (
+    "Bold: the best of a model's rows if each of the others differs from it, p < 0.05 in a paired test over records, "
+    "each with its seeds; every metric by itself."
+)
 
 
 def told_missing(results: Results, command: str) -> str:
@@ -280,17 +354,24 @@ def _has(frame: pd.DataFrame, ending: str) -> bool:
     return any(name.endswith(ending) for name in frame.columns)
 
 
-def _markdown(title: str, caption: str, presented: pd.DataFrame, note: str) -> str:
+def _markdown(title: str, caption: str, presented: pd.DataFrame, bold: list[list[bool]], note: str) -> str:
     headings = [top if part in (_VALUE, "") else part for top, part in presented.columns]
-    lines = [headings, ["---"] * 3 + ["---:"] * (len(headings) - 3), *presented.to_numpy().tolist()]
+    shown = _marked(presented.to_numpy().tolist(), bold, "**{}**")
+    lines = [headings, ["---"] * 3 + ["---:"] * (len(headings) - 3), *shown]
     body = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
     return "\n\n".join(part for part in (f"# {title}", caption, body, note) if part) + "\n"
 
 
-def _latex(caption: str, presented: pd.DataFrame, label: str) -> str:
+def _marked(fields: list[list[str]], bold: list[list[bool]], mark: str) -> list[list[str]]:
+    """The fields, those that are bold in the mark."""
+    pairs = (zip(*both, strict=True) for both in zip(fields, bold, strict=True))
+    return [[mark.format(text) if heavy else text for text, heavy in line] for line in pairs]
+
+
+def _latex(caption: str, presented: pd.DataFrame, bold: list[list[bool]], label: str) -> str:
     import pandas as pd
 
-    escaped = presented.map(_escaped)
+    escaped = pd.DataFrame(_marked(presented.map(_escaped).to_numpy().tolist(), bold, r"\textbf{{{}}}"))
     escaped.columns = pd.MultiIndex.from_tuples([tuple(map(_escaped, pair)) for pair in presented.columns])
     return escaped.style.hide(axis="index").to_latex(
         hrules=True,

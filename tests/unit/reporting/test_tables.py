@@ -1,11 +1,12 @@
 """Tables: one frame, three formats, published numbers beside ours, and no silent gaps."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from score_samples import sep_cell, study_cells, tasks_cell, write_scores
+from score_samples import draws, sep_cell, study_cells, tasks_cell, write_scores
 
 from bulwark.config import loading
 from bulwark.config import overlays as layers
@@ -49,13 +50,13 @@ def test_one_frame_three_formats(tmp_path):
     found = Results(cells).estimate("miniature", "aside", "sep", "separation")
     value = f"{100 * found.value:.1f} ± {100 * found.stderr:.1f}"
     row = next(line for line in markdown.splitlines() if "ASIDE" in line)
-    assert f"| miniature | ASIDE | 0, 1 | {value} | {found.n} | {100 * found.seed_spread:.1f} |" in row
+    assert f"| miniature | ASIDE | 0, 1 | **{value}** | {found.n} | {100 * found.seed_spread:.1f} |" in row
     assert "| SEP score (%) ↑ | n | SD over seeds |" in markdown
     assert "| Probe in data ↓ | n | SD over seeds |" in markdown
     assert "published" not in markdown.lower()
     base = next(line for line in markdown.splitlines() if "| base |" in line)
     assert "| – |" in base
-    assert value.replace("±", r"$\pm$") in latex
+    assert r"\textbf{" + value.replace("±", r"$\pm$") + "}" in latex
     assert r"\caption{Separation\_\&\_more. 100\% of it." in latex
     assert r"\begin{tabular}{lllrrrrrr}" in latex
     assert r"\toprule" in latex
@@ -81,6 +82,49 @@ def test_published_numbers_stand_beside_ours(tmp_path):
     assert "64.1 ± 0.6" in lines["qwen2.5-7b"]
     assert "| – |" in lines["someone-elses-model"]
     assert "sep.probe_in_data_rate.published" not in frame
+
+
+def test_the_difference_from_a_published_number_has_the_errors_that_are_known(tmp_path):
+    cells = [sep_cell(tmp_path, "qwen2.5-7b", "aside", 0, [0, 0, 1, 1], [1, 1, 1, 1])]
+    frame, csv, markdown, latex = made(tmp_path, SPEC, cells, CONFIG / "published" / "aside.yaml")
+    key = "sep.separation_percent."
+    assert frame[key + "difference"].to_list() == pytest.approx([50.0 - 64.1])
+    own = frame[key + "stderr"][0]
+    assert frame[key + "difference_stderr"].to_list() == pytest.approx([(own**2 + 0.6**2) ** 0.5])
+    assert f"−14.1 ± {frame[key + 'difference_stderr'][0]:.1f} |" in markdown
+    assert "ours − published" in markdown
+    assert r"ours $-$ published" in latex
+    assert "sep.separation_percent.difference" in csv
+    assert "difference has the errors" in markdown
+
+
+@pytest.mark.parametrize(("second", "bold"), [(0.6, True), (0.87, False)])
+def test_the_best_is_bold_only_where_every_other_row_is_significantly_worse(tmp_path, second, bold):
+    rates = {"base": 0.2, "vanilla": second, "aside": 0.9}
+    cells = [
+        sep_cell(tmp_path, "m", recipe, 0, draws(1 - rate, 100, recipe), [1] * 100) for recipe, rate in rates.items()
+    ]
+    frame, csv, markdown, latex = made(tmp_path, {**SPEC, "columns": [SEPARATION]}, cells)
+    assert markdown.count("**") == 2 * bold
+    assert latex.count(r"\textbf") == bold
+    assert ("sep.separation_percent.best" in frame) == bold
+    assert ("p < 0.05" in markdown) == bold
+    if bold:
+        assert frame["sep.separation_percent.best"].to_list() == [False, False, True]
+        assert re.search(r"\| ASIDE \| 0 \| \*\*90\.0 ± \d\.\d\*\* \|", markdown)
+        assert csv.splitlines()[3].endswith("True")
+
+
+def test_the_best_is_that_of_a_model_and_lower_where_the_column_says_so(tmp_path):
+    rates = {("one", "vanilla"): 0.4, ("one", "aside"): 0.9, ("two", "vanilla"): 0.9, ("two", "aside"): 0.88}
+    cells = [
+        sep_cell(tmp_path, model, recipe, 0, draws(1 - rate, 100, recipe), [1] * 100)
+        for (model, recipe), rate in rates.items()
+    ]
+    columns = [{**SEPARATION, "better": "lower"}, SPEC["columns"][1]]
+    frame, *_ = made(tmp_path, {**SPEC, "columns": columns}, cells)
+    assert frame["sep.separation_percent.best"].to_list() == [True, False, False, False]
+    assert frame["sep.probe_in_data_rate.best"].to_list() == [False, True, False, False], "fewer probes are better"
 
 
 def test_a_missing_scores_file_is_named(tmp_path):
@@ -197,7 +241,8 @@ def test_scales_that_end_and_averages(tmp_path):
     assert last["both.stderr"] == pytest.approx((errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2)
     assert last["both.published"] == pytest.approx(6.75)
     assert pd.isna(frame.iloc[0]["both.published"])
-    assert "| one (0 to 9) ↑ | published | two (0 to 9) ↑ | published | both (0 to 9) ↑ | published |" in markdown
+    names = [f"{name} (0 to 9) ↑ | published | ours − published" for name in ("one", "two", "both")]
+    assert f"| {' | '.join(names)} |" in markdown
 
 
 def test_an_average_of_fewer_columns_than_the_papers_says_so(tmp_path):
