@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= 2
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: install demo test mutants lint site agentdojo bench clean
+.PHONY: install demo test mutants planted lint site agentdojo bench clean
 
 install: .venv/installed
 
@@ -25,6 +25,9 @@ test: install            ## every test
 
 mutants: install         ## whether a change of any formula turns a test red; some of them: SOME="aside steering/onset"
 	$(BIN)/python tests/mutants.py --jobs $(CORES) $(SOME)
+
+planted: install         ## whether mistakes in our code change the verdict of their claim, in miniature; some: SOME="steering_with"
+	$(BIN)/python tests/planted.py --cores $(CORES) $(SOME)
 
 lint: install            ## style of Python and of the rules; types on the ground floors
 	$(BIN)/pip install --quiet -e '.[lint]'
