@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,12 @@ def verdict(tree: Path, claim: str, base: Path, environment: Mapping[str, str], 
     return json.loads((results / "reports" / "planted" / "claims.json").read_text(encoding="utf-8"))[0]["verdict"]
 
 
+def reason(log: Path) -> str:
+    """The last line of a log that names an error; "no reason told" if none does."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if re.search(r"[Ee]rror\b", line)]
+    return lines[-1][:200] if lines else "no reason told"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("names", nargs="*", help="of which mistakes; all if left out")
@@ -151,7 +158,8 @@ def main() -> int:
             after = verdict(tree, mistake.claim, given.base, planted, given.cores)
             found.append((without[mistake.claim], after))
             flips = "seen" if found[-1][0] != after else "NOT SEEN"
-            print(f"{time.monotonic() - started:6.0f} s  {flips:8}  {mistake.name}: {after}", flush=True)
+            why = f" ({reason(tree / 'planted.log')})" if after == STOPPED else ""
+            print(f"{time.monotonic() - started:6.0f} s  {flips:8}  {mistake.name}: {after}{why}", flush=True)
     noticed, count = seen(found)
     print(f"{noticed} of {count} mistakes have changed the verdict of their claim")
     return 0 if noticed >= SHARE * count else 1
