@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= 2
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: install demo test mutants planted lint site agentdojo bench clean
+.PHONY: install demo test mutants planted lint site agentdojo four_bit bench clean
 
 install: .venv/installed
 
@@ -38,6 +38,10 @@ lint: install            ## style of Python and of the rules; types on the groun
 
 agentdojo: install       ## what the benchmark agentdojo needs
 	$(BIN)/pip install --quiet -e '.[agentdojo]'
+
+four_bit: install        ## what an attack on refusals in 4 bits needs, and its test
+	$(BIN)/pip install --quiet -e '.[four_bit]'
+	$(BIN)/python -m pytest -q tests/unit/abliteration/test_four_bit_search.py
 
 site: install            ## the documents and the library's docstrings as a site, links checked: site/site/index.html
 	$(BIN)/pip install --quiet -e '.[docs]'

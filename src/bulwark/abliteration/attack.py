@@ -10,6 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bulwark import files, seals
@@ -152,11 +153,12 @@ def examiner_of(job: Job, settings: AttackSettings | GradientEditSettings | Refu
     from bulwark.models.placing.loading import Loading
 
     longest = max(settings.search.max_new_tokens, settings.prompts.after)
-    subject = open_model(job.parent, settings.dtype, new_tokens=longest, loading=Loading(**job.loading))
+    loading = Loading(**job.loading, four_bit=settings.quantised is not None)
+    subject = open_model(job.parent, settings.dtype, new_tokens=longest, loading=loading)
     prompts = read_prompts(job.inputs, settings.prompts, subject.builder)
     edit = settings.edit
     targets = targets_of(subject.model, edit.components, edit.through_norms)
-    refuse_unwritable(targets)
+    refuse_unwritable(targets, loading.four_bit)
     # Where the edit leaves norms out of account, as HERETIC does, what is checked is that it is at the right places.
     check_edits(subject.model, targets_of(subject.model, edit.components), prompts.harmful_search, job.seed)
     edits = Edits(targets, edit.normalization)
@@ -185,12 +187,14 @@ def export(
     directions: {name: [L+1, hidden] or [hidden]}, written beside the weights. rank: of the adapter, None for none.
     also(model): edits more weights and returns their names; there is no adapter then. The examiner's model is edited in
     place and released before the exported one is loaded: if the caller holds no other reference to it, there is one
-    model in memory at a time.
+    model in memory at a time. A model that is packed in 4 bits is released first; the edit is written into the parent's
+    own weights, on the CPU, and the exported ones are measured packed, as the trials were.
     Returns what the manifest records, and what the exported weights do.
     """
     from safetensors.torch import save_file
 
     from bulwark.abliteration.edit import export as exports
+    from bulwark.abliteration.edit.hooks import Edits
     from bulwark.abliteration.search import outcome
     from bulwark.models import checkpoints
     from bulwark.models.batching import free_memory
@@ -203,10 +207,22 @@ def export(
         "edited": {side: examiner.answers([plan], side)[0] for side in ("harmful", "harmless")},
     }
     model, edits = examiner.model, examiner.edits
+    dtype, device, loading = model.dtype, model.device, examiner.subject.loading
     job.folder.mkdir(parents=True, exist_ok=True)
     outcome.write(job.folder, {"comparison.json": outcome.comparison(examiner, answers, settings)})
     save_file({name: rows.float().contiguous() for name, rows in directions.items()}, job.folder / DIRECTIONS)
     files.readable(job.folder / DIRECTIONS)
+    if loading.four_bit:
+        # Paths and norms' gains of the targets are all that is kept of the packed model, which makes room first.
+        kept = [replace(target, module=None, gain=_on_cpu(target.gain)) for target in edits.targets]
+        del model
+        examiner.release()
+        free_memory()
+        model = checkpoints.load_model(manifests.weights_folder(job.parent), dtype)
+        edits = Edits(
+            [replace(target, module=model.get_submodule(target.path)) for target in kept], edits.normalization
+        )
+        exports.refuse_unwritable(edits.targets)
     folder = job.folder / exports.ADAPTER
     shutil.rmtree(folder, ignore_errors=True)
     with_adapter = bool(rank and plan and also is None and exports.has_adapter(edits.targets))
@@ -217,11 +233,10 @@ def export(
     names = carry_on(job.parent, job.folder)
     checkpoints.save_model(model, examiner.subject.tokenizer, job.folder)
     embedded.pass_on(manifests.weights_folder(job.parent), job.folder)
-    dtype, device = model.dtype, model.device
     del model
+    edits.targets.clear()
     examiner.release()
     free_memory()
-    loading = examiner.subject.loading
     examiner.subject.model = spread.load(job.folder, dtype, device, loading, unfinished=True).eval()
     manifest = {
         "template": manifests.open_manifest(job.parent)[2],
@@ -229,8 +244,13 @@ def export(
         "carried": names,
         "changed_modules": changed,
         "adapter": exports.ADAPTER if with_adapter else None,
+        **({"searched_in": "nf4"} if loading.four_bit else {}),
     }
     return manifest, outcome.exported(examiner, answers["edited"]["harmful"])
+
+
+def _on_cpu(gain: Tensor | None) -> Tensor | None:
+    return None if gain is None else gain.cpu()
 
 
 def _fingerprint(job: Job, settings: AttackSettings, subject: LanguageModel) -> str:

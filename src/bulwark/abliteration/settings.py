@@ -13,6 +13,9 @@ Normalization = Literal["none", "pre", "full", "columns"]
 Component = Literal["attention", "mlp"]
 Method = Literal["mean", "median", "variance", "hybrid", "principal", "som"]
 SEVERAL: frozenset[Method] = frozenset({"principal", "som"})  # these give several directions at once
+Quantised = Literal["nf4"]
+"""The attack looks for its edit on weights that are packed in 4 bits as they are read, and writes it into unpacked ones
+that it reads afterwards. None: the weights as they are."""
 Range = tuple[float, float]
 
 
@@ -207,6 +210,7 @@ class AttackSettings(Closed):
 
     prompts: PromptSets
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    quantised: Quantised | None = None
     directions: DirectionSettings = DirectionSettings()
     edit: EditSettings = EditSettings()
     space: SpaceSettings
@@ -253,6 +257,7 @@ class RefusalDirectionSettings(WithoutSearch):
 
     prompts: PromptSets
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    quantised: Quantised | None = None
     positions: int | None = Field(None, ge=1)
     layers_below: float = Field(0.8, gt=0, le=1)
     kl_at_most: float = Field(0.1, gt=0)
@@ -284,6 +289,7 @@ class GradientEditSettings(WithoutSearch):
 
     prompts: PromptSets
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    quantised: Quantised | None = None
     components: tuple[Component, ...] = Field(("attention", "mlp"), min_length=1)
     rank: int = Field(4, ge=1)
     rounds: int = Field(4, ge=1)

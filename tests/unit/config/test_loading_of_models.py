@@ -23,9 +23,9 @@ GIVEN = {"source": {"path": "x"}, "template": "chat", "dtype": "bfloat16", "reso
     "train": {"mem_gb": 1}, "generate": GENERATE}}  # fmt: skip
 
 
-def catalogue(**changes):
+def catalogue(also=None, **changes):
     said = {"resources": {"generate": GENERATE}} | changes
-    content = read_yaml(CONFIG / "config.yaml") | {"models": {MODEL: said}}
+    content = read_yaml(CONFIG / "config.yaml") | {"models": {MODEL: said}} | (also or {})
     return loading.load(content, CONFIG)
 
 
@@ -89,6 +89,9 @@ def test_a_plan_says_where_weights_need_more_gpus():
     assert (found.model, found.gpus, found.enough) == (MODEL, 1, 2)
     assert found.weights == pytest.approx(141.2e9)
     assert storage.crowded(one, [job("apply_step", "sft")]) == [], "a training has other needs"
+    content = {"steps": {"heretic": {"settings": {"quantised": "nf4"}}}}
+    packed = catalogue(parameters=70.6e9, resources={"generate": GENERATE | {"gpu": 1}}, also=content)
+    assert storage.crowded(packed, [job("apply_step", "heretic")]) == [], "in 4 bits they are 36 GB"
     assert storage.crowded(catalogue(parameters=70.6e9), [job("generate_answers")]) == []
     said = []
     tables._crowded([found], type("Console", (), {"print": lambda self, *text, **_: said.extend(map(str, text))})())

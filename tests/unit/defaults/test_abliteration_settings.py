@@ -52,6 +52,7 @@ CLASSES: list[Row] = [
     ("settings OutcomeSettings", "show_harmful", False, "ours: what a model without refusals writes is not kept"),
     ("settings OutcomeSettings", "geometry", True, "ours: HERETIC's --print-residual-geometry is off"),
     ("settings AttackSettings", "dtype", "bfloat16", 'HERETIC, dtypes: "auto", the checkpoint\'s own'),
+    ("settings AttackSettings", "quantised", None, "HERETIC, quantization: none"),
     (
         "settings AttackSettings",
         "",
@@ -64,6 +65,7 @@ CLASSES: list[Row] = [
         "bfloat16",
         "ours: their code takes the checkpoint's own, or float16",
     ),
+    ("settings RefusalDirectionSettings", "quantised", None, "ours: their code packs nothing"),
     ("settings RefusalDirectionSettings", "positions", None, "Arditi et al., Sec. 2"),
     ("settings RefusalDirectionSettings", "layers_below", 0.8, "Arditi et al., App. C"),
     ("settings RefusalDirectionSettings", "kl_at_most", 0.1, "Arditi et al., App. C"),

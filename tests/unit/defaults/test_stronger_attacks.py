@@ -91,6 +91,7 @@ CLASSES: list[Row] = [
     ("settings SelectionSettings", "answer_kl_at_most", None, OFF),
     ("settings SelectionSettings", "looked_at", 8, "ours: as many answers again as eight trials have"),
     ("settings GradientEditSettings", "dtype", "bfloat16", 'HERETIC, dtypes: "auto", the checkpoint\'s own'),
+    ("settings GradientEditSettings", "quantised", None, "HERETIC, quantization: none"),
     ("settings GradientEditSettings", "components", ["attention", "mlp"], "HERETIC: attn.o_proj and mlp.down_proj"),
     ("settings GradientEditSettings", "rank", 4, OWN_LOSS),
     ("settings GradientEditSettings", "rounds", 4, OWN_LOSS),

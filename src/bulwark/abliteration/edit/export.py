@@ -48,16 +48,22 @@ def merge(model: nn.Module, edits: Edits, plan: Plan) -> list[str]:
     return changed
 
 
-def refuse_unwritable(targets: Sequence[Target]) -> None:
+def refuse_unwritable(targets: Sequence[Target], packed: bool = False) -> None:
     """Raise BulwarkError for targets that `merge` could not write: before a search, and not after it.
 
     Those are quantised weights (of 4 and 8 bits, FP8 among them, whose values mean nothing without their scales), and
-    experts of which it is not known which axis counts their outputs.
+    experts of which it is not known which axis counts their outputs. packed: they were packed in 4 bits for the search
+    alone, and the edit is written into others; of experts it is not known then what these are.
     """
     for target in targets:
+        if target.mixture and packed:
+            raise BulwarkError(
+                f"{target.path} is a mixture of experts, which is not searched in 4 bits. Leave out quantised, or mlp "
+                "of edit.components."
+            )
         if target.mixture:
             _written(target)
-        else:
+        elif not packed:
             _refuse_quantised(target.path, getattr(target.module, "weight", None))
 
 

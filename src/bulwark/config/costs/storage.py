@@ -15,6 +15,7 @@ from bulwark.config.costs.graph import Job
 from bulwark.config.costs.schedule import Schedule
 from bulwark.jobs.memory import gpus_of_weights
 from bulwark.judges import JudgeSettings, module_of
+from bulwark.models.placing.loading import FOUR_BIT
 
 # AdamW's state of a training that can be resumed, per trained parameter, and how many there are while one is written
 # (docs/architecture.md, "What saving costs"); adapters train about a hundredth of the parameters.
@@ -74,21 +75,31 @@ class Crowded:
 
 def crowded(catalogue: Catalogue, jobs: Sequence[Job]) -> list[Crowded]:
     """The models whose weights do not fit on the GPUs that the plan's jobs of the stage `generate` get."""
-    found, card = [], ACCELERATORS[catalogue.accelerator].memory
-    for model in sorted({job.model for job in jobs if job.model and job.gpus and _answers_or_attacks(catalogue, job)}):
-        entity, gpus = catalogue.model(model), catalogue.resources(model, "generate").gpu
-        if entity.parameters is None and entity.source.path is None:
-            continue  # nobody says how large it is
-        weights = parameters(catalogue, model) * BYTES[entity.dtype]
+    most: dict[str, float] = {}
+    for job in jobs:
+        entity = catalogue.models.get(job.model) if job.gpus else None
+        if entity is not None and (entity.parameters is not None or entity.source.path is not None):  # else none says
+            most[job.model] = max(most.get(job.model, 0.0), _held(catalogue, job))
+    card = ACCELERATORS[catalogue.accelerator].memory
+    found = []
+    for model, weights in sorted(most.items()):
+        gpus = catalogue.resources(model, "generate").gpu
         if (enough := gpus_of_weights(weights, card)) > gpus:
             found.append(Crowded(model, weights, gpus, card, enough))
     return found
 
 
-def _answers_or_attacks(catalogue: Catalogue, job: Job) -> bool:
-    if job.rule != "apply_step":
-        return job.rule not in ("apply_steps", "pretrain_model")
-    return catalogue.step(job.model, recipes.last_step(job.wildcards["recipe"])).stage == "generate"
+def _held(catalogue: Catalogue, job: Job) -> float:
+    """Bytes of the weights that a job holds which answers or attacks; 0 for any other."""
+    each = BYTES[catalogue.model(job.model).dtype]
+    if job.rule == "apply_step":
+        step = catalogue.step(job.model, recipes.last_step(job.wildcards["recipe"]))
+        if step.stage != "generate":
+            return 0.0
+        each = FOUR_BIT if getattr(step.settings, "quantised", None) else each
+    elif job.rule in ("apply_steps", "pretrain_model"):
+        return 0.0
+    return parameters(catalogue, job.model) * each
 
 
 def disk(catalogue: Catalogue, jobs: Sequence[Job], planned: Schedule) -> Disk:

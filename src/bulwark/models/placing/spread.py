@@ -17,7 +17,8 @@ import torch
 from accelerate.hooks import remove_hook_from_module
 from accelerate.utils import send_to_device
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import is_bitsandbytes_available
 
 from bulwark.errors import BulwarkError, CheckpointError
 from bulwark.models import checkpoints, embeddings, hooks
@@ -42,9 +43,11 @@ def load(
     kind = torch.device(device).type
     if loading.attention == "flash_attention_2" and dtype in ("float32", torch.float32):
         raise CheckpointError(f'{folder}: attention: "flash_attention_2" computes in half precision only, not float32.')
-    if kind == "cpu" or loading.gpus == 1:
+    alone = kind == "cpu" or loading.gpus == 1
+    if alone and not loading.four_bit:
         return checkpoints.load_model(folder, dtype, device, unfinished, attention=loading.attention)
-    return spread(folder, dtype, _devices(kind, loading.gpus), loading, unfinished)
+    devices = [torch.device(device)] if alone else _devices(kind, loading.gpus)
+    return spread(folder, dtype, devices, loading, unfinished)
 
 
 def spread(
@@ -54,10 +57,15 @@ def spread(
     loading: Loading,
     unfinished: bool = False,
 ) -> PreTrainedModel:
-    """The model in `folder` with its blocks over `devices`, and all else on the first of them."""
+    """The model in `folder` with its blocks over `devices`, and all else on the first of them.
+
+    Raises CheckpointError where 4 bits are asked for and bitsandbytes is missing, or the weights are quantised already.
+    """
     folder, config = checkpoints.opened(folder, unfinished)
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
     options |= checkpoints.attention_options(loading.attention)
+    if loading.four_bit:
+        options["quantization_config"] = _packing(folder, config, dtype)
     try:
         described = _described(folder, config)
         options["device_map"] = _device_map(described, config, devices, loading, dtype)
@@ -72,7 +80,7 @@ def spread(
         remove_hook_from_module(model, recurse=True)
         embeddings.install(model)
     except (ValueError, OSError, RuntimeError, ImportError, KeyError) as error:
-        raise CheckpointError(f"{folder}: the model cannot be loaded over {len(devices)} GPUs: {error}") from error
+        raise CheckpointError(f"{folder}: the model cannot be loaded over {len(devices)} devices: {error}") from error
     pass_between(model)
     return model
 
@@ -103,6 +111,27 @@ def _back(device: torch.device, _: nn.Module, __: tuple, output: Any) -> Any:
     return hooks.with_hidden(output, hooks.hidden_of(output).to(device))
 
 
+def _packing(folder: Path, config: dict[str, Any], dtype: str | torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with scales that are quantised again (QLoRA, arXiv 2305.14314, Sec. 3), of all but the output embedding."""
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
+        raise CheckpointError(
+            f"{folder}: the weights are quantised by {method} already, so that an edit could not be written into what "
+            "they were made from. Attack that; quantised: nf4 packs it for the search."
+        )
+    if not is_bitsandbytes_available():
+        raise CheckpointError(
+            "quantised: nf4 needs the package bitsandbytes, which is missing here. Install it "
+            "(pip install -e '.[four_bit]'), or leave quantised out."
+        )
+    like = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=like,
+    )
+
+
 def _devices(kind: str, gpus: int) -> list[torch.device]:
     seen = torch.accelerator.device_count()
     if seen < gpus:
@@ -123,6 +152,8 @@ def _device_map(
     described: Any, config: dict[str, Any], devices: Sequence[torch.device], loading: Loading, dtype: str | torch.dtype
 ) -> dict[str, str]:
     """{path of a part: its device} for all weights and buffers of the model that `described` describes."""
+    if len(devices) == 1:
+        return {"": str(devices[0])}
     like = {} if dtype == "auto" else {"dtype": dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)}
     with torch.device("meta"):
         if config["model_type"] == embeddings.MODEL_TYPE:
