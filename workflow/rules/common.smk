@@ -11,6 +11,7 @@ from bulwark.config.standing.asked import asked
 from bulwark.config.standing.overview import left_over
 from bulwark.errors import BulwarkError
 from bulwark.jobs import scheduling, slurm, stopping, warm
+from bulwark.training import progress
 
 from snakemake.cli import get_argument_parser
 from snakemake.common import overwrite_function_params
@@ -121,6 +122,8 @@ passed_on = slurm.passing_conf(os.environ, Path(workflow.basedir, "workflow", "b
 base = Path(workflow.basedir)
 folder = (base.relative_to(Path.cwd()) if base.is_relative_to(Path.cwd()) else base) / "config"
 settings = workflow.config_settings
+if "tracker" in (settings.config or {}):  # which has no effect on any result, and so is no setting of one
+    os.environ[progress.TRACKER] = explained(overlays.tracker, settings.config)
 catalogue = explained(loading.load, explained(overlays.read, settings.configfiles, folder, settings.config), folder)
 plan, vectors, reports = planned(plan_jobs), planned(plan_vectors), planned(plan_reports)
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from bulwark.config.costs.accelerators import ACCELERATORS, DEFAULT
 from bulwark.errors import ConfigurationError, nearest
 from bulwark.settings import Document, Mark, find, merged, parsed, read_document
+from bulwark.training import progress
 
 NAME, RUN, ACCELERATOR = "name", "run", "accelerator"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -34,7 +35,7 @@ _LIKE = 20
 # Sections by their names: folders, or the ends of targets; and those whose files have endings after the name.
 _WITH_DOTS = ("models", "datasets", "steps", "studies")
 _WITHOUT_DOTS = ("benchmarks", "analyses", "traits", "projections", "tables", "figures", "claims")
-_OPTIONS = ("replace", "partial")
+_OPTIONS = ("replace", "partial", "tracker")
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,7 @@ def read(paths: Sequence[str | Path], folder: Path, options: Mapping[str, Any] |
             )
     replace_finished(options or {})
     shows_partly(options or {})
+    tracker(options or {})
     files = [_part(_shown(path), _document(Path(path))) for path in (folder / "config.yaml", *paths)]
     for file in files:
         for section in {*_WITH_DOTS, *_WITHOUT_DOTS} & set(file.data):
@@ -292,6 +294,16 @@ def shows_partly(options: Mapping[str, Any]) -> bool:
     Raises ConfigurationError if it is neither true nor false.
     """
     return _switch(options, "partial")
+
+
+def tracker(options: Mapping[str, Any]) -> str:
+    """The option `tracker`: the package that gets the losses of trainings, "none" for none.
+
+    Raises ConfigurationError for an unknown one and for a package that is not installed.
+    """
+    name = str(options.get("tracker", "none"))
+    progress.tracker_named(name)
+    return name
 
 
 def _switch(options: Mapping[str, Any], option: str) -> bool:

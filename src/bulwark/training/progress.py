@@ -1,25 +1,58 @@
-"""What a person sees while a model trains: a bar on a terminal, a line now and then in a log file, TensorBoard."""
+"""What a person sees while a model trains: a bar on a terminal, a line now and then in a log file, TensorBoard.
+
+And, where the user asks for one, a tracker: a package with `init`, `log` and `finish` as W&B has them. None of it has
+any effect on what is trained.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
+
+from bulwark.errors import ConfigurationError, nearest
 
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDE = 100  # columns of a terminal that has room for name and bar
+TRACKER = "BULWARK_TRACKER"  # the variable through which jobs are told, see docs/reports.md
+TRACKERS = ("none", "trackio", "wandb")
+PROJECT = "bulwark"
+
+
+def tracker_named(name: str) -> str | None:
+    """The package that a tracker is, None for "none".
+
+    Raises ConfigurationError, which says what to do, for an unknown name and for a package that is not installed.
+    """
+    if name not in TRACKERS:
+        raise ConfigurationError(
+            f'tracker: "{name}" is unknown.{nearest(name, TRACKERS)} Write one of {", ".join(TRACKERS)}.'
+        )
+    if name == "none":
+        return None
+    if importlib.util.find_spec(name) is None:
+        raise ConfigurationError(
+            f"tracker: the package {name} is not installed, and bulwark does not bring it along. Install it "
+            f"(pip install {name}), or leave the tracker out; TensorBoard's events are written in any case."
+        )
+    return name
 
 
 class Progress:
     """Shows the training from optimizer step `done` of `total`; a context manager.
 
-    visible: False on all but the main process. events: folder for TensorBoard, None for none.
+    visible: False on all but the main process. events: folder for TensorBoard, None for none. The variable TRACKER
+    names the tracker that gets the same numbers; raises ConfigurationError, on every process, if there is none such.
     """
 
     def __init__(self, title: str, done: int, total: int, *, visible: bool = True, events: Path | None = None) -> None:
@@ -29,6 +62,12 @@ class Progress:
         self.bar = _bar() if visible and sys.stderr.isatty() else None
         self.task = self.bar.add_task(title, total=total, completed=done, rates="") if self.bar else None
         self.events = None
+        self.tracker: ModuleType | None = None
+        package = tracker_named(os.environ.get(TRACKER) or "none")
+        if visible and package is not None:
+            self.tracker = importlib.import_module(package)
+            with self._tracking():
+                self.tracker.init(project=PROJECT, name=title)
         if visible and events is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -46,6 +85,9 @@ class Progress:
         if self.events:
             with self._writing():
                 self.events.close()
+        if self.tracker:
+            with self._tracking():
+                self.tracker.finish()
         if self.visible and kind is None:
             log.info("%s", self._line())
 
@@ -61,12 +103,15 @@ class Progress:
             log.info("%s", self._line())
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        """Write numbers of one step to TensorBoard; the bar shows the latest "loss/train"."""
+        """Write numbers of one step to TensorBoard and the tracker; the bar shows the latest "loss/train"."""
         self.loss = values.get("loss/train", self.loss)
         if self.events:
             with self._writing():
                 for name, value in values.items():
                     self.events.add_scalar(name, value, step)
+        if self.tracker:
+            with self._tracking():
+                self.tracker.log(dict(values), step=step)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -76,6 +121,16 @@ class Progress:
         except OSError as error:
             self.events = None
             log.warning("TensorBoard's events can no longer be written (%s).", error)
+
+    @contextlib.contextmanager
+    def _tracking(self) -> Iterator[None]:
+        """Nor because a tracker fails, which may do so in ways of its own: it is told, and tracked no more."""
+        try:
+            yield
+        except Exception as error:
+            name = self.tracker.__name__ if self.tracker else ""
+            self.tracker = None
+            log.warning("The tracker %s has failed (%s: %s); the training goes on.", name, type(error).__name__, error)
 
     def _rates(self) -> str:
         rate = self.tokens / max(time.monotonic() - self.started, 1e-9)

@@ -63,8 +63,8 @@ def test_the_choice_prefers_different_wordings_where_the_metric_agrees():
     answers["b"]["s"] = said("another")
     chosen, differing = examples.choose({key: {"a": 1, "b": 1} for key in "pqrs"}, answers)
     assert (chosen, differing) == (["s", "p", "q"], 0)
-    values = {"p": {"a": None, "b": None}, "q": {"a": 0.2, "b": 0.9}, "r": {"a": 0.1, "b": 0.2}, "s": {"a": 1, "b": 1}}
-    assert examples.choose(values, answers) == (["q", "r", "s"], 2)
+    values = {"p": {"a": None, "b": None}, "q": {"a": 0.1, "b": 0.2}, "r": {"a": 0.2, "b": 0.9}, "s": {"a": 1, "b": 1}}
+    assert examples.choose(values, answers) == (["r", "q", "s"], 2)
 
 
 def test_a_missing_file_and_answers_to_other_records_are_named(tmp_path):

@@ -126,6 +126,8 @@ def test_a_phone_scrolls_downwards_only(browser, page, picture, dark):
     )
     assert wide == []
     assert browser.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [390, 390]
+    cut = "[...document.querySelectorAll('.said')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert browser.evaluate(cut) == 0, "an answer is read without scrolling sideways, however long its lines are"
     browser.evaluate("document.querySelector('.examples').scrollIntoView()")
     picture(f"phone_examples_{'dark' if dark else 'light'}")
     small = browser.evaluate(
