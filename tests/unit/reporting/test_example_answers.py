@@ -166,7 +166,7 @@ def test_the_page_says_how_many_records_and_recipes_there_are(hostile):
 
 
 def test_examples_are_few_bytes_however_long_the_answers_are(tmp_path):
-    """The worst text for a page: every character takes several bytes to show. 245 groups, as the papers have them."""
+    """The worst text for a page: every character takes several bytes to show."""
     made = report_of(tmp_path, n=12)
     make_report(tmp_path / "short.html", **made)
     [given] = made["studies"][0]["examples"]
