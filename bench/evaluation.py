@@ -245,13 +245,15 @@ def _records(catalogue: Catalogue, path: str, folder: Path) -> Path:
 @dataclass
 class _Call:
     """One call of a module. cache: the name of the argument that is the cache of the call before, None if there was
-    none; rows: that it has.
+    none; cached: tokens that it holds, of which a later call may see fewer (options after one context); rows: that the
+    call has.
     """
 
     module: torch.nn.Module
     positional: tuple[Any, ...]
     named: dict[str, Any]
     cache: str | None
+    cached: int
     rows: int
 
     @property
@@ -273,10 +275,12 @@ def _recorded(model: LlamaForCausalLM, work: Callable[[], None]) -> list[_Call]:
             if inside:
                 return forward(*positional, **named)
             given = inspect.signature(forward).bind(*positional, **named).arguments
-            cache = "past_key_values" if given.get("past_key_values") is not None else None
+            held = given.get("past_key_values")
+            cached = 0 if held is None else held.get_seq_length()
+            cache = "past_key_values" if cached else None
             kept = {key: _copy(value) for key, value in named.items() if key != "past_key_values"}
             rows = len(next(value for value in given.values() if isinstance(value, torch.Tensor)))
-            calls.append(_Call(module, tuple(map(_copy, positional)), kept, cache, rows))
+            calls.append(_Call(module, tuple(map(_copy, positional)), kept, cache, cached, rows))
             inside = True
             try:
                 return forward(*positional, **named)
@@ -306,6 +310,8 @@ def _again(calls: list[_Call]) -> float:
         if call.cache is not None:
             if len(cache.layers[0].keys) > call.rows:
                 _select_rows(cache, torch.arange(call.rows))
+            if cache.get_seq_length() > call.cached:
+                cache.crop(call.cached - cache.get_seq_length())
             named[call.cache] = cache
         started = time.process_time()
         output = call.module(*call.positional, **named)

@@ -87,8 +87,8 @@ def run() -> Iterator[Ratio]:
     yield _memory(examples, preservation)
 
 
-def _trained(examples: list[Prompt], objective: Callable[[Course], Objective] | None) -> float:
-    """Train a new model; the seconds that the training took, without setting up."""
+def _trained(examples: list[Prompt], objective: Callable[[Course], Objective] | None, **changes: Any) -> float:
+    """Train a new model; the seconds that the training took, without setting up. changes: of the training settings."""
     with tempfile.TemporaryDirectory() as folder:
         model, course = _course(examples, Path(folder))
         trained = loop.train(
@@ -96,8 +96,10 @@ def _trained(examples: list[Prompt], objective: Callable[[Course], Objective] | 
             examples,
             [],
             TrainingSettings(
-                epochs=1, batch_size=BATCH, micro_batch_size=BATCH, learning_rate=1e-4, gradient_checkpointing=True,
-                evaluate_every=None, save_minutes=None,
+                **{
+                    "epochs": 1, "batch_size": BATCH, "micro_batch_size": BATCH, "learning_rate": 1e-4,
+                    "gradient_checkpointing": True, "evaluate_every": None, "save_minutes": None,
+                } | changes
             ),
             seed=0,
             state=Path(folder) / "training",
@@ -127,6 +129,9 @@ def _course(examples: list[Prompt], folder: Path) -> tuple[nn.Module, Course]:
         steps_per_epoch=STEPS,
         total_steps=STEPS,
         pad_id=0,
+        training=None,
+        builder=None,
+        method="vanilla",
     )
 
 

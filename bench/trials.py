@@ -22,6 +22,7 @@ from bulwark.abliteration.measure.subject import Prompts
 from bulwark.abliteration.search.trials import Examiner
 from bulwark.abliteration.settings import ObjectiveSettings, SearchSettings
 from bulwark.models.batching import padded
+from bulwark.models.embeddings import role_embedding_of
 from bulwark.models.open import LanguageModel
 from bulwark.prompts.builder import Prompt
 
@@ -42,12 +43,12 @@ def run() -> Iterator[Ratio]:
     """Seconds of the same trials, one way over the other."""
     logging.disable(logging.INFO)
     model = _model()
-    prompts = _prompts(model.config.vocab_size)
+    prompts = prompts_of(model.config.vocab_size, PROMPTS)
     edits = Edits(targets_of(model))
-    subject = LanguageModel(model, Words(), "chat", SimpleNamespace(stop_ids=[1], pad_id=0))
+    subject = subject_of(model)
     search = SearchSettings(max_new_tokens=NEW_TOKENS)
     examiner = Examiner(subject, edits, prompts, search, ObjectiveSettings(), seed=0)
-    plans = [_plan(model, edits, number) for number in range(TRIALS)]
+    plans = [plan_of(model, edits, number) for number in range(TRIALS)]
 
     def at_once() -> None:
         examiner.examine(plans)
@@ -100,18 +101,25 @@ def _model():
     return model.eval()
 
 
-def _prompts(words: int) -> Prompts:
+def subject_of(model) -> LanguageModel:
+    """The model with as much of a prompt builder as answering prompts of ids needs."""
+    embedding = role_embedding_of(model)
+    builder = SimpleNamespace(stop_ids=[1], pad_id=0, roles=embedding.roles, vocabulary=embedding.num_embeddings)
+    return LanguageModel(model, Words(), "chat", builder)
+
+
+def prompts_of(words: int, count: int) -> Prompts:
     rng = random.Random(0)
 
     def drawn() -> list[Prompt]:
-        lengths = [rng.randint(20, 60) if GPU else rng.randint(9, 14) for _ in range(PROMPTS)]
+        lengths = [rng.randint(20, 60) if GPU else rng.randint(9, 14) for _ in range(count)]
         ids = [[rng.randrange(2, words) for _ in range(length)] for length in lengths]
         return [Prompt(row, None, [0] * len(row), [], "", False) for row in ids]
 
-    return Prompts([], [], drawn(), drawn(), {"harmful_search": [""] * PROMPTS, "harmless_search": [""] * PROMPTS})
+    return Prompts([], [], drawn(), drawn(), {"harmful_search": [""] * count, "harmless_search": [""] * count})
 
 
-def _plan(model, edits: Edits, seed: int) -> Plan:
+def plan_of(model, edits: Edits, seed: int) -> Plan:
     generator = torch.Generator().manual_seed(seed)
     vector = torch.randn(model.config.hidden_size, generator=generator)
     return {target.path: (vector / vector.norm(), 0.5) for target in edits.targets}

@@ -91,6 +91,12 @@ def test_the_rows_of_both_ranks_are_recorded_once(name, folder):
         assert sum(row["decision"] == "not_finite" for row in two.values()) > 0
 
 
+@pytest.mark.parametrize("name", [name for name in TRAININGS if name.endswith("_3")])
+def test_parameters_are_fetched_ahead_in_an_order_that_holds(name, folder):
+    for ranks in (1, 2):
+        assert json.loads((folder / f"{name}_{ranks}" / "report.json").read_text())["forgotten"] == 0
+
+
 @pytest.mark.parametrize("name", RESUMED)
 def test_two_ranks_resume_with_the_same_weights_and_rows(name, folder):
     whole, parts = (folder / f"{run}_2" for run in (name.removesuffix("_resumed"), name))

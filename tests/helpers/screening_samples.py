@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
+from unittest import mock
 
 import torch
 from tiny_causal_models import HIDDEN, tiny_model
@@ -123,6 +126,21 @@ def screened(
         objective=objective,
         observers=observers,
     )
+
+
+@contextlib.contextmanager
+def forgotten_orders() -> Iterator[list[int]]:
+    """Filled with the place in a pass at which ZeRO-3 has found that its order of the modules does not hold."""
+    coordinator = "deepspeed.runtime.zero.partitioned_param_coordinator.PartitionedParameterCoordinator"
+    found: list[int] = []
+    forget = resolve_name(coordinator)._invalidate_trace
+
+    def noted(self: Any) -> None:
+        found.append(vars(self)["_PartitionedParameterCoordinator__step_id"])
+        forget(self)
+
+    with mock.patch(f"{coordinator}._invalidate_trace", noted):
+        yield found
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ class Examined(LM):
 
     def scored(self, requests: Sequence[Instance]) -> list[tuple[likelihoods.LogLikelihood, Prompt]]:
         """The log-likelihood of each continuation, and the whole example that it ends."""
-        examples = [self._fitting(_turns(request.args[0]), request.args[1]) for request in requests]
+        examples = self._examples([request.args for request in requests])
         asked = []
         for request, example in zip(requests, examples, strict=True):
             span = example.spans[-1]
@@ -108,6 +108,23 @@ class Examined(LM):
         prompts = [(_key(request), self._fitting(_turns(request.args[0]))) for request in requests]
         answers = self.examinee.generate(prompts, self.decoding)
         return [_cut(answer, request.args[1]["until"]) for answer, request in zip(answers, requests, strict=True)]
+
+    def _examples(self, pairs: Sequence[tuple[str, str]]) -> list[Prompt]:
+        """The example of each (context, continuation); what those of one context share is made once."""
+        made: dict[int, Prompt] = {}
+        of_context: dict[str, list[int]] = {}
+        for number, (context, _) in enumerate(pairs):
+            of_context.setdefault(context, []).append(number)
+        room = self.examinee.language_model.positions or math.inf
+        for context, numbers in of_context.items():
+            turns = _turns(context)
+            if self.template:
+                responses = [Turn(role="response", text=pairs[number][1]) for number in numbers]
+                made.update(zip(numbers, self._builder.examples(turns, responses), strict=True))
+            for number in numbers:
+                if number not in made or len(made[number].ids) > room:
+                    made[number] = self._fitting(turns, pairs[number][1])
+        return [made[number] for number in range(len(pairs))]
 
     def _fitting(self, turns: list[Turn], continuation: str | None = None) -> Prompt:
         """The prompt of `turns`, or with a continuation the example, not longer than the model can read."""

@@ -105,7 +105,7 @@ class PromptBuilder:
         if turns and turns[-1].role == "response":
             raise PromptError("A prompt cannot end with a response. Leave the last turn out.")
         parts = self._renderer.prompt(messages_of(turns, self.template))
-        return self._prompt(turns, self._segments(parts, turns), loss_on=None)
+        return self._prompt(turns, self._segments(parts, turns), loss_on=None)[0]
 
     def example(self, turns: Sequence[Turn], loss_on: Literal["response", "all"] = "response") -> Prompt:
         """A conversation to train on; ends with the last response and its end-of-turn token.
@@ -117,6 +117,25 @@ class PromptBuilder:
         """
         if loss_on not in ("response", "all"):
             raise PromptError(f'Unknown loss_on "{loss_on}".{nearest(loss_on, ("response", "all"))}')
+        return self._prompt(turns, self._answered(turns), loss_on)[0]
+
+    def examples(self, turns: Sequence[Turn], responses: Sequence[Turn]) -> list[Prompt]:
+        """What `example` makes of `turns` with each of several responses. What stands before them is tokenised once,
+        up to the template's last control token: what comes after one does not depend on what came before.
+        """
+        made: list[Prompt] = []
+        opening: _Opening | None = None
+        for conversation in ([*turns, response] for response in responses):
+            segments = self._answered(conversation)
+            ending = self._after(opening, conversation, segments) if opening else None
+            if ending is None:
+                ending, tokens = self._prompt(conversation, segments, loss_on="response")
+                opening = opening or self._opening(ending, tokens, segments)
+            made.append(ending)
+        return made
+
+    def _answered(self, turns: Sequence[Turn]) -> list[_Segment]:
+        """The segments of an example, up to what ends its last response."""
         if not turns or turns[-1].role != "response":
             raise PromptError("A training example must end with a response. Add it, or use prompt() to ask for one.")
         segments = self._segments(self._renderer.example(messages_of(turns, self.template)), turns)
@@ -127,7 +146,45 @@ class PromptBuilder:
                 f"The chat template does not end this conversation's last response with {self._closing!r}. "
                 "Give the tokenizer a template that ends every response alike."
             )
-        return self._prompt(turns, segments, loss_on)
+        return segments
+
+    def _opening(self, made: Prompt, tokens: Tokens, segments: list[_Segment]) -> _Opening | None:
+        """What an example shares with those that differ in the last response; None where nothing is certain."""
+        header = max(number for number, segment in enumerate(segments) if not segment.of_answer)
+        if made.truncated or tokens.guarded or segments[header].part.written_by is not None:
+            return None
+        begins = sum(len(segment.part.text) for segment in segments[:header])
+        for place in reversed(range(len(tokens.ids))):
+            if tokens.ids[place] in self._text_tokenizer.separators and tokens.touched[place] == [header]:
+                rest = segments[header].part.text[tokens.offsets[place][0] - begins :]
+                return _Opening(made, segments[: header + 1], place, rest)
+        return None
+
+    def _after(self, opening: _Opening, turns: Sequence[Turn], segments: list[_Segment]) -> Prompt | None:
+        """The example of `turns`, whose beginning is there; None where it has to be made as a whole."""
+        _settle_roles(segments)
+        seam, count = opening.place, len(opening.segments)
+        if segments[:count] != opening.segments:
+            return None
+        pieces = [(segment.part.text, segment.part.written_by is None) for segment in segments[count:]]
+        tokens = self._text_tokenizer.after([(opening.rest, True), *pieces], opening.made.ids[seam] % self.vocabulary)
+        if tokens is None:
+            return None
+        row = _Row(tokens, segments[count - 1 :], self.numbers)
+        if not self._closing:
+            row.append(self.tokenizer.eos_token_id, loss=turns[-1].learn)
+        if self.max_tokens is not None and seam + len(row.ids) > self.max_tokens:
+            return None
+        made, first = self._made(row, turns, "response"), opening.made
+        moved = [replace(span, start=span.start + seam, end=span.end + seam) for span in made.spans]
+        return replace(
+            made,
+            ids=first.ids[:seam] + made.ids,
+            labels=(first.labels or [])[:seam] + (made.labels or []),
+            roles=first.roles[:seam] + made.roles,
+            spans=[span for span in first.spans if span.end <= seam] + moved,
+            text="".join(segment.part.text for segment in segments),
+        )
 
     def passage(self, text: str) -> Prompt:
         """Raw text to train on: no template around it, one beginning-of-sequence token, a label on every other token.
@@ -154,13 +211,16 @@ class PromptBuilder:
         ids = [i + self.vocabulary * role for i, role in zip(row.ids, row.roles, strict=True)]
         return Prompt(ids, labels, row.roles, row.spans(turns), row.text(), excess > 0)
 
-    def _prompt(self, turns: Sequence[Turn], segments: list[_Segment], loss_on: str | None) -> Prompt:
+    def _prompt(self, turns: Sequence[Turn], segments: list[_Segment], loss_on: str | None) -> tuple[Prompt, Tokens]:
         _settle_roles(segments)
         tokens = self._text_tokenizer([(segment.part.text, segment.part.written_by is None) for segment in segments])
         row = _Row(tokens, segments, self.numbers)
         if loss_on is not None and not self._closing:
             row.append(self.tokenizer.eos_token_id, loss=turns[-1].learn)
         truncated = self._shorten(row, turns, loss_on is not None)
+        return replace(self._made(row, turns, loss_on), truncated=truncated), tokens
+
+    def _made(self, row: _Row, turns: Sequence[Turn], loss_on: str | None) -> Prompt:
         self._check_ids(row.ids)
         labels = None
         if loss_on is not None:
@@ -173,7 +233,7 @@ class PromptBuilder:
             roles=row.roles,
             spans=row.spans(turns),
             text=row.text(),
-            truncated=truncated,
+            truncated=False,
         )
 
     def _segments(self, parts: list[Part], turns: Sequence[Turn]) -> list[_Segment]:
@@ -300,14 +360,29 @@ class _Segment:
         return 1 if self.role in MATERIAL else 0
 
 
+@dataclass(frozen=True)
+class _Opening:
+    """The beginning that examples share: of `made`, up to the control token at `place`, before the last response.
+
+    segments: up to the one that holds this token. rest: their text from the token on.
+    """
+
+    made: Prompt
+    segments: list[_Segment]
+    place: int
+    rest: str
+
+
 class _Row:
     """The per-token lists of one prompt, which are cut together."""
 
     def __init__(self, tokens: Tokens, segments: list[_Segment], numbers: dict[str, int]):
         self.ids = list(tokens.ids)
         start = _Segment(Part(""), role="instruction")
-        touched = ([segments[i] for i in pieces] or [start] for pieces in tokens.touched)
-        owners = [max(candidates, key=lambda segment: segment.rank) for candidates in touched]
+        owner: dict[tuple[int, ...], _Segment] = {(): start}
+        for pieces in set(map(tuple, tokens.touched)) - {()}:
+            owner[pieces] = max((segments[i] for i in pieces), key=lambda segment: segment.rank)
+        owners = [owner[tuple(pieces)] for pieces in tokens.touched]
         self.roles = [numbers[owner.role] for owner in owners]
         self.loss = [owner.loss for owner in owners]
         self.turns = [-1 if owner.part.turn is None else owner.part.turn for owner in owners]

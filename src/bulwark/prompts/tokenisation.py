@@ -27,12 +27,14 @@ _MARKS = [*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]
 @dataclass(frozen=True)
 class Tokens:
     """`ids[i]` stands for the characters `offsets[i]` of `text` and touches the pieces `touched[i]` (indices);
-    a beginning-of-sequence token without text touches none."""
+    a beginning-of-sequence token without text touches none. guarded: a user's text holds the characters of a control
+    token, which are kept apart from the template's."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
     touched: list[list[int]]
     text: str
+    guarded: bool = False
 
     def text_of(self, kept: Sequence[int]) -> str:
         """The text without the characters that belong only to tokens outside `kept` (sorted indices)."""
@@ -51,7 +53,8 @@ class TextTokenizer:
     """Tokenises strings that are made of template pieces and user pieces.
 
     literals: the chat template's own text, which shows the added tokens that it uses as control tokens.
-    `state` describes the tokenizer completely, as text (for digests).
+    `state` describes the tokenizer completely, as text (for digests). `separators`: the control tokens at which a text
+    is split before anything else is done to it, so that what follows one is tokenised alike whatever comes before.
     """
 
     def __init__(self, tokenizer, literals: str):
@@ -63,6 +66,8 @@ class TextTokenizer:
         longest_first = sorted(self._control, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._aliases: dict[str, _AliasEncoder] = {}
+        added = tokenizer.added_tokens_decoder
+        self.separators = {i for i in self._control_ids if not (added[i].normalized or added[i].single_word)}
         self.bos_id = self._beginning(literals)
         if tokenizer.is_fast:
             whole = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -82,6 +87,16 @@ class TextTokenizer:
         if self._control_in_user_text(tokens, pieces):
             tokens = self._guarded(pieces, text)
         return self._with_one_bos(tokens)
+
+    def after(self, pieces: Sequence[tuple[str, bool]], separator: int) -> Tokens | None:
+        """Tokenise the end of a string, which begins with a separator; None where that needs the whole string."""
+        if self._encoder is None:
+            return None
+        text = "".join(text for text, _ in pieces)
+        encoding = self._encoder.encode(text, add_special_tokens=False)
+        tokens = Tokens(encoding.ids, encoding.offsets, _touched(encoding.offsets, pieces), text)
+        safe = tokens.ids[0] == separator != self.bos_id and not self._control_in_user_text(tokens, pieces)
+        return tokens if safe else None
 
     def first_control_token(self, text: str) -> tuple[int, int, int] | None:
         """Start and end of the first control token in a template's text, and the token's id."""
@@ -117,7 +132,7 @@ class TextTokenizer:
             ids += plain
             offsets += [place] * len(plain)
             touched += [touching] * len(plain)
-        return Tokens(ids, aliases.original_offsets(hidden, pieces, offsets), touched, text)
+        return Tokens(ids, aliases.original_offsets(hidden, pieces, offsets), touched, text, guarded=True)
 
     def _instead_of(self, token: int, characters: str, spelled: Callable[[str], list[int]]) -> list[int]:
         """What `characters` of a text get that are also a control token in the model's own vocabulary, or unknown.
@@ -185,6 +200,7 @@ class TextTokenizer:
             [(0, 0), *tokens.offsets[extra:]],
             [[], *tokens.touched[extra:]],
             tokens.text,
+            tokens.guarded,
         )
 
 
@@ -261,9 +277,18 @@ def _touched(offsets: list[tuple[int, int]], pieces: Sequence[tuple[str, bool]])
     """For each token the pieces that share a character with it; a token of no character belongs to the next one."""
     starts = [0, *accumulate(len(text) for text, _ in pieces)]
     last = len(pieces) - 1
+    singles = [[piece] for piece in range(len(pieces))]
     touched = []
+    piece, before = 0, 0  # of the token before: the piece in which it begins, and its first character
     for start, end in offsets:
-        low = min(bisect_right(starts, start) - 1, last)
-        high = min(bisect_right(starts, max(end - 1, start)) - 1, last)
-        touched.append(list(range(low, high + 1)))
+        if start < before:
+            piece = 0
+        before = start
+        while piece < last and starts[piece + 1] <= start:
+            piece += 1
+        if max(end, start + 1) <= starts[piece + 1] or piece == last:
+            touched.append(singles[piece])
+        else:
+            high = min(bisect_right(starts, max(end - 1, start)) - 1, last)
+            touched.append(list(range(piece, high + 1)))
     return touched

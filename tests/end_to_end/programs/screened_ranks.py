@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from screening_samples import model_of, objective_of, policies, screened
+from screening_samples import forgotten_orders, model_of, objective_of, policies, screened
 from stopped_samples import Interrupted, attempts, stopping
 
 from bulwark.steering.screening.policies import Policy, Verdict
@@ -51,10 +51,16 @@ def do(plan: list[dict[str, Any]], parent: Path, processes: engines.Processes) -
                     model.get_input_embeddings().weight[training["odd"]] = torch.inf
             objective = objective_of(policy_of(training), folder, total=training["settings"]["max_steps"])
             try:
-                result = screened(None, folder, model=model, objective=stopping(objective, at), **training["settings"])
+                with forgotten_orders() as forgotten:
+                    stopped = stopping(objective, at)
+                    result = screened(None, folder, model=model, objective=stopped, **training["settings"])
             except Interrupted:
                 continue
         if processes.main:
             torch.save(result.model.state_dict(), folder / "weights.pt")
-            told = vars(result.report) | {"detections": objective.report()["steering"]["detections"]}
+            told = (
+                vars(result.report)
+                | {"forgotten": len(forgotten)}
+                | {"detections": objective.report()["steering"]["detections"]}
+            )
             (folder / "report.json").write_text(json.dumps(told))

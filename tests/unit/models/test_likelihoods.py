@@ -76,6 +76,28 @@ def test_options_of_one_token_share_a_pass(model, monkeypatch):
     assert sum(rows) == 2
 
 
+def test_longer_options_read_their_context_once(model):
+    seen = []
+    handle = model.model.register_forward_pre_hook(
+        lambda _, given, named: seen.append(named["input_ids"].shape), with_kwargs=True
+    )
+    asked = requests_over(V)[8:]  # three contexts of 11, 15 and 19 tokens, four options of two or three
+    log_likelihoods(model, asked, pad_id=0)
+    handle.remove()
+    assert [tuple(shape) for shape in seen] == [(3, 19), (3, 1), (3, 2), (3, 1), (3, 2)]
+
+
+def test_options_of_different_numbers_and_lengths_after_one_context(model):
+    asked = [request for number, request in enumerate(requests_over(V)[8:]) if number not in (1, 2, 3, 10)]
+    short = asked[-1]
+    asked.append(Continuation("one token", short.ids[: 1 - len(short.targets)], short.targets[:1]))
+    found = log_likelihoods(model, asked, pad_id=0)
+    for request, one in zip(asked, found, strict=True):
+        value, greedy = by_hand(model, request)
+        assert one.value == pytest.approx(value, abs=1e-4)
+        assert one.greedy is greedy
+
+
 def test_what_is_there_is_not_computed_again(model, tmp_path, monkeypatch):
     asked, partial = requests_over(V), tmp_path / "answers.partial"
     first = log_likelihoods(model, asked[:9], pad_id=0, partial=partial, fingerprint="one")

@@ -138,7 +138,7 @@ def test_a_token_that_touches_data_is_data():
     made = builder("plain")
     turns = (Turn(role="instruction", text="Name the part that grows under"), Turn(role="data", text="ground."))
     joined = [_Segment(Part(turn.text, turn.role, i)) for i, turn in enumerate(turns)]
-    prompt = made._prompt(turns, joined, loss_on=None)
+    prompt, _ = made._prompt(turns, joined, loss_on=None)
     shared = next(i for i, token in enumerate(plain(prompt)) if "dergro" in made.tokenizer.decode(token))
     assert prompt.roles == [INSTRUCTION] * shared + [DATA] * (len(prompt.ids) - shared)
     assert prompt.spans[1].start == shared == prompt.spans[0].end

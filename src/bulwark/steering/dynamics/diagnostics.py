@@ -175,6 +175,7 @@ def states(
             with adding.on(token_mask(batch, intervention.tokens), intervention.alpha):
                 look("added", batch)
     finally:
+        split.traces.other()
         engine.train()
     return sums
 

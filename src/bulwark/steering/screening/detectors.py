@@ -48,7 +48,7 @@ class Detector:
         self.layer = layer
         self.split = SplitModel(model, layer)
         # Around the module alone, because an engine takes every backward pass through it for one of training.
-        self._module = SplitModel(getattr(model, "module", model), layer)
+        self._module = SplitModel(getattr(model, "module", model), layer, self.split.traces)
         self.vector = vector.detach().float().to(next(model.parameters()).device)
 
     def steered(self, hidden: Tensor, batch: Batch, settings: InterventionSettings, alpha: float) -> Tensor:

@@ -105,6 +105,7 @@ class Screened(Objective):
         vars(engine.basic_optimizer).pop("step", None)  # its own again
         if not self.on:
             return
+        self.detector.split.traces.other()
         rows = [self.rows]
         if self.ranks > 1:
             rows = [[]] * self.ranks if self.rank == 0 else None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bulwark.models import hooks
 from bulwark.models.anatomy import blocks_of, check_layer
+from bulwark.steering.screening.traces import Traces
 from bulwark.training.batches import Batch
 from bulwark.training.objectives import target_logits, target_losses
 
@@ -23,11 +24,13 @@ from bulwark.training.objectives import target_logits, target_losses
 class SplitModel:
     """`model` (a causal LM, or the engine around it) split after block `layer`.
 
+    traces: of the engine, where `model` is the module in it; None for those of `model`.
     Raises ConfigurationError for a layer key outside 1 … N-1.
     """
 
-    def __init__(self, model: nn.Module, layer: int) -> None:
+    def __init__(self, model: nn.Module, layer: int, traces: Traces | None = None) -> None:
         self.model, self.layer = model, layer
+        self.traces = traces or Traces(model)
         self.blocks = blocks_of(model)
         check_layer(layer, len(self.blocks))
         self._puts_out_tuples = False
@@ -42,6 +45,7 @@ class SplitModel:
 
         handle = self.blocks[self.layer - 1].register_forward_hook(keep)
         nothing = replace(batch, target_positions=batch.target_positions[:0], targets=batch.targets[:0])
+        self.traces.trunk()
         try:
             with self._skipping(range(self.layer, len(self.blocks))):
                 target_logits(self.model, nothing)
@@ -65,6 +69,7 @@ class SplitModel:
     def _upper(self, ask: Callable[..., Tensor], hidden: Tensor, batch: Batch) -> Tensor:
         """What `ask` finds in a pass of h_l `hidden` through blocks l+1 … N."""
         inputs = {key: value for key, value in batch.inputs().items() if key != "input_ids"}
+        self.traces.upper()
         with self._skipping(range(self.layer), hidden):
             return ask(self.model, batch, inputs | {"inputs_embeds": hidden})
 
