@@ -6,6 +6,7 @@ are trained whole, beside the adapters. The rows of the embedding stay as they a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from torch import nn
@@ -15,10 +16,21 @@ from bulwark.models.anatomy import blocks_of
 from bulwark.models.embeddings import RoleEmbedding
 from bulwark.training.settings import LoraSettings
 
+# Matrices that some families (Phi-3 and 4, GLM, GPT-NeoX, Falcon) hold as one, and the parts by which others name them.
+_JOINED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "query_key_value": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+
+log = logging.getLogger(__name__)
+
 
 def attach_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
     """Freeze `model`, put trainable adapters on its linear modules, and leave the parameters of its method trainable.
 
+    Where a model holds several matrices as one (`qkv_proj` for `q_proj`, `k_proj` and `v_proj`), the name of a part
+    stands for the whole, on which there is one adapter then; the log says so.
     Raises BulwarkError naming modules that the model does not have, that are not linear, or that share their weight
     with another module, which merging would change too; and for more blocks than it has.
     """
@@ -26,8 +38,8 @@ def attach_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
 
     targets = settings.target_modules
     if not isinstance(targets, str):
+        targets = _as_they_are_held(model, targets)
         _refuse_unsuitable(model, targets)
-        targets = list(targets)
     if settings.blocks is not None and settings.blocks > (there := len(blocks_of(model))):
         raise BulwarkError(f"lora.blocks is {settings.blocks}, but the model has {there} decoder blocks.")
     methods = [parameter for parameter in _method_parameters(model) if parameter.requires_grad]
@@ -43,6 +55,22 @@ def attach_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
     for parameter in methods:
         parameter.requires_grad_(True)
     return adapted
+
+
+def _as_they_are_held(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The targets, with the joined matrix of the model in the place of parts that it does not hold by themselves."""
+    ends = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    held: dict[str, list[str]] = {}
+    for target in targets:
+        whole = next((name for name, parts in _JOINED.items() if target in parts and name in ends), target)
+        held.setdefault(target if target in ends else whole, []).append(target)
+    for whole, parts in held.items():
+        if parts != [whole]:
+            log.warning(
+                "lora.target_modules: the model holds %s as one matrix, %s; its adapter, named by %s, is on all of it.",
+                *(" and ".join(_JOINED[whole]), whole, " and ".join(parts)),
+            )
+    return list(held)
 
 
 def _method_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -24,7 +24,8 @@ MOST_SAVING = 0.03  # the share of a training's time that saving may take
 class LoraSettings(Closed):
     """Low-rank adapters (Hu et al. 2021): W + (alpha / rank)·B·A on each target module; merged when training ends.
 
-    target_modules: names of linear modules, or "all-linear" for all but the output embedding.
+    target_modules: names of linear modules, or "all-linear" for all but the output embedding. Where a model holds
+        several as one (Phi-4's qkv_proj), the name of a part stands for the whole.
     blocks: adapters only in so many decoder blocks from the first; None for all. Needs target_modules by name.
     """
 

@@ -11,6 +11,7 @@ from tiny_causal_models import tiny_model
 from tiny_tokenizers import tiny_tokenizer
 from torch import nn
 from training_samples import trained
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from bulwark.errors import BulwarkError
 from bulwark.models.checkpoints import load_model, save_model
@@ -121,3 +122,35 @@ def test_a_warning_of_peft_that_nobody_can_act_on_does_not_reach_the_log(tmp_pat
     subprocess.run([sys.executable, "-c", code, str(log), *told, "another warning"], check=True)
     assert "another warning" in log.read_text()
     assert "is_gradient_checkpointing" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("named", "held"),
+    [
+        (("q_proj", "k_proj", "v_proj"), {"qkv_proj"}),
+        (("q_proj", "v_proj", "down_proj", "up_proj"), {"qkv_proj", "down_proj", "gate_up_proj"}),
+        (("qkv_proj", "o_proj"), {"qkv_proj", "o_proj"}),
+    ],
+)
+def test_the_name_of_a_part_stands_for_the_matrix_that_holds_it(named, held, caplog):
+    """Phi-3 and 4 hold queries, keys and values as one matrix, and so the two that an MLP begins with."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 29, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "pad_token_id": 0}
+    model = Phi3ForCausalLM(Phi3Config(**sizes, num_attention_heads=2, num_key_value_heads=1))
+    adapted = attach_lora(model, LoraSettings(rank=2, target_modules=named))
+    found = {
+        name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in adapted.named_parameters() if ".lora_A." in name
+    }
+    assert found == held
+    joined = held & {"qkv_proj", "gate_up_proj"} - set(named)
+    told = [record.getMessage() for record in caplog.records if "lora.target_modules" in record.getMessage()]
+    assert len(told) == len(joined)
+    assert all(any(f"as one matrix, {whole};" in line for line in told) for whole in joined)
+
+
+def test_parts_that_a_model_holds_by_themselves_are_taken_as_they_are():
+    adapted = attach_lora(tiny_model("llama"), LoraSettings(rank=2, target_modules=("q_proj", "up_proj")))
+    names = {
+        name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in adapted.named_parameters() if ".lora_A." in name
+    }
+    assert names == {"q_proj", "up_proj"}
