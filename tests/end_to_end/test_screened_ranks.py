@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,12 @@ TRAININGS |= {
 }  # fmt: skip
 RESUMED = resumed(TRAININGS, ["mask_some_0", "probe_some_3", "state_all_of_one_rank_3"], at=3)
 
-PROGRAM, PLANS = "screened_ranks", plans(TRAININGS, RESUMED)
+# A weight that is NaN: all ranks have to stop, in the same step.
+BROKEN = {f"{policy}_broken_{stage}": {
+    "policy": policy, "settings": BASE | {"zero_stage": stage}, "broken": True,
+} for policy, stage in (("mask", 3), ("state", 0))}  # fmt: skip
+
+PROGRAM, PLANS = "screened_ranks", plans(TRAININGS | BROKEN, RESUMED)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +74,9 @@ def test_two_ranks_that_drop_different_rows_end_where_one_ends(name, folder):
     one, two = (torch.load(folder / f"{name}_{ranks}" / "weights.pt", weights_only=True) for ranks in (1, 2))
     tolerance = 2**-7 if "bfloat16" in name else 1e-5  # the last place of a weight near 1, as norms have
     torch.testing.assert_close(two, one, atol=tolerance, rtol=0)
-    losses = [json.loads((folder / f"{name}_{ranks}" / "report.json").read_text())["loss"] for ranks in (1, 2)]
-    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), atol=4 * tolerance, rtol=0)
+    reports = [json.loads((folder / f"{name}_{ranks}" / "report.json").read_text()) for ranks in (1, 2)]
+    losses = [torch.tensor([math.nan if loss is None else loss for _, loss in told["loss"]]) for told in reports]
+    torch.testing.assert_close(losses[1], losses[0], atol=4 * tolerance, rtol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -95,6 +102,13 @@ def test_the_rows_of_both_ranks_are_recorded_once(name, folder):
 def test_parameters_are_fetched_ahead_in_an_order_that_holds(name, folder):
     for ranks in (1, 2):
         assert json.loads((folder / f"{name}_{ranks}" / "report.json").read_text())["forgotten"] == 0
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_all_ranks_stop_where_no_row_is_finite(name, folder):
+    told = [(folder / f"{name}_2" / f"stopped_{rank}.txt").read_text() for rank in (0, 1)]
+    assert told[0] == told[1] == (folder / f"{name}_1" / "stopped_0.txt").read_text()
+    assert "stopped at step 1: " in told[0]
 
 
 @pytest.mark.parametrize("name", RESUMED)

@@ -34,7 +34,7 @@ from bulwark.training.checks.remeasured import Judged, SampleLoss, learnable
 from bulwark.training.lora import attach_lora
 from bulwark.training.objectives import Objective
 from bulwark.training.observers import Observer
-from bulwark.training.progress import Progress
+from bulwark.training.progress import Progress, curve
 from bulwark.training.saved.state import TrainingState
 from bulwark.training.settings import MOST_SAVING, TrainingSettings
 
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "schedulefree", "numpy")
-_CURVE_POINTS = 200
 _BYTES_OF_STATE = 12  # per parameter: fp32 master weight and AdamW's two moments
 _SLOW_DISK = 1e8  # bytes per second and process, until a saving has been measured
 
@@ -55,7 +54,8 @@ _SLOW_DISK = 1e8  # bytes per second and process, until a saving has been measur
 class TrainingReport:
     """What a manifest records of a training.
 
-    loss: [step, mean training loss per token since the point before], at most 200 points. validation: [step, loss].
+    loss: [step, mean training loss per token since the point before], at most 200 points; null where these steps had
+    nothing to learn. validation: [step, loss].
     tokens: read, without padding; target_tokens: those learned. seconds and tokens_per_second: over all runs of a
     resumed training, without loading. spent: the steps, tokens, target_tokens and seconds at each snapshot.
     peak_memory_gb: of the GPU, or of the process.
@@ -67,7 +67,7 @@ class TrainingReport:
     examples_without_targets: int
     tokens: int
     target_tokens: int
-    loss: list[list[float]]
+    loss: list[list[float | None]]
     validation: list[list[float]]
     best_step: int | None
     weights_of_step: int
@@ -104,7 +104,7 @@ class _Position:
     """How far the training is; kept with the state."""
 
     step: int = 0
-    losses: list[float] = field(default_factory=list)
+    losses: list[float | None] = field(default_factory=list)  # None: nothing was to learn
     validation: list[list[float]] = field(default_factory=list)
     samples: list[list[Any]] = field(
         default_factory=list
@@ -235,7 +235,7 @@ class _Run:
     total: int
     name: str
     # Losses and gradient norms stay on the device until they are read: each reading waits for a GPU.
-    unread: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    unread: list[tuple[Tensor, Tensor, bool]] = field(default_factory=list)  # and whether nothing was learned
     started: float = field(default_factory=lambda: time.monotonic())
     saved_at: float = field(default_factory=lambda: time.monotonic())
     saving: float = 0.0  # seconds since the start
@@ -292,23 +292,25 @@ class _Run:
         for part in self.parts:
             part.after_step(engine, step, self.total)
         norm = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32, device=device)
-        self.unread.append((loss.float(), norm))
+        self.unread.append((loss.float(), norm, objective.nothing_learned(batch)))
         self.position.target_tokens += micro_batches[0].step_tokens
 
     def _read_losses(self) -> None:
         """Add up the losses of the steps since the last reading over all ranks; stop if one is not finite."""
         if not self.unread:
             return
-        losses = engines.over_ranks(torch.stack([loss for loss, _ in self.unread]))
-        norms = engines.over_ranks(torch.stack([norm for _, norm in self.unread]), largest=True)
+        losses, norms, empty = zip(*self.unread, strict=True)
+        losses = engines.over_ranks(torch.stack(losses)).tolist()
+        norms = engines.over_ranks(torch.stack(norms), largest=True).tolist()
         first = len(self.position.losses) + 1
         rate = self.engine.get_lr()[0]
         extra = self.objective.metrics() if self.processes.main else {}
-        for step, loss, norm in zip(range(first, first + len(losses)), losses.tolist(), norms.tolist(), strict=True):
+        for step, (loss, norm, without) in enumerate(zip(losses, norms, empty, strict=True), start=first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._stop(step, loss, norm)
-            self.position.losses.append(loss)
-            self.progress.record(step, {"loss/train": loss, "gradient_norm": norm, "learning_rate": rate} | extra)
+            self.position.losses.append(None if without and loss == 0 else loss)
+            values = {"loss/train": self.position.losses[-1], "gradient_norm": norm, "learning_rate": rate}
+            self.progress.record(step, values | extra)
         self.unread.clear()
 
     def _stop(self, step: int, loss: float, norm: float) -> None:
@@ -401,7 +403,7 @@ def _report(
         examples_without_targets=int((batches.targets == 0).sum()),
         tokens=position.tokens,
         target_tokens=position.target_tokens,
-        loss=_curve(position.losses),
+        loss=curve(position.losses),
         validation=position.validation,
         best_step=position.best_step,
         weights_of_step=chosen,
@@ -432,13 +434,6 @@ def _size(model: nn.Module, trainable: bool = False) -> int:
         for parameter in model.parameters()
         if parameter.requires_grad or not trainable
     )
-
-
-def _curve(losses: list[float]) -> list[list[float]]:
-    """The losses as at most 200 points [last step, mean]."""
-    width = max(1, math.ceil(len(losses) / _CURVE_POINTS))
-    parts = [losses[start : start + width] for start in range(0, len(losses), width)]
-    return [[min((number + 1) * width, len(losses)), sum(part) / len(part)] for number, part in enumerate(parts)]
 
 
 def _peak_memory(device: torch.device) -> int:

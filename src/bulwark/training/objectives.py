@@ -52,6 +52,10 @@ class Objective(Observer):
         """This micro-batch's share of the evaluation loss, by which the best weights are chosen."""
         return next_token_loss(model, batch)
 
+    def nothing_learned(self, batch: Batch) -> bool:
+        """Whether the step that ended with `batch` had nothing to learn, so that it has no loss; alike on all ranks."""
+        return batch.step_tokens == 0
+
     def metrics(self) -> dict[str, float]:
         """Numbers for TensorBoard; read on the main process now and then."""
         return {}

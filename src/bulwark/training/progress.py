@@ -10,10 +10,11 @@ import contextlib
 import importlib
 import importlib.util
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ from bulwark.errors import ConfigurationError, nearest
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 10.0
+_CURVE_POINTS = 200
 _WIDE = 100  # columns of a terminal that has room for name and bar
 TRACKER = "BULWARK_TRACKER"  # the variable through which jobs are told, see docs/reports.md
 TRACKERS = ("none", "trackio", "wandb")
@@ -102,16 +104,17 @@ class Progress:
             self.last_line = time.monotonic()
             log.info("%s", self._line())
 
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """Write numbers of one step to TensorBoard and the tracker; the bar shows the latest "loss/train"."""
-        self.loss = values.get("loss/train", self.loss)
+    def record(self, step: int, values: dict[str, float | None]) -> None:
+        """Write numbers of one step to TensorBoard and the tracker, None being none; the bar has the latest "loss/train"."""
+        known = {name: value for name, value in values.items() if value is not None}
+        self.loss = known.get("loss/train", self.loss)
         if self.events:
             with self._writing():
-                for name, value in values.items():
+                for name, value in known.items():
                     self.events.add_scalar(name, value, step)
         if self.tracker:
             with self._tracking():
-                self.tracker.log(dict(values), step=step)
+                self.tracker.log(known, step=step)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -145,6 +148,16 @@ class Progress:
             f"{self.title}: step {self.done}/{self.total} ({100 * self.done / max(1, self.total):.0f} %)  "
             f"{self._rates()}  {clocks[0]} passed, {clocks[1]} left"
         )
+
+
+def curve(losses: Sequence[float | None]) -> list[list[float | None]]:
+    """The losses of steps as at most 200 points [last step, mean]; null where none of a point's steps has a loss."""
+    width = max(1, math.ceil(len(losses) / _CURVE_POINTS))
+    points: list[list[float | None]] = []
+    for start in range(0, len(losses), width):
+        known = [loss for loss in losses[start : start + width] if loss is not None]
+        points.append([min(start + width, len(losses)), sum(known) / len(known) if known else None])
+    return points
 
 
 def _bar():

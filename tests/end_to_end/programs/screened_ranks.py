@@ -3,6 +3,7 @@
 Each is {"name", "policy", "settings"}, optionally with
     "flagged"     the training rows that are flagged, no others, in place of what the scores say
     "odd"         a token whose embedding is infinite
+    "broken"      one weight of the output embedding is NaN: what the training stops with goes into stopped_<rank>.txt
     "interrupt"   stop in the middle of that optimizer step on all ranks, and begin again
 """
 
@@ -16,6 +17,7 @@ import torch
 from screening_samples import forgotten_orders, model_of, objective_of, policies, screened
 from stopped_samples import Interrupted, attempts, stopping
 
+from bulwark.errors import BulwarkError
 from bulwark.steering.screening.policies import Policy, Verdict
 from bulwark.training import engine as engines
 from bulwark.training.batches import Batch
@@ -49,6 +51,9 @@ def do(plan: list[dict[str, Any]], parent: Path, processes: engines.Processes) -
             if "odd" in training:
                 with torch.no_grad():
                     model.get_input_embeddings().weight[training["odd"]] = torch.inf
+            if "broken" in training:
+                with torch.no_grad():
+                    model.lm_head.weight[3, 0] = torch.nan
             objective = objective_of(policy_of(training), folder, total=training["settings"]["max_steps"])
             try:
                 with forgotten_orders() as forgotten:
@@ -56,6 +61,12 @@ def do(plan: list[dict[str, Any]], parent: Path, processes: engines.Processes) -
                     result = screened(None, folder, model=model, objective=stopped, **training["settings"])
             except Interrupted:
                 continue
+            except BulwarkError as error:
+                if "broken" not in training:
+                    raise
+                (folder / f"stopped_{processes.rank}.txt").write_text(str(error))
+        if "broken" in training:
+            continue
         if processes.main:
             torch.save(result.model.state_dict(), folder / "weights.pt")
             told = (

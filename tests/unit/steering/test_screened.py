@@ -125,7 +125,7 @@ def test_with_everything_flagged_nothing_is_learned(policy, tmp_path):
     start = model_of().state_dict()
     assert [name for name, weight in done.model.state_dict().items() if not torch.equal(weight, start[name])] == []
     assert {row["decision"] for row in rows_in(tmp_path)} == {"dropped"}
-    assert [loss for _, loss in done.report.loss] == [0.0] * 4
+    assert [loss for _, loss in done.report.loss] == [None] * 4, "what was not learned has no loss, and not one of 0"
 
 
 def test_a_step_of_which_nothing_is_left_leaves_the_weights_whatever_the_momentum(tmp_path):
@@ -287,6 +287,53 @@ def test_rows_that_are_not_finite_are_left_out_and_counted(name, where, tmp_path
         used = torch.arange(len(weight)) != odd if "embed_tokens" in key else slice(None)
         torch.testing.assert_close(weight[used], expected[key][used], atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.tensor(done.report.loss), torch.tensor(alone.report.loss), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", policies())
+def test_a_model_of_which_no_row_is_finite_stops_the_training(name, tmp_path):
+    """One NaN in the output embedding: every row would be left out, and the model saved as if it had been trained."""
+    objective = objective_of(policies(always=True)[name], tmp_path)
+    with pytest.raises(BulwarkError, match="stopped at step 1: 4 rows, all that were left to learn from") as stopped:
+        screened(None, tmp_path, objective=objective, model=_broken())
+    assert stopped.value.diverged
+
+
+def test_flagged_rows_do_not_hide_that_no_other_is_finite(tmp_path):
+    """Flagged rows never reach the output embedding, so that they are finite whatever is in it."""
+    batches = StepBatches(examples(COUNT), batch_size=4, micro_batch_size=4, pad_id=0)
+    left = {f"r{batches.examples_of(step)[0]}" for step in (0, 2)}
+    references = {key: row | {"ref_projection": 1e9 if key in left else -1e9} for key, row in references_of().items()}
+    with pytest.raises(BulwarkError, match="stopped at step 3: 2 rows, all that were left"):
+        screened(state_aware(references=references), tmp_path, model=_broken())
+
+
+def test_a_broken_row_by_itself_does_not_end_a_training(tmp_path):
+    """One each in the second and the last step, where all others are flagged; between them something is learned."""
+    batches = StepBatches(examples(COUNT), batch_size=4, micro_batch_size=4, pad_id=0)
+    broken = {batches.examples_of(step)[0] for step in (1, 3)}
+    flagged = {f"r{number}" for step in (1, 3) for number in batches.examples_of(step)} - {f"r{n}" for n in broken}
+    references = {
+        key: row | {"ref_projection": -1e9 if key in flagged else 1e9} for key, row in references_of().items()
+    }
+    policy = state_aware(references=references)
+    judge = policy.judge
+
+    def spoiled(detector, batch, alpha):
+        """As if the loss of these rows were infinite."""
+        verdict = judge(detector, batch, alpha)
+        verdict.broken[:] = torch.tensor([bool(row) and row[0] in broken for row in batch.rows])
+        return verdict
+
+    policy.judge = spoiled
+    done = screened(policy, tmp_path)
+    assert [loss is None for _, loss in done.report.loss] == [False, True, False, True]
+
+
+def _broken():
+    model = model_of()
+    with torch.no_grad():
+        model.lm_head.weight[3, 0] = torch.nan
+    return model
 
 
 def _infinite_for(token):

@@ -3,8 +3,9 @@
 The loss of a step is the mean cross-entropy over the tokens that are learned, of the whole optimizer step and over all
 ranks. How many these are is known only when every micro-batch has been judged, so gradients are accumulated as those
 of all tokens' mean and then scaled. (The authors average per micro-batch, so that flagged rows shrink the step.) With
-nothing flagged the training is the plain one, bit for bit; a step of which nothing is left leaves the weights alone.
-Every decision, with the scores it was made from, goes into detections.jsonl.
+nothing flagged the training is the plain one, bit for bit; a step of which nothing is left leaves the weights alone
+and has no loss. A row that is not finite is left out; where no other is left, and not by a single row, the model is
+broken and the training stops. Every decision, with the scores it was made from, goes into detections.jsonl.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bulwark.errors import BulwarkError, ConfigurationError
 from bulwark.steering.embedded import embedded_in
 from bulwark.steering.schedules import Schedule
 from bulwark.steering.screening.detections import DetectionLog, rows_of, summary_of
-from bulwark.steering.screening.detectors import Detector
+from bulwark.steering.screening.detectors import Detector, counts_of
 from bulwark.steering.screening.policies import Policy, StateAware, Verdict, filler
 from bulwark.steering.screening.split import select_rows
 from bulwark.steering.vectors.fusion import FusedVectors
@@ -56,6 +57,7 @@ class Screened(Objective):
         self.course, self.policy, self.vectors, self.schedule = course, policy, vectors, schedule
         self.log = DetectionLog(course.job.folder / FILE)
         self.micro_batch = self.empty_steps = 0
+        self.broken = 0  # rows that were not finite since the last step with something to learn
         self._unread: list[dict[str, Any]] = []
 
     def start(self, engine: DeepSpeedEngine, total: int) -> None:
@@ -74,7 +76,7 @@ class Screened(Objective):
         self.on, self.alpha, self.step = self.schedule.is_on(step), self.schedule.alpha_at(step), step
         self.rows: list[dict[str, Any]] = []
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
-        self.kept = torch.zeros((), dtype=torch.int64, device=engine.device)
+        self.counts = torch.zeros(2, dtype=torch.int64, device=engine.device)  # tokens kept, rows not finite
         self.factor: float | None = None
 
     def backward(self, engine: DeepSpeedEngine, batch: Batch) -> Tensor:
@@ -85,13 +87,20 @@ class Screened(Objective):
         learned = torch.where(verdict.kept, verdict.losses, 0.0)
         engines.backward(engine, learned.sum() / max(1, batch.step_tokens))
         self.loss_sum += learned.detach().double().sum()
-        self.kept += verdict.kept.sum()
+        self.counts[0] += verdict.kept.sum()
         self.micro_batch += 1
         if not engine.is_gradient_accumulation_boundary():
             return torch.zeros_like(self.loss_sum)
-        kept = int(engines.over_ranks(self.kept))
+        kept, broken = engines.over_ranks(self.counts).tolist()
+        self.broken = 0 if kept else self.broken + broken
+        if self.broken > 1:
+            self._stop()
         self.factor = batch.step_tokens / kept if kept else 0.0
         return self.loss_sum / max(1, kept)
+
+    def nothing_learned(self, batch: Batch) -> bool:
+        """Also where everything was flagged; `factor` is the same on all ranks."""
+        return self.factor == 0.0 or super().nothing_learned(batch)
 
     def after_backward(self, engine: DeepSpeedEngine, step: int, total: int) -> None:
         if self.factor:
@@ -136,11 +145,13 @@ class Screened(Objective):
         return {"steering": {"vectors": self.vectors.report, "detections": summary}}
 
     def state_dict(self) -> dict[str, Any]:
-        counts = {"micro_batch": self.micro_batch, "empty_steps": self.empty_steps}
+        counts = {"micro_batch": self.micro_batch, "empty_steps": self.empty_steps, "broken": self.broken}
         return counts | ({"log_bytes": self.log.saved()} if self.rank == 0 else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.micro_batch, self.empty_steps = state["micro_batch"], state["empty_steps"]
+        self.micro_batch, self.empty_steps, self.broken = (
+            state[name] for name in ("micro_batch", "empty_steps", "broken")
+        )
         if self.rank == 0:
             self.log.resume(state["log_bytes"])
 
@@ -154,6 +165,7 @@ class Screened(Objective):
             verdict = self.policy.judge(self.detector, batch, self.alpha)
             real = torch.tensor([bool(examples) for examples in batch.rows], device=verdict.broken.device)
             broken = verdict.broken & real
+            self.counts[1] += (broken & (counts_of(batch) > 0)).sum()
             if not engines.over_ranks(broken.any().int(), largest=True):
                 self._record(batch, verdict)
                 return verdict
@@ -161,6 +173,16 @@ class Screened(Objective):
                 self._record(batch, verdict, only=broken)
                 left = (~broken).nonzero().squeeze(1)
                 batch = select_rows(batch, left) if len(left) else filler(batch, self.course.pad_id)
+
+    def _stop(self) -> None:
+        """Raise BulwarkError, on all ranks alike: leaving out every row to the end would look like a training."""
+        raise BulwarkError(
+            f"Training stopped at step {self.step + 1}: {self.broken} rows, all that were left to learn from since the "
+            "last step that had any, have a loss or a score that is not finite. So the weights or the strength are to "
+            "blame, and not single rows. Look for NaN in the checkpoint that it starts from; else try a lower "
+            f"learning_rate, or a lower alpha (here {self.alpha:g}).",
+            diverged=True,
+        )
 
     def _record(self, batch: Batch, verdict: Verdict, only: Tensor | None = None) -> None:
         rows = rows_of(
