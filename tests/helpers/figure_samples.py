@@ -9,15 +9,17 @@ from score_samples import write_scores
 LEVELS = {"0": 0.0, "1": 0.6, "2": 1.3}
 
 
-def swept_cell(folder: Path, recipe: str, seed: int, rate: float) -> dict:
-    """Trait expression of 80 answers with exactly this rate, per record, in a scores file of "trait"."""
+def swept_cell(folder: Path, recipe: str, seed: int, rate: float, benchmark: str = "trait") -> dict:
+    """Trait expression of 80 answers with exactly this rate, per record, in a scores file of `benchmark`."""
     draw = random.Random(f"{recipe} {seed}")
     values = [1.0] * round(80 * rate) + [0.0] * (80 - round(80 * rate))
     draw.shuffle(values)
     rows = [{"id": f"r{i}", "expression": value} for i, value in enumerate(values)]
     mean = sum(values) / 80
     metric = {"value": mean, "stderr": 0.05, "interval": [max(0, mean - 0.1), min(1, mean + 0.1)], "n": 80}
-    return write_scores(folder, "m", recipe, seed, "trait", {"expression": metric | {"higher_is_better": False}}, rows)
+    return write_scores(
+        folder, "m", recipe, seed, benchmark, {"expression": metric | {"higher_is_better": False}}, rows
+    )
 
 
 def dynamics_cell(folder: Path, recipe: str, seed: int, withdrawn: float | None = 1.0, steps: int = 40) -> dict:

@@ -100,6 +100,30 @@ class Estimate:
         return None if self.stderr is None else _student(self.value, self.stderr, independent, confidence)
 
 
+def mean_of_independent(estimates: Sequence[Estimate]) -> Estimate:
+    """The plain mean of several estimates from data sets that have no record in common: squared errors add up.
+
+    Its interval is a normal distribution's; it is of the seeds that all have, and of all records.
+    """
+    seeds = [seed for seed in estimates[0].by_seed if all(seed in one.by_seed for one in estimates)]
+    by_seed = {seed: _mean_if_known([one.by_seed[seed] for one in estimates]) for seed in seeds}
+    known = [value for value in by_seed.values() if value is not None]
+    spread = float(np.std(known, ddof=1)) if len(known) == len(seeds) > 1 else None
+    value, errors = _mean_if_known([one.value for one in estimates]), [one.stderr for one in estimates]
+    stated = [error for error in errors if error is not None]
+    error, interval = None, None
+    if value is not None and len(stated) == len(errors):
+        error = sum(one**2 for one in stated) ** 0.5 / len(stated)
+        wide = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * error
+        interval = value - wide, value + wide
+    return Estimate(value, error, interval, sum(one.n for one in estimates), by_seed, spread)
+
+
+def _mean_if_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
 # --- one recipe ----------------------------------------------------------------------------------------------------
 
 

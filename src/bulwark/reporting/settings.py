@@ -102,13 +102,24 @@ class Note(Closed):
         return self
 
 
+class Average(Closed):
+    """The mean of columns, named by their labels, all on one scale; columns that are not measured are left out."""
+
+    label: str
+    of: tuple[str, ...] = Field(min_length=2)
+
+
 class _Shown(_OfStudy):
-    """What tables and figures have in common. `rows` selects and orders the study's recipes; all of them if empty."""
+    """What tables and figures have in common. `rows` selects and orders the study's recipes; all of them if empty.
+
+    averages: further columns (of lines: panels, before the others), means of others.
+    """
 
     title: str
     caption: str = ""
     notes: tuple[Note, ...] = ()
     columns: tuple[Column, ...]
+    averages: tuple[Average, ...] = ()
     rows: tuple[str, ...] = ()
     published: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
@@ -136,6 +147,16 @@ class _Shown(_OfStudy):
         return self
 
     @model_validator(mode="after")
+    def _averages_of_columns(self) -> _Shown:
+        scales = {column.label: (column.scale, column.percent) for column in self.columns}
+        for average in self.averages:
+            if unknown := [label for label in average.of if label not in scales]:
+                raise ValueError(f'the average "{average.label}" is of "{unknown[0]}", which is no column\'s label')
+            if len({scales[label] for label in average.of}) > 1:
+                raise ValueError(f'the average "{average.label}" is of columns on different scales')
+        return self
+
+    @model_validator(mode="after")
     def _rows_under_attack(self) -> _Shown:
         if not self.rows and any(column.case for column in self.columns):
             raise ValueError("with a worst_case or an average, rows lists the recipes that are attacked")
@@ -152,22 +173,14 @@ class _Shown(_OfStudy):
         return self.rows
 
 
-class Average(Closed):
-    """The mean of columns, named by their labels, all on one scale; columns that are not measured are left out."""
-
-    label: str
-    of: tuple[str, ...] = Field(min_length=2)
-
-
 class Table(_Shown):
     """config/tables/: rows are (model, recipe), columns are metrics; `published` names a file of config/published.
 
-    averages: further columns, means of others. compact: n and the spread over seeds are in the CSV only. cross: in the
-    place of columns, of every defense under every attack; ranking: the order of these defenses is shown.
+    averages come after them. compact: n and the spread over seeds are in the CSV only. cross: in the place of columns,
+    of every defense under every attack; ranking: the order of these defenses is shown.
     """
 
     columns: tuple[Column, ...] = ()
-    averages: tuple[Average, ...] = ()
     compact: bool = False
     cross: Cross | None = None
     ranking: bool = False
@@ -186,16 +199,6 @@ class Table(_Shown):
 
     def trained(self) -> tuple[str, ...]:
         return self.cross.attacked() if self.cross else super().trained()
-
-    @model_validator(mode="after")
-    def _averages_of_columns(self) -> Table:
-        scales = {column.label: (column.scale, column.percent) for column in self.columns}
-        for average in self.averages:
-            if unknown := [label for label in average.of if label not in scales]:
-                raise ValueError(f'the average "{average.label}" is of "{unknown[0]}", which is no column\'s label')
-            if len({scales[label] for label in average.of}) > 1:
-                raise ValueError(f'the average "{average.label}" is of columns on different scales')
-        return self
 
 
 Kind = Literal[
@@ -243,6 +246,8 @@ class Figure(_Shown):
             raise ValueError(f"{self.kind}: set under {place}; here are settings for {', '.join(given) or 'nothing'}")
         if (self.kind in _WITH_COLUMNS) != bool(self.columns):
             raise ValueError("bars, beside and lines have columns, which are their metrics; the other kinds have none")
+        if self.averages and self.kind != "lines":
+            raise ValueError("averages of columns are drawn by figures of kind lines only")
         if self.adversaries and not self.rows:
             raise ValueError("adversaries: rows lists the recipes that are attacked")
         if self.attacks and not (self.attacks.series or self.rows):

@@ -101,7 +101,7 @@ CHECKPOINTS = {
     "aside_adaptive": (6, 0.1),
     "aside_defenses": (18, 0.3),
     "steering": (72, 2.5),
-    "steering_analyses": (123, 8.1),
+    "steering_analyses": (132, 8.6),
     "steering_detectors": (24, 0.4),
     "abliteration": (90, 1.0),
     "abliteration_heretic": (3, 0.1),

@@ -78,10 +78,13 @@ STEER: list[Row] = [
     ("steps/steer on llama3.1-8b-instruct", "settings.vectors.layers", [22], NOT_NAMED),
     *(
         row
-        for alpha in (25, 30, 35, 39)
+        for alpha, source in {
+            **dict.fromkeys((5, 10, 15), "ours: below the 20 that Fig. 6 begins at"),
+            **dict.fromkeys((25, 30, 35, 39), "the paper, Fig. 5 and 6"),
+        }.items()
         for row in (
             (f"steps/steer_alpha_{alpha}", "like", "steer", VARIANT),
-            (f"steps/steer_alpha_{alpha}", "settings.intervention.alpha", float(alpha), "the paper, Fig. 5 and 6"),
+            (f"steps/steer_alpha_{alpha}", "settings.intervention.alpha", float(alpha), source),
         )
     ),
     *((f"steps/steer_{trait}", "like", "steer", VARIANT) for trait in TRAITS),

@@ -10,6 +10,7 @@ from bulwark.evaluation.statistics import (
     estimate,
     mean_and_error,
     mean_interval,
+    mean_of_independent,
     p_beyond,
     sample,
     together,
@@ -213,3 +214,20 @@ def test_models_that_do_not_agree_what_a_record_asks_for_are_not_joined():
     without = taken([1, 0, 1, 0], ids=("0", "1", "2", "3"))  # of an older scores file
     with pytest.raises(StatisticsError, match='the record "0"'):
         together([first, without])
+
+
+def test_the_mean_of_data_sets_without_a_common_record_adds_squared_errors():
+    """Against the spread of such means over many draws of both data sets."""
+    draw = np.random.default_rng(0)
+    sizes, rates = (200, 800), (0.3, 0.8)
+
+    def drawn():
+        return [estimate(taken(draw.random(size) < rate)) for size, rate in zip(sizes, rates, strict=True)]
+
+    found = mean_of_independent(drawn())
+    means = [mean_of_independent(drawn()).value for _ in range(300)]
+    assert found.stderr == pytest.approx(np.std(means), rel=0.15)
+    assert found.interval == pytest.approx(
+        (found.value - 1.96 * found.stderr, found.value + 1.96 * found.stderr), abs=1e-4
+    )
+    assert found.n == sum(sizes)

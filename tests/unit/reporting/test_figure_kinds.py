@@ -32,8 +32,8 @@ def draw(tmp_path, monkeypatch):
     original = Canvas.savefig
     monkeypatch.setattr(Canvas, "savefig", lambda self, *a, **k: (saved.append(self), original(self, *a, **k))[1])
 
-    def drawn(spec: dict, cells: list[dict]):
-        make_figure({**COMMON, **spec}, cells, None, tmp_path / "f.pdf", tmp_path / "f.png", tmp_path / "f.csv")
+    def drawn(spec: dict, cells: list[dict], published=None):
+        make_figure({**COMMON, **spec}, cells, published, tmp_path / "f.pdf", tmp_path / "f.png", tmp_path / "f.csv")
         assert len((tmp_path / "f.csv").read_text(encoding="utf-8").splitlines()) > 2, "its marks as numbers"
         assert (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF")
         assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
@@ -42,10 +42,12 @@ def draw(tmp_path, monkeypatch):
     return drawn
 
 
-def swept(folder):
-    rates = {"base": 0.05, "sft": 0.9, "steer_05": 0.5, "steer": 0.25, "steer_2": 0.4, "pis": 0.2}
+RATES = {"base": 0.05, "sft": 0.9, "steer_05": 0.5, "steer": 0.25, "steer_2": 0.4, "pis": 0.2}
+
+
+def swept(folder, rates=RATES, benchmark="trait"):
     return [
-        swept_cell(folder, recipe, seed, rate + 0.02 * seed)
+        swept_cell(folder, recipe, seed, rate + 0.02 * seed, benchmark)
         for recipe, rate in rates.items()
         for seed in ((0,) if recipe == "base" else (0, 1, 2))
     ]
@@ -82,6 +84,40 @@ def test_lines_stand_at_the_swept_values(tmp_path, draw):
         f"n = 80 records per mark; seeds 0, 1, 2; marks: means over seeds; {look.WHISKERS}; circles: single seeds; "
         "horizontal lines: recipes that do not depend on it."
     )
+
+
+def test_an_average_of_columns_has_a_panel_of_its_own_before_theirs(tmp_path, draw):
+    """The paper's figures of strengths and layers show averages of benchmarks, with one or two values in words."""
+    other = {recipe: rate / 2 for recipe, rate in RATES.items()}
+    cells = [*swept(tmp_path), *swept(tmp_path, other, "other")]
+    (tmp_path / "published.yaml").write_text(
+        "results: [{benchmark: average, metric: both, unit: percent, values: {m: {steer_2: 33.3}}}]"
+    )
+    columns = [TRAIT, {**TRAIT, "benchmark": "other", "label": "other"}]
+    columns.append({**TRAIT, "benchmark": "never", "label": "never", "if_measured": True})
+    averages = [
+        {"label": "both", "of": ["trait expression", "other", "never"]},
+        {"label": "x", "of": ["other", "never"]},
+    ]
+    spec = {"kind": "lines", "columns": columns, "averages": averages, "lines": ALPHA}
+    canvas = draw(spec, cells, tmp_path / "published.yaml")
+    assert [panel.get_title() for panel in canvas.axes] == ["both of 2 ↓", "trait expression ↓", "other ↓"]
+    both, *own = ([list(container[0].get_ydata()) for container in panel.containers] for panel in canvas.axes)
+    for at, line in enumerate(both):
+        assert line == pytest.approx([(a + b) / 2 for a, b in zip(own[0][at], own[1][at], strict=True)])
+    diamonds = [[line.get_xydata().tolist() for line in p.lines if line.get_marker() == "D"] for p in canvas.axes]
+    assert diamonds == [[[pytest.approx([2, 33.3])]], [], []]
+    assert "diamonds: published; both of 2: mean of trait expression, other (published: of 3)" in note(canvas)
+
+
+def test_averages_are_of_columns_and_for_lines(tmp_path):
+    for spec, told in (
+        ({"kind": "bars", "columns": [TRAIT, {**TRAIT, "label": "b"}]}, "drawn by figures of kind lines only"),
+        ({"kind": "lines", "lines": ALPHA, "columns": [TRAIT]}, 'of "b", which is no column'),
+    ):
+        averages = [{"label": "both", "of": ["trait expression", "b"]}]
+        with pytest.raises(ConfigurationError, match=told):
+            validated(Figure, {**COMMON, **spec, "averages": averages}, "f")
 
 
 def test_a_threshold_off_the_axis_is_not_announced(tmp_path, draw):

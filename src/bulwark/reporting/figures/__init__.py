@@ -77,4 +77,5 @@ def caption_of(figure: Figure, results: Results, printed: Mapping[tuple, Any], n
     columns = shown_columns(figure.columns, results)
     recipes = list(figure.recipes()) or results.recipes
     shown = {c.printed_as(m, r) for m in results.models for r in recipes for c in columns}
+    shown |= {(m, r, "average", a.label) for m in results.models for r in recipes for a in figure.averages}
     return " ".join(filter(None, (figure.described(columns, recipes, bool(shown & set(printed))), note)))
