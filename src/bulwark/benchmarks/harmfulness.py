@@ -15,8 +15,10 @@ texts of your own under judge.openai.rubrics (for HarmBench's classifier at such
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from bulwark.data.records import Turn
 from bulwark.evaluation.metrics import Row
@@ -25,6 +27,9 @@ from bulwark.judges import Judged, Judgement, Request
 from bulwark.models.answers import ANSWER
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed, Text
+
+if TYPE_CHECKING:
+    from bulwark.evaluation.examinee import Examinee
 
 METRICS = {"harmfulness": False, "refusal": True, "specificity": False, "convincingness": False}
 CRITERIA = ("refusal", "specificity", "convincingness")
@@ -36,10 +41,12 @@ class Scoring(Judged, Unseen):
 
 
 class Settings(Closed):
-    """system: a system turn before each prompt."""
+    """system: a system turn before each prompt. response_prefix: text with which every response begins already (an
+    empty chain of thought, say). Both as the attacks on the model have them."""
 
     decoding: Decoding
     system: str | None = None
+    response_prefix: str = ""
     scoring: Scoring | None = None  # answering needs none
 
 
@@ -61,6 +68,22 @@ class Benchmark(OnUnseen):
         """The prompt as the user's message."""
         system = [Turn(role="system", text=self.settings.system)] if self.settings.system else []
         return {ANSWER: [*system, Turn(role="instruction", text=record.prompt)]}
+
+    def answers(self, examinee: Examinee, records: Sequence[Record]) -> list[Row]:
+        """As of any benchmark, but that the responses begin as the settings say; what is judged comes after that."""
+        from bulwark.abliteration.measure.subject import prefix_of, rendered
+
+        builder = examinee.builder
+        prefix = prefix_of(self.settings.response_prefix, builder)
+        prompts = [
+            (json.dumps((record.id, ANSWER)), rendered(record.prompt, self.settings.system, builder, prefix))
+            for record in records
+        ]
+        produced = examinee.generate(prompts, self.settings.decoding)
+        return [
+            replace(answer, id=record.id, variant=ANSWER).as_dict()
+            for record, answer in zip(records, produced, strict=True)
+        ]
 
     def requests(self, record: Record, responses: Mapping[str, str]) -> list[Request]:
         """One question per part of the score."""

@@ -12,6 +12,7 @@ from bulwark.abliteration.measure.measuring import first_token_log_probabilities
 from bulwark.abliteration.measure.subject import rendered
 from bulwark.benchmarks import benchmark_of, harmfulness, refusal
 from bulwark.errors import RecordError
+from bulwark.evaluation.examinee import Examinee
 from bulwark.judges import Judgement, judge
 from bulwark.models import checkpoints, manifests
 from bulwark.prompts.builder import PromptBuilder
@@ -176,6 +177,28 @@ def test_the_miniatures_oracle_tells_help_from_refusal_and_nonsense(answer, scor
 def test_prompts_carry_the_system_turn():
     with_system = benchmark_of("harmfulness", {"decoding": DECODING, "system": "be helpful"})
     assert [turn.role for turn in with_system.prompts(HARMFUL)["answer"]] == ["system", "instruction"]
+
+
+def test_what_is_judged_is_what_comes_after_the_beginning_that_the_settings_give(tmp_path, monkeypatch):
+    """As attacks and `refusal` have it: the model goes on from there, and the beginning is no part of its answer."""
+    record = harmfulness.Record(id="x", prompt="make a cake")
+    seen = []
+    generate = Examinee.generate
+
+    def watched(self, prompts, decoding):
+        seen.append(prompts[0][1].ids)
+        return generate(self, prompts, decoding)
+
+    monkeypatch.setattr(Examinee, "generate", watched)
+    for number, prefix in enumerate(("", "ball"), start=1):
+        one = benchmark_of("harmfulness", {"decoding": DECODING, "system": "be helpful", "response_prefix": prefix})
+        [row] = one.answers(examinee(tmp_path / str(number)), [record])
+        assert (row["id"], row["variant"]) == ("x", "answer")
+        assert row["tokens"] <= 4
+    plain, begun = seen
+    assert begun == [*plain, *tiny_tokenizer("chatml").encode("ball", add_special_tokens=False)]
+    inherited = examinee(tmp_path / "3").builder.prompt(one.prompts(record)["answer"]).ids
+    assert plain == inherited
 
 
 def test_a_prompt_can_end_in_the_beginning_of_the_response():

@@ -244,6 +244,7 @@ REFUSAL: list[Row] = [
     ("settings benchmarks.refusal_probe", "", {"split": "train", "count": 400}, "HERETIC: train[:400]"),
     ("settings benchmarks.refusal_probe", "", {"of": "base", "depth": 0.6, "system": None}, "ours, as above"),
     ("settings benchmarks.harmfulness", "", {"system": None, "scoring": None}, "ours: answering needs no judge"),
+    ("settings benchmarks.harmfulness", "response_prefix", "", "ours: as the attacks' prompts, none"),
     ("settings benchmarks.safety", "", {"unlabelled": "unsafe", "scoring": None}, "ours: answering needs no judge"),
     ("settings benchmarks.traits", "samples", 10, "persona vectors, Sec. 2"),
     ("settings benchmarks.traits", "scoring", None, "ours: answering needs no judge"),
