@@ -216,7 +216,7 @@ def test_each_bound_drops_what_does_not_keep_it(judge, found):
     assert len(kept) >= 3
     kl, induced = sorted(one.kl for one in kept)[1], sorted(one.induced for one in kept)[1]
     for one in judge.judge(found, settings(layers_below=0.5)):
-        assert (one.dropped == "layer 1 ≥ 0.5 L") == (one.candidate.layer == 1)
+        assert (one.dropped == "layer 1 ≥ ⌊0.5 L⌋") == (one.candidate.layer == 1)
     for one in judge.judge(kept_candidates(kept), settings(layers_below=1.0, kl_at_most=kl)):
         assert (one.dropped is None) == (one.kl <= kl)
     for one in judge.judge(kept_candidates(kept), settings(layers_below=1.0, induced_at_least=induced)):

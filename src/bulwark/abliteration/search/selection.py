@@ -8,7 +8,7 @@ and at one of the tokens that the template writes after the instruction. Each is
     induced refusal  the same on harmless prompts with r added to the input of block l
     KL               of the ablated model on harmless prompts
 
-and the lowest refusal score is chosen among those with KL ≤ 0.1, induced refusal ≥ 0 and l < 0.8 L. As weights: each
+and the lowest refusal score is chosen among those with KL ≤ 0.1, induced refusal ≥ 0 and l < ⌊0.8 L⌋. As weights: each
 matrix that writes into the residual stream is made orthogonal to r̂, which is λ = 1 at every layer.
 """
 
@@ -149,7 +149,7 @@ class Judge:
         self, candidate: Candidate, score: float, induced: float, kl: float, settings: RefusalDirectionSettings
     ) -> str | None:
         if candidate.layer >= int(settings.layers_below * len(self.blocks)):  # 25 of 32 at 0.8, as in the authors' code
-            return f"layer {candidate.layer} ≥ {settings.layers_below:g} L"
+            return f"layer {candidate.layer} ≥ ⌊{settings.layers_below:g} L⌋"
         if not score < torch.inf or not float(candidate.vector.norm()) > 0:
             return _NO_DIRECTION
         if not kl <= settings.kl_at_most:
