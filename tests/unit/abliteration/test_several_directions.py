@@ -78,6 +78,14 @@ def test_one_neuron_is_the_mean_of_the_harmful_prompts():
     assert abs(float(found["som"][0, 0] @ found["mean"][0])) > 0.999
 
 
+def test_the_map_of_harmful_prompts_is_seen_from_the_mean_of_the_harmless():
+    """What the neurons have in common with harmless prompts is no direction of refusing."""
+    one = SomSettings(rows=1, columns=1, iterations=20_000, learning_rate=0.02)
+    found = estimate(residuals(clusters(A)), residuals(clusters(B)), DirectionSettings(methods=("som",), som=one))
+    wanted = (A - B).double() / (A - B).double().norm()
+    assert float(found.candidates["som"][0, 0] @ wanted) > 0.999
+
+
 def test_neurons_move_as_by_hand():
     samples = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(1))
     settings = SomSettings(rows=2, columns=2, iterations=7, learning_rate=0.5, sigma=0.8)

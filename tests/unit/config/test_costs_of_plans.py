@@ -43,6 +43,14 @@ def test_the_longest_way_starts_first():
     assert planned.begins[2] == 0.0
 
 
+def test_of_jobs_that_become_ready_the_longest_way_starts_first():
+    """As the first ones do: three wait for the same job, and on the last of them another that takes longest."""
+    jobs = [job(1.0), job(1.0, [0]), job(1.0, [0]), job(1.0, [0]), job(4.0, [3])]
+    planned = schedule(jobs, 2)
+    assert planned.begins[3] == 1.0
+    assert (planned.hours, planned.critical) == (6.0, 6.0)
+
+
 def test_what_needs_no_gpu_waits_for_none():
     jobs = [job(1.0), job(0.0, [0], gpus=0, rule="score_answers"), job(5.0, [1], gpus=1)]
     assert schedule(jobs, 1).hours == 6.0

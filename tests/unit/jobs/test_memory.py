@@ -77,6 +77,24 @@ def test_weights_gradients_and_state_are_counted_by_hand():
     assert (packed - GB) / 1e9 == pytest.approx(4.127 / 8, abs=0.005)  # QLoRA, Sec. 3: 0.127 bits beside the four
 
 
+def test_the_cache_of_a_token_is_its_keys_and_values_in_half_precision():
+    """As transformers keeps it; of Llama-3.1-8B 128 KiB."""
+    config = LlamaConfig(
+        vocab_size=TINY.vocabulary,
+        hidden_size=TINY.hidden,
+        intermediate_size=TINY.inner,
+        num_hidden_layers=TINY.layers,
+        num_attention_heads=TINY.heads,
+        num_key_value_heads=TINY.shared,
+        head_dim=TINY.size,
+    )
+    with torch.no_grad():
+        cache = LlamaModel(config).to(torch.bfloat16)(torch.ones(1, 7, dtype=torch.long)).past_key_values
+    held = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+    assert 7 * TINY.cached == held
+    assert SHAPES["8B"].cached == 128 * 2**10
+
+
 def test_more_memory_never_takes_more_gpus_and_less_is_held_on_more():
     for shape in SHAPES.values():
         for purpose in PURPOSES:

@@ -83,6 +83,22 @@ def test_answers_are_the_same_plain_ids(tmp_path, family):
     assert int(sampled[:, ids.shape[1] :].max()) < V, "not even where all answers are about equally likely"
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_the_constant_and_the_smaller_epsilon_make_up_the_one_that_was_there(tmp_path, family):
+    """k·a² + ε'·(d + k) = ε·d, where a is what every token has in the k coordinates that were added."""
+    folder = checkpoint(tmp_path / "ours", family, ASIDE)
+    plain.export(folder, tmp_path / "plain")
+    ids, _, ours = asked(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32).eval()
+    hidden = ours.config.hidden_size
+    with torch.no_grad():
+        added = theirs.get_input_embeddings()(ids)[..., hidden:].double()
+    constant, wider = float(added.mean()), hidden + added.shape[-1]
+    torch.testing.assert_close(added, torch.full_like(added, constant), rtol=1e-5, atol=0)
+    made_up = (wider - hidden) * constant**2 + theirs.config.rms_norm_eps * wider
+    assert made_up == pytest.approx(ours.config.rms_norm_eps * hidden, rel=1e-4)
+
+
 def test_without_its_roles_the_model_is_another_one(tmp_path):
     """What the test above compares depends on the roles: plain ids in their place give other logits."""
     folder = checkpoint(tmp_path / "ours", "llama", ASIDE)

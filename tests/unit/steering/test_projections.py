@@ -106,9 +106,12 @@ def directions_of(checkpoint):
     return torch.stack([fusion.fuse(torch.stack(single)), *single])
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
 def test_offline_reference_is_the_online_projection_at_step_0(checkpoint, tmp_path, dtype, tolerance):
-    """A data set of the untouched model's own answers has Δp = 0, and p of the training's batches is ref."""
+    """A data set of the untouched model's own answers has Δp = 0, and p of the training's batches is ref.
+
+    In bfloat16 other batches are rounded otherwise; what another mask or another layer gives is further away than that.
+    """
     first, _ = made(checkpoint, tmp_path, dtype=dtype)
     own = [projections.with_response(c, first[c.id]["baseline_answer"]) for c in CONVERSATIONS]
     rows, _ = made(checkpoint, tmp_path, own, dtype=dtype)
@@ -118,16 +121,23 @@ def test_offline_reference_is_the_online_projection_at_step_0(checkpoint, tmp_pa
         examples_of(own, builder).prompts, settings, seed=0, pad_id=builder.pad_id, rank=0, ranks=1, flatten=False
     )
     split, vector = SplitModel(model, LAYER), directions_of(checkpoint)[0]
-    online = {}
+    online, shifted, above = {}, {}, {}
     for step in range(2):
         for batch in batches.of_step(step):
             mask = token_mask(batch, "response")
             for row, example in enumerate(batch.rows):
                 with torch.no_grad():
                     hidden = split.trunk(batch)[row, mask[row]].float()
-                online[own[example[0]].id] = float(hidden.mean(dim=0) @ vector)
+                name = own[example[0]].id
+                online[name] = float(hidden.mean(dim=0) @ vector)
+                with torch.no_grad():
+                    states = model(**batch.inputs(), output_hidden_states=True).hidden_states
+                shifted[name] = float(states[LAYER][row, mask[row].roll(-1)].float().mean(dim=0) @ vector)
+                above[name] = float(states[LAYER + 1][row, mask[row]].float().mean(dim=0) @ vector)
     assert set(online) == set(rows)
     scale = max(abs(p) for p in online.values())
+    for wrong in (shifted, above):
+        assert max(abs(wrong[name] - p) for name, p in online.items()) > 2 * tolerance * scale
     for name, row in rows.items():
         assert row["baseline_answer"] == first[name]["baseline_answer"]
         assert row["ref_projection"] == pytest.approx(online[name], abs=tolerance * scale)
