@@ -105,7 +105,7 @@ class Progress:
             log.info("%s", self._line())
 
     def record(self, step: int, values: dict[str, float | None]) -> None:
-        """Write numbers of one step, but None, to TensorBoard and the tracker; the bar shows the latest "loss/train"."""
+        """Write numbers of one step, but None, to TensorBoard and the tracker; the bar shows the last "loss/train"."""
         known = {name: value for name, value in values.items() if value is not None}
         self.loss = known.get("loss/train", self.loss)
         if self.events:
