@@ -27,7 +27,7 @@ def test_the_report_of_a_run_is_in_its_manifest(steered):
     assert {"model", "recipe", "seed", "kind", "settings", "parent", "inputs", "provenance"} <= set(told)
     assert {"examples", "truncated", "template", "training", "steering"} <= set(told)
     assert told["settings"]["vectors"] == {
-        "traits": ["rude"], "layers": [1], "fusion": "norm_aligned", "weights": None
+        "traits": ["rude"], "layers": [1], "fusion": "norm_aligned", "weights": None, "pool": "response_mean"
     }  # fmt: skip
     assert {"vector_rude", "train", "validation"} <= set(told["inputs"])
     assert {"versions", "git", "hardware"} <= set(told["provenance"])

@@ -15,6 +15,7 @@ from bulwark.training.finetuning import FineTuningSettings
 from bulwark.training.settings import TrainingSettings
 
 Fusion = Literal["norm_aligned", "average", "norm_weighted"]
+Pool = Literal["response_mean", "prompt_mean", "prompt_last"]
 Tokens = Literal["response", "predicting", "all"]
 
 
@@ -43,12 +44,15 @@ class VectorSettings(Closed):
     traits: files of config/traits/. layers: layer keys, 1 … N-1, each the output of that block.
     fusion: "norm_aligned" (mode 0, the paper's), "average" (mode 1) or "norm_weighted" (mode 2), see
         `bulwark.steering.vectors.fusion.fuse`. weights: one per trait; equal if left out.
+    pool: over which tokens a vector is the difference of means: the response, the prompt, or the prompt's last token.
+        The code of persona vectors (arXiv 2507.21509) saves all three; its and this paper's is the response.
     """
 
     traits: tuple[str, ...] = Field(min_length=1)
     layers: tuple[int, ...] = Field(min_length=1)
     fusion: Fusion = "norm_aligned"
     weights: tuple[float, ...] | None = None
+    pool: Pool = "response_mean"
 
     @model_validator(mode="after")
     def _consistent(self) -> VectorSettings:

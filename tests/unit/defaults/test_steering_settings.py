@@ -6,6 +6,7 @@ from defaults.test_steering import GEMMA, LARGE, NOT_NAMED, OFF, SMALL, TRAITS
 CLASSES: list[Row] = [
     ("settings VectorSettings", "fusion", "norm_aligned", "the paper, eq. 1; the code, --vector_fusion_mode 0"),
     ("settings VectorSettings", "weights", None, "the code: equal ones"),
+    ("settings VectorSettings", "pool", "response_mean", "persona vectors' code, <trait>_response_avg_diff.pt"),
     ("settings InterventionSettings", "alpha", 1.0, "the code, --defense_alpha"),
     ("settings InterventionSettings", "adaptive", False, "the code, --defense_adaptive_alpha"),
     ("settings InterventionSettings", "tokens", "response", "the code, --injection_mode res_only"),

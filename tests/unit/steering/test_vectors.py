@@ -128,6 +128,21 @@ def test_the_report_says_what_was_fused(files):
 # Files
 
 
+def test_a_vector_is_of_the_tokens_that_are_asked_for(tmp_path):
+    """And the report says which; a file with vectors over the response only is told apart from a broken one."""
+    path, published = tmp_path / "rude.safetensors", tmp_path / "published.safetensors"
+    write(path, rows(0), {"trait": "rude"}, prompt_mean=rows(1), prompt_last=rows(2))
+    write(published, rows(0), {"trait": "rude"})
+    for place, pool in enumerate(("response_mean", "prompt_mean", "prompt_last")):
+        found = load({"traits": ("rude",), "pool": pool}, {"rude": path})
+        assert torch.equal(found.at[2], rows(place)[2])
+        assert found.report["pool"] == pool
+    assert load({"traits": ("rude",)}, {"rude": path}).report["pool"] == "response_mean"
+    assert torch.equal(read(published)[0], rows(0))
+    with pytest.raises(BulwarkError, match=r"over the response only\. Set vectors\.pool to response_mean"):
+        read(published, "prompt_mean")
+
+
 def test_a_file_holds_what_was_written(tmp_path):
     path = tmp_path / "new" / "rude.safetensors"
     write(path, rows().half(), {"trait": "rude"}, prompt_last=rows(1))

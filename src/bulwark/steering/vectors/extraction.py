@@ -31,7 +31,6 @@ from bulwark.steering.vectors.pairs import Pair, kept_pairs, turns_of
 
 log = logging.getLogger(__name__)
 
-POOLS = ("vectors", "prompt_mean", "prompt_last")  # over the response; over the prompt; the prompt's last token
 _SIDES = 2
 _HALVES = 2
 
@@ -70,7 +69,7 @@ def extract(
     subject = open_model(checkpoint, dtype, threads=threads, loading=loading)
     sums, numbers = pooled_sums(subject.model, examples_of(pairs, subject.builder), subject.builder.pad_id)
     means = sums.sum(dim=2) / numbers.sum(dim=1)[None, :, None, None]  # [pools, sides, N+1, hidden]
-    differences = dict(zip(POOLS, means[:, 0] - means[:, 1], strict=True))
+    differences = dict(zip(storage.TENSORS.values(), means[:, 0] - means[:, 1], strict=True))
     description = {
         "trait": trait,
         "model": subject.description,
@@ -114,7 +113,7 @@ def pooled_sums(
     """
     layers, device = len(blocks_of(model)), next(model.parameters()).device
     # On the CPU, because MPS and some accelerators have no fp64.
-    sums = torch.zeros(len(POOLS), _SIDES, _HALVES, layers + 1, hidden_size(model), dtype=torch.float64)
+    sums = torch.zeros(len(storage.TENSORS), _SIDES, _HALVES, layers + 1, hidden_size(model), dtype=torch.float64)
     numbers = torch.zeros((_SIDES, _HALVES), dtype=torch.float64)
 
     def work(batch: Batch) -> None:
@@ -145,7 +144,7 @@ def split_half_cosines(sums: Tensor, numbers: Tensor) -> list[float | None]:
 def _sums_of(model: nn.Module, batch: Sequence[Example], ids: Tensor, layers: int) -> Tensor:
     """The sums of one batch with the padded `ids`, shaped as those of `pooled_sums`, on the CPU."""
     width = ids.shape[1]
-    weights = torch.zeros(len(POOLS), len(batch), width)  # pooled = weights · hidden, per row
+    weights = torch.zeros(len(storage.TENSORS), len(batch), width)  # pooled = weights · hidden, per row
     groups = torch.zeros(_SIDES * _HALVES, len(batch), dtype=torch.float64)
     for row, example in enumerate(batch):
         prompt, start = example.prompt, example.start
@@ -155,7 +154,7 @@ def _sums_of(model: nn.Module, batch: Sequence[Example], ids: Tensor, layers: in
         weights[2, row, start - 1] = 1
         groups[example.side * _HALVES + example.half, row] = 1
     weights = weights.to(ids.device)
-    sums = torch.zeros(len(POOLS), _SIDES * _HALVES, layers + 1, hidden_size(model), dtype=torch.float64)
+    sums = torch.zeros(len(storage.TENSORS), _SIDES * _HALVES, layers + 1, hidden_size(model), dtype=torch.float64)
 
     def pool(row: int, hidden: Tensor) -> None:
         pooled = torch.einsum("pbs,bsh->pbh", weights.to(hidden.device), hidden.float()).to("cpu", torch.float64)

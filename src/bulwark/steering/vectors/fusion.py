@@ -78,7 +78,7 @@ def load_fused(
     checkpoint, a missing layer, and a vector without a direction (norm up to 1e-10).
     """
     layers, hidden = len(blocks_of(model)), hidden_size(model)
-    stored = {trait: read(paths[trait]) for trait in settings.traits}
+    stored = {trait: read(paths[trait], settings.pool) for trait in settings.traits}
     for trait, (rows, description) in stored.items():
         too_few = len(rows) < layers + 1 and not description.get("layers")  # a published file may hold some layers only
         if rows.shape[1] != hidden or len(rows) > layers + 1 or too_few:
@@ -104,6 +104,7 @@ def load_fused(
     described = {
         "traits": list(settings.traits),
         "fusion": settings.fusion,
+        "pool": settings.pool,
         "weights": list(settings.weights) if settings.weights else None,
         "files": {trait: files.digest(Path(paths[trait])) for trait in settings.traits},
         "layers": report,

@@ -170,7 +170,8 @@ def project(
     subject = open_model(checkpoint, dtype, max_tokens=parsed.max_tokens, threads=threads, loading=loading)
     model, builder, layer = subject.model, subject.builder, parsed.vectors.layer
     fused = load_fused(parsed.vectors, vectors, model, subject.description["digest"])
-    directions = torch.stack([fused.at[layer], *(read(vectors[trait])[0][layer] for trait in parsed.vectors.traits)])
+    each = [read(vectors[trait], parsed.vectors.pool)[0][layer] for trait in parsed.vectors.traits]
+    directions = torch.stack([fused.at[layer], *each])
     examples = examples_of(read_records(records, Conversation), builder)
     conversations: Any = examples.records  # of the others training learns nothing either
     kept = output.with_name(f"{output.name}.partial")

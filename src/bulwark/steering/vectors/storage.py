@@ -21,8 +21,11 @@ from torch import Tensor
 from bulwark import files, seals
 from bulwark.errors import BulwarkError
 from bulwark.models import manifests
+from bulwark.steering.settings import Pool
 
 CONVENTION = "row l is the residual stream after block l (from 1); row 0 the embeddings; row N before the final norm"
+# What a file's tensors are called: the first is what files of others have.
+TENSORS: dict[Pool, str] = {"response_mean": "vectors", "prompt_mean": "prompt_mean", "prompt_last": "prompt_last"}
 _MOST_LAYERS = 10_000  # no model has as many
 
 
@@ -44,14 +47,21 @@ def write(path: Path, vectors: Tensor, description: Mapping[str, Any], **further
     os.replace(temporary, path)
 
 
-def read(path: Path, name: str = "vectors") -> tuple[Tensor, dict[str, Any]]:
-    """A file's tensor `name` [N+1, hidden] in fp32, and its description.
+def read(path: Path, pool: Pool = "response_mean") -> tuple[Tensor, dict[str, Any]]:
+    """A file's vectors [N+1, hidden] in fp32, as means over the tokens of `pool`, and its description.
 
-    Raises CheckpointError if it was changed since it was made, BulwarkError for a file of another kind.
+    Raises CheckpointError if it was changed since it was made, BulwarkError for a file of another kind, and for a
+    published file, which holds one pool only, if another is asked for.
     """
     seals.checked(path)
+    name = TENSORS[pool]
     try:
         with safe_open(path, framework="pt") as file:
+            if name not in file.keys() and TENSORS["response_mean"] in file.keys():  # noqa: SIM118 - no mapping
+                raise BulwarkError(
+                    f"{path}: has vectors over the response only. Set vectors.pool to response_mean, or have the "
+                    "vectors extracted here by leaving the file out of config/traits/<trait>.yaml."
+                )
             vectors = file.get_tensor(name)
             description = json.loads((file.metadata() or {})["description"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
