@@ -433,7 +433,7 @@ def test_a_snapshot_that_no_training_keeps_is_refused(recipe, told, miniature):
 
 def test_a_study_of_a_snapshot_that_no_training_keeps_is_refused():
     with pytest.raises(ConfigurationError, match="keeps no snapshot after 40"):
-        loaded("miniature.yaml", "name: mine\nstudies: {aside: {recipes: [base, vanilla, aside, aside@40]}}")
+        loaded("miniature.yaml", "name: mine\nstudies: {aside: {recipes: [base, vanilla, ise, aside, aside@40]}}")
 
 
 def test_a_form_of_a_template_is_refused_where_the_template_has_none(miniature):
