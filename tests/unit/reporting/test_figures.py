@@ -8,10 +8,11 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from score_samples import sep_cell, study_cells, write_scores
 
+from bulwark.config import loading, overlays
 from bulwark.reporting import figures
 from bulwark.reporting.figures import look
 from bulwark.reporting.results import ResultsError
-from bulwark.reporting.settings import Figure, Table
+from bulwark.reporting.settings import Figure
 from bulwark.settings import read_yaml, validated
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -151,8 +152,9 @@ def test_the_configured_figures_are_valid(path):
 
 def test_figures_show_a_metric_in_the_unit_of_the_tables():
     unit_of = {}
-    for path in sorted((CONFIG / "tables").glob("*.yaml")):
-        for column in validated(Table, read_yaml(path), str(path)).columns:
+    known = loading.load(overlays.read([], CONFIG), CONFIG)
+    for path, table in known.tables.items():
+        for column in table.columns:
             unit_of.setdefault((column.benchmark, column.metric), (column.percent, column.out_of))
             assert unit_of[column.benchmark, column.metric] == (column.percent, column.out_of), path
     for path in sorted((CONFIG / "figures").glob("*.yaml")):

@@ -173,7 +173,7 @@ def test_several_models_are_joined_record_by_record(tmp_path):
 def test_the_report_and_bars_show_it(tmp_path):
     cells = cells_of(tmp_path)
     made = grid("t", validated(Table, TABLE, "").model_dump(mode="json"), cells, None, lambda *of: "/".join(of))
-    fields = dict(made.models[0][1])["tar"]
+    fields = {label: row for label, row, _ in made.models[0][1]}["tar"]
     assert [bool(field.origin) for field in fields] == [True, False, False]
     assert float(fields[1].value) == pytest.approx(100 * by_hand("tar")[0], abs=0.0501)
     make_figure({**TABLE, "kind": "bars", "published": None}, cells, None, tmp_path / "f.pdf", tmp_path / "f.png")

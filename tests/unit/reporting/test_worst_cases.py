@@ -237,7 +237,7 @@ def test_several_models_are_joined(tmp_path):
 def test_the_report_says_which_attacks_they_are_and_opens_no_sheet(tmp_path):
     cells = cells_of(tmp_path)
     made = grid("t", validated(Table, TABLE, "").model_dump(mode="json"), cells, None, lambda *of: "/".join(of))
-    rows = dict(made.models[0][1])
+    rows = {label: row for label, row, _ in made.models[0][1]}
     assert [field.attack for field in rows["tar"]] == ["", "relearn", "relearn.0", "untar"]
     assert [bool(field.origin) for field in rows["tar"]] == [True, False, False, False]
 
