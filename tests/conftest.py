@@ -22,9 +22,6 @@ from bulwark.config.costs.graph import Job, jobs_of
 
 # Before anything imports torch: tensors this small only wait for one another's threads.
 os.environ["OMP_NUM_THREADS"] = "1"
-# As the workflow does (workflow/rules/common.smk): jobs that a test does again have to round as those of the workflow.
-os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
-os.environ.setdefault("MKL_CBWR", "AVX2")
 # Under nohup, or in the background of a script, these are ignored, and every process that a test starts inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
