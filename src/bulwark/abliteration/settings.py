@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from bulwark.judges import JudgeSettings
+from bulwark.prompts.asking import Asking
 from bulwark.settings import Closed
 
 Normalization = Literal["none", "pre", "full", "columns"]
@@ -19,13 +20,12 @@ that it reads afterwards. None: the weights as they are."""
 Range = tuple[float, float]
 
 
-class PromptSets(Closed):
+class PromptSets(Asking):
     """Which prompts an attack uses; the report is made by the benchmark `refusal`, on prompts of its own.
 
     harmful, harmless: data sets of the kind `refusal`. directions, search: their splits for estimating directions and
     for measuring trials. counts: how many of each are taken from the front, {harmful_search: 32}; all by
-    default. system: a system turn before each prompt.
-    response_prefix: text with which every response begins already (an empty chain of thought, say).
+    default.
     after: directions are estimated so many tokens into the model's own answer, 0 for the prompt's end.
     """
 
@@ -37,8 +37,6 @@ class PromptSets(Closed):
         Literal["harmful_directions", "harmless_directions", "harmful_search", "harmless_search"],
         Annotated[int, Field(ge=1)],
     ] = {}
-    system: str | None = None
-    response_prefix: str = ""
     after: int = Field(0, ge=0)
 
     @model_validator(mode="after")

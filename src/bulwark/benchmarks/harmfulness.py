@@ -26,6 +26,7 @@ from bulwark.evaluation.unseen import OnUnseen, Unseen
 from bulwark.judges import Judged, Judgement, Request
 from bulwark.models.answers import ANSWER
 from bulwark.models.decoding import Decoding
+from bulwark.prompts.asking import Asking
 from bulwark.settings import Closed, Text
 
 if TYPE_CHECKING:
@@ -40,13 +41,10 @@ class Scoring(Judged, Unseen):
     """Who judges, and what attacks have seen."""
 
 
-class Settings(Closed):
-    """system: a system turn before each prompt. response_prefix: text with which every response begins already (an
-    empty chain of thought, say). Both as the attacks on the model have them."""
+class Settings(Asking):
+    """How answers are made, and how they are scored."""
 
     decoding: Decoding
-    system: str | None = None
-    response_prefix: str = ""
     scoring: Scoring | None = None  # answering needs none
 
 
@@ -66,7 +64,7 @@ class Benchmark(OnUnseen):
 
     def prompts(self, record: Record) -> dict[str, list[Turn]]:
         """The prompt as the user's message."""
-        system = [Turn(role="system", text=self.settings.system)] if self.settings.system else []
+        system = [Turn(role="system", text=self.settings.system_prompt)] if self.settings.system_prompt else []
         return {ANSWER: [*system, Turn(role="instruction", text=record.prompt)]}
 
     def answers(self, examinee: Examinee, records: Sequence[Record]) -> list[Row]:
@@ -76,7 +74,7 @@ class Benchmark(OnUnseen):
         builder = examinee.builder
         prefix = prefix_of(self.settings.response_prefix, builder)
         prompts = [
-            (json.dumps((record.id, ANSWER)), rendered(record.prompt, self.settings.system, builder, prefix))
+            (json.dumps((record.id, ANSWER)), rendered(record.prompt, self.settings.system_prompt, builder, prefix))
             for record in records
         ]
         produced = examinee.generate(prompts, self.settings.decoding)

@@ -24,6 +24,7 @@ from bulwark.evaluation.metrics import Row
 from bulwark.evaluation.unseen import OnUnseen, Unseen
 from bulwark.models.answers import ANSWER
 from bulwark.models.decoding import Decoding
+from bulwark.prompts.asking import Asking
 from bulwark.settings import Closed, Text
 
 if TYPE_CHECKING:
@@ -41,13 +42,10 @@ METRICS = {
 }
 
 
-class Settings(Closed):
-    """system: a system turn before each prompt. response_prefix: text with which every response begins already. Both as
-    the attacks on the model have them. unlabelled: what prompts without a label are."""
+class Settings(Asking):
+    """unlabelled: what prompts without a label are."""
 
     decoding: Decoding
-    system: str | None = None
-    response_prefix: str = ""
     unlabelled: Literal["harmful", "harmless"] = "harmful"
     scoring: Unseen = Unseen()
 
@@ -138,7 +136,9 @@ class Benchmark(OnUnseen):
     def _asked(self, record: Record, builder: PromptBuilder) -> Prompt:
         from bulwark.abliteration.measure.subject import prefix_of, rendered
 
-        return rendered(record.prompt, self.settings.system, builder, prefix_of(self.settings.response_prefix, builder))
+        return rendered(
+            record.prompt, self.settings.system_prompt, builder, prefix_of(self.settings.response_prefix, builder)
+        )
 
 
 def _plain(prompts: Sequence[Prompt], builder: PromptBuilder) -> list[list[int]]:

@@ -29,19 +29,21 @@ from bulwark.evaluation import benchmark
 from bulwark.evaluation.metrics import Row
 from bulwark.interpretability.base import Compared
 from bulwark.models.answers import ANSWER
+from bulwark.prompts.asking import Asking
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bulwark.evaluation.examinee import Examinee
+    from bulwark.prompts.builder import Prompt, PromptBuilder
 
 METRICS = {"told_apart": True, "told_apart_by_reference": True, "projection_harmful": True}
 
 
-class Settings(Compared):
+class Settings(Compared, Asking):
     """harmful, harmless, split, count: the direction prompts. of: the recipe whose checkpoint is the reference.
 
-    depth: the layer, as a share of all. system: a system turn before each prompt. dtype is the benchmark's own.
+    depth: the layer, as a share of all. dtype is the benchmark's own.
     """
 
     harmful: str
@@ -50,7 +52,6 @@ class Settings(Compared):
     count: int = Field(400, ge=2)
     of: str = "base"
     depth: float = Field(0.6, gt=0, le=1)
-    system: str | None = None
 
     def inputs(self) -> dict[str, str]:
         return {
@@ -78,18 +79,17 @@ class Benchmark(benchmark.Benchmark):
     def answers(self, examinee: Examinee, records: Sequence[Record]) -> list[Row]:
         """Where every prompt lies along both directions, as JSON. The reference is opened after this checkpoint."""
         from bulwark.abliteration.measure.directions import cosines, normalised
-        from bulwark.abliteration.measure.subject import rendered
+        from bulwark.abliteration.measure.subject import prefix_of, rendered
         from bulwark.models.open import LanguageModel, open_model
 
         texts = {side: _texts(examinee.inputs[side], self.settings.count) for side in ("harmful", "harmless")}
 
+        def asked(text: str, builder: PromptBuilder) -> Prompt:
+            prefix = prefix_of(self.settings.response_prefix, builder)
+            return rendered(text, self.settings.system_prompt, builder, prefix)
+
         def means(model: LanguageModel) -> dict[str, Tensor]:
-            return {
-                side: model.residuals(
-                    [rendered(text, self.settings.system, model.builder) for text in texts[side]]
-                ).mean
-                for side in texts
-            }
+            return {side: model.residuals([asked(text, model.builder) for text in texts[side]]).mean for side in texts}
 
         own = means(examinee.language_model)
         reference = open_model(
@@ -100,7 +100,7 @@ class Benchmark(benchmark.Benchmark):
         layer = max(1, round(self.settings.depth * (len(own_direction) - 1)))
         middle = (own["harmful"][layer] + own["harmless"][layer]) / 2
         half = (own["harmful"][layer] - own["harmless"][layer]).norm() / 2
-        prompts = [rendered(record.prompt, self.settings.system, examinee.builder) for record in records]
+        prompts = [asked(record.prompt, examinee.builder) for record in records]
         offsets = examinee.language_model.residuals(prompts, keep=True).layer(layer) - middle
         by_layer = cosines(own_direction, their_direction)
         rows = []

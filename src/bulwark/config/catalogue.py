@@ -35,6 +35,7 @@ from bulwark.config.overlays import Origin
 from bulwark.config.space import ranges
 from bulwark.errors import ConfigurationError
 from bulwark.judges import JudgeSettings
+from bulwark.prompts.asking import Asking, asked_in
 from bulwark.reporting.settings import Claim, Figure, Table
 from bulwark.settings import Closed, Where, find, merged, module_named, validated
 from bulwark.steering.vectors.projections import ProjectionSettings
@@ -101,7 +102,9 @@ class Catalogue:
     partial: bool = False
     command: str = "snakemake -c2 --"
     left_out: tuple[str, ...] = ()
-    _resolved: dict[tuple[Section, str | None, str, int | None], Resolved] = field(default_factory=dict, repr=False)
+    _resolved: dict[tuple[Section, str | None, str, int | None, Asking | None], Resolved] = field(
+        default_factory=dict, repr=False
+    )
 
     def where(self, section: str, name: str, *keys: str) -> str:
         """File, line and path of a key of an entity or study, for messages; those of a trial are its step's."""
@@ -143,8 +146,7 @@ class Catalogue:
         snapshot that the training does not keep, for a trial of a step without a space, and for the best of trials that
         cannot be compared.
         """
-        if model is not None:
-            self.model(model, where)
+        asking = None if model is None else self.model(model, where).asking
         name, at = recipes.snapshot_of(name)
         if at is not None:
             self._check_snapshot(model, name, at, where)
@@ -153,16 +155,17 @@ class Catalogue:
             name = recipes.entity_of(name)
         name, number = recipes.trial_of(name) if section == "steps" else (name, None)
         entity = find(getattr(self, section), name, section[:-1], where)
-        key = (section, model if model in entity.models else None, name, number)
+        key = (section, model if model in entity.models else None, name, number, asking)
         if key not in self._resolved:
             values = {} if number is None else self._trial(key[1], name, number, where)
-            self._resolved[key] = _resolved(entity, key[1], self.origins[section, name], values)
+            self._resolved[key] = _resolved(entity, key[1], self.origins[section, name], values, asking)
         return self._resolved[key]
 
     def varied(self, model: str | None, name: str, values: Mapping[str, Any]) -> Resolved:
         """A step as it is on `model` with other values of its space, by settings key."""
         entity = find(self.steps, name, "step")
-        return _resolved(entity, model if model in entity.models else None, self.origins["steps", name], values)
+        own, asking = model if model in entity.models else None, model and self.model(model).asking
+        return _resolved(entity, own, self.origins["steps", name], values, asking)
 
     def _trial(self, model: str | None, name: str, number: int, where: str) -> dict[str, Any]:
         step = self.steps[name]
@@ -310,10 +313,12 @@ def _on(model: str | None) -> str:
     return f" on {model}" if model else ""
 
 
-def _resolved(entity: Any, model: str | None, origin: Origin, values: Mapping[str, Any]) -> Resolved:
+def _resolved(
+    entity: Any, model: str | None, origin: Origin, values: Mapping[str, Any], asking: Asking | None
+) -> Resolved:
     """An entity as it is on `model`, of which it says something of its own, or on any other (None).
 
-    values: of the settings of a trial that its step's space varies, by key.
+    values: of the settings of a trial that its step's space varies, by key. asking: the model's.
     """
     special = entity.models[model] if model is not None else None
     settings = merged(entity.settings, special.settings) if special else entity.settings
@@ -328,6 +333,7 @@ def _resolved(entity: Any, model: str | None, origin: Origin, values: Mapping[st
         module, cls = entity.module, code.Settings
     else:
         module, cls = "", ProjectionSettings
+    settings = _asked(settings, cls, asking, origin.settings(model))
     return Resolved(
         module,
         validated(cls, settings, _place(origin, model, values)),
@@ -337,6 +343,28 @@ def _resolved(entity: Any, model: str | None, origin: Origin, values: Mapping[st
         stage,
         space,
         values,
+    )
+
+
+def _asked(settings: Mapping[str, Any], cls: type[Closed], asking: Asking | None, origin: Origin) -> Mapping[str, Any]:
+    """Settings with how the model is asked, where their class holds that.
+
+    Raises ConfigurationError where they say it themselves.
+    """
+    path = asked_in(cls)
+    if path is None:
+        return settings
+    said: Any = settings
+    for part in path:
+        said = said.get(part, {}) if isinstance(said, Mapping) else {}
+    for key in Asking.model_fields:
+        if isinstance(said, Mapping) and key in said:
+            raise ConfigurationError(
+                f"{origin.at(*path, key)}: how a model is asked belongs to the model, so that attacks, benchmarks and "
+                f"tables ask in one way. Write {key} into config/models/, or under models: in an overlay."
+            )
+    return ranges.laid_over(
+        settings, {".".join((*path, key)): value for key, value in (asking or Asking()).model_dump().items()}
     )
 
 

@@ -17,6 +17,7 @@ from bulwark.config import recipes
 from bulwark.config.space.ranges import Range, check_keys
 from bulwark.errors import nearest
 from bulwark.models.placing.loading import Attention
+from bulwark.prompts.asking import Asking
 from bulwark.reporting.columns import attacks_on
 from bulwark.settings import Closed, Text
 from bulwark.steering.vectors.settings import ContrastSettings, LayerChoice, PairFilter
@@ -80,8 +81,10 @@ class ModelSource(Closed):
         return _exactly_one(self, "hub", "path", "miniature")
 
 
-class Model(Closed):
+class Model(Asking):
     """config/models/: a base model, its prompt template, and what its jobs cost, per stage (train, generate).
+
+    system_prompt, response_prefix: how it is asked where its refusals are measured or attacked (`Asking`).
 
     blocks: how many decoder blocks it has, by which layers are checked before the model is there.
     attention: how it is computed in jobs that answer and attack, as `training.attention` says it of trainings.
@@ -100,6 +103,10 @@ class Model(Closed):
     parameters: float | None = Field(None, gt=0)
     gated: bool = False
     resources: Stages
+
+    @cached_property
+    def asking(self) -> Asking:
+        return Asking(system_prompt=self.system_prompt, response_prefix=self.response_prefix)
 
     @model_validator(mode="after")
     def _held_as_it_can_be(self) -> Model:

@@ -66,7 +66,7 @@ def test_the_kl_is_that_from_the_parent_at_the_first_token(tmp_path, parent):
 
 
 def test_a_system_turn_is_part_of_every_prompt(tmp_path, parent):
-    plain, told = answered(tmp_path / "a", parent), answered(tmp_path / "b", parent, system="be helpful")
+    plain, told = answered(tmp_path / "a", parent), answered(tmp_path / "b", parent, system_prompt="be helpful")
     assert [row["text"] for row in plain] != [row["text"] for row in told]
 
 
@@ -175,7 +175,7 @@ def test_the_miniatures_oracle_tells_help_from_refusal_and_nonsense(answer, scor
 
 
 def test_prompts_carry_the_system_turn():
-    with_system = benchmark_of("harmfulness", {"decoding": DECODING, "system": "be helpful"})
+    with_system = benchmark_of("harmfulness", {"decoding": DECODING, "system_prompt": "be helpful"})
     assert [turn.role for turn in with_system.prompts(HARMFUL)["answer"]] == ["system", "instruction"]
 
 
@@ -191,7 +191,9 @@ def test_what_is_judged_is_what_comes_after_the_beginning_that_the_settings_give
 
     monkeypatch.setattr(Examinee, "generate", watched)
     for number, prefix in enumerate(("", "ball"), start=1):
-        one = benchmark_of("harmfulness", {"decoding": DECODING, "system": "be helpful", "response_prefix": prefix})
+        one = benchmark_of(
+            "harmfulness", {"decoding": DECODING, "system_prompt": "be helpful", "response_prefix": prefix}
+        )
         [row] = one.answers(examinee(tmp_path / str(number)), [record])
         assert (row["id"], row["variant"]) == ("x", "answer")
         assert row["tokens"] <= 4

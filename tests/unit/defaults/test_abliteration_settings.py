@@ -6,7 +6,13 @@ from defaults.test_abliteration import OFF
 CLASSES: list[Row] = [
     ("settings PromptSets", "directions", "train", "HERETIC: train[:400]"),
     ("settings PromptSets", "search", "validation", "HERETIC: test[:100]"),
-    ("settings PromptSets", "", {"counts": {}, "system": None, "response_prefix": ""}, "ours: a step names them"),
+    ("settings PromptSets", "counts", {}, "ours: a step names them"),
+    (
+        "settings Asking",
+        "",
+        {"system_prompt": None, "response_prefix": ""},
+        "ours: a model that says nothing is asked so",
+    ),
     ("settings PromptSets", "after", 0, "HERETIC and Arditi et al.: residuals of the prompt"),
     ("settings DirectionSettings", "methods", ["mean"], "HERETIC: difference of means"),
     ("settings DirectionSettings", "winsorise", 1.0, "HERETIC, winsorization_quantile"),
@@ -118,9 +124,20 @@ MODELS: list[Row] = [
             (f"models/{model}", "source.hub", hub, source),
             (f"models/{model}", "source.revision", revision, "ours: a commit that public projects pin"),
             (f"models/{model}", "template", "chat", "the authors: the model's own template"),
+            (
+                f"models/{model}",
+                "system_prompt",
+                "You are a helpful assistant.",
+                "HERETIC and ICONOCLAST, system_prompt",
+            ),
+            (f"models/{model}", "response_prefix", "", "HERETIC, response_prefix; ours: it is not looked for"),
             (f"models/{model}", "dtype", "bfloat16", "ours: the checkpoint's own, which HERETIC takes"),
             (f"models/{model}", "blocks", blocks, "the model's configuration on the Hub"),
         )
+    ),
+    *(
+        (f"models/{model}", "system_prompt", "You are a helpful assistant.", "HERETIC and ICONOCLAST, system_prompt")
+        for model in ("gemma-3-12b-it", "llama3-8b-instruct", "qwen2.5-32b-instruct", "qwen2.5-7b-instruct")
     ),
     ("models/llama3.1-8b-instruct", "source.pad_token", "<|finetune_right_pad_id|>", "ours: the tokenizer sets none"),
     ("models/llama2-7b-chat", "source.pad_token", "<unk>", "ours: the tokenizer has none; as for ASIDE's models"),

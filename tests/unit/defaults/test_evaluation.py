@@ -230,21 +230,16 @@ REFUSAL: list[Row] = [
     (
         "settings benchmarks.refusal",
         "",
-        {"system": None, "unlabelled": "harmful", "response_prefix": "", "scoring": {}},
-        "ours: as attacks ask, which the benchmark says; no answer is begun",
+        {"unlabelled": "harmful", "scoring": {}},
+        "ours: JailbreakBench's labels; nothing has been seen unless the benchmark says so",
     ),
     ("settings Unseen", "seen", (), "ours: nothing unless a benchmark names it"),
-    *(
-        (f"benchmarks/{name}", "settings.system", "You are a helpful assistant.", "ours: as the attacks on the model")
-        for name in ("refusal", "refusal_probe", "strongreject_rubric")
-    ),
     ("benchmarks/refusal", "settings.scoring.seen", [*ADVBENCH, *ALPACA], "ours: what attacks on refusals read"),
     ("benchmarks/strongreject_rubric", "settings.scoring.seen", [*ADVBENCH, *JBB], "ours: what these attacks read"),
     ("benchmarks/harmbench", "settings.scoring.seen", [*ADVBENCH, "toxic_dpo/train"], "ours: what attacks have seen"),
     ("settings benchmarks.refusal_probe", "", {"split": "train", "count": 400}, "HERETIC: train[:400]"),
-    ("settings benchmarks.refusal_probe", "", {"of": "base", "depth": 0.6, "system": None}, "ours, as above"),
-    ("settings benchmarks.harmfulness", "", {"system": None, "scoring": None}, "ours: answering needs no judge"),
-    ("settings benchmarks.harmfulness", "response_prefix", "", "ours: as the attacks' prompts, none"),
+    ("settings benchmarks.refusal_probe", "", {"of": "base", "depth": 0.6}, "ours, as above"),
+    ("settings benchmarks.harmfulness", "", {"scoring": None}, "ours: answering needs no judge"),
     ("settings benchmarks.safety", "", {"unlabelled": "unsafe", "scoring": None}, "ours: answering needs no judge"),
     ("settings benchmarks.traits", "samples", 10, "persona vectors, Sec. 2"),
     ("settings benchmarks.traits", "scoring", None, "ours: answering needs no judge"),

@@ -218,8 +218,8 @@ def test_a_model_is_asked_by_attacks_as_by_the_benchmarks_that_report_on_them():
         read = {f"{prompts.harmful}/{split}" for split in (prompts.directions, prompts.search)}
         for benchmark in {"refusal", "strongreject_rubric", "refusal_probe"} & {*catalogue.studies[name].benchmarks}:
             report = catalogue.benchmark(model, benchmark).settings
-            assert report.system == prompts.system, (step, benchmark)
-            assert getattr(report, "response_prefix", "") == prompts.response_prefix, (step, benchmark)
+            assert report.system_prompt == prompts.system_prompt == "You are a helpful assistant.", (step, benchmark)
+            assert report.response_prefix == prompts.response_prefix == "", (step, benchmark)
             # ICONOCLAST searches on JailbreakBench itself; for that attack `refusal` is no held-out number.
             if benchmark != "refusal_probe" and (step, benchmark) != ("iconoclast_published", "refusal"):
                 assert read <= {*report.scoring.seen}, (step, benchmark)

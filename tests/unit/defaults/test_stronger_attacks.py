@@ -40,7 +40,6 @@ STEPS: list[Row] = [
         COUNTS,
         "ours: half of HERETIC's for directions, all for trials",
     ),
-    ("steps/gradient_edit", "settings.prompts.system", "You are a helpful assistant.", "HERETIC, system_prompt"),
     ("steps/gradient_edit", "settings.dtype", "bfloat16", 'HERETIC, dtypes: "auto", the checkpoint\'s own'),
     ("steps/gradient_edit", "settings.components", ["attention", "mlp"], "HERETIC: attn.o_proj and mlp.down_proj"),
     *(

@@ -65,7 +65,7 @@ def read_prompts(files: dict[str, Any], sets: PromptSets, builder: PromptBuilder
             )
         texts[name] = [record.prompt for record in records[:count]]
         answers[name] = [record.answer for record in records[:count]]
-        made[name] = [rendered(text, sets.system, builder, prefix) for text in texts[name]]
+        made[name] = [rendered(text, sets.system_prompt, builder, prefix) for text in texts[name]]
     for side in ("harmful", "harmless"):
         if both := set(texts[f"{side}_directions"]) & set(texts[f"{side}_search"]):
             used, measured = files[f"{side}_directions"], files[f"{side}_search"]
