@@ -70,19 +70,17 @@ for _name, _entity in catalogue.figures.items():
 
 
 for _name, _entity in catalogue.studies.items():
-    if not plan_reports.shown(
-        catalogue, _name
-    ):  # its tables and figures are listed with another study, or an overlay left it out
+    if not plan_reports.of_study(catalogue, _name):  # an overlay left it out
         continue
 
     rule:
         name:
             f"study_{_name}"
         input:
-            plan_reports.shown(catalogue, _name),
+            plan_reports.of_study(catalogue, _name),
         localrule: True
 
-    workflow.get_rule(f"study_{_name}").docstring = f"Tables and figures: {_entity.description}."
+    workflow.get_rule(f"study_{_name}").docstring = f"A study: {_entity.description}."
 
 
 for _name, _studies in plan_reports.papers(catalogue).items():

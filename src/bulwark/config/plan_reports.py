@@ -267,6 +267,11 @@ def shown(catalogue: Catalogue, *studies: str) -> list[str]:
     return tables + [path for study in chosen for name in study.figures for path in paths.figure(catalogue.name, name)]
 
 
+def of_study(catalogue: Catalogue, name: str) -> list[str]:
+    """What the target of a study makes: its tables and figures or, where others show what it measures, its numbers."""
+    return shown(catalogue, name) or sorted({cell["scores"] for cell in _cells_of(catalogue, name)})
+
+
 def scores(catalogue: Catalogue) -> list[str]:
     return sorted({paths.scores(*cell) for study in catalogue.studies for cell in catalogue.cells(study)})
 
@@ -302,6 +307,12 @@ def papers(catalogue: Catalogue) -> dict[str, list[str]]:
 
 def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
     """Raise ConfigurationError for a target `<kind>_<name>` that does not exist."""
+    if kind == "study" and (name in catalogue.left_out or name in catalogue.studies):
+        where = catalogue.where("studies", name)
+        raise ConfigurationError(
+            f'target "study_{name}": this configuration leaves the study out ({where}). Name a model in its `models`, or '
+            "leave out the --configfile of the overlay that empties it; `run:` of an overlay names the studies it runs."
+        )
     entities = {"table": catalogue.tables, "figure": catalogue.figures, "study": catalogue.studies}
     find({**entities, "paper": papers(catalogue)}[kind], name, kind, f'target "{kind}_{name}"')
 
