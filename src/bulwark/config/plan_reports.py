@@ -308,10 +308,10 @@ def papers(catalogue: Catalogue) -> dict[str, list[str]]:
 def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
     """Raise ConfigurationError for a target `<kind>_<name>` that does not exist."""
     if kind == "study" and (name in catalogue.left_out or name in catalogue.studies):
-        where = catalogue.where("studies", name)
         raise ConfigurationError(
-            f'target "study_{name}": this configuration leaves the study out ({where}). Name a model in its `models`, or '
-            "leave out the --configfile of the overlay that empties it; `run:` of an overlay names the studies it runs."
+            f'target "study_{name}": this configuration leaves the study out ({catalogue.where("studies", name)}). Name a '
+            "model in its `models`, or leave out the --configfile of the overlay that empties it; `run:` of an overlay "
+            "names the studies it runs."
         )
     entities = {"table": catalogue.tables, "figure": catalogue.figures, "study": catalogue.studies}
     find({**entities, "paper": papers(catalogue)}[kind], name, kind, f'target "{kind}_{name}"')
