@@ -126,7 +126,9 @@ def _columns_of(catalogue: Catalogue, claim: Claim) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in sorted(catalogue.tables, key=remoteness):
         # What shows a metric itself comes before what shows that of attacks, whose label would mislead.
-        for column in sorted(catalogue.tables[name].columns, key=lambda column: column.case is not None):
+        table = catalogue.tables[name]
+        there = [*table.columns, *(table.cross.columns() if table.cross else ())]
+        for column in sorted(there, key=lambda column: column.case is not None):
             if (column.benchmark, column.metric) in claim.metrics():
                 found.setdefault(f"{column.benchmark}.{column.metric}", column.plain().model_dump(mode="json"))
     return found
@@ -309,9 +311,9 @@ def refuse_target(catalogue: Catalogue, kind: str, name: str) -> None:
     """Raise ConfigurationError for a target `<kind>_<name>` that does not exist."""
     if kind == "study" and (name in catalogue.left_out or name in catalogue.studies):
         raise ConfigurationError(
-            f'target "study_{name}": this configuration leaves the study out ({catalogue.where("studies", name)}). Name a '
-            "model in its `models`, or leave out the --configfile of the overlay that empties it; `run:` of an overlay "
-            "names the studies it runs."
+            f'target "study_{name}": this configuration leaves the study out ({catalogue.where("studies", name)}). '
+            "Name a model in its `models`, or leave out the --configfile of the overlay that empties it; `run:` of an "
+            "overlay names the studies it runs."
         )
     entities = {"table": catalogue.tables, "figure": catalogue.figures, "study": catalogue.studies}
     find({**entities, "paper": papers(catalogue)}[kind], name, kind, f'target "{kind}_{name}"')

@@ -230,6 +230,17 @@ def test_a_cross_that_cannot_be_is_refused():
     ]
 
 
+def test_a_claim_on_a_family_reads_its_metric_as_it_is_and_which_way_is_better():
+    """cloze is defended where little is known, `asked` where much is refused; of the utility, more is better."""
+    columns = {column.benchmark: column for column in validated(Cross, CROSS, "here").columns()}
+    assert {name: column.better for name, column in columns.items()} == {
+        "cloze": "lower",
+        "asked": "higher",
+        "kept": "higher",
+    }
+    assert (columns["cloze"].metric, columns["cloze"].label, columns["cloze"].scale) == ("accuracy", "knowledge", 100)
+
+
 def test_the_tables_and_the_figure_of_a_configuration_are_of_one_cross():
     for files in ([], [CONFIG / "miniature.yaml"]):
         catalogue = loading.load(overlays.read(files, CONFIG), CONFIG)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bulwark.reporting.columns import Measure, attacks_on, unique
+from bulwark.reporting.columns import Column, Measure, attacks_on, unique
 from bulwark.settings import Closed
 
 NO_ATTACK = "none"  # the name of leaving a defense as it is
@@ -117,6 +117,14 @@ class Cross(Closed):
         shown: list[tuple[str, str | None, bool]] = [(of.benchmark, of.metric, True) for of in self.families.values()]
         shown.append((self.utility.benchmark, self.utility.metric, True))
         return [*shown, (self.compute.analysis, self.compute.metric, True)]
+
+    def columns(self) -> list[Column]:
+        """The metrics of its families and of its utility as they are, for claims on them."""
+        shown = [(of, "lower" if of.safe < of.unsafe else "higher") for of in self.families.values()]
+        return [
+            Column(benchmark=of.benchmark, metric=of.metric, label=of.label, better=better)
+            for of, better in [*shown, (self.utility, "higher")]
+        ]
 
     def attacked(self) -> tuple[str, ...]:
         """The recipes under attack, trials by their common name."""
