@@ -44,6 +44,10 @@ onstart:
         scheduling.send_alike_as_arrays(workflow.scheduler)
         os.environ |= passed_on
     refuse_what_this_machine_lacks(workflow)
+    if workflow.local_exec:  # no job starts before there is a GPU for it, and each takes its own
+        here = machine.gpus_here()
+        scheduling.share(workflow.scheduler, "gpus_per_node", len(here))
+        devices.offer(here)
     tell_shared_jobs(workflow.dag)
     warm.offer(local=workflow.local_exec)  # local jobs fork from one process that has torch imported
     stopping.watch(logger)  # Ctrl-C and SIGTERM: jobs save what they have

@@ -10,7 +10,7 @@ from bulwark.config import loading, machine, overlays, plan as plan_jobs, plan_r
 from bulwark.config.standing.asked import asked
 from bulwark.config.standing.overview import left_over
 from bulwark.errors import BulwarkError
-from bulwark.jobs import scheduling, slurm, stopping, warm
+from bulwark.jobs import devices, scheduling, slurm, stopping, warm
 from bulwark.training import progress
 
 from snakemake.cli import get_argument_parser
@@ -187,7 +187,7 @@ def refuse_what_this_machine_lacks(workflow):
     jobs = {f"{job.rule.name} for {'/'.join(map(str, job.wildcards))}": job for job in workflow.dag.needrun_jobs()}
     if workflow.local_exec:
         gpus = {name: job.resources.get("gpus_per_node", 0) for name, job in jobs.items()}
-        explained(machine.refuse_without_gpus, gpus, machine.gpus_here())
+        explained(machine.refuse_without_gpus, gpus, len(machine.gpus_here()))
         wanted = {name: threads_wanted(job) for name, job in jobs.items()}
         if text := machine.capped(wanted, workflow.cores):
             logger.warning(text)

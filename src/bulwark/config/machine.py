@@ -12,15 +12,15 @@ from bulwark.errors import BulwarkError
 from bulwark.judges import JudgeSettings, module_of
 
 
-def gpus_here() -> int:
-    """GPUs that a local job could use, counted without importing torch."""
+def gpus_here() -> list[str]:
+    """The GPUs that local jobs could use, as CUDA_VISIBLE_DEVICES names them, found without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+        return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+    return [str(number) for number in range(listed.stdout.count("GPU "))] if listed.returncode == 0 else []
 
 
 def refuse_without_gpus(needed: Mapping[str, int], here: int) -> None:

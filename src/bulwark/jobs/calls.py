@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any, Literal, NoReturn
 
 from bulwark.interrupts import Interrupted
+from bulwark.jobs import devices
 from bulwark.jobs.process import leave, perform
 from bulwark.jobs.sealing import Sealing, call_of, sealed, sealing_of
 
@@ -41,10 +42,10 @@ def run(
     The caller logs to `log` already, so that a mistake in the arguments is logged, too. Arguments are plain data,
     paths, or objects of this package's own classes.
 
-    gpus: of the job; one that asks for any runs in a process of its own. sealing: its files, verified before the call
-    and sealed after it. (`call_of(snakemake)` gives log, gpus and sealing.) warm: whether the call may start the warm
-    parent, uses one only if it is there (a call that imports nothing heavy), or never runs in it (a call whose
-    imports depend on what it sets first).
+    gpus: of the job; one that asks for any runs in a process of its own, on GPUs that no other local job has. sealing:
+    its files, verified before the call and sealed after it. (`call_of(snakemake)` gives log, gpus and sealing.) warm:
+    whether the call may start the warm parent, uses one only if it is there (a call that imports nothing heavy), or
+    never runs in it (a call whose imports depend on what it sets first).
 
     The process exits with status 0, or as Python does after an exception, which is logged with its traceback; told to
     end, with 128 and the number of the signal.
@@ -54,6 +55,7 @@ def run(
         from bulwark.jobs import warm as parent
 
         parent.hand_over(call, start=warm == "start")  # exits if a child did it, returns if there is no parent
+    devices.take(gpus)
     if warm == "start":
         _import_models()
     try:

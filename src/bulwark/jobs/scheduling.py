@@ -41,6 +41,15 @@ def spare(scheduler: Any) -> None:
     scheduler.update_input_sizes = of_new_files
 
 
+def share(scheduler: Any, name: str, count: int) -> None:
+    """Have it start no more jobs at once than there are of a resource, unless the user has set how many there are.
+
+    A job that needs more is started nowhere: check that before.
+    """
+    if count and name not in scheduler.global_resources:
+        scheduler.global_resources[name] = scheduler.resources[name] = count
+
+
 def send_alike_as_arrays(scheduler: Any) -> None:
     """Have jobs of the rules of `slurm-array-jobs` submitted at once, as an array those that ask for the same."""
     executor = scheduler._executor
