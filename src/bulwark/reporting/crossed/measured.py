@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +33,8 @@ class Field:
 
 @dataclass(frozen=True)
 class Line:
-    """A defense under an attack. fields: {family: field}. utility: what is left, kept: as a share of what was before.
+    """A defense under an attack. fields: {family: field}. utility: what is left, kept: as a share of what was before;
+    of several recipes, of that which leaves least among those that are the worst of a family.
 
     within: whether that is within the loss that is allowed. seconds: what the attack took in all, per seed. tried: how
     many recipes the attack made. missing: the families, "utility" and "seconds" where they depend on what is to be
@@ -145,15 +147,18 @@ def _line(
         if UTILITY not in missing:
             left, kept, within = _left(spec, results, model, defense, shown)
     else:
-        kept_by = []
+        ends: set[str] = set()
         for name, family in spec.families.items():
             if name not in gone:
                 found = _worst(spec, results, model, defense, alive, family)
                 chosen = tuple(step_of(defense, one or defense) for one in found.chosen)
                 fields[name] = Field(found.estimate, chosen, None)
-                kept_by.append(found.kept)
-        known = [kept for kept in kept_by if kept is not None]
-        left, kept, within = None, min(known) if known and not missing else None, True
+                ends |= {one or defense for one in found.chosen}
+        left, kept, within = None, None, True
+        if not missing:  # of what was chosen for any family, what leaves least
+            after = [_left(spec, results, model, defense, one) for one in sorted(ends)]
+            harm = -1 if results.higher_is_better(spec.utility.benchmark, spec.utility.metric) is not False else 1
+            left, kept, _ = max(after, key=lambda found: -math.inf if found[1] is None else harm * found[1])
         missing = gone
     return Line(
         model, defense, attack, kind, label, len(recipes), fields, left, kept, within, seconds, tuple(sorted(missing))

@@ -117,8 +117,8 @@ def reading(spec: Cross) -> str:
         f"none. Parentheses: the attack costs more than {utility}, so that it is no worst case. Of attacks with "
         "several steps or trials, and of the worst of all, the worst within that loss is shown, chosen on one half of "
         "the records and read on the other, both ways averaged; to leave the model as it is is one of the choices, and "
-        f"what is kept of {spec.utility.label} is then the least over the families. {spec.compute.label}: of all "
-        "recipes that an attack tries. The metrics themselves, intervals and what was chosen are in the CSV file."
+        f"{spec.utility.label} are then those of what leaves least among all that was chosen. {spec.compute.label}: of "
+        "all recipes that an attack tries. The metrics themselves, intervals and what was chosen are in the CSV file."
     )
 
 
@@ -205,7 +205,9 @@ def _share(field: Field) -> str:
 def _utility(line: Line) -> str:
     if UTILITY in line.missing:
         return MISSING
-    return NONE if line.utility is None else with_error(_percent(line.utility.value), _percent(line.utility.stderr), 1)
+    if line.utility is None:
+        return NONE
+    return with_error(_percent(line.utility.value), _percent(line.utility.stderr), 1)
 
 
 def _kept(line: Line) -> str:

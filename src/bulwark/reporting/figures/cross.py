@@ -190,7 +190,7 @@ def _note(spec: Cross, results: Results, found: list[Line]) -> str:
     told = [
         f"% defended: 100 as if all were, 0 as if none; in parentheses after attacks that cost more than {loss}",
         "tuned, knowing the defense, worst of all: the worst within that loss, chosen on one half of the records and "
-        "read on the other, and the least utility kept over the families",
+        "read on the other, and the utility of the one of these that leaves least",
         "below: points with 95 % intervals; rank: which it may have (p < 0.05 after Holm's correction), where ranges "
         "meet the order is not significant",
         f"records: {', '.join(f'{label} {count}' for label, count in counts.items())}; {look.seeds(results.cells)}",
