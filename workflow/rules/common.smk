@@ -10,7 +10,7 @@ from bulwark.config import loading, machine, overlays, plan as plan_jobs, plan_r
 from bulwark.config.standing.asked import asked
 from bulwark.config.standing.overview import left_over
 from bulwark.errors import BulwarkError
-from bulwark.jobs import devices, scheduling, slurm, stopping, warm
+from bulwark.jobs import calls, devices, scheduling, slurm, stopping, warm
 from bulwark.training import progress
 
 from snakemake.cli import get_argument_parser
@@ -21,10 +21,8 @@ from snakemake_interface_executor_plugins.settings import ExecMode
 # Downloads happen in local rules with pinned revisions, whose scripts lift this; all other jobs read what is on disk.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
-# Newer processors have wider vectors, round differently with them and train another model. What is computed on CPUs is
-# computed as on one of 2013, unless the user says otherwise: the miniature's numbers depend on it (docs/miniature.md).
-for _variable, _level in {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}.items():
-    os.environ.setdefault(_variable, _level)
+# What is computed on CPUs is computed alike on all; jobs in bfloat16 lift that.
+calls.round_alike(os.environ)
 
 # Jobs end by themselves when they are told to, and their shells wait for them.
 shell.prefix(stopping.SHELL_PREFIX)

@@ -6,9 +6,11 @@ script that hands its call to the warm parent costs a tenth of a second.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import PurePath
 from typing import Any, Literal, NoReturn
@@ -19,6 +21,12 @@ from bulwark.jobs.process import leave, perform
 from bulwark.jobs.sealing import Sealing, call_of, sealed, sealing_of
 
 __all__ = ["call_of", "leave", "run", "sealed", "sealing_of"]
+
+# Newer processors have wider vectors, round differently with them and train another model. What is computed on CPUs is
+# computed as on one of 2013, unless the user says otherwise: the miniature's numbers depend on it (docs/miniature.md).
+ROUNDING = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}
+# Set where the workflow has limited PyTorch's vectors, and not the user.
+LIMITED = "BULWARK_LIMITED_VECTORS"
 
 _OF_MODELS = (
     "bulwark.models.checkpoints",
@@ -51,7 +59,8 @@ def run(
     end, with 128 and the number of the signal.
     """
     call = {"function": function, "log": str(log), "arguments": _plain(arguments), "sealing": sealing}
-    if not gpus and warm != "never":
+    lifted = in_bfloat16(arguments) and lift(os.environ)
+    if not gpus and warm != "never" and not lifted:  # the parent has PyTorch imported, with the limit
         from bulwark.jobs import warm as parent
 
         parent.hand_over(call, start=warm == "start")  # exits if a child did it, returns if there is no parent
@@ -63,6 +72,36 @@ def run(
     except Interrupted as ended:
         leave(ended.code)
     leave()
+
+
+def round_alike(environment: MutableMapping[str, str]) -> None:
+    """Have the processes that get this environment round as on any other processor, where the user does not say."""
+    if "ATEN_CPU_CAPABILITY" not in environment:
+        environment[LIMITED] = "1"
+    for variable, level in ROUNDING.items():
+        environment.setdefault(variable, level)
+
+
+def lift(environment: MutableMapping[str, str]) -> bool:
+    """Let PyTorch, which is not imported yet, use the processor's own vectors; whether the workflow had limited them.
+
+    On processors with AMX its attention in bfloat16 takes a path that AVX2 does not have ("pack_vnni2 is only supported
+    when avx512 is supported"). What is computed in bfloat16 is not promised to round alike.
+    """
+    if environment.pop(LIMITED, None) is None:
+        return False
+    environment.pop("ATEN_CPU_CAPABILITY", None)
+    return True
+
+
+def in_bfloat16(told: Any) -> bool:
+    """Whether a call's arguments name bfloat16 as the dtype of a model or the precision of a training."""
+    if dataclasses.is_dataclass(told) and not isinstance(told, type):
+        told = vars(told)
+    if isinstance(told, Mapping):
+        named = (told.get(key) for key in ("dtype", "precision"))
+        return "bfloat16" in named or any(map(in_bfloat16, told.values()))
+    return isinstance(told, list | tuple) and any(map(in_bfloat16, told))
 
 
 def _import_models() -> None:
