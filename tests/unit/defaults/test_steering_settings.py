@@ -105,6 +105,7 @@ VECTORS: list[Row] = [
     ("settings LayerChoice", "coefficient", 2.0, "ours: among persona vectors' 0.5 to 2.5"),
     ("settings LayerChoice", "positions", "response", "ours: one of the three of persona vectors' code"),
     ("settings LayerChoice", "candidates", None, "persona vectors: every layer"),
+    ("settings LayerChoice", "pool", "response_mean", "persona vectors: over the response, as of VectorSettings"),
     ("settings LayerChoice", "decoding", {"max_new_tokens": 1000}, "persona vectors' code, --max_tokens"),
     ("settings Trait", "", {"contrasts": {}, "filter": {}, "choice": {}}, "persona vectors, as above"),
     ("settings Trait", "", {"dataset": None, "split": "train", "judge": None, "files": {}, "cost": 1.0}, OFF),

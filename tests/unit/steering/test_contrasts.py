@@ -212,6 +212,10 @@ def test_every_layer_is_steered_and_the_unsteered_model_asked(extracted, checkpo
     assert [row.layer for row in rows] == [None, None, 1, 1, 2, 2], "two questions, each once"
     assert len({tuple(row.response for row in rows if row.layer == layer) for layer in (None, 1, 2)}) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["s.jsonl"]
+    other = choice.model_copy(update={"pool": "prompt_last", "candidates": (1,)})
+    layers.steer(checkpoint, extracted, contrasts, other, seed=0, **HERE, output=tmp_path / "p.jsonl")
+    over_prompt = [row.response for row in read_records(tmp_path / "p.jsonl", Steered) if row.layer == 1]
+    assert over_prompt != [row.response for row in rows if row.layer == 1], "with the vectors that the step takes"
     wrong = LayerChoice(candidates=(1, 3), decoding=Decoding(max_new_tokens=4))
     with pytest.raises(ConfigurationError, match="3 is not a layer key"):
         layers.steer(checkpoint, extracted, contrasts, wrong, seed=0, **HERE, output=tmp_path / "t.jsonl")

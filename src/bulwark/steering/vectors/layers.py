@@ -59,7 +59,7 @@ def steer(
     """Answer the questions of `records` without steering and under each candidate layer; write `Steered` rows.
 
     Finished answers of an interrupted run are kept beside `output`, for this code (a digest). Raises ConfigurationError
-    for a candidate outside 1 … N-1 or a vector of another model.
+    for a candidate outside 1 … N-1 or a vector of another model, BulwarkError for a published file without the pool.
     """
     from bulwark.models.anatomy import blocks_of
     from bulwark.steering.intervention import steer_generation
@@ -73,7 +73,7 @@ def steer(
     questions = list({contrast.question: contrast for contrast in read_records(Path(records), Contrast)}.values())
     trait = questions[0].trait
     at = load_fused(
-        VectorSettings(traits=(trait,), layers=candidates),
+        VectorSettings(traits=(trait,), layers=candidates, pool=choice.pool),
         {trait: Path(vector)},
         subject.model,
         files.digest(subject.manifest),

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from bulwark.models.decoding import Decoding
 from bulwark.settings import Closed
+from bulwark.steering.settings import Pool
 
 
 class ContrastSettings(Closed):
@@ -44,10 +45,12 @@ class PairFilter(Closed):
 class LayerChoice(Closed):
     """How layers are compared: the extraction questions, answered under h + coefficient·v at one layer after another.
 
-    positions: of the tokens that are steered. candidates: layer keys; None takes all of 1 … N-1.
+    positions: of the tokens that are steered. candidates: layer keys; None takes all of 1 … N-1. pool: of the vectors,
+    as of the step whose layer is looked for (`vectors.pool`).
     """
 
     coefficient: float = 2.0
     positions: Literal["all", "prompt", "response"] = "response"
     candidates: tuple[int, ...] | None = Field(None, min_length=1)
+    pool: Pool = "response_mean"
     decoding: Decoding = Decoding(max_new_tokens=1000)

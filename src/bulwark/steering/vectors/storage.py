@@ -59,8 +59,9 @@ def read(path: Path, pool: Pool = "response_mean") -> tuple[Tensor, dict[str, An
         with safe_open(path, framework="pt") as file:
             if name not in file.keys() and TENSORS["response_mean"] in file.keys():  # noqa: SIM118 - no mapping
                 raise BulwarkError(
-                    f"{path}: has vectors over the response only. Set vectors.pool to response_mean, or have the "
-                    "vectors extracted here by leaving the file out of config/traits/<trait>.yaml."
+                    f"{path}: has vectors over the response only. Set vectors.pool (of a trait's choice: pool) to "
+                    "response_mean, or have the vectors extracted here by leaving the file out of "
+                    "config/traits/<trait>.yaml."
                 )
             vectors = file.get_tensor(name)
             description = json.loads((file.metadata() or {})["description"])
