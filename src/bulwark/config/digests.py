@@ -2,7 +2,8 @@
 
 A digest covers the definitions that its roots reach: names are followed through the package's modules, imports inside
 functions included, down to `UNTRACKED`. Comments, docstrings, annotations of functions, the layout, the order of
-definitions, log messages and the texts of errors do not count. A plan parses each file once.
+definitions, log messages and the texts of errors do not count. A plan parses each file once. A definition that asks
+where its own file lies (`__file__`) reads what lies there: of its folder all files but code count, byte by byte.
 
 What is found by its name at run time (a kind of step, benchmark, judge, figure) cannot be followed; whoever asks for
 a digest names it as a root of its own.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from bulwark.data.foreign import FOREIGN
 from bulwark.errors import ConfigurationError
+from bulwark.files import files_below
 
 # Modules (or packages) that cannot change a result, with the reason; names are not followed into them.
 UNTRACKED = {
@@ -128,6 +130,7 @@ class Package:
         self.module = cache(self._module)
         self.part = cache(self._part)
         self.uses = cache(self._uses)
+        self.beside = cache(self._beside)
         self.digest = cache(self._digest)
 
     def names(self, module: str) -> set[str]:
@@ -162,11 +165,22 @@ class Package:
         return {part for part in reached if self.part(*part, without).text}
 
     def _digest(self, roots: tuple[str, ...], without: frozenset[str]) -> str:
-        texts = []
+        texts, read = [], set()
         for module, name in self.covered(*roots, without=without):
             external = self.uses(module, name, without)[1]
-            texts.append("\n".join([module, name, *self.part(module, name, without).text, *sorted(external)]))
+            part = self.part(module, name, without)
+            texts.append("\n".join([module, name, *part.text, *sorted(external)]))
+            if ("__file__",) in part.chains:
+                read |= self.beside(module)
+        texts += read
         return hashlib.sha256("\n\n".join(sorted(texts)).encode()).hexdigest()[:16]
+
+    def _beside(self, module: str) -> frozenset[str]:
+        """Path and digest of every file in a module's folder, and in those below it, that holds no code."""
+        folder = self._file(module).parent
+        names = (name for name in files_below(folder) if "__pycache__" not in name and not name.endswith(".py"))
+        digests = ((name, hashlib.sha256((folder / name).read_bytes()).hexdigest()) for name in names)
+        return frozenset(f"{module}\n{name}\n{digest}" for name, digest in digests)
 
     def _root(self, root: str) -> list[tuple[str, str]]:
         module, _, name = root.partition(":")
@@ -216,10 +230,14 @@ class Package:
     def _whole(self, module: str) -> list[tuple[str, str]]:
         return [(module, name) for name in self.module(module).definitions]
 
+    def _file(self, name: str) -> Path:
+        """Where the source of a module of this name would be."""
+        path = self.folder.joinpath(*name.split(".")[1:])
+        return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
     def _module(self, name: str) -> _Module | None:
         """Parse a module; None if there is none of that name."""
-        path = self.folder.joinpath(*name.split(".")[1:])
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        path = self._file(name)
         if not path.is_file():
             return None
         definitions: dict[str, list[ast.stmt]] = {"": []}

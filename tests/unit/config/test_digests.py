@@ -57,8 +57,13 @@ class Kind:
     "rooms.py": "SIZES = {}\nSIZES['a'] = 1\n\ndef size():\n    return SIZES['a']\n",
     "errors.py": "class OurError(Exception):\n    pass\n",
     "types.py": "class Batch:\n    pass\n",
+    "shown/__init__.py": "",
+    "shown/page.py": "from pathlib import Path\n\ndef page():\n    return Path(__file__)\n\ndef bare():\n    pass\n",
+    "shown/page.css": "a {color: red}",
+    "shown/parts/row.html.jinja": "<tr>",
 }
 METHOD = "house.methods.one"
+TABLE = "bulwark.reporting.tables:make_table"
 
 
 @pytest.fixture
@@ -110,6 +115,28 @@ def test_what_cannot_change_a_result_does_not_count(digest, file, old, new):
 )
 def test_code_counts_wherever_it_is_imported_from(digest, file, old, new):
     assert digest(METHOD) != digest(METHOD, change=(file, old, new))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"), [("shown/page.css", "red", "blue"), ("shown/parts/row.html.jinja", "<tr>", "<tr>\n")]
+)
+def test_what_code_reads_beside_itself_counts(digest, file, old, new):
+    """Styles and templates: of a definition that looks for its own file, and of no other."""
+    page, bare = "house.shown.page:page", "house.shown.page:bare"
+    assert digest(page) != digest(page, change=(file, old, new))
+    assert digest(bare) == digest(bare, change=(file, old, new))
+    assert digest(METHOD) == digest(METHOD, change=(file, old, new))
+
+
+@pytest.mark.parametrize("file", ["report.css", "report.js", "report.html.jinja", "page/tree.svg.jinja"])
+def test_the_report_is_made_again_when_a_file_of_its_page_changes(tmp_path, file):
+    folder = tmp_path / "bulwark"
+    shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    report = "bulwark.reporting.report:make_report"
+    before, table = (Package(folder).digest((root,), frozenset()) for root in (report, TABLE))
+    (folder / "reporting" / file).write_text("changed", encoding="utf-8")
+    assert Package(folder).digest((report,), frozenset()) != before
+    assert Package(folder).digest((TABLE,), frozenset()) == table
 
 
 @pytest.mark.parametrize(
