@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from bulwark.config.catalogue import Catalogue
     from bulwark.config.entities import Study
+    from bulwark.models.placing.loading import Loading
 
 _GPUS = 64  # that wall time is told for, unless --gpus says otherwise
 _WIDTH = 110  # of tables where no terminal shows them
@@ -64,6 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument(
         "--max-new-tokens", type=int, default=1024, help="of an answer, unless a request says; default: 1024"
     )
+
+    for opening in (ask, serve):
+        opening.add_argument(
+            "--gpus", type=int, default=1, help="over so many of this machine the model is spread; default: 1"
+        )
 
     export = commands.add_parser("export", help="a checkpoint as an ordinary model, roles as ids, for other engines")
     export.add_argument("checkpoint", help="a checkpoint.json, or the folder that holds it")
@@ -241,7 +247,7 @@ def _show(options: argparse.Namespace) -> int:
 def _ask(options: argparse.Namespace) -> int:
     import bulwark
 
-    assistant = bulwark.load(options.checkpoint)
+    assistant = bulwark.load(options.checkpoint, loading=_loading(options))
     if not options.instruction.strip():
         raise BulwarkError("--instruction is empty: say what the model is to do.")
     decoding = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
@@ -255,13 +261,23 @@ def _ask(options: argparse.Namespace) -> int:
     return 0
 
 
+def _loading(options: argparse.Namespace) -> Loading:
+    """How a command holds its model: as jobs do whose model names as many GPUs under resources.generate."""
+    from bulwark.models.placing.loading import Loading
+
+    if options.gpus < 1:
+        raise BulwarkError("--gpus takes a whole number from 1.")
+    return Loading(gpus=options.gpus)
+
+
 def _serve(options: argparse.Namespace) -> int:
     from bulwark.serving.server import serve
 
     if options.max_new_tokens < 1:
         raise BulwarkError("--max-new-tokens is less than 1: an answer has at least one token.")
     given = {key: getattr(options, key) for key in ("host", "port", "device", "dtype", "template", "name")}
-    serve(options.checkpoint, new_tokens=options.max_new_tokens, say=lambda line: print(line, flush=True), **given)
+    given |= {"new_tokens": options.max_new_tokens, "loading": _loading(options)}
+    serve(options.checkpoint, say=lambda line: print(line, flush=True), **given)
     return 0
 
 

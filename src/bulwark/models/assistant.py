@@ -18,6 +18,7 @@ from bulwark.errors import CheckpointError
 from bulwark.models import checkpoints
 from bulwark.models.decoding import Decoding
 from bulwark.models.open import LanguageModel, open_model, prompt_limit
+from bulwark.models.placing.loading import Loading
 from bulwark.settings import validated
 
 if TYPE_CHECKING:
@@ -27,15 +28,20 @@ NEW_TOKENS = 256
 
 
 def load(
-    checkpoint: str | Path, device: str | None = None, dtype: str | None = None, template: str | None = None
+    checkpoint: str | Path,
+    device: str | None = None,
+    dtype: str | None = None,
+    template: str | None = None,
+    loading: Loading | None = None,
 ) -> Assistant:
     """Open a checkpoint for answering.
 
     checkpoint: its folder, its checkpoint.json, or any folder with a causal LM and its tokenizer.
     device: "cpu", "cuda", ...; None takes a GPU if there is one. dtype: name of a torch dtype; None is bfloat16 on a
     GPU and float32 on the CPU. template: name of a prompt template; None takes the one that the manifest names, and
-    "chat" for a folder without a manifest.
-    Raises CheckpointError if the folder is not a whole checkpoint.
+    "chat" for a folder without a manifest. loading: how its weights are held, on several GPUs say; None is on one
+    device.
+    Raises CheckpointError if the folder is not a whole checkpoint, BulwarkError if there are fewer GPUs.
     """
     path = Path(checkpoint)
     if not path.exists():
@@ -44,7 +50,7 @@ def load(
         device, fitting = checkpoints.device_and_dtype("bfloat16")
     else:
         fitting = "float32" if device == "cpu" else "bfloat16"
-    return Assistant(open_model(path, dtype or fitting, device=device, template=template))
+    return Assistant(open_model(path, dtype or fitting, device=device, template=template, loading=loading))
 
 
 class Assistant:

@@ -16,6 +16,7 @@ from bulwark.errors import BulwarkError
 from bulwark.models.assistant import load
 from bulwark.models.manifests import manifest_path
 from bulwark.models.open import LanguageModel
+from bulwark.models.placing.loading import Loading
 from bulwark.serving.app import Service
 from bulwark.serving.engine import Engine
 
@@ -32,19 +33,21 @@ def serve(
     device: str | None = None,
     dtype: str | None = None,
     template: str | None = None,
+    loading: Loading | None = None,
     name: str | None = None,
     new_tokens: int = NEW_TOKENS,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve a checkpoint until Ctrl-C or SIGTERM.
 
-    checkpoint, device, dtype, template: as of `bulwark.load`. port: 0 takes a free one. name: under which clients ask
-    for the model; None is `name_of`. new_tokens: the longest answer where a request names no limit. say: gets the lines
-    that tell the address. Raises CheckpointError if the folder is not a whole checkpoint, BulwarkError if the address
-    is taken.
+    checkpoint, device, dtype, template, loading: as of `bulwark.load`. port: 0 takes a free one. name: under which
+    clients ask for the model; None is `name_of`. new_tokens: the longest answer where a request names no limit. say:
+    gets the lines that tell the address. Raises CheckpointError if the folder is not a whole checkpoint, BulwarkError
+    if the address is taken.
     """
     with closing(listening(host, port)) as socket_:
-        language_model = load(checkpoint, device=device, dtype=dtype, template=template).language_model
+        held = {"device": device, "dtype": dtype, "template": template, "loading": loading}
+        language_model = load(checkpoint, **held).language_model
         name = name or name_of(checkpoint, language_model)
         engine = Engine(language_model).start()
         try:

@@ -14,6 +14,9 @@ from bulwark.miniature.tokenizer import build_tokenizer
 from bulwark.models import checkpoints, manifests
 from bulwark.models.assistant import Assistant
 from bulwark.models.embeddings import install, role_embedding_of
+from bulwark.models.placing import spread
+from bulwark.models.placing.loading import Loading
+from bulwark.serving import server
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,31 @@ def test_words_that_the_tokenizer_does_not_know_are_told(tmp_path, capsys, monke
     assert "ben" not in told.err
     assert main([*asked, "name the first name ."]) == 0
     assert "does not know" not in capsys.readouterr().err
+
+
+def test_the_commands_spread_a_model_as_jobs_do(folder, monkeypatch, capsys):
+    """The CPU holds a model whole whatever is said; here is seen that it is said."""
+    seen = []
+    held = spread.load
+
+    def load(*given):
+        seen.append(given[3])
+        return held(*given)
+
+    def served(*given, loading, **more):
+        seen.append(loading)
+        raise BulwarkError("enough")
+
+    monkeypatch.setattr(spread, "load", load)
+    monkeypatch.setattr(server, "load", served)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    ask = ["ask", str(folder), "--instruction", "Name the tree.", "--max-new-tokens", "1"]
+    assert main([*ask, "--gpus", "2"]) == 0
+    assert main(["serve", str(folder), "--port", "0", "--gpus", "3"]) == 1
+    assert main(ask) == 0
+    assert seen == [Loading(gpus=2), Loading(gpus=3), Loading()]
+    assert main([*ask, "--gpus", "0"]) == 1
+    assert "--gpus takes a whole number from 1" in capsys.readouterr().err
 
 
 def test_wrong_use_is_explained(folder, assistant, tmp_path):
