@@ -33,6 +33,7 @@ from bulwark.abliteration.edit.hooks import Edits
 from bulwark.abliteration.edit.targets import targets_of
 from bulwark.abliteration.search.trials import Examiner
 from bulwark.abliteration.settings import ObjectiveSettings, SearchSettings
+from bulwark.jobs.memory import SHAPES, Shape
 from bulwark.models import generation
 from bulwark.models.batching import padded
 from bulwark.models.decoding import Decoding
@@ -46,15 +47,10 @@ from bulwark.training.objectives import next_token_loss
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Of a model, and of the work that it is given. square: rows of the matrices whose product is timed."""
+class Work:
+    """A model, and the work that it is given. square: rows of the matrices whose product is timed."""
 
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    groups: int
-    vocabulary: int
+    shape: Shape
     rows: int
     length: int
     prompts: int
@@ -63,9 +59,10 @@ class Shape:
     rounds: int
 
 
-SHAPES = {
-    "llama-3.1-8b": Shape(4096, 14336, 32, 32, 8, 128256, 2, 4096, 64, 128, 8192, 5),
-    "tiny": Shape(32, 64, 4, 4, 2, 300, 2, 32, 6, 8, 64, 2),
+TINY = Shape("tiny", layers=4, hidden=32, inner=64, heads=4, shared=2, size=8, vocabulary=300)
+WORKS = {
+    "llama-3.1-8b": Work(SHAPES["8B"], 2, 4096, 64, 128, 8192, 5),
+    "tiny": Work(TINY, 2, 32, 6, 8, 64, 2),
 }
 
 
@@ -74,19 +71,19 @@ def run() -> Iterator[Ratio]:
     if not torch.cuda.is_available():
         print(f"No GPU, so nothing is measured. What would be:\n\n{__doc__}")
         return
-    yield from measured(SHAPES["llama-3.1-8b"], torch.device("cuda"))
+    yield from measured(WORKS["llama-3.1-8b"], torch.device("cuda"))
 
 
-def measured(shape: Shape, device: torch.device) -> Iterator[Ratio]:
+def measured(work: Work, device: torch.device) -> Iterator[Ratio]:
     """Ratios, and times over their floors."""
     logging.disable(logging.WARNING)
-    model = _model(shape, device)
-    rates = Rates.of(shape, device, model.dtype)
+    model = _model(work, device)
+    rates = Rates.of(work, device, model.dtype)
     yield rates.told("matmul: 10¹² FLOP/s", rates.flops / 1e12)
     yield rates.told("copy: 10⁹ bytes/s", rates.bytes / 1e9)
-    yield from _training(model, shape, rates)
-    yield from _generation(model, shape, rates)
-    yield from _trial(model, shape, rates)
+    yield from _training(model, work, rates)
+    yield from _generation(model, work, rates)
+    yield from _trial(model, work, rates)
 
 
 @dataclass(frozen=True)
@@ -98,13 +95,13 @@ class Rates:
     device: torch.device
 
     @classmethod
-    def of(cls, shape: Shape, device: torch.device, dtype: torch.dtype) -> Rates:
-        a, b = (torch.randn(shape.square, shape.square, device=device).to(dtype) for _ in range(2))
-        source = torch.zeros(shape.square**2, dtype=dtype, device=device)
+    def of(cls, work: Work, device: torch.device, dtype: torch.dtype) -> Rates:
+        a, b = (torch.randn(work.square, work.square, device=device).to(dtype) for _ in range(2))
+        source = torch.zeros(work.square**2, dtype=dtype, device=device)
         target = torch.empty_like(source)
         product = min(clock(lambda: a @ b, device) for _ in range(10))
         copied = min(clock(lambda: target.copy_(source), device) for _ in range(10))
-        return cls(2 * shape.square**3 / product, 2 * source.nbytes / copied, device)
+        return cls(2 * work.square**3 / product, 2 * source.nbytes / copied, device)
 
     def floors(self, flops: float, read: float) -> str:
         """The least seconds that so many FLOPs and so many bytes read can take."""
@@ -129,10 +126,10 @@ def clock(work: Callable[[], object], device: torch.device) -> float:
 # --- training ---
 
 
-def _training(model: LlamaForCausalLM, shape: Shape, rates: Rates) -> Iterator[Ratio]:
+def _training(model: LlamaForCausalLM, work: Work, rates: Rates) -> Iterator[Ratio]:
     embeddings = {method: install(model, {"method": method}) for method in ("aside", "vanilla")}
-    batch = _batch(shape).to(rates.device)
-    detector = Detector(model, shape.layers * 3 // 4, torch.ones(shape.hidden))
+    batch = _batch(work).to(rates.device)
+    detector = Detector(model, work.shape.layers * 3 // 4, torch.ones(work.shape.hidden))
     policy = DeltaLoss(
         InterventionSettings(alpha=0.1), mode="mask", granularity="sample", strategy="mean", threshold=-1e9
     )
@@ -158,13 +155,14 @@ def _training(model: LlamaForCausalLM, shape: Shape, rates: Rates) -> Iterator[R
     delta = stepped("vanilla", screened)
     model.train()
     model.activation_checkpointing_enable({"use_reentrant": False})
-    tokens = shape.rows * shape.length
-    flops = 6 * _used(model) * tokens + 6 * shape.layers * shape.hidden * tokens * shape.length  # causal attention
+    tokens = work.rows * work.length
+    flops = 6 * _used(model) * tokens
+    flops += 6 * work.shape.layers * work.shape.hidden * tokens * work.length  # causal attention
     read = 3 * 2 * sum(weights.nbytes for weights in model.parameters())  # forward, recomputed, backward; gradients
-    timed = [clock(plain, rates.device) for _ in range(shape.rounds + 1)][1:]
+    timed = [clock(plain, rates.device) for _ in range(work.rounds + 1)][1:]
     told = f"training step, {tokens} tokens, {statistics.median(timed):.3g} s, {rates.floors(flops, read)}: MFU"
     yield rates.told(told, *(flops / seconds / rates.flops for seconds in timed))
-    timing = {"rounds": shape.rounds, "clock": lambda work: clock(work, rates.device)}
+    timing = {"rounds": work.rounds, "clock": lambda work: clock(work, rates.device)}
     yield ratio("training step: aside / vanilla", aside, plain, "≤ 1.03", **timing)
     yield ratio("training step: delta-loss (mask) / plain", delta, plain, "≤ 1.15", **timing)
     model.set_input_embeddings(embeddings["vanilla"])
@@ -172,38 +170,39 @@ def _training(model: LlamaForCausalLM, shape: Shape, rates: Rates) -> Iterator[R
     model.eval()
 
 
-def _batch(shape: Shape) -> Batch:
+def _batch(work: Work) -> Batch:
     """Rows of one length, 60 % of them data, the last fifth is learned."""
-    drawn = torch.randint(13, shape.vocabulary, (shape.rows, shape.length), generator=torch.Generator().manual_seed(0))
-    roles = [1] * (shape.length // 5) + [2] * (shape.length * 3 // 5)
-    roles += [0] * (shape.length - len(roles))
+    vocabulary, draw = work.shape.vocabulary, torch.Generator().manual_seed(0)
+    drawn = torch.randint(13, vocabulary, (work.rows, work.length), generator=draw)
+    roles = [1] * (work.length // 5) + [2] * (work.length * 3 // 5)
+    roles += [0] * (work.length - len(roles))
     examples = [
         Prompt(
-            [token + shape.vocabulary * role for token, role in zip(row, roles, strict=True)],
+            [token + vocabulary * role for token, role in zip(row, roles, strict=True)],
             [-100 if role else token for token, role in zip(row, roles, strict=True)],
             *(roles, [], "", False),
         )
         for row in drawn.tolist()
     ]
-    [batch] = StepBatches(examples, batch_size=shape.rows, micro_batch_size=shape.rows, pad_id=0).of_step(0)
+    [batch] = StepBatches(examples, batch_size=work.rows, micro_batch_size=work.rows, pad_id=0).of_step(0)
     return batch
 
 
 # --- generation ---
 
 
-def _generation(model: LlamaForCausalLM, shape: Shape, rates: Rates) -> Iterator[Ratio]:
+def _generation(model: LlamaForCausalLM, work: Work, rates: Rates) -> Iterator[Ratio]:
     draw = torch.Generator().manual_seed(1)
-    lengths = torch.randint(shape.length // 16 + 4, shape.length // 8 + 6, (shape.prompts,), generator=draw).tolist()
-    prompts = [torch.randint(13, shape.vocabulary, (length,), generator=draw).tolist() for length in lengths]
+    lengths = torch.randint(work.length // 16 + 4, work.length // 8 + 6, (work.prompts,), generator=draw).tolist()
+    prompts = [torch.randint(13, work.shape.vocabulary, (length,), generator=draw).tolist() for length in lengths]
     asked = [(str(number), Prompt(row, None, [0] * len(row), [], "", False)) for number, row in enumerate(prompts)]
-    budget = shape.prompts * (max(lengths) + shape.new_tokens)
+    budget = work.prompts * (max(lengths) + work.new_tokens)
     longest_first = sorted(prompts, key=len, reverse=True)
     written: dict[str, list[int]] = {}
 
     def ours() -> None:
         generation.generate(
-            model, asked, Decoding(max_new_tokens=shape.new_tokens), tokenizer=Words(), stop_ids=STOPS, pad_id=0,
+            model, asked, Decoding(max_new_tokens=work.new_tokens), tokenizer=Words(), stop_ids=STOPS, pad_id=0,
             token_budget=budget, ids=written,
         )  # fmt: skip
 
@@ -211,7 +210,7 @@ def _generation(model: LlamaForCausalLM, shape: Shape, rates: Rates) -> Iterator
         ids = padded(longest_first, 0, left=True)
         mask = padded([[1] * len(row) for row in longest_first], 0, left=True)
         model.generate(
-            input_ids=ids.to(rates.device), attention_mask=mask.to(rates.device), max_new_tokens=shape.new_tokens,
+            input_ids=ids.to(rates.device), attention_mask=mask.to(rates.device), max_new_tokens=work.new_tokens,
             do_sample=False, eos_token_id=STOPS, pad_token_id=0,
         )  # fmt: skip
 
@@ -219,16 +218,16 @@ def _generation(model: LlamaForCausalLM, shape: Shape, rates: Rates) -> Iterator
         model.generate_batch(
             inputs=prompts,
             generation_config=GenerationConfig(
-                max_new_tokens=shape.new_tokens, do_sample=False, eos_token_id=STOPS, pad_token_id=0
+                max_new_tokens=work.new_tokens, do_sample=False, eos_token_id=STOPS, pad_token_id=0
             ),
         )
 
-    timing = {"rounds": shape.rounds, "clock": lambda work: clock(work, rates.device)}
-    seconds = [clock(ours, rates.device) for _ in range(shape.rounds + 1)][1:]
+    timing = {"rounds": work.rounds, "clock": lambda work: clock(work, rates.device)}
+    seconds = [clock(ours, rates.device) for _ in range(work.rounds + 1)][1:]
     tokens = sum(lengths) + sum(map(len, written.values()))
     passes = 1 + max(map(len, written.values()))
     read = passes * _read(model)
-    told = f"generation, {shape.prompts} prompts, {rates.floors(2 * _used(model) * tokens, read)}: seconds"
+    told = f"generation, {work.prompts} prompts, {rates.floors(2 * _used(model) * tokens, read)}: seconds"
     yield rates.told(told, *seconds)
     yield ratio("generation: `generate`, one batch / ours", theirs, ours, "> 1", **timing)
     if rates.device.type == "cuda":  # on a CPU it takes half of the machine's memory for its cache
@@ -238,34 +237,25 @@ def _generation(model: LlamaForCausalLM, shape: Shape, rates: Rates) -> Iterator
 # --- a trial ---
 
 
-def _trial(model: LlamaForCausalLM, shape: Shape, rates: Rates) -> Iterator[Ratio]:
-    prompts = prompts_of(shape.vocabulary, shape.prompts)
+def _trial(model: LlamaForCausalLM, work: Work, rates: Rates) -> Iterator[Ratio]:
+    prompts = prompts_of(work.shape.vocabulary, work.prompts)
     edits = Edits(targets_of(model))
-    search = SearchSettings(max_new_tokens=shape.new_tokens)
+    search = SearchSettings(max_new_tokens=work.new_tokens)
     examiner = Examiner(subject_of(model), edits, prompts, search, ObjectiveSettings(), seed=0)
     plan = plan_of(model, edits, 0)
-    seconds = [clock(lambda: examiner.examine([plan]), rates.device) for _ in range(shape.rounds + 1)][1:]
+    seconds = [clock(lambda: examiner.examine([plan]), rates.device) for _ in range(work.rounds + 1)][1:]
     tokens = sum(len(prompt.ids) for prompt in (*prompts.harmful_search, *prompts.harmless_search))
-    tokens += shape.prompts * shape.new_tokens
-    read = (2 + shape.new_tokens) * _read(model)
-    told = f"abliteration trial, {2 * shape.prompts} prompts, {rates.floors(2 * _used(model) * tokens, read)}: seconds"
+    tokens += work.prompts * work.new_tokens
+    read = (2 + work.new_tokens) * _read(model)
+    told = f"abliteration trial, {2 * work.prompts} prompts, {rates.floors(2 * _used(model) * tokens, read)}: seconds"
     yield rates.told(told, *seconds)
 
 
 # --- the model ---
 
 
-def _model(shape: Shape, device: torch.device) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.groups,
-        vocab_size=shape.vocabulary,
-        max_position_embeddings=2 * shape.length,
-        tie_word_embeddings=False,
-    )
+def _model(work: Work, device: torch.device) -> LlamaForCausalLM:
+    config = LlamaConfig(**work.shape.llama, max_position_embeddings=2 * work.length)
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -290,13 +280,11 @@ def _read(model: nn.Module) -> int:
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.partition("\n")[0])
-    parser.add_argument("--shape", choices=SHAPES, default="llama-3.1-8b")
+    parser.add_argument("--shape", choices=WORKS, default="llama-3.1-8b")
     parser.add_argument("--device", default="cuda")
     options: Any = parser.parse_args(given)
     device = torch.device(options.device)
-    found = (
-        run() if device.type == "cuda" and not torch.cuda.is_available() else measured(SHAPES[options.shape], device)
-    )
+    found = run() if device.type == "cuda" and not torch.cuda.is_available() else measured(WORKS[options.shape], device)
     for result in found:
         print(f"{result.what}: {result.median:.3g} ({result.low:.3g} … {result.high:.3g}) {result.wanted}", flush=True)
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.processes import elsewhere, memory
@@ -42,39 +43,35 @@ def run() -> Iterator[Ratio]:
 
 
 def model_of(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.shared,
-        head_dim=shape.size,
-        tie_word_embeddings=shape.tied,
-    )
-    model = LlamaForCausalLM(config).to(dtype)
+    """A random model of this shape, in training mode."""
+    model = LlamaForCausalLM(LlamaConfig(**shape.llama)).to(dtype)
     install(model, {"method": "vanilla"})
-    return model
+    return model.train()
 
 
-def saved(shape: Shape, checkpointing: bool) -> int:
-    """Bytes that a forward pass of TOKENS tokens keeps for its backward pass, weights and the loss left out."""
-    model = model_of(shape).train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+def kept_by(model: nn.Module, work: Callable[[], object]) -> int:
+    """Bytes that autograd keeps of a forward pass of the model for its backward pass, weights left out."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    held: dict[int, torch.UntypedStorage] = {}  # a storage that is let go of would give its address to another
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
+            held[storage.data_ptr()] = storage
         return tensor
 
-    [batch] = StepBatches(_examples(1), batch_size=1, micro_batch_size=1, pad_id=0).of_step(0)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        at_targets(model, batch, positions=batch.target_positions[:0])
-    return sum(storage.nbytes() for storage in kept.values())
+        work()
+    return sum(storage.nbytes() for storage in held.values())
+
+
+def saved(shape: Shape, checkpointing: bool) -> int:
+    """Bytes that a forward pass of TOKENS tokens keeps for its backward pass, weights and the loss left out."""
+    model = model_of(shape)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    [batch] = StepBatches(_examples(1), batch_size=1, micro_batch_size=1, pad_id=0).of_step(0)
+    return kept_by(model, lambda: at_targets(model, batch, positions=batch.target_positions[:0]))
 
 
 def _per_parameter(stage: int) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,112 +63,90 @@ class Family:
     tokenizer_class: str = "PreTrainedTokenizerFast"
 
 
-_LLAMA3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-_CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>")
-_GEMMA = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")
+_LLAMA2 = Family(
+    "llama2",
+    ("<unk>", "<s>", "</s>"),
+    eos="</s>",
+    turn_end="</s>",
+    stops=("</s>",),
+    bos="<s>",
+    unk="<unk>",
+    pieces=True,
+    marked=True,
+    begins=True,
+    tokenizer_class="LlamaTokenizer",
+)
+_LLAMA3 = Family(
+    "llama3",
+    (
+        *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        "<|reserved_special_token_250|>",
+    ),
+    eos="<|eot_id|>",
+    turn_end="<|eot_id|>",
+    stops=("<|end_of_text|>", "<|eot_id|>"),
+    bos="<|begin_of_text|>",
+    begins=True,
+)
+_PHI4 = Family(
+    "phi4_mini",
+    ("<|endoftext|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|/tool|>"),
+    eos="<|endoftext|>",
+    turn_end="<|end|>",
+    stops=("<|end|>", "<|endoftext|>"),
+    bos="<|endoftext|>",
+    pad="<|endoftext|>",
+    unk="<|endoftext|>",
+    tokenizer_class="GPT2Tokenizer",
+)
+_QWEN2 = Family(
+    "qwen2_5",
+    ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>"),
+    eos="<|im_end|>",
+    turn_end="<|im_end|>",
+    stops=("<|im_end|>", "<|endoftext|>"),
+    pad="<|endoftext|>",
+    added=("<tool_call>", "</tool_call>"),
+    tokenizer_class="Qwen2Tokenizer",
+)
+_GEMMA2 = Family(
+    "gemma2",
+    ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"),
+    eos="<eos>",
+    turn_end="<end_of_turn>",
+    stops=("<eos>", "<end_of_turn>"),
+    bos="<bos>",
+    pad="<pad>",
+    unk="<unk>",
+    pieces=True,
+    begins=True,
+    tokenizer_class="GemmaTokenizer",
+)
+_TOOLS = ("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]")
+_LATER = ("<|eom_id|>", "<|python_tag|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_3|>")
 
 FAMILIES = {
-    "llama2": Family(
-        "llama2",
-        ("<unk>", "<s>", "</s>"),
-        eos="</s>",
-        turn_end="</s>",
-        stops=("</s>",),
-        bos="<s>",
-        unk="<unk>",
-        pieces=True,
-        marked=True,
-        begins=True,
-        tokenizer_class="LlamaTokenizer",
-    ),
-    "llama3": Family(
-        "llama3",
-        (*_LLAMA3, "<|reserved_special_token_250|>"),
-        eos="<|eot_id|>",
-        turn_end="<|eot_id|>",
-        stops=("<|end_of_text|>", "<|eot_id|>"),
-        bos="<|begin_of_text|>",
-        begins=True,
-    ),
-    "llama3_1": Family(
-        "llama3_1",
-        (*_LLAMA3, "<|eom_id|>", "<|python_tag|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_3|>"),
-        eos="<|eot_id|>",
-        turn_end="<|eot_id|>",
-        stops=("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
-        bos="<|begin_of_text|>",
-        begins=True,
-    ),
-    "mistral": Family(
-        "mistral",
-        ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
-        eos="</s>",
-        turn_end="</s>",
-        stops=("</s>",),
-        bos="<s>",
-        unk="<unk>",
-        pieces=True,
-        marked=True,
-        begins=True,
-        tokenizer_class="LlamaTokenizer",
-    ),
-    "phi4_mini": Family(
-        "phi4_mini",
-        ("<|endoftext|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|/tool|>"),
-        eos="<|endoftext|>",
-        turn_end="<|end|>",
-        stops=("<|end|>", "<|endoftext|>"),
-        bos="<|endoftext|>",
-        pad="<|endoftext|>",
-        unk="<|endoftext|>",
-        tokenizer_class="GPT2Tokenizer",
-    ),
-    "qwen2_5": Family(
-        "qwen2_5",
-        _CHATML,
-        eos="<|im_end|>",
-        turn_end="<|im_end|>",
-        stops=("<|im_end|>", "<|endoftext|>"),
-        pad="<|endoftext|>",
-        added=("<tool_call>", "</tool_call>"),
-        tokenizer_class="Qwen2Tokenizer",
-    ),
-    "qwen3": Family(
-        "qwen3",
-        _CHATML,
-        eos="<|im_end|>",
-        turn_end="<|im_end|>",
-        stops=("<|im_end|>", "<|endoftext|>"),
-        pad="<|endoftext|>",
-        added=("<tool_call>", "</tool_call>", "<think>", "</think>"),
-        tokenizer_class="Qwen2Tokenizer",
-    ),
-    "gemma2": Family(
-        "gemma2",
-        _GEMMA,
-        eos="<eos>",
-        turn_end="<end_of_turn>",
-        stops=("<eos>", "<end_of_turn>"),
-        bos="<bos>",
-        pad="<pad>",
-        unk="<unk>",
-        pieces=True,
-        begins=True,
-        tokenizer_class="GemmaTokenizer",
-    ),
-    "gemma3": Family(
-        "gemma3",
-        (*_GEMMA, "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
-        eos="<eos>",
-        turn_end="<end_of_turn>",
-        stops=("<eos>", "<end_of_turn>"),
-        bos="<bos>",
-        pad="<pad>",
-        unk="<unk>",
-        pieces=True,
-        begins=True,
-        tokenizer_class="GemmaTokenizer",
-    ),
+    family.template: family
+    for family in (
+        _LLAMA2,
+        replace(_LLAMA2, template="mistral", first=(*_LLAMA2.first, *_TOOLS)),
+        _LLAMA3,
+        replace(
+            _LLAMA3,
+            template="llama3_1",
+            first=(*_LLAMA3.first[:-1], *_LATER),
+            stops=("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
+        ),
+        _PHI4,
+        _QWEN2,
+        replace(_QWEN2, template="qwen3", added=(*_QWEN2.added, "<think>", "</think>")),
+        _GEMMA2,
+        replace(
+            _GEMMA2,
+            template="gemma3",
+            first=(*_GEMMA2.first, "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+        ),
+    )
 }
 
 _LLAMA3_ROTARY = {
@@ -188,17 +166,26 @@ _LONG_ROTARY = {
     "original_max_position_embeddings": POSITIONS // 4,
 }
 
+_Kind = tuple[str, type[PreTrainedConfig], dict[str, Any]]
+_OF_LLAMA2: _Kind = ("llama2", LlamaConfig, {"num_key_value_heads": 4})
+_OF_LLAMA2_13B: _Kind = ("llama2", LlamaConfig, {"num_key_value_heads": 4, "hidden_size": 48})
+_OF_LLAMA3_1: _Kind = ("llama3_1", LlamaConfig, {"rope_scaling": _LLAMA3_ROTARY})
+_OF_MISTRAL: _Kind = ("mistral", MistralConfig, {"sliding_window": None})
+_OF_QWEN2: _Kind = ("qwen2_5", Qwen2Config, {})
+_OF_QWEN3: _Kind = ("qwen3", Qwen3Config, {"head_dim": 16})
+_OF_GEMMA = {"tie_word_embeddings": True, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16}
+
 # name of a repository: the family of its tokenizer, the class of its configuration, and what is peculiar to it
-REPOSITORIES: dict[str, tuple[str, type[PreTrainedConfig], dict[str, Any]]] = {
-    "meta-llama/Llama-2-7b-hf": ("llama2", LlamaConfig, {"num_key_value_heads": 4}),
-    "meta-llama/Llama-2-7b-chat-hf": ("llama2", LlamaConfig, {"num_key_value_heads": 4}),
-    "meta-llama/Llama-2-13b-hf": ("llama2", LlamaConfig, {"num_key_value_heads": 4, "hidden_size": 48}),
-    "meta-llama/Llama-2-13b-chat-hf": ("llama2", LlamaConfig, {"num_key_value_heads": 4, "hidden_size": 48}),
+REPOSITORIES: dict[str, _Kind] = {
+    "meta-llama/Llama-2-7b-hf": _OF_LLAMA2,
+    "meta-llama/Llama-2-7b-chat-hf": _OF_LLAMA2,
+    "meta-llama/Llama-2-13b-hf": _OF_LLAMA2_13B,
+    "meta-llama/Llama-2-13b-chat-hf": _OF_LLAMA2_13B,
     "meta-llama/Meta-Llama-3-8B-Instruct": ("llama3", LlamaConfig, {"rope_theta": 500000.0}),
-    "meta-llama/Llama-3.1-8B": ("llama3_1", LlamaConfig, {"rope_scaling": _LLAMA3_ROTARY}),
-    "meta-llama/Llama-3.1-8B-Instruct": ("llama3_1", LlamaConfig, {"rope_scaling": _LLAMA3_ROTARY}),
-    "mistralai/Mistral-7B-v0.3": ("mistral", MistralConfig, {"sliding_window": None}),
-    "mistralai/Mistral-7B-Instruct-v0.3": ("mistral", MistralConfig, {"sliding_window": None}),
+    "meta-llama/Llama-3.1-8B": _OF_LLAMA3_1,
+    "meta-llama/Llama-3.1-8B-Instruct": _OF_LLAMA3_1,
+    "mistralai/Mistral-7B-v0.3": _OF_MISTRAL,
+    "mistralai/Mistral-7B-Instruct-v0.3": _OF_MISTRAL,
     "microsoft/Phi-4-mini-instruct": (
         "phi4_mini",
         Phi3Config,
@@ -211,21 +198,13 @@ REPOSITORIES: dict[str, tuple[str, type[PreTrainedConfig], dict[str, Any]]] = {
             "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},  # its own code, which is not run
         },
     ),
-    "Qwen/Qwen2.5-7B": ("qwen2_5", Qwen2Config, {}),
-    "Qwen/Qwen2.5-7B-Instruct": ("qwen2_5", Qwen2Config, {}),
+    "Qwen/Qwen2.5-7B": _OF_QWEN2,
+    "Qwen/Qwen2.5-7B-Instruct": _OF_QWEN2,
     "Qwen/Qwen2.5-32B-Instruct": ("qwen2_5", Qwen2Config, {"hidden_size": 64, "head_dim": 16}),
-    "Qwen/Qwen3-8B-Base": ("qwen3", Qwen3Config, {"head_dim": 16}),
-    "Qwen/Qwen3-8B": ("qwen3", Qwen3Config, {"head_dim": 16}),
-    "google/gemma-2-2b-it": (
-        "gemma2",
-        Gemma2Config,
-        {"tie_word_embeddings": True, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16},
-    ),
-    "google/gemma-3-12b-it": (
-        "gemma3",
-        Gemma3Config,
-        {"tie_word_embeddings": True, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16},
-    ),
+    "Qwen/Qwen3-8B-Base": _OF_QWEN3,
+    "Qwen/Qwen3-8B": _OF_QWEN3,
+    "google/gemma-2-2b-it": ("gemma2", Gemma2Config, _OF_GEMMA),
+    "google/gemma-3-12b-it": ("gemma3", Gemma3Config, _OF_GEMMA),
 }
 
 

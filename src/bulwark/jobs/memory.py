@@ -43,6 +43,20 @@ class Shape:
     tied: bool = False
 
     @property
+    def llama(self) -> dict[str, int | bool]:
+        """What transformers' LlamaConfig is told to have a model of this shape."""
+        return {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.inner,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.shared,
+            "head_dim": self.size,
+            "tie_word_embeddings": self.tied,
+        }
+
+    @property
     def linear(self) -> int:
         """Parameters of the linear modules of all blocks."""
         attention = 2 * self.hidden * self.size * (self.heads + self.shared)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
+from bench.memory import kept_by
 from bulwark.jobs import memory
 from bulwark.jobs.memory import CARDS, GB, PURPOSES, SHAPES, Load, Shape
 
@@ -28,34 +29,14 @@ def test_parameters_are_as_published(size, published):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("change", [{}, {"inner": 320}, {"heads": 8}, {"shared": 4}, {"hidden": 128}, {"layers": 5}])
 def test_what_autograd_keeps_is_what_is_computed(checkpointing, change, attention):
-    shape = replace(TINY, **change)
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.shared,
-        head_dim=shape.size,
-        attn_implementation=attention,
-    )
-    model = LlamaModel(config).to(torch.bfloat16).train()
+    shape, tokens = replace(TINY, **change), 96
+    model = LlamaModel(LlamaConfig(**shape.llama, attn_implementation=attention)).to(torch.bfloat16).train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    held: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            held[storage.data_ptr()] = storage
-        return tensor
-
-    tokens = 96
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(input_ids=torch.ones(1, tokens, dtype=torch.long), use_cache=False).last_hidden_state
-    assert output.requires_grad
-    found = sum(storage.nbytes() for storage in held.values())
+    ids = torch.ones(1, tokens, dtype=torch.long)
+    results = []
+    found = kept_by(model, lambda: results.append(model(input_ids=ids, use_cache=False).last_hidden_state))
+    assert results[0].requires_grad
     pairs = Load(attention=attention, length=tokens).pairs(tokens)
     assert memory.kept(shape, tokens, checkpointing, pairs) == pytest.approx(found, rel=0.03)
 
@@ -79,17 +60,10 @@ def test_weights_gradients_and_state_are_counted_by_hand():
 
 def test_the_cache_of_a_token_is_its_keys_and_values_in_half_precision():
     """As transformers keeps it; of Llama-3.1-8B 128 KiB."""
-    config = LlamaConfig(
-        vocab_size=TINY.vocabulary,
-        hidden_size=TINY.hidden,
-        intermediate_size=TINY.inner,
-        num_hidden_layers=TINY.layers,
-        num_attention_heads=TINY.heads,
-        num_key_value_heads=TINY.shared,
-        head_dim=TINY.size,
-    )
     with torch.no_grad():
-        cache = LlamaModel(config).to(torch.bfloat16)(torch.ones(1, 7, dtype=torch.long)).past_key_values
+        cache = (
+            LlamaModel(LlamaConfig(**TINY.llama)).to(torch.bfloat16)(torch.ones(1, 7, dtype=torch.long)).past_key_values
+        )
     held = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
     assert 7 * TINY.cached == held
     assert SHAPES["8B"].cached == 128 * 2**10
