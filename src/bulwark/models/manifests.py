@@ -27,7 +27,7 @@ BASE_MANIFEST = "model.json"
 # What may lie beside a manifest and is no part of it: resumable state, the job's own description, TensorBoard's events.
 PASSING = ("training", "training-set-aside", "job.json", "tensorboard")
 # How wide a processor's vectors are taken, and so how its sums are rounded, by PyTorch's own kernels and by MKL; null
-# leaves it to the processor. The workflow sets both (workflow/rules/common.smk).
+# leaves it to the processor. The workflow sets both (`bulwark.jobs.calls.round_alike`).
 ROUNDING = ("ATEN_CPU_CAPABILITY", "MKL_CBWR")
 SNAPSHOTS = "snapshots"  # folder of a checkpoint with a model per snapshot, by its number of optimizer steps
 # What transformers reads from a model's folder, if it is there.
