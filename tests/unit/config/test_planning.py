@@ -123,8 +123,17 @@ def test_what_authors_say_is_expected_of_their_job_and_scales_to_others():
 
 def test_every_published_time_is_of_a_step_and_a_model_that_there_are(papers):
     for kind, known in estimates.published.OF_KIND.items():
-        assert papers.step(known.model, known.step).module in estimates.published.OF_KIND, kind
+        step = papers.step(known.model, known.step)
+        assert step.module in estimates.published.OF_KIND, kind
+        assert known.work == pytest.approx(amounts.training_work(papers, step)), kind
         assert known.source
+
+
+def test_an_overlay_that_cuts_a_step_down_cuts_its_time_as_much():
+    """The published time is of what the authors did, not of what is left of it; the start is not cut."""
+    whole = estimates.step(loaded(), "llama2-13b", "aside").hours
+    cut = "name: cut\nsteps: {aside: {settings: {training: {epochs: 1.0}}}}"
+    assert estimates.step(loaded(cut), "llama2-13b", "aside").hours == pytest.approx(whole / 3, rel=0.1)
 
 
 def written(path: str, *seconds: float) -> None:

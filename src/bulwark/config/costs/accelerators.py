@@ -21,6 +21,9 @@ class Accelerator:
 
 # NVIDIA's data sheets, without sparsity.
 ACCELERATORS = {
+    "l4": Accelerator(121e12, 0.3e12, 24e9),
+    "a10": Accelerator(125e12, 0.6e12, 24e9),
+    "rtx4090": Accelerator(165e12, 1.008e12, 24e9),
     "l40s": Accelerator(362e12, 0.864e12, 48e9),
     "a100": Accelerator(312e12, 2.039e12, 80e9),
     "h100": Accelerator(989e12, 3.35e12, 80e9),

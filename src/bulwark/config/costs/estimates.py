@@ -68,11 +68,9 @@ def planned(catalogue: Catalogue, model: str, name: str) -> Estimate:
         return Estimate(needed.hours * resolved.cost, "guessed")
     hours = _step_hours(catalogue, model, resolved, needed, _accelerator(catalogue, needed))
     known = published.OF_KIND.get(resolved.module)
-    if known is None or known.model not in catalogue.models or known.step not in catalogue.steps:
+    if known is None or known.model not in catalogue.models:
         return Estimate(hours, "guessed")
-    of = catalogue.step(known.model, known.step)
-    on = Resources(gpu=known.gpus, mem_gb=1.0)
-    theirs = _step_hours(catalogue, known.model, of, on, ACCELERATORS[known.accelerator])
+    theirs = _training_hours(catalogue, known.model, known.work, known.gpus, ACCELERATORS[known.accelerator])
     same = model == known.model and math.isclose(hours, theirs)  # the same work on the same GPUs
     return Estimate(hours * known.hours / theirs, "published" if same else "guessed")
 
@@ -162,9 +160,13 @@ def _step_hours(
     """The guess of a step, whatever is known of it."""
     if resolved.stage != "train":
         return _answering_hours(catalogue, model, answering_work(resolved), accelerator)
-    count = parameters(catalogue, model)
     devices = max(1, needed.gpu) * needed.nodes
-    seconds = training_work(catalogue, resolved) * count / (devices * accelerator.flops * TRAINING_SHARE)
+    return _training_hours(catalogue, model, training_work(catalogue, resolved), devices, accelerator)
+
+
+def _training_hours(catalogue: Catalogue, model: str, work: float, devices: int, accelerator: Accelerator) -> float:
+    count = parameters(catalogue, model)
+    seconds = work * count / (devices * accelerator.flops * TRAINING_SHARE)
     return (_start(count * BYTES[catalogue.model(model).dtype]) + seconds) / 3600
 
 

@@ -11,10 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """A step on a model took `hours` on `gpus` of `accelerator`; source: who says so."""
+    """A step on a model took `hours` on `gpus` of `accelerator`; source: who says so.
+
+    work: of that training, as `amounts.training_work` counts it of the step as it stands in config/steps. An overlay
+    that cuts the step down does not change what the authors did.
+    """
 
     step: str
     model: str
+    work: float
     hours: float
     gpus: int
     accelerator: str
@@ -24,6 +29,7 @@ class Published:
 _ASIDE = Published(
     "aside",
     "llama2-13b",
+    424_813_248.0,
     3.0,
     8,
     "h100",
@@ -35,9 +41,21 @@ OF_KIND = {
     "ise": _ASIDE,
     "aside": _ASIDE,
     "tar": Published(
-        "tar", "llama3-8b-instruct", 18.0, 8, "a100", "the authors of arXiv 2408.00761 to their reviewers: 18 hours"
+        "tar",
+        "llama3-8b-instruct",
+        3_637_248_000.0,
+        18.0,
+        8,
+        "a100",
+        "the authors of arXiv 2408.00761 to their reviewers: 18 hours",
     ),
     "secalign": Published(
-        "secalign", "llama3.1-8b-instruct", 0.5, 8, "h100", "arXiv 2507.02735, Sec. 4.1: half an hour on 8 H100"
+        "secalign",
+        "llama3.1-8b-instruct",
+        637_219_872.0,
+        0.5,
+        8,
+        "h100",
+        "arXiv 2507.02735, Sec. 4.1: half an hour on 8 H100",
     ),
 }
