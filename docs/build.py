@@ -79,6 +79,7 @@ def settings() -> dict[str, object]:
     order = ["glossary.md", "methods.md", "injections.md", "interpretability.md", "steering.md", "abliteration.md"]
     order += [
         "tamper_resistance.md",
+        "pocket.md",
         "miniature.md",
         "reports.md",
         "serving.md",

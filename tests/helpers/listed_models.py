@@ -109,6 +109,17 @@ _QWEN2 = Family(
     added=("<tool_call>", "</tool_call>"),
     tokenizer_class="Qwen2Tokenizer",
 )
+_SMOLLM2 = Family(
+    "smollm2",
+    ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    eos="<|im_end|>",
+    turn_end="<|im_end|>",
+    stops=("<|im_end|>",),
+    bos="<|im_start|>",
+    pad="<|im_end|>",
+    unk="<|endoftext|>",
+    tokenizer_class="GPT2Tokenizer",
+)
 _GEMMA2 = Family(
     "gemma2",
     ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"),
@@ -140,6 +151,7 @@ FAMILIES = {
         _PHI4,
         _QWEN2,
         replace(_QWEN2, template="qwen3", added=(*_QWEN2.added, "<think>", "</think>")),
+        _SMOLLM2,
         _GEMMA2,
         replace(
             _GEMMA2,
@@ -201,8 +213,10 @@ REPOSITORIES: dict[str, _Kind] = {
     "Qwen/Qwen2.5-7B": _OF_QWEN2,
     "Qwen/Qwen2.5-7B-Instruct": _OF_QWEN2,
     "Qwen/Qwen2.5-32B-Instruct": ("qwen2_5", Qwen2Config, {"hidden_size": 64, "head_dim": 16}),
+    "Qwen/Qwen2.5-0.5B-Instruct": ("qwen2_5", Qwen2Config, {"tie_word_embeddings": True}),
     "Qwen/Qwen3-8B-Base": _OF_QWEN3,
     "Qwen/Qwen3-8B": _OF_QWEN3,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": ("smollm2", LlamaConfig, {"tie_word_embeddings": True}),
     "google/gemma-2-2b-it": ("gemma2", Gemma2Config, _OF_GEMMA),
     "google/gemma-3-12b-it": ("gemma3", Gemma3Config, _OF_GEMMA),
 }

@@ -119,6 +119,20 @@ MODELS: list[Row] = [
                 32,
                 "Arditi et al., Sec. 4",
             ),
+            (
+                "qwen2.5-0.5b-instruct",
+                "Qwen/Qwen2.5-0.5B-Instruct",
+                "7ae557604adf67be50417f59c2c2f167def9a775",
+                24,
+                "ours: below a billion parameters, ungated, refuses (docs/pocket.md)",
+            ),
+            (
+                "smollm2-360m-instruct",
+                "HuggingFaceTB/SmolLM2-360M-Instruct",
+                "a10cc1512eabd3dde888204e902eca88bddb4951",
+                32,
+                "ours: as above, of another family (docs/pocket.md)",
+            ),
         )
         for row in (
             (f"models/{model}", "source.hub", hub, source),
@@ -168,6 +182,10 @@ MODELS: list[Row] = [
                 "phi-4-mini-instruct",
                 {"gpu": 4, "mem_gb": 256.0, "threads": 16},
                 {"gpu": 1, "mem_gb": 64.0, "threads": 8},
+            ),
+            *(
+                (small, {"gpu": 1, "mem_gb": 24.0, "threads": 8}, {"gpu": 1, "mem_gb": 16.0, "threads": 4})
+                for small in ("qwen2.5-0.5b-instruct", "smollm2-360m-instruct")
             ),
         )
     ),

@@ -15,10 +15,12 @@ PARAMETERS = {
     "llama3.1-8b-instruct": 8.03e9,
     "mistral-7b-v0.3": 7.25e9,
     "phi-4-mini-instruct": 3.84e9,
+    "qwen2.5-0.5b-instruct": 4.94e8,
     "qwen2.5-7b": 7.62e9,
     "qwen2.5-7b-instruct": 7.62e9,
     "qwen2.5-32b-instruct": 32.8e9,
     "qwen3-8b": 8.19e9,
+    "smollm2-360m-instruct": 3.62e8,
 }
 ROWS: list[Row] = [
     *((f"models/{model}", "parameters", count, CARD) for model, count in PARAMETERS.items()),

@@ -26,6 +26,7 @@ SYSTEM = [Turn(role="system", text="be kind")]
 ANSWER = [Turn(role="response", text="two")]
 _LLAMA3 = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>"
 _DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+_SMOL = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 _QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 _TASK = "count the dog\n\nanna has two dogs"
 
@@ -63,6 +64,11 @@ DOCUMENTED = {
     ),
     "qwen2_5": (
         chatml(("system", _QWEN), ("user", _TASK)) + "<|im_start|>assistant\n",
+        chatml(("system", "be kind"), ("user", _TASK)) + "<|im_start|>assistant\n",
+        "two<|im_end|>",
+    ),
+    "smollm2": (
+        chatml(("system", _SMOL), ("user", _TASK)) + "<|im_start|>assistant\n",
         chatml(("system", "be kind"), ("user", _TASK)) + "<|im_start|>assistant\n",
         "two<|im_end|>",
     ),
@@ -118,8 +124,9 @@ def test_a_prompt_begins_once(family):
     for prompt in (builder.prompt(ASKED), builder.prompt([*SYSTEM, *ASKED]), builder.example([*ASKED, *ANSWER])):
         tokens = tokenizer.convert_ids_to_tokens([number % ROWS for number in prompt.ids])
         named = FAMILIES[family].bos
-        # <|endoftext|>, the BOS of Phi-4-mini by name, stands in no prompt: neither template nor tokenizer writes it
-        expected = 0 if named is None or family == "phi4_mini" else 1
+        # <|endoftext|>, the BOS of Phi-4-mini by name, stands in no prompt: neither template nor tokenizer writes it;
+        # <|im_start|>, that of SmolLM2, begins each of three turns: system, user, assistant
+        expected = 0 if named is None else {"phi4_mini": 0, "smollm2": 3}.get(family, 1)
         assert tokens.count(named) == expected
         assert tokens[0] == (named if expected else tokens[0])
 
