@@ -61,27 +61,6 @@ def test_an_unknown_name_in_a_path_is_an_error_with_the_nearest_one(papers, func
     assert f"Did you mean {nearest}?" in str(refused.value)
 
 
-def test_a_study_that_shows_nothing_of_its_own_makes_its_numbers(miniature):
-    """As `steering_detectors`, whose scores the tables of `steering` show."""
-    assert miniature.studies["steering_detectors"].models
-    assert not plan_reports.shown(miniature, "steering_detectors")
-    made = plan_reports.of_study(miniature, "steering_detectors")
-    assert "results/scores/miniature/state_aware/seed2/detectors.json" in made
-    assert len(made) == len(miniature.cells("steering_detectors")) + len(miniature.analysis_cells("steering_detectors"))
-    assert plan_reports.of_study(miniature, "aside") == plan_reports.shown(miniature, "aside")
-
-
-@pytest.mark.parametrize(
-    ("overlays", "name"), [(["miniature.yaml"], "tar_cyber"), (["miniature.yaml", "demo.yaml"], "cross")]
-)
-def test_a_study_that_is_left_out_has_no_target_and_the_message_says_where(overlays, name):
-    catalogue = loaded(*overlays)
-    with pytest.raises(ConfigurationError) as refused:
-        plan_reports.refuse_target(catalogue, "study", name)
-    assert "leaves the study out" in str(refused.value)
-    assert re.search(r"config/\w+\.yaml:\d+", str(refused.value))
-
-
 CHANGES = {
     "world: {rarity: 0.5}": {"records", "corpus"},
     "world: {sentences: [1, 3]}": {"records", "corpus"},
