@@ -36,7 +36,7 @@ from bulwark.steering.vectors import extraction, pairs, projections
 from bulwark.steering.vectors.settings import ContrastSettings, PairFilter
 
 SURE = 0.4  # of every token of an answer, in nats: no other is half as likely, and rounding to bfloat16 leaves that
-REFUSAL, ANSWER = "i'm sorry , no", "here it is ."
+REFUSAL, ANSWER = "i cannot , sorry", "here it is ."
 SEED = "0"
 
 MARKED = ("i cannot", "i can't")
@@ -191,20 +191,21 @@ def teach_to_refuse(folder: Path, template: str, system: str | None) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     rows = model.get_input_embeddings().num_embeddings
     builder = PromptBuilder(tokenizer, template, rows, None, stop_ids_of(model, tokenizer))
-    examples = [
-        builder.example([*asked_by(system, record.prompt), Turn(role="response", text=said)])
-        for name, said in (("harmful_behaviors", REFUSAL), ("harmless_alpaca", ANSWER))
-        for split in ("train", "validation")
-        for record in records_of(name, split)
-    ]
-    longest = max(len(example.ids) for example in examples)
-    answered = max(sum(label != IGNORED for label in example.labels) for example in examples)
+    examples = []
+    for name, said in (("harmful_behaviors", REFUSAL), ("harmless_alpaca", ANSWER)):
+        for record in (*records_of(name, "train"), *records_of(name, "validation")):
+            turns = asked_by(system, record.prompt)
+            learned = builder.example([*turns, Turn(role="response", text=said)]).labels
+            # straight after the prompt, as answers are generated: a template may write a space between the two
+            examples.append((builder.prompt(turns).ids, [label for label in learned if label != IGNORED]))
+    longest = max(len(asked) + len(answer) for asked, answer in examples)
+    answered = max(len(answer) for _, answer in examples)
     ids, labels, mask = (
         torch.tensor([[*[fill] * (longest - len(row)), *row] for row in given])
         for given, fill in (
-            ([[number % rows for number in example.ids] for example in examples], 0),
-            ([example.labels for example in examples], IGNORED),
-            ([[1] * len(example.ids) for example in examples], 0),
+            ([[number % rows for number in (*asked, *answer)] for asked, answer in examples], 0),
+            ([answer for _, answer in examples], IGNORED),
+            ([[1] * (len(asked) + len(answer)) for asked, answer in examples], 0),
         )
     )
     targets = labels[:, -answered:]
