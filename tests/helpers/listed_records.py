@@ -68,10 +68,11 @@ def stand_ins() -> dict[str, str]:
     return found
 
 
-def fitted(kind: str, place: int) -> dict[str, Any]:
+def fitted(dataset: str, kind: str, place: int) -> dict[str, Any]:
     """What listed settings expect of a record at this place, and the miniature's records of the kind say otherwise."""
     if kind == "bipia":
-        return {"error": "it stops .", "code": "do it ."}
+        task = "code" if dataset == "bipia_code" else "email"
+        return {"task": task, "question": "what is it ?", "error": "it stops .", "code": "do it ."}
     if kind == "harmbench":
         return {"category": ("standard", "contextual")[place % 2]}
     if kind == "open_prompt_injection":
@@ -116,7 +117,7 @@ def records_of(dataset: str, split: str) -> tuple[Any, ...]:
     mixed = [record for several in itertools.zip_longest(*groups.values()) for record in several if record is not None]
     if hasattr(mixed[0], "trait") and entity.kind in ("contrast", "traits"):
         mixed = [record.model_copy(update={"trait": dataset.partition("_")[2]}) for record in mixed]
-    mixed = [record.model_copy(update=fitted(entity.kind, place)) for place, record in enumerate(mixed)]
+    mixed = [record.model_copy(update=fitted(dataset, entity.kind, place)) for place, record in enumerate(mixed)]
     if dataset == "alpaca_cleaned" and split == "train":  # a concept is found in instructions with data
         return tuple(sorted(mixed, key=lambda record: -max(len(turn.text) for turn in record.turns[:-1]))[:TEXTS])
     return tuple(mixed[: 4 * len(TASKS) if entity.kind == "open_prompt_injection" else RECORDS])
