@@ -95,6 +95,7 @@ class Workflow:
             "seals.py",
             "jobs/__init__.py",
             "jobs/calls.py",
+            "jobs/devices.py",
             "jobs/process.py",
             "jobs/sealing.py",
             "jobs/warm.py",
