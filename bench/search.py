@@ -6,6 +6,10 @@ once. The published ranges are shares of L - 1 layers, and within them no edit o
 on either side; so both search the miniature's wider ranges (`published_search.py` hands them to the package's sampler).
 HERETIC's seconds are those that Optuna notes per trial, ours those of the whole search over its trials.
 
+All of this is done twice: with the miniature's answers, which are short, and with answers that go on to their last
+token, because neither side is told of a token that ends them. Then decoding dominates, as with longer answers of larger
+models.
+
 heretic-llm is no dependency of this project: it lives in an environment of its own, which HERETIC_PYTHON names:
 
     python3.11 -m venv ~/heretic && ~/heretic/bin/pip install heretic-llm==1.4.0 torch==2.13.0
@@ -20,6 +24,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -43,11 +48,12 @@ from bulwark.models.open import open_model
 from bulwark.models.residuals import last_token_residuals
 from bulwark.settings import validated
 
+NEVER = 10**6  # no token of the miniature's vocabulary
 TRIALS, STARTUP, NEW_TOKENS, ROUNDS, BATCH = 60, 24, 100, 3, 6
 SYSTEM = "you are a helpful assistant ."
 USES = ("harmful_directions", "harmless_directions", "harmful_search", "harmless_search")
 SETTINGS = {
-    "prompts": {"harmful": "-", "harmless": "-", "system": SYSTEM},
+    "prompts": {"harmful": "-", "harmless": "-", "system_prompt": SYSTEM},
     "dtype": "float32",
     "directions": {"orthogonalise": True, "final_norm": True, "protect": "measured"},
     "edit": {"normalization": "full", "through_norms": False},
@@ -83,19 +89,31 @@ def run() -> Iterator[Ratio]:
     for path in (model / "model.json", *files.values()):
         if not path.exists():
             raise SystemExit(f"{path} is missing; the docstring of bench/search.py says what makes it.")
-    faster, better = [], []
-    for seed in range(ROUNDS):
-        theirs = _theirs(python, model, files, seed)
-        ours, took = _ours(model, files, seed)
-        told = [_front(theirs), _front(ours)]
-        for name, front in zip(("heretic-llm", "ours"), told, strict=True):
-            print(f"seed {seed}, {name}: " + ", ".join(f"{refusals} at {kl:.5f}" for refusals, kl in front))
-        mean = statistics.mean(trial["seconds"] for trial in theirs)
-        print(f"seed {seed}: {mean:.3f} s per trial, ours {took / TRIALS:.3f} s")
-        faster.append(mean / (took / TRIALS))
-        better.append(_volume(ours) / max(_volume(theirs), 1e-9))
-    yield _ratio(f"seconds per trial, heretic-llm 1.4.0 / ours ({TRIALS} trials)", faster, "≥ 5")
-    yield _ratio("hypervolume of (log KL, refusals), ours / heretic-llm 1.4.0", better, "≥ 1")
+    with tempfile.TemporaryDirectory() as scratch:
+        endless = Path(scratch) / "endless"
+        _never_ending(model, endless)
+        for folder, answers in ((model, "answers as they end"), (endless, f"answers of {NEW_TOKENS} tokens")):
+            faster, better = [], []
+            for seed in range(ROUNDS):
+                theirs = _theirs(python, folder, files, seed)
+                ours, took = _ours(folder, files, seed, ending=folder is model)
+                told = [_front(theirs), _front(ours)]
+                for name, front in zip(("heretic-llm", "ours"), told, strict=True):
+                    print(f"seed {seed}, {name}: " + ", ".join(f"{refusals} at {kl:.5f}" for refusals, kl in front))
+                mean = statistics.mean(trial["seconds"] for trial in theirs)
+                print(f"seed {seed}: {mean:.3f} s per trial, ours {took / TRIALS:.3f} s", flush=True)
+                faster.append(mean / (took / TRIALS))
+                better.append(_volume(ours) / max(_volume(theirs), 1e-9))
+            yield _ratio(f"seconds per trial, heretic-llm 1.4.0 / ours, {answers}", faster, "≥ 5")
+            yield _ratio(f"hypervolume of (log KL, refusals), ours / heretic-llm 1.4.0, {answers}", better, "≥ 1")
+
+
+def _never_ending(model: Path, folder: Path) -> None:
+    """The same model in another folder, whose generation configuration names a token as the end that is never written."""
+    shutil.copytree(model, folder)
+    path = folder / "generation_config.json"
+    generation = json.loads(path.read_text())
+    path.write_text(json.dumps(generation | {"eos_token_id": NEVER}))
 
 
 def _theirs(python: str, model: Path, files: dict[str, Path], seed: int) -> list[dict]:
@@ -137,9 +155,11 @@ def _theirs(python: str, model: Path, files: dict[str, Path], seed: int) -> list
     return told["trials"]
 
 
-def _ours(model: Path, files: dict[str, Path], seed: int) -> tuple[list[dict], float]:
+def _ours(model: Path, files: dict[str, Path], seed: int, ending: bool) -> tuple[list[dict], float]:
     settings = validated(AttackSettings, SETTINGS, "bench")
     subject = open_model(model, "float32")
+    if not ending:
+        subject.builder.stop_ids = [NEVER]
     prompts = read_prompts(files, settings.prompts, subject.builder)
     sides = [
         last_token_residuals(subject.model, getattr(prompts, use), subject.builder.pad_id, final_norm=True)

@@ -24,7 +24,7 @@ USABLE = 0.92  # of a card's memory: the rest is the driver's context, NCCL's bu
 HALF, SINGLE = 2, 4  # bytes
 ADAMW = 12  # bytes per parameter: master weight and two moments in float32
 GATHERED = 2 * GB  # ZeRO-3: DeepSpeed's max_live_parameters, 10⁹, in half precision
-BUCKETS = 4 * 5 * 10**8  # DeepSpeed's reduce bucket, 5·10⁸ gradients, twice in half precision
+BUCKET = HALF * 5 * 10**8  # DeepSpeed's reduce bucket, 5·10⁸ gradients in half precision
 CHUNK = 2**28 * (HALF + 3 * SINGLE)  # a chunk of logits on a GPU (`models/readout/chunks.py`), with what is made of it
 
 
@@ -148,10 +148,10 @@ def bytes_of(shape: Shape, purpose: Purpose, gpus: int, load: Load | None = None
     trained = shape.parameters if purpose == "full training" else shape.adapters(load.rank)
     weights = HALF * shape.parameters + (0 if purpose == "full training" else HALF * trained)
     if gpus == 1:
-        state = weights + trained * (HALF + SINGLE + ADAMW)
+        state = weights + trained * (HALF + SINGLE + ADAMW) + min(BUCKET, HALF * trained)
     else:
         state = (weights + trained * (SINGLE + ADAMW)) / gpus + min(GATHERED, HALF * shape.parameters)
-        state += min(BUCKETS, HALF * trained)
+        state += 2 * min(BUCKET, HALF * trained)  # one is filled while the other is reduced
     # The output embedding's gradient is there in float32 while chunks are added to it.
     head = SINGLE * shape.vocabulary * shape.hidden if purpose == "full training" else 0
     pairs = load.pairs(load.tokens)
