@@ -28,8 +28,8 @@ from bulwark.training.settings import TrainingSettings
 SHAPE = Shape("measured", layers=6, hidden=1024, inner=2816, heads=16, shared=4, size=64, vocabulary=2048)
 TOKENS = 64
 # By ZeRO stage, of a model that is smaller than DeepSpeed's buckets: weight, bucket, summed gradient, master weight and
-# moments; with stage 1 the gradient of a whole pass; with stages 2 and 3 the copy of the summed gradients from which the
-# update is made; with stage 3 the gathered weight and a second bucket.
+# moments; with stage 1 the gradient of a whole pass; with stages 2 and 3 the copy of the summed gradients from which
+# the update is made; with stage 3 the gathered weight and a second bucket.
 BYTES = {
     1: HALF + HALF + SINGLE + ADAMW + HALF,
     2: HALF + HALF + SINGLE + ADAMW + SINGLE,

@@ -109,7 +109,7 @@ def run() -> Iterator[Ratio]:
 
 
 def _never_ending(model: Path, folder: Path) -> None:
-    """The same model in another folder, whose generation configuration names a token as the end that is never written."""
+    """The same model in another folder, where the token that ends answers is one that is never written."""
     shutil.copytree(model, folder)
     path = folder / "generation_config.json"
     generation = json.loads(path.read_text())

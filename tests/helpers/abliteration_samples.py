@@ -12,13 +12,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_tokenizers import CHATML
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bulwark.abliteration.settings import AttackSettings
+from bulwark.analyses import abliteration
 from bulwark.data.records import Turn
 from bulwark.jobs.job import Job
 from bulwark.models import checkpoints, manifests
@@ -158,6 +161,31 @@ def checkpoint(folder: Path) -> Path:
     manifest = folder / manifests.MANIFEST
     manifests.write_manifest(manifest, {"model": "tiny", "recipe": "base", "seed": 0, "template": "chat"})
     return manifest
+
+
+def unrefusing(folder: Path) -> Path:
+    """A checkpoint of the tiny model that answers everything; its manifest."""
+    manifest = checkpoint(folder)
+    model = checkpoints.load_model(folder)
+    with torch.no_grad():
+        model.lm_head.weight[words_tokenizer().convert_tokens_to_ids(["I'm", "sorry"])] = 0.0
+    checkpoints.save_model(model, words_tokenizer(), folder)
+    return manifest
+
+
+def assert_unedited(folder: Path, parent: Path, told: dict[str, Any]) -> None:
+    """The folder holds the parent's weights, one trial that edits nothing, and what the analysis of attacks needs."""
+    ours, theirs = (load_file(at / "model.safetensors") for at in (folder, parent.parent))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert "is refused" in told["abliteration"]["nothing_to_remove"]
+    assert told["abliteration"]["base_refusals"] == 0
+    assert told["abliteration"]["trials"] == 1
+    assert told["changed_modules"] == []
+    assert not (folder / "adapter").exists()
+    found = abliteration.analyse({"settings": {"kl_at_most": 0.1}}, folder, abliteration.Settings())
+    assert [row["rate"] for row in found.rows] == [0.0]
+    assert found.values["refusal_rate"] == (0.0, 16)
+    assert found.values["kl"][0] == pytest.approx(0, abs=1e-6)
 
 
 def job_for(kind: str, folder: Path, parent: Path, seed: int = 0) -> Job:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JOURNAL, DIRECTIONS = "study.journal", "directions.safetensors"
+NONE_REFUSED = "none of the harmful prompts that trials are measured on is refused"
 NOTICE = {
     "abliterated": True,
     "release": "never",
@@ -44,7 +45,8 @@ NOTICE = {
 def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
     """Attack the parent of `job` and save the chosen trial as a model; returns what the manifest records.
 
-    Raises BulwarkError if the parent refuses nothing, so that there is nothing to remove.
+    Raises BulwarkError if the parent refuses nothing, so that there is nothing to remove, unless it is to be saved as
+    it is then.
     """
     from bulwark.abliteration.measure.directions import estimate
     from bulwark.abliteration.measure.subject import continued
@@ -65,7 +67,13 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
         )
         for side in ("harmful", "harmless")
     }
+    if settings.outcome.geometry:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        outcome.write(job.folder, outcome.geometry_files(residuals))
+    if not base.refusals:
+        return unedited(job, examiner, settings, NONE_REFUSED, time.time() - started)
     directions = estimate(residuals["harmful"], residuals["harmless"], settings.directions, job.seed)
+    del residuals
     setup_seconds = time.time() - started
     layers = len(blocks_of(examiner.model))
     search = Search(job.state / JOURNAL, settings, layers, job.seed, _fingerprint(job, settings, examiner.subject))
@@ -73,10 +81,6 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
         lambda proposed, known: examiner.examine([trial.plan(directions, edits) for trial in proposed], known),
         lambda result: scores(result.measures, base, settings.objectives),
     )
-    if settings.outcome.geometry:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        outcome.write(job.folder, outcome.geometry_files(residuals))
-    del residuals
     exact = settings.edit.normalization in ("none", "pre")
     rank = 1 if exact else settings.edit.adapter_rank
     manifest = concluded(
@@ -93,13 +97,36 @@ def attack(job: Job, settings: AttackSettings) -> dict[str, Any]:
     return manifest
 
 
+def unedited(
+    job: Job,
+    examiner: Examiner,
+    settings: AttackSettings | GradientEditSettings | RefusalDirectionSettings,
+    reason: str,
+    setup_seconds: float,
+) -> dict[str, Any]:
+    """Save the parent as it is, as the only trial, and the reason; returns what the manifest records.
+
+    Raises BulwarkError with the reason if the settings want the attack to stop here.
+    """
+    if settings.outcome.nothing_to_remove == "stop":
+        raise BulwarkError(
+            f"{job.parent}: {reason}, so there is nothing to remove. Attack a model that refuses, take other prompts, "
+            "or set outcome.nothing_to_remove: unedited, which saves the model as it is."
+        )
+    log.warning("Nothing to remove: %s. The model is saved as it is.", reason)
+    told = {"number": 0, "parameters": {}, "profile": {}, "objectives": None}
+    records = [told | examiner.examine([{}])[0].as_dict()]
+    manifest = concluded(job, examiner, records, lambda number: {}, {}, settings, setup_seconds, None)
+    return {**manifest, "abliteration": {**manifest["abliteration"], "nothing_to_remove": reason}}
+
+
 def concluded(
     job: Job,
     examiner: Examiner,
     records: list[dict[str, Any]],
     plan_of: Callable[[int], Plan],
     directions: Mapping[str, Tensor],
-    settings: AttackSettings | GradientEditSettings,
+    settings: AttackSettings | GradientEditSettings | RefusalDirectionSettings,
     setup_seconds: float,
     rank: int | None,
 ) -> dict[str, Any]:
@@ -141,7 +168,7 @@ def examiner_of(job: Job, settings: AttackSettings | GradientEditSettings | Refu
     """The parent of `job`, open, with the prompts that it is measured on.
 
     Raises BulwarkError if it cannot be edited, with the reason (see `export.refuse_unwritable` and
-    `checking.check_edits`), and if it refuses nothing, so that there is nothing to remove.
+    `checking.check_edits`). It may refuse nothing: see `unedited`.
     """
     from bulwark.abliteration.edit.checking import check_edits
     from bulwark.abliteration.edit.export import refuse_unwritable
@@ -165,11 +192,6 @@ def examiner_of(job: Job, settings: AttackSettings | GradientEditSettings | Refu
     examiner = Examiner(subject, edits, prompts, settings.search, settings.objectives, job.seed)
     base = examiner.base
     log.info("%d of %d harmful search prompts are refused", base.refusals, base.harmful)
-    if not base.refusals:
-        raise BulwarkError(
-            f"{job.parent}: the model refuses none of the {base.harmful} harmful prompts that trials are measured on, "
-            "so there is nothing to remove. Attack a model that refuses, or take other prompts."
-        )
     return examiner
 
 

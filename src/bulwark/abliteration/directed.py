@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> dict[str, Any]:
     """Choose the direction, orthogonalise the weights, save; returns what the manifest records.
 
-    Raises BulwarkError if the parent refuses nothing, or no candidate keeps the bounds.
+    Raises BulwarkError if the parent refuses nothing, unless it is to be saved as it is then; if it answers nothing; or
+    if no candidate keeps the bounds.
     """
     from bulwark.abliteration.measure.directions import normalised
     from bulwark.abliteration.measure.subject import continued
@@ -35,10 +36,15 @@ def attack_with_one_direction(job: Job, settings: RefusalDirectionSettings) -> d
 
     started = time.time()
     examiner = attack.examiner_of(job, settings)
+    if not examiner.base.refusals:
+        return attack.unedited(job, examiner, settings, attack.NONE_REFUSED, time.time() - started)
     subject = examiner.subject
     answers = {"harmful_search": examiner.base_answers, "harmless_search": examiner.answers([{}], "harmless")[0]}
     tokens = _refusal_tokens(examiner, answers, settings)
     kept = _kept(examiner, answers, tokens, settings.filtered)
+    if left := [name for name, part in kept.items() if not part]:
+        reason = f"of the {len(examiner.prompts.texts[left[0]])} prompts of {left[0]} none is refused"
+        return attack.unedited(job, examiner, settings, reason, time.time() - started)
     asked = [continued(subject, kept[f"{side}_directions"], settings.prompts.after) for side in ("harmful", "harmless")]
     positions = settings.positions or selection.template_tokens(asked[0])
     candidates = selection.candidates(subject.model, *asked, subject.builder.pad_id, positions)
@@ -110,7 +116,8 @@ def _kept(
 ) -> dict[str, list[Prompt]]:
     """The prompts by set; if filtered, the harmful ones that the model refuses and the harmless ones that it does not.
 
-    answers: to the search prompts, which are known already.
+    answers: to the search prompts, which are known already. Of harmful prompts none may be left.
+    Raises BulwarkError if no harmless one is.
     """
     from bulwark.abliteration.measure.measuring import refusal_score
     from bulwark.abliteration.measure.subject import answers_by_trial
@@ -128,10 +135,10 @@ def _kept(
             written = answers.get(name) or answers_by_trial(subject, part, [0], examiner.search.max_new_tokens)[0]
             refused = [examiner.refuses(answer.response) for answer in written]
         kept[name] = [prompt for prompt, verdict in zip(part, refused, strict=True) if verdict == harmful]
-        if not kept[name]:
+        if not kept[name] and not harmful:
             raise BulwarkError(
-                f"Of the {len(part)} prompts of {name} none is {'refused' if harmful else 'answered'}. Set filtered: "
-                "false, name refusal_tokens, or take other prompts."
+                f"Of the {len(part)} prompts of {name} none is answered. Set filtered: false, name refusal_tokens, or "
+                "take other prompts."
             )
     log.info("Kept: %s", {name: f"{len(part)} of {len(prompts.texts[name])}" for name, part in kept.items()})
     return kept

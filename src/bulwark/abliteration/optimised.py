@@ -56,16 +56,22 @@ class Example:
 def attack_by_gradient(job: Job, settings: GradientEditSettings) -> dict[str, Any]:
     """Optimise the edit, measure it after each round, choose one and save; returns what the manifest records.
 
-    Raises BulwarkError if the parent refuses nothing, or answers nothing, of what the attacker has.
+    Raises BulwarkError if the parent refuses nothing, unless it is to be saved as it is then, or answers nothing, of
+    what the attacker has.
     """
     started = time.time()
     examiner = attack.examiner_of(job, settings)
     examiner.model.requires_grad_(False)
     refusals = refused(examiner, settings, None)
     harmless = complied(examiner)
-    if not refusals or not harmless:
-        what = "refuses none of the harmful" if not refusals else "answers none of the harmless"
-        raise BulwarkError(f"{job.parent}: the model {what} prompts that the edit is optimised on. Take other prompts.")
+    if not examiner.base.refusals or not refusals:
+        reason = "none of the harmful prompts that the edit is optimised on is refused"
+        reason = attack.NONE_REFUSED if not examiner.base.refusals else reason
+        return attack.unedited(job, examiner, settings, reason, time.time() - started)
+    if not harmless:
+        raise BulwarkError(
+            f"{job.parent}: the model answers none of the harmless prompts that the edit is optimised on. Take others."
+        )
     factors = drawn(examiner, settings.rank, job.seed)
     width = next(iter(factors.values())).a.shape[1]
     parameters = [part for factor in factors.values() for part in (factor.a, factor.b)]

@@ -196,11 +196,14 @@ class SelectionSettings(Closed):
 
 class OutcomeSettings(Closed):
     """completions: how many of each kind stand side by side in comparison.json. show_harmful: with the harmful ones'
-    text; else they hold verdicts, lengths and digests alone. geometry: measure and project the residuals."""
+    text; else they hold verdicts, lengths and digests alone. geometry: measure and project the residuals.
+    nothing_to_remove: what becomes of a model that refuses none of the attacker's prompts. "stop" ends with an error;
+    "unedited" saves it as it is, with a single trial that edits nothing, and says so in its manifest."""
 
     completions: int = Field(5, ge=0)
     show_harmful: bool = False
     geometry: bool = True
+    nothing_to_remove: Literal["stop", "unedited"] = "stop"
 
 
 class AttackSettings(Closed):
@@ -273,6 +276,10 @@ class RefusalDirectionSettings(WithoutSearch):
     @property
     def edit(self) -> EditSettings:
         return EditSettings(through_norms=self.through_norms)
+
+    @property
+    def selection(self) -> SelectionSettings:
+        return SelectionSettings(kl_at_most=self.kl_at_most)
 
 
 class GradientEditSettings(WithoutSearch):

@@ -39,7 +39,7 @@ PROJECTIONS = {  # the modules that write into the residual stream, by the names
     ),
 }
 
-FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f")  # beside the list of blocks
+FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f")  # beside the list of blocks
 
 
 def positions_of(model) -> int | None:

@@ -15,19 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from bulwark.errors import BulwarkError
-from bulwark.models.anatomy import blocks_of, first_part, hidden_size, watching
+from bulwark.models.anatomy import blocks_of, final_norm_of, hidden_size, watching
 from bulwark.models.batching import Batch, over_prompts
 from bulwark.prompts.builder import Prompt
-
-_FINAL_NORMS = (
-    "norm",
-    "final_layernorm",
-    "final_layer_norm",
-    "ln_f",
-    "norm_f",
-    "language_model.norm",
-    "decoder.final_layer_norm",
-)
 
 
 @dataclass(frozen=True)
@@ -118,15 +108,3 @@ def winsorised(rows: Tensor, quantile: float) -> Tensor:
         return rows
     bound = torch.quantile(rows.abs(), quantile, dim=-1, keepdim=True)
     return rows.clamp(-bound, bound)
-
-
-def final_norm_of(model: nn.Module) -> nn.Module:
-    """The norm between the last block and the output embedding. Raises BulwarkError if no usual name fits."""
-    inner = model.base_model
-    name = first_part(inner, _FINAL_NORMS)
-    if name is None:
-        raise BulwarkError(
-            f"{type(inner).__name__} has no final norm called {', '.join(_FINAL_NORMS)}. Set directions.final_norm to "
-            "false."
-        )
-    return inner.get_submodule(name)

@@ -12,6 +12,7 @@ import torch
 from abliteration_samples import (
     Attacked,
     asked,
+    assert_unedited,
     attack_settings,
     checkpoint,
     checksum,
@@ -19,12 +20,13 @@ from abliteration_samples import (
     plain_ids,
     refusing_model,
     texts,
-    words_tokenizer,
+    unrefusing,
 )
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from bulwark.abliteration import directed
 from bulwark.abliteration.measure import markers
 from bulwark.errors import BulwarkError, CheckpointError, RecordError
 from bulwark.models import checkpoints, manifests
@@ -292,15 +294,28 @@ def test_an_attack_that_was_killed_in_its_search_is_resumed(tmp_path, parent, mo
 
 
 @pytest.mark.parametrize("kind", list(STEPS))
-def test_a_model_that_refuses_nothing_is_not_attacked(tmp_path, kind):
-    model = refusing_model()
-    with torch.no_grad():
-        model.lm_head.weight[words_tokenizer().convert_tokens_to_ids(["I'm", "sorry"])] = 0.0
-    checkpoints.save_model(model, words_tokenizer(), tmp_path / "parent")
-    manifest = tmp_path / "parent" / manifests.MANIFEST
-    manifests.write_manifest(manifest, {"model": "tiny", "recipe": "base", "seed": 0, "template": "chat"})
-    with pytest.raises(BulwarkError, match="refuses none of the 16 harmful prompts"):
-        run(kind, tmp_path / "model", manifest)
+def test_a_model_that_refuses_nothing_is_not_attacked_or_saved_as_it_is(tmp_path, kind):
+    parent = unrefusing(tmp_path / "parent")
+    with pytest.raises(BulwarkError, match=r"none of the harmful.*nothing to remove.*nothing_to_remove: unedited"):
+        run(kind, tmp_path / "model", parent)
+    folder = tmp_path / "unedited" / "model"
+    told = run(kind, folder, parent, outcome={"nothing_to_remove": "unedited"})
+    assert_unedited(folder, parent, told)
+    assert (folder / "geometry.json").exists() == (kind != "refusal_direction")
+
+
+@pytest.mark.parametrize("way", ["stop", "unedited"])
+def test_of_prompts_that_are_filtered_none_need_be_refused(tmp_path, parent, way, monkeypatch):
+    """The first token of no prompt for directions is one of a refusal, though the model does refuse."""
+    monkeypatch.setattr(directed, "_refusal_tokens", lambda *given: [0])
+    changes = {"outcome": {"nothing_to_remove": way}}
+    if way == "stop":
+        with pytest.raises(BulwarkError, match="of the 32 prompts of harmful_directions none is refused"):
+            run("refusal_direction", tmp_path / "model", parent, **changes)
+    else:
+        told = run("refusal_direction", tmp_path / "model", parent, **changes)
+        assert "harmful_directions" in told["abliteration"]["nothing_to_remove"]
+        assert told["abliteration"]["base_refusals"] == 16
 
 
 def test_prompts_of_both_uses_and_too_few_prompts_are_refused(tmp_path, parent):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from abliteration_samples import Attacked, checkpoint, checksum, job_for, refusing_model, words_tokenizer
+from abliteration_samples import Attacked, assert_unedited, checkpoint, checksum, job_for, refusing_model, unrefusing
 from torch.nn.functional import log_softmax
 
 from bulwark.abliteration import optimised
@@ -19,7 +19,7 @@ from bulwark.abliteration.edit.hooks import Edits
 from bulwark.abliteration.edit.targets import targets_of
 from bulwark.abliteration.settings import GradientEditSettings
 from bulwark.errors import BulwarkError
-from bulwark.models import checkpoints, manifests
+from bulwark.models import checkpoints
 from bulwark.settings import validated
 from bulwark.steps import gradient_edit
 
@@ -149,12 +149,9 @@ def test_without_a_penalty_the_same_steps_cost_more(tmp_path, parent):
     assert costs[0] < costs[1]
 
 
-def test_a_model_that_refuses_nothing_is_not_attacked(tmp_path):
-    model = refusing_model()
-    with torch.no_grad():
-        model.lm_head.weight[words_tokenizer().convert_tokens_to_ids(["I'm", "sorry"])] = 0.0
-    checkpoints.save_model(model, words_tokenizer(), tmp_path / "parent")
-    manifest = tmp_path / "parent" / manifests.MANIFEST
-    manifests.write_manifest(manifest, {"model": "tiny", "recipe": "base", "seed": 0, "template": "chat"})
-    with pytest.raises(BulwarkError, match="refuses none of the 16 harmful prompts"):
-        run(tmp_path / "model", manifest)
+def test_a_model_that_refuses_nothing_is_not_attacked_or_saved_as_it_is(tmp_path):
+    parent = unrefusing(tmp_path / "parent")
+    with pytest.raises(BulwarkError, match=r"none of the harmful.*nothing to remove"):
+        run(tmp_path / "model", parent)
+    folder = tmp_path / "unedited" / "model"
+    assert_unedited(folder, parent, run(folder, parent, outcome={"nothing_to_remove": "unedited"}))

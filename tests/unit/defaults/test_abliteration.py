@@ -16,6 +16,8 @@ FIRST = {"harmful_directions": 400, "harmless_directions": 400, "harmful_search"
 HERETIC: list[Row] = [
     ("steps/heretic", "", {"kind": "heretic", "cost": 1.0}, COST),
     ("steps/heretic", "settings.prompts.harmful", "harmful_behaviors", "HERETIC, bad_prompts"),
+    ("steps/heretic", "settings.outcome.nothing_to_remove", "unedited", "ours: a red team's table has the cell"),
+    ("steps/refusal_direction", "settings.outcome.nothing_to_remove", "unedited", "ours: as heretic"),
     ("steps/heretic", "settings.prompts.harmless", "harmless_alpaca", "HERETIC, good_prompts"),
     (
         "steps/heretic",

@@ -57,6 +57,12 @@ CLASSES: list[Row] = [
     ("settings OutcomeSettings", "completions", 5, "ICONOCLAST's export, --sample-count"),
     ("settings OutcomeSettings", "show_harmful", False, "ours: what a model without refusals writes is not kept"),
     ("settings OutcomeSettings", "geometry", True, "ours: HERETIC's --print-residual-geometry is off"),
+    (
+        "settings OutcomeSettings",
+        "nothing_to_remove",
+        "stop",
+        "ours: the prompts are likely a mistake",
+    ),
     ("settings AttackSettings", "dtype", "bfloat16", 'HERETIC, dtypes: "auto", the checkpoint\'s own'),
     ("settings AttackSettings", "quantised", None, "HERETIC, quantization: none"),
     (

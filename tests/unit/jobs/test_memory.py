@@ -47,9 +47,7 @@ def test_weights_gradients_and_state_are_counted_by_hand():
     assert shape.parameters == pytest.approx(1e9, rel=1e-5)
     load = Load(tokens=1, rank=1)
     one = memory.bytes_of(shape, "full training", 1, load)
-    assert one / GB == pytest.approx(
-        2 + 2 + 4 + 12 + 1, abs=0.01
-    )  # weight, gradient twice, master and moments, a bucket
+    assert one / GB == pytest.approx(2 + 2 + 4 + 12 + 1, abs=0.01)  # weight, gradient twice, state, a bucket
     eight = memory.bytes_of(shape, "full training", 8, load)
     assert eight / GB == pytest.approx(18 / 8 + 2 + 2, abs=0.01)  # a shard, gathered weights, gradients being reduced
     adapters = 2 * (1000 + 1000) + 2 * (1000 + 1000) + 3 * (1000 + 332_000)
