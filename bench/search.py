@@ -92,11 +92,11 @@ def run() -> Iterator[Ratio]:
     with tempfile.TemporaryDirectory() as scratch:
         endless = Path(scratch) / "endless"
         _never_ending(model, endless)
-        for folder, answers in ((model, "answers as they end"), (endless, f"answers of {NEW_TOKENS} tokens")):
+        for ending, answers in ((True, "answers as they end"), (False, f"answers of {NEW_TOKENS} tokens")):
             faster, better = [], []
             for seed in range(ROUNDS):
-                theirs = _theirs(python, folder, files, seed)
-                ours, took = _ours(folder, files, seed, ending=folder is model)
+                theirs = _theirs(python, model if ending else endless, files, seed)
+                ours, took = _ours(model, files, seed, ending)
                 told = [_front(theirs), _front(ours)]
                 for name, front in zip(("heretic-llm", "ours"), told, strict=True):
                     print(f"seed {seed}, {name}: " + ", ".join(f"{refusals} at {kl:.5f}" for refusals, kl in front))
