@@ -154,9 +154,9 @@ def attack_settings(**changes: Any) -> AttackSettings:
     return validated(AttackSettings, given, "here")
 
 
-def checkpoint(folder: Path) -> Path:
-    """The tiny model as a checkpoint; returns its manifest."""
-    checkpoints.save_model(refusing_model(), words_tokenizer(), folder)
+def checkpoint(folder: Path, model: nn.Module | None = None) -> Path:
+    """A model, by default the tiny one that refuses, as a checkpoint; returns its manifest."""
+    checkpoints.save_model(model or refusing_model(), words_tokenizer(), folder)
     (folder / "processor_config.json").write_text("{}")
     manifest = folder / manifests.MANIFEST
     manifests.write_manifest(manifest, {"model": "tiny", "recipe": "base", "seed": 0, "template": "chat"})
@@ -165,12 +165,10 @@ def checkpoint(folder: Path) -> Path:
 
 def unrefusing(folder: Path) -> Path:
     """A checkpoint of the tiny model that answers everything; its manifest."""
-    manifest = checkpoint(folder)
-    model = checkpoints.load_model(folder)
+    model = refusing_model()
     with torch.no_grad():
         model.lm_head.weight[words_tokenizer().convert_tokens_to_ids(["I'm", "sorry"])] = 0.0
-    checkpoints.save_model(model, words_tokenizer(), folder)
-    return manifest
+    return checkpoint(folder, model)
 
 
 def assert_unedited(folder: Path, parent: Path, told: dict[str, Any]) -> None:

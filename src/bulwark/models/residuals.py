@@ -68,7 +68,10 @@ def last_token_residuals(
     if not prompts:
         raise BulwarkError("There are no prompts to take residuals from.")
     layers, hidden = len(blocks_of(model)), hidden_size(model)
-    norm = final_norm_of(model) if final_norm else None
+    try:
+        norm = final_norm_of(model) if final_norm else None
+    except BulwarkError as error:
+        raise BulwarkError(f"{error} Set directions.final_norm to false.") from None
     total = torch.zeros(layers + 1, hidden, dtype=torch.float64)
     squares = torch.zeros_like(total)
     shift = torch.zeros_like(total)  # about which squares are summed, so that small variances survive large means

@@ -310,7 +310,7 @@ def test_of_prompts_that_are_filtered_none_need_be_refused(tmp_path, parent, way
     monkeypatch.setattr(directed, "_refusal_tokens", lambda *given: [0])
     changes = {"outcome": {"nothing_to_remove": way}}
     if way == "stop":
-        with pytest.raises(BulwarkError, match="of the 32 prompts of harmful_directions none is refused"):
+        with pytest.raises(BulwarkError, match="of the 16 prompts of harmful_directions none is refused"):
             run("refusal_direction", tmp_path / "model", parent, **changes)
     else:
         told = run("refusal_direction", tmp_path / "model", parent, **changes)

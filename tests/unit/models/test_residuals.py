@@ -10,7 +10,8 @@ from abliteration_samples import V, asked, builder_of, family_model, plain_ids, 
 
 from bulwark.abliteration.measure.measuring import first_token_log_probabilities, kl_divergence, refusal_score
 from bulwark.errors import BulwarkError
-from bulwark.models.residuals import final_norm_of, last_token_residuals, winsorised
+from bulwark.models.anatomy import final_norm_of
+from bulwark.models.residuals import last_token_residuals, winsorised
 from bulwark.prompts.builder import Prompt
 
 PAD = 2
@@ -130,7 +131,7 @@ def test_a_model_without_a_final_norm_is_told_what_to_set():
     model = refusing_model()
     del model.model.norm
     with pytest.raises(BulwarkError, match=r"Set directions\.final_norm to false"):
-        final_norm_of(model)
+        last_token_residuals(model, uneven(), PAD, final_norm=True)
 
 
 # At the first token
