@@ -33,7 +33,7 @@ if not workflow.is_main_process and "SLURM_JOB_ID" in os.environ:
 gc.disable()
 
 
-def of_wildcards_only(directive):
+def stated(directive):
     """State a directive's parameters: Snakemake asks for them several times per job and would inspect it each time."""
     overwrite_function_params(directive, inspect.signature(directive).parameters)
     return directive
@@ -57,7 +57,7 @@ def planned(module):
         def directive(wildcards):
             return explained(function, catalogue, *(getattr(wildcards, name) for name in names))
 
-        return of_wildcards_only(directive)
+        return stated(directive)
 
     functions = inspect.getmembers(module, inspect.isroutine)  # cached ones, too
     return SimpleNamespace(**{name: of_wildcards(function) for name, function in functions})
@@ -70,7 +70,7 @@ def of(function, attribute, *keys):
         value = getattr(function(wildcards), attribute)
         return value[keys[0]] if keys else value
 
-    return of_wildcards_only(directive)
+    return stated(directive)
 
 
 def decided(rule, gpus=None, instead=None, **params):
@@ -84,7 +84,7 @@ def decided(rule, gpus=None, instead=None, **params):
         decides = {name: param(wildcards) for name, param in {**params, **(instead or {})}.items()}
         return asked(rule, wildcards, decides, gpus(wildcards) if gpus else 0)
 
-    return {**params, "asked": of_wildcards_only(directive)}
+    return {**params, "asked": stated(directive)}
 
 
 # What a job needs, as a resource of Snakemake: its plugin for SLURM would take `gpu` for what it is to ask for.
@@ -104,10 +104,10 @@ def needs(work):
             needed = work(wildcards).resources
             return gpus_as.asks(needed["gpu"], needed["nodes"])[name]
 
-        return of_wildcards_only(directive)
+        return stated(directive)
 
     own = {name: of(work, "resources", key) for name, key in _NAMES.items()}
-    return {**own, "mem_mb": mem_mb, **{name: asks(name) for name in (gpus_as.asks(0, 1) if gpus_as else ())}}
+    return {**own, "mem_mb": stated(mem_mb), **{name: asks(name) for name in (gpus_as.asks(0, 1) if gpus_as else ())}}
 
 
 # How this cluster is asked for GPUs; None where the profile does not say, that is, without one.

@@ -84,7 +84,12 @@ def _cells_of(catalogue: Catalogue, study: str) -> list[Cell]:
 
 def _files_of(cells: Iterable[Cell]) -> list[str]:
     scores = [cell["scores"] for cell in cells]
-    return scores + [str(records_beside(Path(path))) for path in scores]
+    return scores + list(map(_records_of, scores))
+
+
+@cache  # tables, figures and claims show the same cells
+def _records_of(scores: str) -> str:
+    return str(records_beside(Path(scores)))
 
 
 # --- claims and the report ---

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, model_validator
@@ -15,6 +16,7 @@ from bulwark.errors import ConfigurationError
 from bulwark.settings import Closed
 
 BASE = "base"
+TRIALS = ".*"  # after a step: all its trials
 STUDY = "study"  # for attacks: those of the study
 
 
@@ -322,7 +324,12 @@ class Tokens(Closed):
 
 def stands_for(name: str, recipe: str) -> bool:
     """Whether `recipe` is the named one or, where that holds `.*`, is one of these trials."""
-    return name == recipe or re.fullmatch(re.escape(name).replace(r"\.\*", r"\.[0-9]+"), recipe) is not None
+    return name == recipe or (TRIALS in name and _trials(name).fullmatch(recipe) is not None)
+
+
+@cache  # a plan asks some hundred thousand times
+def _trials(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(re.escape(TRIALS), r"\.[0-9]+"))
 
 
 def those_named(names: Iterable[str], recipes: Sequence[str]) -> list[str]:
