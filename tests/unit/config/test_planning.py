@@ -142,16 +142,19 @@ def written(path: str, *seconds: float) -> None:
     Path(path).write_text(f"s\th:m:s\tmax_rss\n{rows}", encoding="utf-8")
 
 
-def test_what_was_measured_here_comes_first_the_longest_of_it(papers):
+def test_what_was_measured_here_comes_first_the_median_of_it_and_the_longest_for_the_limit(papers):
     written(f"results/timings/apply_step/{LLAMA}/base+relearn_bio_forget_2e-5/seed0.tsv", 3600.0)
     written(f"results/timings/apply_step/{LLAMA}/max_entropy+relearn_bio_forget_2e-5/seed1.tsv", 7200.0)
+    written(f"results/timings/apply_step/{LLAMA}/rmu+relearn_bio_forget_2e-5/seed0.tsv", 3000.0)
     written(f"results/timings/apply_step/{LLAMA}/max_entropy/seed1.tsv", 100.0)
     written(f"results/timings/apply_step/{SMALL}/relearn_bio_forget_2e-5/seed1.tsv", 9999.0)
     written(f"results/timings/generate_answers/{LLAMA}/base/seed0/mmlu.tsv", 1800.0)
-    assert estimates.step(papers, LLAMA, "relearn_bio_forget_2e-5") == Estimate(2.0, "measured")
+    found = estimates.step(papers, LLAMA, "relearn_bio_forget_2e-5")
+    assert found == Estimate(1.0, "measured", 2.0)
+    assert found.minutes(8) == 180, "half as much again as the longest"
     assert estimates.step(papers, LLAMA, "relearn_bio_forget_4e-5").origin == "guessed"
-    assert estimates.step(papers, LLAMA, "max_entropy") == Estimate(100 / 3600, "measured")
-    assert estimates.answers(papers, LLAMA, "mmlu") == Estimate(0.5, "measured")
+    assert estimates.step(papers, LLAMA, "max_entropy") == Estimate(100 / 3600, "measured", 100 / 3600)
+    assert estimates.answers(papers, LLAMA, "mmlu") == Estimate(0.5, "measured", 0.5)
     assert estimates.answers(papers, LLAMA, "wmdp_bio").origin == "guessed"
     # what shares a job is decided before, and stays
     assert estimates.planned(papers, LLAMA, "relearn_bio_forget_2e-5").origin == "guessed"
@@ -212,7 +215,8 @@ def test_slurm_gives_half_as_much_again_and_no_less_than_a_start_needs():
 
 def test_parts_of_a_job_are_known_as_surely_as_the_least_certain():
     parts = [Estimate(1.0, "measured"), Estimate(2.0, "published")]
-    assert estimates.together(parts) == Estimate(3.0, "published")
+    assert estimates.together(parts) == Estimate(3.0, "published", 3.0)
+    assert estimates.together([Estimate(1.0, "measured", 4.0), Estimate(2.0, "guessed")]).longest == 6.0
     assert estimates.together([*parts, Estimate(0.5, "guessed")]).origin == "guessed"
 
 

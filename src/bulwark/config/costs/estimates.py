@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -40,14 +41,15 @@ LEAST_MINUTES = {True: 30, False: 5}  # of a job with GPUs, whose start and load
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long a job is expected to take, in hours, and how that is known."""
+    """How long a job is expected to take, in hours, and how that is known. longest: that it took here, where known."""
 
     hours: float
     origin: Origin
+    longest: float = 0.0
 
     def minutes(self, gpus: int) -> int:
-        """After which SLURM ends the job: half as much again as expected, and LEAST_MINUTES at least."""
-        return max(LEAST_MINUTES[gpus > 0], round(60 * LIMIT_OVER_EXPECTED * self.hours))
+        """After which SLURM ends the job: half as much again as expected or as it ever took, LEAST_MINUTES at least."""
+        return max(LEAST_MINUTES[gpus > 0], round(60 * LIMIT_OVER_EXPECTED * max(self.hours, self.longest)))
 
 
 NOTHING = Estimate(0.0, "guessed")
@@ -55,9 +57,8 @@ NOTHING = Estimate(0.0, "guessed")
 
 def step(catalogue: Catalogue, model: str, name: str) -> Estimate:
     """Of a step, as it stands in a recipe ("sft", "relearn.3"), on a model."""
-    if (seconds := _measured("apply_step", model, recipes.snapshot_of(name)[0], of_step=True)) is not None:
-        return Estimate(seconds / 3600, "measured")
-    return planned(catalogue, model, name)
+    found = _measured("apply_step", model, recipes.snapshot_of(name)[0], of_step=True)
+    return found or planned(catalogue, model, name)
 
 
 def planned(catalogue: Catalogue, model: str, name: str) -> Estimate:
@@ -78,9 +79,8 @@ def planned(catalogue: Catalogue, model: str, name: str) -> Estimate:
 def answers(catalogue: Catalogue, model: str, benchmark: str) -> Estimate:
     """Of answering a benchmark."""
     resolved = catalogue.benchmark(model, benchmark)
-    if (seconds := _measured("generate_answers", model, benchmark)) is not None:
-        return Estimate(seconds / 3600, "measured")
-    return _answering(catalogue, model, answering_work(resolved))
+    found = _measured("generate_answers", model, benchmark)
+    return found or _answering(catalogue, model, answering_work(resolved))
 
 
 def traits(catalogue: Catalogue, model: str, trait: str, rule: str) -> Estimate:
@@ -88,22 +88,20 @@ def traits(catalogue: Catalogue, model: str, trait: str, rule: str) -> Estimate:
 
     Extracting takes a tenth of the time of answering: one forward pass per answer, where answering takes one per token.
     """
-    if (seconds := _measured(rule, model, trait)) is not None:
-        return Estimate(seconds / 3600, "measured")
-    return _answering(catalogue, model, catalogue.trait(trait).cost / (10 if rule == "extract_vectors" else 1))
+    share = 10 if rule == "extract_vectors" else 1
+    return _measured(rule, model, trait) or _answering(catalogue, model, catalogue.trait(trait).cost / share)
 
 
 def projection(catalogue: Catalogue, model: str, name: str) -> Estimate:
     """Of projecting a data set on trait vectors."""
-    if (seconds := _measured("project_dataset", model, name)) is not None:
-        return Estimate(seconds / 3600, "measured")
-    return _answering(catalogue, model, answering_work(catalogue.projection(model, name)))
+    found = _measured("project_dataset", model, name)
+    return found or _answering(catalogue, model, answering_work(catalogue.projection(model, name)))
 
 
 def pretraining(catalogue: Catalogue, model: str) -> Estimate:
     """Of pre-training a miniature, which says its time."""
     if (seconds := _seconds(Path(TIMINGS, "pretrain_model", f"{model}.tsv"))) is not None:
-        return Estimate(seconds / 3600, "measured")
+        return Estimate(seconds / 3600, "measured", seconds / 3600)
     return Estimate(catalogue.resources(model, "pretrain").hours or 0.1, "guessed")
 
 
@@ -112,7 +110,7 @@ def together(parts: Iterable[Estimate]) -> Estimate:
     parts = list(parts)
     order = ("measured", "published", "guessed")
     origin = max((part.origin for part in parts), key=order.index, default="guessed")
-    return Estimate(sum(part.hours for part in parts), origin)
+    return Estimate(sum(part.hours for part in parts), origin, sum(max(part.hours, part.longest) for part in parts))
 
 
 def parameters(catalogue: Catalogue, model: str) -> float:
@@ -184,13 +182,15 @@ def _accelerator(catalogue: Catalogue, needed: Resources) -> Accelerator:
 # --- what was measured ---
 
 
-def _measured(rule: str, model: str, name: str, *, of_step: bool = False) -> float | None:
-    """The longest time that the same work took here, whatever came before it and at whichever seed; None for none.
+def _measured(rule: str, model: str, name: str, *, of_step: bool = False) -> Estimate | None:
+    """The median of what the same work took here, whatever came before it and at whichever seed; None for none.
 
-    The longest, because what was interrupted and resumed has a time of its last part alone.
+    Not the mean: what was interrupted and resumed has a time of its last part alone, and what other work stood beside
+    has a long one.
     """
     times = (_seconds(file) for file in _timings(rule, model, of_step).get(name, ()))
-    return max((seconds for seconds in times if seconds is not None), default=None)
+    hours = [seconds / 3600 for seconds in times if seconds is not None]
+    return Estimate(statistics.median(hours), "measured", max(hours)) if hours else None
 
 
 @cache
