@@ -78,7 +78,9 @@ def test_every_training_fits_the_card(planned):
         training = getattr(step.settings, "training", None)
         if training is None:
             continue
-        tokens = training.micro_batch_size * training.max_tokens
+        simulated = getattr(step.settings, "inner", None)  # TAR's attacks
+        rows = max(part.micro_batch_size for part in (training, simulated) if part is not None)
+        tokens = rows * training.max_tokens
         load = Load(
             tokens=tokens, checkpointing=training.gradient_checkpointing, rank=getattr(training.lora, "rank", 0)
         )
