@@ -64,9 +64,10 @@ def attack_by_gradient(job: Job, settings: GradientEditSettings) -> dict[str, An
     examiner.model.requires_grad_(False)
     refusals = refused(examiner, settings, None)
     harmless = complied(examiner)
-    if not examiner.base.refusals or not refusals:
+    if not examiner.base.refusals:
+        return attack.unedited(job, examiner, settings, attack.NONE_REFUSED, time.time() - started)
+    if not refusals:
         reason = "none of the harmful prompts that the edit is optimised on is refused"
-        reason = attack.NONE_REFUSED if not examiner.base.refusals else reason
         return attack.unedited(job, examiner, settings, reason, time.time() - started)
     if not harmless:
         raise BulwarkError(

@@ -50,6 +50,9 @@ def test_weights_gradients_and_state_are_counted_by_hand():
     assert one / GB == pytest.approx(2 + 2 + 4 + 12 + 1, abs=0.01)  # weight, gradient twice, state, a bucket
     eight = memory.bytes_of(shape, "full training", 8, load)
     assert eight / GB == pytest.approx(18 / 8 + 2 + 2, abs=0.01)  # a shard, gathered weights, gradients being reduced
+    small = replace(shape, inner=32_000)  # 10⁸ parameters, fewer than the buckets hold: each as large as the model
+    assert memory.bytes_of(small, "full training", 1, load) / GB == pytest.approx(0.1 * (20 + 2), abs=0.005)
+    assert memory.bytes_of(small, "full training", 8, load) / GB == pytest.approx(0.1 * (18 / 8 + 2 + 4), abs=0.005)
     adapters = 2 * (1000 + 1000) + 2 * (1000 + 1000) + 3 * (1000 + 332_000)
     assert shape.adapters(1) == adapters
     lora = memory.bytes_of(shape, "LoRA training", 1, load)
