@@ -52,8 +52,8 @@ HEAVY = (
     "deepspeed.ops",
     "torch.utils.tensorboard",
 )
-# What few jobs need: lm-eval, scikit-learn, pandas, and what draws. It would take 130 MB.
-_LEFT_OUT = ("bulwark.evaluation.harness", "bulwark.evaluation.roc", "bulwark.reporting")
+# What few jobs need: what draws, and tables.
+_LEFT_OUT = ("bulwark.evaluation.roc", "bulwark.reporting")
 # While they are imported: pyarrow's allocator would run a thread, and DeepSpeed would look for devices.
 _IMPORTING = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "DS_ACCELERATOR": "cpu"}
 # Variables that differ between jobs or shells but decide nothing at import.
