@@ -29,6 +29,14 @@ def test_a_plan_tells_hours_disk_downloads_and_judges_and_what_to_run_first(chec
     assert all(count == len(jobs) and value == pytest.approx(total, abs=0.6) for count, value in totals)
 
 
+def test_a_plan_of_the_miniature_is_told_to_its_end(checkout):
+    """Some of its studies are left out: they have no models."""
+    done = checkout.bulwark("plan", *MINIATURE, "--", "all")
+    for part in ("core hours", "Wall time", "cores", "What to run first"):
+        assert part in done.stdout, part
+    assert "Traceback" not in done.stderr
+
+
 def test_what_is_proposed_first_costs_what_is_said(checkout):
     done = checkout.bulwark("plan", "all")
     first = done.stdout.split("What to run first", 1)[1]

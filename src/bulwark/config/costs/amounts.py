@@ -1,7 +1,7 @@
 """How much work a job is, from its settings: tokens that are trained on, and answers.
 
 Nothing is read but the configuration, so a data set counts as large as its file under config/datasets says (`size`,
-`expected`, the numbers of its splits), and where it says nothing as ROWS and TOKENS.
+`expected`, the numbers of its splits), and where it says nothing as ROWS and TOKENS, in a miniature as MINIATURE_ROWS.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from bulwark.config.catalogue import Catalogue, Resolved
 
 ROWS = 20_000.0  # of a data set that says nothing
+MINIATURE_ROWS = 400.0  # of one that a miniature world makes as large as it likes: 64 to 600 records
 TOKENS = 300.0  # of one of its records
 PASSAGE = 1_000.0  # of a record of raw text, which trainings cut
 # A job of cost 1 of the stage `generate`: SEP's answers, of up to so many tokens, so many at a time.
@@ -42,7 +43,8 @@ def rows_of(catalogue: Catalogue, dataset: str, split: str) -> float:
         elif entity.size.get(split):
             rows = entity.size[split] * (share if isinstance(share, float) else 1.0)
         else:
-            rows = (entity.expected.rows or ROWS) * (share if isinstance(share, float) else 1.0)
+            unsaid = ROWS if entity.source.miniature is None else MINIATURE_ROWS
+            rows = (entity.expected.rows or unsaid) * (share if isinstance(share, float) else 1.0)
     return min(rows, entity.limit) if entity.limit else rows
 
 

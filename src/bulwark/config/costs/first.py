@@ -30,6 +30,8 @@ def first(catalogue: Catalogue, jobs: Sequence[Job]) -> First:
     most = SHARE * _hours(jobs, range(len(jobs)))
     offers = []
     for name, study in catalogue.studies.items():
+        if not study.models:  # an overlay leaves it out
+            continue
         model, seed = min(study.models, key=lambda model: _size(catalogue, model)), study.seeds[0]
         needed = reached(jobs, of_study(catalogue, name, made_by, [model], [seed]))
         if needed:

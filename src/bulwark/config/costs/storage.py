@@ -153,7 +153,7 @@ def _of_step(catalogue: Catalogue, model: str, recipe: str) -> tuple[float, floa
     """Bytes of the weights that a step leaves, its snapshots with them, and of its state while it trains."""
     entity = catalogue.model(model)
     if entity.parameters is None and entity.source.path is None:
-        return 0.0, 0.0  # a miniature
+        return 0.0, 0.0  # made here, and its file does not say how large it is
     count = parameters(catalogue, model)
     training = getattr(catalogue.step(model, recipes.last_step(recipe)).settings, "training", None)
     if training is None or not hasattr(training, "precision"):
